@@ -1,0 +1,100 @@
+"""What all tests share: strict JAX, a random key, and ways to call the command line."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+# jax 0.10.0 and 0.10.1 log a false alarm for each entry that they read from a compilation cache.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The same random key in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of prepared TFDS data sets that GNP_DATA_DIR names."""
+    name = os.environ.get("GNP_DATA_DIR")
+    if not name:
+        pytest.skip("needs prepared data sets: set GNP_DATA_DIR to their folder")
+    if not Path(name).is_dir():
+        pytest.skip(f"needs prepared data sets: GNP_DATA_DIR={name} is not a folder")
+    return Path(name)
+
+
+@pytest.fixture(scope="session")
+def gnp_environment() -> dict[str, str]:
+    """Environment variables of a process in which `python -P -m gnp.main.main` works."""
+    return os.environ | {
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
+    }
+
+
+@pytest.fixture
+def run_gnp(
+    tmp_path: Path, gnp_environment: Mapping[str, str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls the command line in a process of its own, in the folder tmp_path.
+
+    Keyword arguments `environment` (added to gnp_environment), `cwd` and `timeout` (seconds).
+    """
+
+    def run(
+        *arguments: str | Path,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path = tmp_path,
+        timeout: float = 300.0,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "gnp.main.main", *map(str, arguments)],
+            capture_output=True,
+            check=False,
+            cwd=cwd,
+            env=gnp_environment | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_gnp_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls the command line in this process, in the folder tmp_path: seconds faster.
+
+    For tests of what is printed and returned; not of signals, exits or the environment.
+    """
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        main = importlib.import_module("gnp.main.main")
+        line = [str(argument) for argument in arguments]
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        try:
+            status = main.main(line)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        output = capfd.readouterr()
+        return subprocess.CompletedProcess(line, status, output.out, output.err)
+
+    return run

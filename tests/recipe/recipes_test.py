@@ -1,0 +1,142 @@
+"""What the recipes hand on, in a checkout whose Python and command line only say what they got."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ("mnist-tutorial.sh", "quickstart.sh", "test.sh")
+
+
+class Checkout:
+    """A checkout of the recipes alone, called from another folder."""
+
+    def __init__(self, folder: Path):
+        self.root = folder / "check out"
+        self.caller = folder / "caller"
+        self.said = folder / "said"
+        (self.root / "recipe").mkdir(parents=True)
+        self.caller.mkdir()
+        for name in RECIPES:
+            shutil.copy(ROOT / "recipe" / name, self.root / "recipe")
+        python = folder / "python"
+        python.write_text(
+            "#!/bin/bash\n"
+            f'{{ printf "%s\\x1f" "$PWD" "$@"; printf "\\x1e"; }} >>"{self.said}"\n'
+            "exit $STATUS\n"
+        )
+        python.chmod(0o755)
+        setup = f'ROOT="{self.root}"\nPYTHON="{python}"\n'
+        (self.root / "recipe/setup.sh").write_text(setup)
+
+    def run(self, name: str, *arguments: str, **environment: str):
+        """Runs a recipe; returns the process and, for each call of Python, its arguments."""
+        done = subprocess.run(
+            ["bash", f"../check out/recipe/{name}", *arguments],
+            capture_output=True,
+            check=False,
+            cwd=self.caller,
+            env={"PATH": os.environ["PATH"], "STATUS": "0"} | environment,
+            text=True,
+        )
+        calls = self.said.read_text().split("\x1e")[:-1] if self.said.exists() else []
+        self.said.unlink(missing_ok=True)
+        lines = [call.split("\x1f")[:-1] for call in calls]
+        assert all(line[0] == str(self.caller) for line in lines)
+        assert list(self.caller.iterdir()) == []
+        return done, [line[1:] for line in lines]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A checkout of its own for every test."""
+    return Checkout(tmp_path)
+
+
+def test_quickstart(checkout: Checkout):
+    _, [call] = checkout.run("quickstart.sh", "--working_dir=here", "--config.dataset.name=a b")
+    assert call == [
+        *("-P", "-m", "gnp.main.main"),
+        f"--config={checkout.root}/config/digits.py",
+        f"--working_dir={checkout.root}/runs/quickstart",
+        *("--working_dir=here", "--config.dataset.name=a b"),
+    ]
+    done, _ = checkout.run("quickstart.sh", STATUS="130")
+    assert done.returncode == 130
+
+
+@pytest.mark.parametrize("flag", [[], ["--working_dir=a b"], ["--working_dir", "a b"]])
+def test_mnist_tutorial(checkout: Checkout, flag: list[str]):
+    directory = "a b" if flag else f"{checkout.root}/runs/mnist-tutorial"
+    head = ["-P", "-m", "gnp.main.main", f"--config={checkout.root}/config/mnist_tutorial.py"]
+    _, [call] = checkout.run("mnist-tutorial.sh", *flag, "--mode=eval")
+    assert call == [*head, *flag, "--mode=eval", f"--working_dir={directory}"]
+    done, calls = checkout.run("mnist-tutorial.sh", *flag, SEEDS="0 12")
+    assert done.returncode == 0
+    assert calls == [
+        [
+            *head,
+            *flag,
+            *(f"--config.init_seeds={seed}", f"--config.seeds={seed}"),
+            f"--working_dir={directory}/seed-{seed}",
+        ]
+        for seed in (0, 12)
+    ]
+
+
+def test_mnist_tutorial_stops_at_a_failed_seed(checkout: Checkout):
+    done, calls = checkout.run("mnist-tutorial.sh", SEEDS="0 1", STATUS="3")
+    assert (done.returncode, len(calls)) == (3, 1)
+
+
+def test_mnist_tutorial_refuses_seeds_that_are_not_numbers(checkout: Checkout):
+    done, calls = checkout.run("mnist-tutorial.sh", SEEDS="0 1,2")
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr == (
+        'SEEDS="0 1,2": "1,2" is not a whole number; use for example SEEDS="0 1 2"\n'
+    )
+
+
+def test_test(checkout: Checkout):
+    _, [call] = checkout.run("test.sh", "-k", "a or b")
+    root = str(checkout.root)
+    head = ["-P", "-m", "pytest", "-c", f"{root}/pyproject.toml", f"--rootdir={root}", "-n", "2"]
+    folders = ["tests", "config", "ds_pipeline", "gnp", "model", "optimizer"]
+    assert call == [*head, *(f"{root}/{folder}" for folder in folders), "-k", "a or b"]
+    assert (checkout.root / ".cache/jax").is_dir()
+    a_path = "../check out/recipe/test.sh::test_test"
+    _, [call] = checkout.run("test.sh", "--slow", a_path)
+    assert call == [*head, "-m", "", a_path]
+
+
+def test_a_folder_of_the_caller_does_not_hide_ours(tmp_path: Path):
+    checkout, caller = tmp_path / "checkout", tmp_path / "caller"
+    for place, line in ((checkout, "import sys; print(sys.argv[2])"), (caller, "1 / 0")):
+        (place / "gnp/main").mkdir(parents=True)
+        (place / "gnp/main/main.py").write_text(line)
+    (checkout / "recipe").mkdir()
+    for name in ("quickstart.sh", "setup.sh"):
+        shutil.copy(ROOT / "recipe" / name, checkout / "recipe")
+    (checkout / "requirements.txt").write_text("packaging\n")
+    folders = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "../checkout/recipe/quickstart.sh"],
+        capture_output=True,
+        check=False,
+        cwd=caller,
+        env={"PATH": folders, "VIRTUAL_ENV": sys.prefix},
+        text=True,
+    )
+    assert done.stdout == f"--working_dir={checkout}/runs/quickstart\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "recipe").glob("*.sh")), ids=lambda path: path.name
+)
+def test_every_recipe_stops_at_errors(script: Path):
+    assert "\nset -euo pipefail\n" in script.read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n", str(script)], check=True)

@@ -1,0 +1,55 @@
+"""The error of this package, and the checks that raise it."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+
+class OptimizerError(ValueError):
+    """A wrong argument or config value; the message is one line that says what is allowed."""
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise unless `value` is one of the `allowed` names."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise OptimizerError(
+            f"{name}={value!r} is not one of {', '.join(allowed)}{_nearest(value, allowed)}"
+        )
+
+
+def check_names(name: str, given: Iterable[str], allowed: Iterable[str], hint: str = "") -> None:
+    """Raise at the first of the `given` names that is not `allowed`."""
+    allowed = tuple(allowed)
+    for key in given:
+        if key not in allowed:
+            raise OptimizerError(
+                f"unknown {name}.{key}; allowed: {', '.join(allowed)}{_nearest(key, allowed)}{hint}"
+            )
+
+
+def check_number(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False
+) -> None:
+    """Raise unless `value` is a finite number in [low, high], or in [low, high) with `below`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number and low <= value <= high and value < math.inf and not (below and value == high):
+        return
+    bounds = f">= {low:g}"
+    if high < math.inf:
+        bounds = f"in [{low:g}, {high:g}" + (")" if below else "]")
+    raise OptimizerError(f"{name}={value!r} must be a finite number {bounds}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise OptimizerError(f"{name}={value!r} must be True or False")
+
+
+def _nearest(value: object, allowed: Iterable[str]) -> str:
+    names = {name.lower(): name for name in allowed}
+    found = difflib.get_close_matches(str(value).lower(), names, n=1)
+    return f"; did you mean {names[found[0]]!r}?" if found else ""

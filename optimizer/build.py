@@ -1,0 +1,288 @@
+"""The optimizer that a config asks for: its chain, its schedules and which steps are penalised."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ._checks import check_choice, check_flag, check_names, check_number
+from .gradient_norm_penalty import gradient_norm_penalty
+from .schedules import STRATEGIES, gnp_warmup, learning_rate_schedule
+
+# The Optax optimizer of each type, and the parameters that a config may set, with defaults.
+_BASE: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[str, Any]]] = {
+    "SGD": (optax.sgd, {"momentum": None, "nesterov": False}),
+    "Momentum": (optax.sgd, {"momentum": 0.9, "nesterov": True}),
+    "Adam": (
+        optax.adamw,
+        {
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "eps_root": 0.0,
+            "nesterov": False,
+            "weight_decay": 0.0,
+        },
+    ),
+    "RMSProp": (
+        optax.rmsprop,
+        {
+            "decay": 0.9,
+            "eps": 1e-8,
+            "eps_in_sqrt": True,
+            "initial_scale": 0.0,
+            "centered": False,
+            "momentum": None,
+            "nesterov": False,
+            "bias_correction": False,
+        },
+    ),
+}
+_AVERAGING = ("momentum", "b1", "b2", "decay")  # weights of a moving average, below 1
+
+OPTIMIZERS = tuple(_BASE)
+
+_HYBRID_STREAM = 1  # keeps these draws apart from others made of the same seed and step
+
+
+class Schedules(NamedTuple):
+    """What changes with the step: each a schedule step -> value."""
+
+    learning_rate: optax.Schedule
+    r: optax.Schedule
+    alpha: optax.Schedule
+
+
+def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+    """The chain that a config asks for: penalty → clipping by the global norm → base optimizer.
+
+    With `gnp.r = 0` the penalty, with `gradient_clipping = 0` the clipping is left out.
+
+    Args:
+        config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
+          lr_schedule_params, gradient_clipping (of the global norm; 0 for none),
+          no_weight_decay_on_bn, gr_warmup_strategy, gnp and opt.
+        steps_per_epoch: Steps in one epoch.
+
+    Returns:
+        The chain. Its `update` takes `grad_fn` and `penalize` (see `gradient_norm_penalty`), also
+        where it has no penalty.
+
+    Raises:
+        OptimizerError: a value is unknown or out of range.
+
+    Example:
+        >>> from types import SimpleNamespace as Config
+        >>> import jax, jax.numpy as jnp
+        >>> from optimizer import build_optimizer, build_step_rule
+        >>> config = Config(
+        ...     seeds=0, base_lr=0.1, total_epochs=2, warmup_epochs=0.0,
+        ...     lr_schedule_type="constant",
+        ...     lr_schedule_params=Config(boundaries=(), factor=0.1, rate=0.97, decay=0.0),
+        ...     gradient_clipping=0.0, no_weight_decay_on_bn=False, gr_warmup_strategy="none",
+        ...     use_hybrid_training=False, hybrid_config=Config(p=0.0),
+        ...     gnp=Config(r=0.1, alpha=0.8, norm_perturbations=False, every=2, warmup_epochs=None,
+        ...                adaptive=False, method="finite_difference"),
+        ...     opt=Config(opt_type="SGD", opt_params={}),
+        ... )
+        >>> opt, penalized = build_optimizer(config, 10), build_step_rule(config, 10)
+        >>> grad_fn = jax.grad(lambda p: 0.5 * jnp.vdot(p, p))
+        >>> params = jnp.array([3.0, 4.0])
+        >>> state = opt.init(params)
+        >>> for step in range(2):
+        ...     updates, state = opt.update(
+        ...         grad_fn(params), state, params, grad_fn=grad_fn, penalize=penalized(step)
+        ...     )
+        ...     print(penalized(step), [round(float(u), 4) for u in updates])
+        True [-0.3048, -0.4064]
+        False [-0.3, -0.4]
+    """
+    schedules = build_schedules(config, steps_per_epoch)
+    check_number("gradient_clipping", config.gradient_clipping)
+    parts: list[optax.GradientTransformation] = []
+    if config.gnp.r > 0:
+        parts.append(
+            gradient_norm_penalty(
+                schedules.r,
+                schedules.alpha,
+                normalize=config.gnp.norm_perturbations,
+                adaptive=config.gnp.adaptive,
+                method=config.gnp.method,
+            )
+        )
+    if config.gradient_clipping > 0:
+        parts.append(optax.clip_by_global_norm(config.gradient_clipping))
+    parts.append(_base_optimizer(config, schedules.learning_rate))
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
+    """The schedules that a config asks for: learning rate, and r and alpha after their warmup.
+
+    Args:
+        config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
+          lr_schedule_params, gr_warmup_strategy and gnp.
+        steps_per_epoch: Steps in one epoch.
+
+    Returns:
+        Schedules of the step; r is 0 at every step without a penalty.
+
+    Raises:
+        OptimizerError: a value is unknown or out of range.
+    """
+    given = config.lr_schedule_params
+    learning_rate = learning_rate_schedule(
+        config.lr_schedule_type,
+        config.base_lr,
+        steps_per_epoch=steps_per_epoch,
+        total_epochs=config.total_epochs,
+        warmup_epochs=config.warmup_epochs,
+        boundaries=tuple(given.boundaries),
+        factor=given.factor,
+        rate=given.rate,
+        decay=given.decay,
+    )
+    check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
+    check_number("gnp.r", config.gnp.r)
+    check_number("gnp.alpha", config.gnp.alpha)
+    warmup_steps = _penalty_warmup_steps(config, steps_per_epoch)
+    r, alpha = gnp_warmup(config.gr_warmup_strategy, config.gnp.r, config.gnp.alpha, warmup_steps)
+    return Schedules(learning_rate, r, alpha)
+
+
+def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
+    """Which steps are penalised, as the host knows before it starts them.
+
+    A step whose penalised gradient would be the plain one (r = 0; α = 0 unless `normalize`) is
+    plain; so are all but every `gnp.every`-th step, counted from step 0, and, in hybrid training,
+    those that a draw from (seeds, step) leaves out with probability 1 - p. Plain Python: no
+    device is asked.
+
+    Args:
+        config: Read are seeds, warmup_epochs, gr_warmup_strategy, gnp, use_hybrid_training and
+          hybrid_config.p.
+        steps_per_epoch: Steps in one epoch.
+
+    Returns:
+        A function step -> bool, for the `penalize` of `update`.
+
+    Raises:
+        OptimizerError: a value is unknown or out of range.
+    """
+    check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
+    check_number("gnp.every", config.gnp.every, low=1)
+    check_number("hybrid_config.p", config.hybrid_config.p, high=1.0)
+    first = _first_penalized_step(config, steps_per_epoch)
+    every, hybrid = config.gnp.every, config.use_hybrid_training
+    seed, p = config.seeds, config.hybrid_config.p
+
+    def is_penalized(step: int) -> bool:
+        if first is None or step < first or step % every != 0:
+            return False
+        return not hybrid or _draw(seed, step) < p
+
+    return is_penalized
+
+
+def opt_param_names(opt_type: str) -> tuple[str, ...]:
+    """The names that `opt.opt_params` may hold for an optimizer.
+
+    Args:
+        opt_type: One of `OPTIMIZERS`.
+
+    Raises:
+        OptimizerError: the type is unknown.
+
+    Example:
+        >>> from optimizer import opt_param_names
+        >>> opt_param_names("Adam")
+        ('b1', 'b2', 'eps', 'eps_root', 'nesterov', 'weight_decay')
+    """
+    check_choice("opt.opt_type", opt_type, OPTIMIZERS)
+    return tuple(_BASE[opt_type][1])
+
+
+def check_opt_params(opt_type: str, opt_params: Mapping[str, Any]) -> None:
+    """Check the type of an optimizer and its parameters, names and values, computing nothing.
+
+    Args:
+        opt_type: One of `OPTIMIZERS`.
+        opt_params: Some of `opt_param_names(opt_type)` with their values.
+
+    Raises:
+        OptimizerError: the type or a name is unknown or a value is out of range.
+
+    Example:
+        >>> from optimizer import check_opt_params
+        >>> check_opt_params("Momentum", {"momentum": 0.95, "nesterov": False})
+    """
+    allowed = opt_param_names(opt_type)
+    hint = "" if "weight_decay" in allowed else "; for weight decay set l2_regularization"
+    check_names("opt.opt_params", opt_params, allowed, f" (opt.opt_type={opt_type!r}{hint})")
+    for key, value in opt_params.items():
+        name, default = f"opt.opt_params.{key}", _BASE[opt_type][1][key]
+        if isinstance(default, bool):
+            check_flag(name, value)
+        elif value is not None or default is not None:
+            is_weight = key in _AVERAGING
+            check_number(name, value, high=1.0 if is_weight else math.inf, below=is_weight)
+
+
+def decay_mask(params: optax.Params, no_weight_decay_on_bn: bool) -> Any:
+    """Which leaves weight decay touches, L2 in the loss and AdamW's alike.
+
+    Args:
+        params: Parameters or their shapes.
+        no_weight_decay_on_bn: True: leaves of rank > 1 only, which leaves out the scales and biases
+          of batch norm and all other biases. False: every leaf.
+
+    Returns:
+        A pytree of bool like `params`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from optimizer import decay_mask
+        >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, True)
+        {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda p: not no_weight_decay_on_bn or np.ndim(p) > 1, params)
+
+
+def _base_optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    opt_type, given = config.opt.opt_type, dict(config.opt.opt_params)
+    check_opt_params(opt_type, given)
+    factory, defaults = _BASE[opt_type]
+    params = {**defaults, **given}
+    if opt_type == "Adam":
+        params["mask"] = lambda tree: decay_mask(tree, config.no_weight_decay_on_bn)
+    return factory(learning_rate, **params)
+
+
+def _penalty_warmup_steps(config: Any, steps_per_epoch: int) -> int:
+    epochs: float | None = config.gnp.warmup_epochs
+    if epochs is None:
+        epochs = config.warmup_epochs
+    check_number("gnp.warmup_epochs", epochs)
+    return int(round(epochs * steps_per_epoch))
+
+
+def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
+    """The first step at which the penalty is on, but for every and hybrid; None for never."""
+    gnp, strategy = config.gnp, config.gr_warmup_strategy
+    # With normalize, alpha = 0 is no plain step: it follows g/‖g‖.
+    is_plain_without_alpha = not gnp.norm_perturbations
+    if gnp.r == 0 or (gnp.alpha == 0 and is_plain_without_alpha):
+        return None
+    warmup_steps = _penalty_warmup_steps(config, steps_per_epoch)
+    if strategy == "zero":
+        return warmup_steps
+    starts_at_zero = strategy == "r" or (strategy == "lambda" and is_plain_without_alpha)
+    return 1 if starts_at_zero and warmup_steps > 0 else 0
+
+
+def _draw(seed: int, step: int) -> float:
+    """A number in [0, 1) that depends on the seed and the step only."""
+    return np.random.default_rng([_HYBRID_STREAM, seed % 2**64, step]).random()

@@ -1,0 +1,292 @@
+"""The builders: what a config turns into."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import optimizer
+from optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    STRATEGIES,
+    OptimizerError,
+    build_optimizer,
+    build_schedules,
+    build_step_rule,
+    decay_mask,
+    opt_param_names,
+)
+
+STEPS_PER_EPOCH = 4
+MakeConfig = Callable[..., Any]
+
+
+def quartic(params: Any) -> jax.Array:
+    return 0.25 * sum(jnp.sum(p**4) for p in jax.tree.leaves(params))
+
+
+def trajectory(opt: optax.GradientTransformationExtraArgs, penalize: Any = None) -> Any:
+    """Three steps on the quartic; `penalize` is a step rule."""
+    grad_fn = jax.grad(quartic)
+    params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]]), "bias": jnp.array([1.0, -2.0])}
+    state = opt.init(params)
+    for step in range(3):
+        chosen = True if penalize is None else penalize(step)
+        updates, state = opt.update(
+            grad_fn(params), state, params, grad_fn=grad_fn, penalize=chosen
+        )
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_trees_equal(actual: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def differ(one: Any, other: Any) -> bool:
+    return any(
+        bool(jnp.any(a != b))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "opt_type, opt_params, expected",
+    [
+        ("SGD", {}, optax.sgd(0.1)),
+        ("SGD", {"momentum": 0.5}, optax.sgd(0.1, momentum=0.5)),
+        ("Momentum", {}, optax.sgd(0.1, momentum=0.9, nesterov=True)),
+        ("Momentum", {"nesterov": False}, optax.sgd(0.1, momentum=0.9)),
+        ("Adam", {}, optax.adam(0.1)),
+        ("Adam", {"weight_decay": 0.3, "b2": 0.9}, optax.adamw(0.1, b2=0.9, weight_decay=0.3)),
+        ("RMSProp", {}, optax.rmsprop(0.1)),
+        ("RMSProp", {"decay": 0.5, "momentum": 0.1}, optax.rmsprop(0.1, decay=0.5, momentum=0.1)),
+    ],
+)
+def test_base_optimizers(
+    make_config: MakeConfig, opt_type: str, opt_params: Any, expected: Any
+) -> None:
+    config = make_config(
+        **{"lr_schedule_type": "constant", "gnp.r": 0.0},
+        **{"opt.opt_type": opt_type, "opt.opt_params": opt_params},
+    )
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    plain = optax.with_extra_args_support(expected)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, 1e-6), trajectory(built), trajectory(plain)
+    )
+
+
+def test_chain_is_penalty_clipping_base(make_config: MakeConfig) -> None:
+    config = make_config(lr_schedule_type="constant", gradient_clipping=0.5)
+    expected = optax.chain(
+        optimizer.gradient_norm_penalty(0.1, 0.8), optax.clip_by_global_norm(0.5), optax.sgd(0.1)
+    )
+    assert_trees_equal(trajectory(build_optimizer(config, STEPS_PER_EPOCH)), trajectory(expected))
+
+
+@pytest.mark.parametrize(
+    "option, value", [("adaptive", True), ("norm_perturbations", True), ("method", "hvp")]
+)
+def test_options_reach_the_penalty(make_config: MakeConfig, option: str, value: Any) -> None:
+    plain = trajectory(build_optimizer(make_config(), STEPS_PER_EPOCH))
+    changed = make_config(**{f"gnp.{option}": value})
+    assert differ(plain, trajectory(build_optimizer(changed, STEPS_PER_EPOCH)))
+
+
+def test_alpha_zero_is_plain_training_to_the_bit(make_config: MakeConfig) -> None:
+    without = build_optimizer(make_config(**{"gnp.r": 0.0}), STEPS_PER_EPOCH)
+    zero = build_optimizer(make_config(**{"gnp.alpha": 0.0}), STEPS_PER_EPOCH)
+    assert_trees_equal(trajectory(zero), trajectory(without))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_step_rule_changes_no_result(
+    make_config: MakeConfig, strategy: str, normalize: bool
+) -> None:
+    # The rule only spares a second gradient where the penalty would not use it.
+    config = make_config(
+        **{"gr_warmup_strategy": strategy, "gnp.warmup_epochs": 0.5},
+        **{"gnp.norm_perturbations": normalize},
+    )
+    rule = build_step_rule(config, STEPS_PER_EPOCH)
+    opt = build_optimizer(config, STEPS_PER_EPOCH)
+    assert_trees_equal(trajectory(opt, rule), trajectory(opt))
+
+
+@pytest.mark.parametrize(
+    "strategy, penalised",
+    [("none", [0, 1, 2, 3]), ("lambda", [1, 2, 3]), ("r", [1, 2, 3]), ("zero", [2, 3])],
+)
+def test_step_rule_of_the_warmups(
+    make_config: MakeConfig, strategy: str, penalised: list[int]
+) -> None:
+    config = make_config(gr_warmup_strategy=strategy, warmup_epochs=0.5)
+    rule = build_step_rule(config, STEPS_PER_EPOCH)
+    assert [t for t in range(4) if rule(t)] == penalised
+    config.gnp.warmup_epochs = 0.0
+    assert build_step_rule(config, STEPS_PER_EPOCH)(0)
+
+
+@pytest.mark.parametrize("off", [{"gnp.r": 0.0}, {"gnp.alpha": 0.0}])
+def test_step_rule_without_a_penalty(make_config: MakeConfig, off: Any) -> None:
+    rule = build_step_rule(make_config(**off), STEPS_PER_EPOCH)
+    assert not any(rule(t) for t in range(20))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(every=st.integers(1, 7))
+def test_every_kth_step(make_config: MakeConfig, every: int) -> None:
+    rule = build_step_rule(make_config(**{"gnp.every": every}), STEPS_PER_EPOCH)
+    assert [t for t in range(30) if rule(t)] == list(range(0, 30, every))
+
+
+@pytest.mark.parametrize("p, low, high", [(0.0, 0, 0), (0.5, 430, 570), (1.0, 1000, 1000)])
+def test_hybrid_training_penalises_a_share(
+    make_config: MakeConfig, p: float, low: int, high: int
+) -> None:
+    config = make_config(**{"use_hybrid_training": True, "hybrid_config.p": p})
+    rule = build_step_rule(config, STEPS_PER_EPOCH)
+    assert low <= sum(rule(t) for t in range(1000)) <= high
+
+
+def test_hybrid_draw_depends_on_seed_and_step_only(make_config: MakeConfig) -> None:
+    def draws(seed: int, order: range) -> dict[int, bool]:
+        config = make_config(**{"seeds": seed, "use_hybrid_training": True, "hybrid_config.p": 0.5})
+        rule = build_step_rule(config, STEPS_PER_EPOCH)
+        return {t: rule(t) for t in order}
+
+    forward = draws(3, range(50))
+    assert forward == draws(3, range(49, -1, -1))
+    assert forward != draws(4, range(50))
+    assert draws(-1, range(50)) == draws(-1, range(50))
+
+
+def test_schedules_of_a_config(make_config: MakeConfig) -> None:
+    config = make_config(
+        **{"warmup_epochs": 1.0, "gnp.warmup_epochs": 2.0, "gr_warmup_strategy": "r"}
+    )
+    schedules = build_schedules(config, STEPS_PER_EPOCH)
+    np.testing.assert_allclose(schedules.learning_rate(2), 0.05)
+    np.testing.assert_allclose(schedules.r(2), 0.1 * 2 / 8, rtol=1e-6)
+    assert schedules.alpha(2) == 0.8
+    config.gnp.warmup_epochs = None
+    np.testing.assert_allclose(build_schedules(config, STEPS_PER_EPOCH).r(2), 0.05, rtol=1e-6)
+    config.gnp.r = 0.0
+    assert float(build_schedules(config, STEPS_PER_EPOCH).r(100)) == 0.0
+
+
+def test_lr_schedule_params_reach_the_schedule(make_config: MakeConfig) -> None:
+    for name, key, value in (
+        ("stepped", "boundaries", (1,)),
+        ("exponential", "rate", 0.5),
+        ("inverse_time", "decay", 0.5),
+    ):
+        config = make_config(**{"lr_schedule_type": name, f"lr_schedule_params.{key}": value})
+        rate = build_schedules(config, STEPS_PER_EPOCH).learning_rate
+        assert float(rate(4)) < 0.06, name
+
+
+def test_decay_mask_and_adamw_agree(make_config: MakeConfig) -> None:
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "none": None}
+    assert decay_mask(params, True) == {"kernel": True, "scale": False, "none": None}
+    assert decay_mask(params, False) == {"kernel": True, "scale": True, "none": None}
+    shapes = jax.eval_shape(lambda: params)
+    assert decay_mask(shapes, True) == decay_mask(params, True)
+    for only_kernels in (False, True):
+        config = make_config(
+            **{"no_weight_decay_on_bn": only_kernels, "gnp.r": 0.0, "opt.opt_type": "Adam"},
+            **{"opt.opt_params": {"weight_decay": 0.3}, "lr_schedule_type": "constant"},
+        )
+        opt = build_optimizer(config, STEPS_PER_EPOCH)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = opt.update(zero, opt.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], jnp.full((2, 2), -0.03), rtol=1e-6)
+        expected = 0.0 if only_kernels else -0.03
+        np.testing.assert_allclose(updates["scale"], jnp.full(2, expected), rtol=1e-6)
+
+
+def test_builders_leave_the_config_alone(make_config: MakeConfig) -> None:
+    config = make_config(**{"opt.opt_type": "Adam", "opt.opt_params": {"b1": 0.8}})
+    before = copy.deepcopy(config)
+    build_optimizer(config, STEPS_PER_EPOCH)
+    build_step_rule(config, STEPS_PER_EPOCH)
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"opt.opt_type": "Adem"}, "opt.opt_type='Adem' is not one of SGD, Momentum, Adam, RMSPro"),
+        ({"opt.opt_type": "Adem"}, "did you mean 'Adam'?"),
+        ({"opt.opt_params": {"momentun": 0.9}}, "did you mean 'momentum'?"),
+        ({"opt.opt_params": {"weight_decay": 0.3}}, "for weight decay set l2_regularization"),
+        ({"opt.opt_params": {"momentum": 1.0}}, "opt.opt_params.momentum=1.0 must"),
+        ({"opt.opt_params": {"momentum": "0.9"}}, "opt.opt_params.momentum='0.9' must"),
+        ({"opt.opt_params": {"nesterov": 1}}, "opt.opt_params.nesterov=1 must be True or False"),
+        ({"gradient_clipping": -1.0}, "gradient_clipping=-1.0 must"),
+        ({"base_lr": -0.1}, "base_lr=-0.1 must"),
+        ({"lr_schedule_type": "steped"}, "did you mean 'stepped'?"),
+        ({"gr_warmup_strategy": "zeros"}, "gr_warmup_strategy='zeros' is not one of"),
+        ({"gnp.r": -0.1}, "gnp.r=-0.1 must"),
+        ({"gnp.alpha": -0.1}, "gnp.alpha=-0.1 must"),
+        ({"gnp.warmup_epochs": -1.0}, "gnp.warmup_epochs=-1.0 must"),
+        ({"gnp.method": "exact"}, "method='exact' is not one of"),
+    ],
+)
+def test_wrong_configs(make_config: MakeConfig, overrides: Any, message: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        build_optimizer(make_config(**overrides), STEPS_PER_EPOCH)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"gnp.every": 0}, "gnp.every=0 must be a finite number >= 1"),
+        ({"hybrid_config.p": 1.5}, "hybrid_config.p=1.5 must be a finite number in [0, 1]"),
+    ],
+)
+def test_wrong_step_rules(make_config: MakeConfig, overrides: Any, message: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        build_step_rule(make_config(**overrides), STEPS_PER_EPOCH)
+    assert message in str(caught.value)
+
+
+def test_unknown_type_has_no_param_names() -> None:
+    with pytest.raises(OptimizerError, match="did you mean 'RMSProp'"):
+        opt_param_names("rmsprop")
+
+
+def test_names() -> None:
+    assert OPTIMIZERS == ("SGD", "Momentum", "Adam", "RMSProp")
+    assert SCHEDULES == ("constant", "stepped", "cosine", "exponential", "inverse_time")
+    assert STRATEGIES == ("none", "lambda", "r", "zero")
+
+
+def test_works_alone_under_another_name(tmp_path: Path) -> None:
+    # As installed: a folder gnp_optimizer with jax, numpy and optax around it, and nothing else.
+    (tmp_path / "gnp_optimizer").symlink_to(Path(optimizer.__file__).parent)
+    program = (
+        "import sys; import jax, numpy, optax; theirs = set(sys.modules)"
+        "; import gnp_optimizer; ours = {m.split('.')[0] for m in set(sys.modules) - theirs}"
+        "; assert callable(gnp_optimizer.gradient_norm_penalty)"
+        "; print(sorted(ours - set(sys.stdlib_module_names)))"
+    )
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "]
+    command[-1] += program
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['gnp_optimizer']"

@@ -1,0 +1,47 @@
+"""What the tests of the optimizer share: a config of plain namespaces."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def make_config() -> Callable[..., SimpleNamespace]:
+    """A config of a small run; overrides are written as on the command line, gnp.r=0.05."""
+
+    def make(**overrides: Any) -> SimpleNamespace:
+        config = SimpleNamespace(
+            seeds=0,
+            base_lr=0.1,
+            total_epochs=3,
+            warmup_epochs=0.0,
+            lr_schedule_type="cosine",
+            lr_schedule_params=SimpleNamespace(boundaries=(), factor=0.1, rate=0.9, decay=0.0),
+            gradient_clipping=0.0,
+            no_weight_decay_on_bn=False,
+            gr_warmup_strategy="none",
+            use_hybrid_training=False,
+            hybrid_config=SimpleNamespace(p=0.0),
+            gnp=SimpleNamespace(
+                r=0.1,
+                alpha=0.8,
+                norm_perturbations=False,
+                every=1,
+                warmup_epochs=None,
+                adaptive=False,
+                method="finite_difference",
+            ),
+            opt=SimpleNamespace(opt_type="SGD", opt_params={}),
+        )
+        for path, value in overrides.items():
+            *folders, name = path.split(".")
+            node = config
+            for folder in folders:
+                node = getattr(node, folder)
+            assert hasattr(node, name), path
+            setattr(node, name, value)
+        return config
+
+    return make

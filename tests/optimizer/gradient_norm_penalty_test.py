@@ -1,0 +1,388 @@
+"""The penalty: closed forms, limits, dtypes and its place in a chain."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer import GradientNormPenaltyState, OptimizerError, gradient_norm_penalty
+
+METHODS = ("finite_difference", "hvp")
+
+
+def quadratic(params: Any) -> jax.Array:
+    """½‖θ‖² over the tree, so that the gradient is θ and the Hessian the identity."""
+    return 0.5 * sum(jnp.vdot(p, p) for p in jax.tree.leaves(params))
+
+
+def curved(params: Any) -> jax.Array:
+    """A loss whose Hessian changes from place to place."""
+    w, b = params["w"], params["b"]
+    return jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.exp(b)) * jnp.mean(w)
+
+
+@pytest.fixture
+def params() -> dict[str, jax.Array]:
+    return {"w": jnp.array([[0.3, -1.2], [0.7, 2.0]]), "b": jnp.array([0.5, -0.4, 0.1])}
+
+
+def penalized(
+    loss: Callable[[Any], jax.Array], params: Any, r: Any, alpha: Any, **options: Any
+) -> Any:
+    """The first gradient that the transformation gives."""
+    opt, grad_fn = gradient_norm_penalty(r, alpha, **options), jax.grad(loss)
+    return opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)[0]
+
+
+def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-5) -> None:
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol, 1e-7), actual, expected)
+
+
+def assert_trees_equal(actual: Any, expected: Any) -> None:
+    def equal(a: jax.Array, e: jax.Array) -> None:
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e)
+
+    jax.tree.map(equal, actual, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_quadratic_closed_form(params: Any, method: str) -> None:
+    r, alpha = 0.3, 0.6
+    size = jnp.sqrt(2 * quadratic(params))
+    expected = jax.tree.map(lambda p: p * (1 + alpha * r / size), params)
+    assert_trees_close(penalized(quadratic, params, r, alpha, method=method), expected)
+
+
+def test_normalize_mixes_the_unit_gradient(params: Any) -> None:
+    r, alpha = 0.3, 0.6
+    size = jnp.sqrt(2 * quadratic(params))
+    expected = jax.tree.map(lambda p: (1 - alpha) * p / size + alpha * p * (1 + r / size), params)
+    assert_trees_close(penalized(quadratic, params, r, alpha, normalize=True), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_adaptive_closed_form(params: Any, method: str) -> None:
+    # On the quadratic g = θ, so the perturbation is r·θ³/‖θ·|θ|‖.
+    r, alpha = 0.3, 0.6
+    size = jnp.sqrt(sum(jnp.sum(p**4) for p in jax.tree.leaves(params)))
+    expected = jax.tree.map(lambda p: p + alpha * r * p**3 / size, params)
+    result = penalized(quadratic, params, r, alpha, adaptive=True, method=method)
+    assert_trees_close(result, expected)
+
+
+def test_adaptive_perturbation_follows_a_rescaling(params: Any) -> None:
+    # The loss of c·θ at θ/c is the same function: ASAM's perturbed gradients differ by c only.
+    c = 4.0
+    plain = penalized(curved, params, 0.1, 1.0, adaptive=True)
+    rescaled = penalized(
+        lambda p: curved(jax.tree.map(lambda x: c * x, p)),
+        jax.tree.map(lambda x: x / c, params),
+        0.1,
+        1.0,
+        adaptive=True,
+    )
+    assert_trees_close(rescaled, jax.tree.map(lambda g: c * g, plain))
+
+
+def test_hvp_is_the_gradient_of_the_penalised_loss(params: Any) -> None:
+    lambda_, r = 0.2, 0.5
+    expected = jax.grad(lambda p: curved(p) + lambda_ * optax.tree.norm(jax.grad(curved)(p)))
+    result = penalized(curved, params, r, lambda_ / r, method="hvp")
+    assert_trees_close(result, expected(params))
+
+
+def test_difference_tends_to_hvp_as_r_falls(params: Any) -> None:
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: jnp.asarray(np.asarray(p), jnp.float64), params)
+        errors = []
+        for r in (1e-2, 1e-3, 1e-4):
+            pair = [penalized(curved, params, r, 0.1 / r, method=m) for m in METHODS]
+            errors.append(float(optax.tree.norm(jax.tree.map(jnp.subtract, *pair))))
+    # The error of a one-sided difference falls like r.
+    assert errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("r, alpha", [(0.1, 0.0), (0.0, 0.8), (0, 0), (lambda t: 0.0, 0.8)])
+def test_no_penalty_is_the_plain_gradient_to_the_bit(
+    params: Any, r: Any, alpha: Any, method: str
+) -> None:
+    result = penalized(curved, params, r, alpha, method=method)
+    assert_trees_equal(result, jax.grad(curved)(params))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_traced_radius_of_zero_is_the_plain_gradient_to_the_bit(
+    params: Any, normalize: bool
+) -> None:
+    result = penalized(curved, params, lambda t: 0.1 * t, 0.8, normalize=normalize)
+    assert_trees_equal(result, jax.grad(curved)(params))
+
+
+def test_a_traced_alpha_of_zero_is_the_plain_gradient_to_the_bit(params: Any) -> None:
+    result = penalized(curved, params, 0.1, lambda t: 0.8 * t)
+    assert_trees_equal(result, jax.grad(curved)(params))
+
+
+def test_alpha_one_is_sam(params: Any) -> None:
+    learning_rate, r = 0.05, 0.2
+    grad_fn = jax.grad(curved)
+    ours = optax.chain(gradient_norm_penalty(r, 1.0), optax.sgd(learning_rate, momentum=0.9))
+    sam = optax.contrib.sam(
+        optax.sgd(learning_rate, momentum=0.9),
+        optax.chain(optax.contrib.normalize(), optax.sgd(r)),
+        opaque_mode=True,
+    )
+    our_params, our_state = params, ours.init(params)
+    sam_params, sam_state = params, sam.init(params)
+    for _ in range(5):
+        updates, our_state = ours.update(
+            grad_fn(our_params), our_state, our_params, grad_fn=grad_fn
+        )
+        our_params = optax.apply_updates(our_params, updates)
+        updates, sam_state = sam.update(
+            grad_fn(sam_params), sam_state, sam_params, grad_fn=lambda p, _: grad_fn(p)
+        )
+        sam_params = optax.apply_updates(sam_params, updates)
+    assert_trees_close(our_params, sam_params)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    alpha=st.floats(0, 2),
+    r=st.floats(0.015625, 1, width=32),
+    seed=st.integers(0, 1000),
+    normalize=st.booleans(),
+)
+def test_linear_in_alpha(alpha: float, r: float, seed: int, normalize: bool) -> None:
+    w = jax.random.normal(jax.random.key(seed), (7,))
+    params = {"w": w[:4], "b": w[4:]}
+    ends = [penalized(curved, params, r, a, normalize=normalize) for a in (0.0, 1.0)]
+    expected = jax.tree.map(lambda a, b: (1 - alpha) * a + alpha * b, *ends)
+    result = penalized(curved, params, r, alpha, normalize=normalize)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), result, expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(exponent=st.integers(-36, 36), seed=st.integers(0, 1000), adaptive=st.booleans())
+def test_perturbation_has_length_r_at_every_scale(exponent: int, seed: int, adaptive: bool) -> None:
+    # The squares of 1e-36 and of 1e36 are out of the range of float32.
+    gradient = jax.random.normal(jax.random.key(seed), (5,)) * 10.0**exponent
+    params = jnp.ones(5)
+    seen = []
+
+    def grad_fn(p: jax.Array) -> jax.Array:
+        seen.append(p - params)
+        return gradient
+
+    opt = gradient_norm_penalty(0.5, 1.0, adaptive=adaptive)
+    result, _ = opt.update(gradient, opt.init(params), params, grad_fn=grad_fn)
+    np.testing.assert_allclose(jnp.linalg.norm(seen[0]), 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(result, gradient)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_zero_gradient_stays_zero(dtype: str, normalize: bool, adaptive: bool, method: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        params = {"a": jnp.zeros((2, 3), dtype), "b": jnp.zeros(4, dtype)}
+        result = penalized(
+            quadratic, params, 0.1, 0.5, normalize=normalize, adaptive=adaptive, method=method
+        )
+        assert_trees_equal(result, params)
+
+
+@pytest.mark.parametrize("dtype, smallest", [("float32", 1e-45), ("bfloat16", 1e-40)])
+def test_subnormal_gradient_is_not_perturbed(dtype: str, smallest: float) -> None:
+    # Built on the host: XLA on the CPU may flush subnormal numbers.
+    gradient = jnp.asarray(np.full(3, smallest, jnp.dtype(dtype)))
+    params = jnp.ones(3, dtype)
+    seen = []
+
+    def grad_fn(p: jax.Array) -> jax.Array:
+        seen.append(p)
+        return gradient
+
+    opt = gradient_norm_penalty(0.5, 0.5)
+    result, _ = opt.update(gradient, opt.init(params), params, grad_fn=grad_fn)
+    assert_trees_equal(seen[0], params)
+    assert np.all(np.isfinite(np.asarray(result, np.float32)))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_gradient_that_is_not_finite_is_not_hidden(params: Any, bad: float) -> None:
+    gradient = jax.tree.map(jnp.ones_like, params) | {"b": jnp.array([bad, 1.0, 1.0])}
+    opt = gradient_norm_penalty(0.1, 1.0)
+    result, _ = opt.update(gradient, opt.init(params), params, grad_fn=jax.grad(quadratic))
+    assert not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(result))
+
+
+def test_bfloat16_keeps_its_dtype_and_computes_in_float32() -> None:
+    r, alpha = 3.0, 0.3
+    keys = jax.random.split(jax.random.key(0), 3)
+    params, here, there = (jax.random.normal(key, (500,), jnp.bfloat16) for key in keys)
+    seen = []
+
+    def grad_fn(p: jax.Array) -> jax.Array:
+        seen.append(p)
+        return there
+
+    opt = gradient_norm_penalty(r, alpha)
+    result, _ = opt.update(here, opt.init(params), params, grad_fn=grad_fn)
+    wide_params, g1, g2 = (np.asarray(x, np.float32) for x in (params, here, there))
+    moved = wide_params + r * g1 / np.linalg.norm(g1)
+    assert_trees_equal(seen[0], jnp.asarray(moved, jnp.bfloat16))
+    assert_trees_equal(result, jnp.asarray((1 - alpha) * g1 + alpha * g2, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dtypes_of_a_mixed_tree_are_kept(method: str) -> None:
+    # 4096 equal elements: a sum of squares in bfloat16 would stop at 256 of them.
+    params = {"a": jnp.ones(4096, jnp.bfloat16), "b": jnp.zeros((), jnp.float32)}
+    result = penalized(quadratic, params, 64.0, 0.5, method=method)
+    assert_trees_equal(result, {"a": jnp.full(4096, 1.5, jnp.bfloat16), "b": params["b"]})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_none_leaves_stay_none(method: str) -> None:
+    def loss(params: Any) -> jax.Array:
+        return quadratic(params["trained"]) + jnp.sum(params["frozen"] ** 2)
+
+    params = {"trained": [jnp.array([3.0]), None, jnp.array(4.0)], "frozen": jnp.array([7.0])}
+
+    def grad_fn(params: Any) -> Any:
+        return jax.grad(loss)(params) | {"frozen": None}
+
+    opt = gradient_norm_penalty(0.5, 1.0, method=method)
+    result, _ = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
+    assert result["frozen"] is None and result["trained"][1] is None
+    assert_trees_close(result["trained"], [jnp.array([3.3]), None, jnp.array(4.4)])
+
+
+def test_an_empty_tree_and_an_empty_leaf_pass() -> None:
+    assert penalized(lambda p: jnp.zeros(()), {}, 0.1, 0.5) == {}
+    result = penalized(quadratic, [jnp.zeros((0, 2)), jnp.array([2.0])], 0.5, 1.0)
+    assert result[0].shape == (0, 2)
+    np.testing.assert_allclose(result[1], [2.5])
+
+
+def test_schedules_are_read_at_the_count(params: Any) -> None:
+    opt = gradient_norm_penalty(lambda t: 0.1 * (t + 1), lambda t: 0.2 * t)
+    grad_fn = jax.grad(quadratic)
+    state = opt.init(params)
+    size = float(jnp.sqrt(2 * quadratic(params)))
+    for step in range(3):
+        result, state = opt.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        factor = 1 + 0.2 * step * 0.1 * (step + 1) / size
+        assert_trees_close(result, jax.tree.map(lambda p, f=factor: p * f, params))
+    assert isinstance(state, GradientNormPenaltyState) and state.count == 3
+    assert state.count.dtype == jnp.int32
+
+
+def test_penalize_false_passes_the_gradient_on_and_counts(params: Any) -> None:
+    opt = gradient_norm_penalty(0.1, 0.5)
+    gradient = jax.grad(curved)(params)
+    result, state = opt.update(gradient, opt.init(params), penalize=False)
+    assert result is gradient and state.count == 1
+
+
+def test_chain_passes_grad_fn_on_and_compiles_once(params: Any) -> None:
+    traces = []
+    opt = optax.chain(
+        optax.identity(),
+        gradient_norm_penalty(optax.linear_schedule(0.0, 0.1, 3), 0.5),
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(1e-2),
+    )
+    grad_fn = jax.grad(curved)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        traces.append(None)
+        updates, state = opt.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
+    eager_params, eager_state = params, opt.init(params)
+    state = opt.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+        updates, eager_state = opt.update(
+            grad_fn(eager_params), eager_state, eager_params, grad_fn=grad_fn
+        )
+        eager_params = optax.apply_updates(eager_params, updates)
+    assert len(traces) == 1
+    assert_trees_close(params, eager_params, rtol=1e-4)
+
+
+def test_multi_steps_passes_grad_fn_on(params: Any) -> None:
+    inner = optax.chain(gradient_norm_penalty(0.3, 0.6), optax.sgd(1.0))
+    opt = optax.MultiSteps(inner, every_k_schedule=2)
+    grad_fn = jax.grad(quadratic)
+    state = opt.init(params)
+    updates, state = opt.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    assert_trees_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    updates, state = opt.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    expected = penalized(quadratic, params, 0.3, 0.6)
+    assert_trees_close(updates, jax.tree.map(jnp.negative, expected))
+
+
+def test_inject_hyperparams_sets_r_and_alpha(params: Any) -> None:
+    opt = optax.inject_hyperparams(gradient_norm_penalty, static_args=("method",))(
+        r=0.1, alpha=0.5, normalize=False, adaptive=False, method="finite_difference"
+    )
+    grad_fn = jax.grad(curved)
+    state = opt.init(params)
+    state.hyperparams["alpha"] = jnp.asarray(0.9)
+    result, _ = opt.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    assert_trees_close(result, penalized(curved, params, 0.1, 0.9))
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        ((-0.1, 0.5), {}, "r=-0.1 must be a finite number >= 0"),
+        ((0.1, -1), {}, "alpha=-1 must be a finite number >= 0"),
+        ((float("nan"), 0.5), {}, "r=nan must"),
+        (("0.1", 0.5), {}, "r='0.1' must"),
+        ((0.1, 0.5), {"method": "hpv"}, "did you mean 'hvp'?"),
+        ((0.1, 0.5), {"normalize": 1}, "normalize=1 must be True or False"),
+    ],
+)
+def test_wrong_arguments(arguments: Any, options: Any, message: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        gradient_norm_penalty(*arguments, **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("r", [0.1, 0.0, lambda t: 0.0])
+@pytest.mark.parametrize("missing", ["params", "grad_fn"])
+def test_a_penalised_step_without_its_arguments_is_an_error(
+    params: Any, missing: str, r: Any
+) -> None:
+    opt = gradient_norm_penalty(r, 0.0)
+    given = {"params": params, "grad_fn": jax.grad(curved)}
+    del given[missing]
+    with pytest.raises(OptimizerError, match=f"needs {missing}"):
+        opt.update(params, opt.init(params), **given)
+
+
+def test_a_traced_penalize_is_an_error(params: Any) -> None:
+    opt = gradient_norm_penalty(0.1, 0.5)
+    state = opt.init(params)
+
+    @jax.jit
+    def step(penalize: jax.Array) -> Any:
+        return opt.update(params, state, params, grad_fn=jax.grad(curved), penalize=penalize)
+
+    with pytest.raises(OptimizerError, match="Python bool"):
+        step(True)

@@ -1,0 +1,111 @@
+"""Schedules against their closed forms."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer import SCHEDULES, STRATEGIES, OptimizerError, gnp_warmup, learning_rate_schedule
+
+STEPS_PER_EPOCH, EPOCHS, BASE = 4, 6, 0.5
+
+
+def schedule(name: str, **options: Any) -> Any:
+    return learning_rate_schedule(
+        name, BASE, **{"steps_per_epoch": STEPS_PER_EPOCH, "total_epochs": EPOCHS} | options
+    )
+
+
+def closed_form(name: str, t: int, warmup_steps: int) -> float:
+    total = STEPS_PER_EPOCH * EPOCHS
+    decayed = {
+        "constant": 1.0,
+        "stepped": 0.2 ** ((t >= 10) + (t >= 16)),
+        "cosine": 0.5 * (1 + math.cos(math.pi * max(t - warmup_steps, 0) / (total - warmup_steps))),
+        "exponential": 0.7 ** (t / STEPS_PER_EPOCH),
+        "inverse_time": 1 / (1 + 0.25 * t),
+    }[name]
+    ramp = min(1.0, t / warmup_steps) if warmup_steps else 1.0
+    return BASE * ramp * decayed
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1.5])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_closed_form(name: str, warmup_epochs: float) -> None:
+    rate = schedule(
+        name, warmup_epochs=warmup_epochs, boundaries=(2.5, 4), factor=0.2, rate=0.7, decay=0.25
+    )
+    steps = range(STEPS_PER_EPOCH * EPOCHS + 1)
+    expected = [closed_form(name, t, int(warmup_epochs * STEPS_PER_EPOCH)) for t in steps]
+    np.testing.assert_allclose([float(rate(t)) for t in steps], expected, rtol=1e-5, atol=1e-7)
+    traced = jax.vmap(rate)(jnp.arange(len(steps)))
+    np.testing.assert_allclose(np.broadcast_to(traced, len(steps)), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_stays_at_zero_after_the_last_step() -> None:
+    assert float(schedule("cosine")(10_000)) == 0.0
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gnp_warmup_closed_form(strategy: str, warmup_steps: int) -> None:
+    r, alpha = gnp_warmup(strategy, 0.1, 0.8, warmup_steps)
+    for t in range(8):
+        ramp = min(1.0, t / warmup_steps) if warmup_steps else 1.0
+        gate = float(t >= warmup_steps)
+        factor = {"none": 1.0, "lambda": 1.0, "r": ramp, "zero": gate}[strategy]
+        np.testing.assert_allclose(r(t), 0.1 * factor, rtol=1e-6)
+        factor = ramp if strategy == "lambda" else 1.0
+        np.testing.assert_allclose(alpha(t), 0.8 * factor, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(r)(t), r(t), rtol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(SCHEDULES),
+    warmup_epochs=st.floats(0, 5),
+    step=st.integers(0, 30),
+)
+def test_learning_rate_is_within_zero_and_base(name: str, warmup_epochs: float, step: int) -> None:
+    assert 0.0 <= float(schedule(name, warmup_epochs=warmup_epochs)(step)) <= BASE * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("cosin", {}, "lr_schedule_type='cosin' is not one of constant, stepped, cosine"),
+        ("cosin", {}, "did you mean 'cosine'?"),
+        ("cosine", {"warmup_epochs": 6}, "warmup_epochs=6 leaves none of total_epochs=6"),
+        ("constant", {"warmup_epochs": -1}, "warmup_epochs=-1 must"),
+        ("stepped", {"boundaries": (3, 2)}, "boundaries=(3, 2) must be epochs that increase"),
+        ("stepped", {"boundaries": (0, 2)}, "boundaries=(0, 2) must"),
+        ("stepped", {"boundaries": (2, 2.01)}, "at least one step apart"),
+        ("stepped", {"factor": -1}, "factor=-1 must"),
+        ("exponential", {"rate": 0}, "rate=0 must be > 0"),
+        ("inverse_time", {"decay": -1e-3}, "decay=-0.001 must"),
+    ],
+)
+def test_wrong_learning_rate_schedules(name: str, options: Any, message: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        schedule(name, **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("lamda", 0.1, 0.8, 4), "did you mean 'lambda'?"),
+        (("none", -0.1, 0.8, 4), "r=-0.1 must"),
+        (("none", 0.1, -0.8, 4), "alpha=-0.8 must"),
+        (("none", 0.1, 0.8, -4), "warmup_steps=-4 must"),
+    ],
+)
+def test_wrong_gnp_warmups(arguments: Any, message: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        gnp_warmup(*arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

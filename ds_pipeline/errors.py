@@ -1,0 +1,27 @@
+"""The one exception that users of the data pipeline see."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DataError(ValueError):
+    """Something is wrong with the data or with what was asked of them; the message is one line.
+
+    Example:
+        >>> raise DataError("unknown data set 'minst'")
+        Traceback (most recent call last):
+        ...
+        ds_pipeline.errors.DataError: unknown data set 'minst'
+    """
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the allowed name nearest to `name`, or the empty string."""
+    matches = difflib.get_close_matches(name.lower(), list(allowed), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an exception's message, at most `limit` characters of it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= limit else lines[0][: limit - 3] + "..."

@@ -1,0 +1,162 @@
+"""Random access to examples, whatever they are stored in."""
+
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ds_pipeline.errors import DataError
+
+Batch: TypeAlias = dict[str, np.ndarray]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+_SPLIT_TAG = 0x5370
+_CHUNK_EXAMPLES = 1024
+
+
+class Source(Protocol):
+    """Examples 0 to len(source) - 1, read in batches, in any order, from any thread."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Indices) -> Batch:
+        """`{"image": uint8 or float32 [b, ...], "label": int32 [b]}` of these examples."""
+        ...
+
+
+class InMemorySource:
+    """Examples in two arrays.
+
+    Args:
+        images: [n, h, w, c], uint8 or float32; raw values, kept as they are.
+        labels: [n], integers; kept as int32.
+
+    Raises:
+        DataError: the two differ in length, or there are no examples.
+
+    Example:
+        >>> source = InMemorySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5))
+        >>> source.batch(np.array([4, 2]))["label"]
+        array([4, 2], dtype=int32)
+    """
+
+    def __init__(self, images: np.ndarray, labels: npt.ArrayLike) -> None:
+        self.images = images
+        self.labels = np.asarray(labels, np.int32)
+        if len(self.images) != len(self.labels):
+            raise DataError(f"{len(self.images)} images and {len(self.labels)} labels")
+        if not len(self.labels):
+            raise DataError("a source needs at least one example, this one has none")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Indices) -> Batch:
+        """The examples at these indices, copied."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+class SubsetSource:
+    """Some of another source's examples, in the given order, without a copy of them.
+
+    Args:
+        source: where the examples are.
+        indices: [m], their places in `source`.
+
+    Example:
+        >>> whole = InMemorySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5))
+        >>> SubsetSource(whole, np.array([1, 3])).batch(np.array([1]))["label"]
+        array([3], dtype=int32)
+    """
+
+    def __init__(self, source: Source, indices: Indices) -> None:
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Indices) -> Batch:
+        """The examples at these indices of the subset."""
+        return self.source.batch(self.indices[indices])
+
+
+def chunks(source: Source) -> Iterator[Batch]:
+    """All examples in order, some at a time."""
+    for start in range(0, len(source), _CHUNK_EXAMPLES):
+        yield source.batch(np.arange(start, min(start + _CHUNK_EXAMPLES, len(source))))
+
+
+def stratified_split(
+    labels: npt.NDArray[np.integer], fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Indices of two disjoint parts, the second with round(fraction * n) examples.
+
+    The examples are shuffled, sorted by label, and taken at even distances, so that each class
+    has its share in both parts to within one example.
+
+    Args:
+        labels: [n], integers.
+        fraction: share of the second part, between 0 and 1.
+        seed: of the shuffle, at least 0.
+
+    Returns:
+        (first, second), each sorted.
+
+    Raises:
+        DataError: a part would be empty.
+
+    Example:
+        >>> first, second = stratified_split(np.array([0, 1] * 10), 0.2, seed=0)
+        >>> len(first), np.array([0, 1] * 10)[second].tolist().count(0)
+        (16, 2)
+    """
+    total = len(labels)
+    count = round(total * fraction)
+    if not 0 < count < total:
+        raise DataError(
+            f"a share of {fraction} of {total} examples leaves one part empty; "
+            "change dataset.validation_fraction"
+        )
+    shuffled = np.random.default_rng((seed, _SPLIT_TAG)).permutation(total)
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    places = ((np.arange(count) + 0.5) * (total / count)).astype(np.int64)
+    second = np.zeros(total, bool)
+    second[by_label[places]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over all pixels of all examples.
+
+    Sums are float64. A constant channel gets the deviation 1, so that it normalises to 0.
+
+    Args:
+        source: examples with "image" [b, ..., c].
+
+    Returns:
+        (mean, std), float32 [c] each, in the units of the raw values.
+
+    Example:
+        >>> source = InMemorySource(np.full((2, 4, 4, 1), 3, np.uint8), [0, 1])
+        >>> channel_statistics(source)
+        (array([3.], dtype=float32), array([1.], dtype=float32))
+    """
+    # The first chunk's mean as the origin: no cancellation where the mean is far from 0.
+    origin: np.ndarray | None = None
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for batch in chunks(source):
+        values = batch["image"].reshape(-1, batch["image"].shape[-1]).astype(np.float64)
+        if origin is None:
+            origin = values.mean(axis=0, keepdims=True)
+            total, squares = np.zeros(values.shape[-1]), np.zeros(values.shape[-1])
+        values -= origin
+        count += len(values)
+        total += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
+    assert origin is not None  # a source has at least one example
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    std = np.where(std > 0, std, 1)
+    return (origin[0] + mean).astype(np.float32), std.astype(np.float32)

@@ -1,0 +1,380 @@
+"""TFDS sets: what is read equals what was written, and damage is one clear line."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ds_pipeline.tfds_source as tfds_source
+from ds_pipeline import DataError, InMemorySource
+from ds_pipeline.testing import write_split_files, write_tfds_set
+from ds_pipeline.tfds_source import (
+    SetName,
+    TfdsSplit,
+    find_directory,
+    in_memory,
+    open_builder,
+    parse_name,
+    prepared_names,
+)
+
+
+def images_of(count: int, shape: tuple[int, int, int], dtype: type) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, shape).astype(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 1), (6, 6, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_reads_what_was_written(tmp_path: Path, shape: tuple[int, int, int], dtype: type) -> None:
+    images = images_of(7, shape, dtype)
+    labels = [3, 1, 2, 0, 3, 3, 1]
+    folder = write_split_files(
+        tmp_path / "set" / "1.0.0",
+        "set",
+        {"train": (images, labels)},
+        shape=shape,
+        num_classes=4,
+        shards=3,
+    )
+    split = TfdsSplit(folder, "train")
+    assert (len(split), split.shape, split.num_classes) == (7, shape, 4)
+    assert split.dtype == dtype
+    assert split.class_names == ("class_0", "class_1", "class_2", "class_3")
+    batch = split.batch(np.array([6, 0, 3]))
+    np.testing.assert_array_equal(batch["image"], np.stack(images)[[6, 0, 3]])
+    assert batch["label"].tolist() == [1, 3, 0] and batch["label"].dtype == np.int32
+    whole = in_memory(split, "set")
+    assert isinstance(whole, InMemorySource)
+    np.testing.assert_array_equal(whole.images, np.stack(images))
+    assert whole.labels.tolist() == labels
+
+
+def test_greyscale_files_in_a_colour_set_become_colour(tmp_path: Path) -> None:
+    images = images_of(2, (6, 6, 3), np.uint8)
+    images[1] = images[1][:, :, :1]
+    folder = write_split_files(
+        tmp_path / "set" / "1.0.0",
+        "set",
+        {"train": (images, [0, 1])},
+        shape=(6, 6, 3),
+        num_classes=2,
+    )
+    found = TfdsSplit(folder, "train").batch(np.array([1]))["image"][0]
+    np.testing.assert_array_equal(found, np.repeat(images[1], 3, axis=-1))
+
+
+def test_large_sets_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = TfdsSplit(write_tfds_set(tmp_path, n_train=8), "train")
+    monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", 8 * 28 * 28 - 1)
+    assert in_memory(split, "mnist") is split
+
+
+def write_float_png_set(folder: Path, images: list[np.ndarray]) -> None:
+    """TFDS stores float32 images [h, w, 1] as PNG, four bytes a pixel."""
+    bytes_ = [image.astype(np.float32).view(np.uint8) for image in images]
+    labels = [0] * len(images)
+    shape = images[0].shape[0], images[0].shape[1], 4
+    write_split_files(
+        folder, folder.parent.name, {"train": (bytes_, labels)}, shape=shape, num_classes=2
+    )
+    file = folder / "features.json"
+    features = json.loads(file.read_text())
+    image = features["featuresDict"]["features"]["image"]["image"]
+    image["dtype"] = "float32"
+    image["shape"]["dimensions"][-1] = "1"
+    file.write_text(json.dumps(features))
+
+
+def test_float_images_stored_as_png(tmp_path: Path) -> None:
+    images = [np.full((4, 4, 1), value) for value in (0.5, -3.25)]
+    write_float_png_set(tmp_path / "png" / "1.0.0", images)
+    split = TfdsSplit(tmp_path / "png" / "1.0.0", "train")
+    assert split.shape == (4, 4, 1) and split.dtype == np.float32
+    np.testing.assert_array_equal(split.batch(np.arange(2))["image"], np.stack(images))
+
+
+def test_reading_needs_no_tensorflow_and_prints_nothing(tmp_path: Path) -> None:
+    write_tfds_set(tmp_path, "quiet", shape=(4, 4, 1))
+    write_float_png_set(tmp_path / "png" / "1.0.0", [np.zeros((4, 4, 1))])
+    write_tfds_set(tmp_path, "floats", shape=(4, 4, 1), dtype=np.float32)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ds_pipeline.tfds_source import *\n"
+        "for name in ('quiet', 'floats', 'png'):\n"
+        "    split = TfdsSplit(find_directory(Path(sys.argv[1]), parse_name(name)), 'train')\n"
+        "    in_memory(split, name)\n"
+        "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mnist", SetName("mnist")),
+        ("mnist:3.0.1", SetName("mnist", version="3.0.1")),
+        ("emnist/letters", SetName("emnist", "letters")),
+        ("a/b-c.d:1.*.*", SetName("a", "b-c.d", "1.*.*")),
+    ],
+)
+def test_names(text: str, expected: SetName) -> None:
+    assert parse_name(text) == expected
+    assert expected.full == text
+
+
+@pytest.mark.parametrize("text", ["", "../mnist", "a b", "mnist:", "/etc", "a/../b", "a/b/c"])
+def test_names_that_are_none(text: str) -> None:
+    with pytest.raises(DataError, match="is no data set name"):
+        parse_name(text)
+
+
+def test_the_newest_matching_version_is_read(tmp_path: Path) -> None:
+    for version in ("2.0.0", "10.0.0", "10.1.0"):
+        write_tfds_set(tmp_path, "many", n_train=2, n_test=1, version=version)
+    (tmp_path / "many" / "incomplete.11.0.0").mkdir()
+    find = [
+        find_directory(tmp_path, parse_name(f"many{v}")).name for v in ("", ":2.0.0", ":10.0.*")
+    ]
+    assert find == ["10.1.0", "2.0.0", "10.0.0"]
+    with pytest.raises(DataError, match=r"no such version .*: 2\.0\.0, 10\.0\.0, 10\.1\.0"):
+        find_directory(tmp_path, parse_name("many:3.0.0"))
+
+
+def test_configs_are_named(tmp_path: Path) -> None:
+    for config in ("letters", "balanced"):
+        write_tfds_set(tmp_path, "emnist", n_train=2, n_test=1, config=config)
+    found = find_directory(tmp_path, parse_name("emnist/letters"))
+    assert found == tmp_path / "emnist" / "letters" / "1.0.0"
+    assert len(TfdsSplit(found, "train")) == 2
+    with pytest.raises(DataError, match="configs balanced, letters; name one"):
+        find_directory(tmp_path, parse_name("emnist"))
+    with pytest.raises(DataError, match="configs balanced, letters; name one"):
+        find_directory(tmp_path, parse_name("emnist/digits"))
+
+
+def test_prepared_names_are_the_folders_with_sets(tmp_path: Path) -> None:
+    write_tfds_set(tmp_path, "plain", n_train=1, n_test=1)
+    write_tfds_set(tmp_path, "with_config", n_train=1, n_test=1, config="a")
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    assert prepared_names(tmp_path) == ("plain", "with_config")
+    assert prepared_names(tmp_path / "none") == ()
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The message of the DataError that a call raises, which is one line."""
+    with pytest.raises(DataError) as raised:
+        call()
+    message = str(raised.value)
+    assert message and "\n" not in message
+    return message
+
+
+def test_unknown_and_unprepared_names(tmp_path: Path) -> None:
+    write_tfds_set(tmp_path, "my_flowers", n_train=1, n_test=1)
+    find = {
+        name: refusal(functools.partial(find_directory, tmp_path, parse_name(name)))
+        for name in ("mnsit", "MNIST", "my_flower", "digit", "cifar100")
+    }
+    assert "unknown data set 'mnsit'" in find["mnsit"] and "did you mean 'mnist'?" in find["mnsit"]
+    assert "did you mean 'mnist'?" in find["MNIST"]
+    assert "did you mean 'my_flowers'?" in find["my_flower"]
+    assert "did you mean 'digits'?" in find["digit"]
+    assert f"bash recipe/prepare_data.sh cifar100 {tmp_path}" in find["cifar100"]
+    assert "prepared there: my_flowers" in find["cifar100"]
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    mnist = SetName("mnist")
+    assert "does not exist" in refusal(lambda: find_directory(tmp_path / "none", mnist))
+    assert "is a file" in refusal(lambda: find_directory(file, mnist))
+    assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, mnist))
+    (tmp_path / "mnist").mkdir()
+    assert "holds no version folder" in refusal(lambda: find_directory(tmp_path, mnist))
+    (tmp_path / "mnist" / "1.0.0").mkdir()
+    assert "no dataset_info.json" in refusal(lambda: find_directory(tmp_path, mnist))
+
+
+@pytest.mark.parametrize("place", [".", "mnist", "mnist/1.0.0"])
+def test_folders_without_permission(tmp_path: Path, place: str) -> None:
+    write_tfds_set(tmp_path, n_train=1, n_test=1)
+    folder = tmp_path / place
+    folder.chmod(0)
+    if os.access(folder, os.R_OK):
+        folder.chmod(0o755)
+        pytest.skip("this user may read everything")
+    try:
+        message = refusal(lambda: TfdsSplit(find_directory(tmp_path, SetName("mnist")), "train"))
+    finally:
+        folder.chmod(0o755)
+    assert "read" in message or "permission" in message
+
+
+def records(folder: Path) -> Path:
+    return next(folder.glob("*-train.array_record*"))
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(records(folder), records(folder).stat().st_size // 2)
+
+
+def flip_bytes(folder: Path) -> None:
+    content = bytearray(records(folder).read_bytes())
+    content[5000:5100] = bytes(100)
+    records(folder).write_bytes(bytes(content))
+
+
+def edit_info(folder: Path, **changes: object) -> None:
+    file = folder / "dataset_info.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def claim_more_examples(folder: Path) -> None:
+    file = folder / "dataset_info.json"
+    file.write_text(file.read_text().replace('"400"', '"500"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "cannot be read"),
+        (flip_bytes, "cannot be read"),
+        (lambda folder: records(folder).write_bytes(b""), "cannot be read"),
+        (lambda folder: records(folder).write_text("foreign\n" * 20_000), "cannot be read"),
+        (claim_more_examples, "cannot be read"),
+        (lambda folder: records(folder).unlink(), "is missing"),
+        (lambda folder: (folder / "dataset_info.json").write_text('{"na'), "is damaged"),
+        (lambda folder: (folder / "dataset_info.json").write_text("{}"), "is damaged"),
+        (lambda folder: (folder / "dataset_info.json").write_bytes(b"\xff\x00"), "is damaged"),
+        (lambda folder: (folder / "features.json").write_text('{"x'), "is damaged"),
+        (lambda folder: (folder / "features.json").write_text("[]"), "is damaged"),
+        (lambda folder: edit_info(folder, fileFormat="tfrecord"), "needs TensorFlow to read"),
+        (lambda folder: edit_info(folder, splits=[]), "has no split 'train'"),
+    ],
+)
+def test_damage_is_named(
+    tmp_path: Path,
+    damage: Callable[[Path], object],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_tfds_set(tmp_path, n_train=400, n_test=2)
+    damage(folder)
+
+    def read() -> None:
+        in_memory(TfdsSplit(find_directory(tmp_path, SetName("mnist")), "train"), "mnist")
+
+    found = refusal(read)
+    assert message in found and str(folder) in found
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_damaged_example_is_named(tmp_path: Path) -> None:
+    folder = write_tfds_set(tmp_path, n_train=40, n_test=2, shards=2)
+    file = folder / "mnist-train.array_record-00001-of-00002"
+    content = bytearray(file.read_bytes())
+    place = content.index(b"IDAT", content.index(b"IDAT") + 1)
+    content[place : place + 50] = bytes(50)
+    file.write_bytes(bytes(content))
+    found = refusal(lambda: TfdsSplit(folder, "train").batch(np.arange(40)))
+    assert f"{file}, example 1 (21 of split 'train')" in found
+
+
+def write_examples(
+    folder: Path, images: list[np.ndarray], labels: list[int], shape: tuple[int | None, ...]
+) -> Path:
+    return write_split_files(
+        folder / "set" / "1.0.0",
+        "set",
+        {"train": (images, labels)},
+        shape=shape,  # type: ignore[arg-type]
+        num_classes=2,
+    )
+
+
+def test_examples_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    images = images_of(3, (4, 4, 1), np.uint8)
+    varying = [*images[:2], images[2][:, :3]]
+    folder = write_examples(tmp_path / "a", varying, [0, 1, 0], (None, None, 1))
+    found = refusal(lambda: in_memory(TfdsSplit(folder, "train"), "set"))
+    assert "example 2 " in found and "4 x 3 x 1, but example 0 has 4 x 4 x 1" in found
+
+    folder = write_examples(tmp_path / "b", images, [0, 1, 2], (4, 4, 1))
+    found = refusal(lambda: in_memory(TfdsSplit(folder, "train"), "set"))
+    assert "example 2 " in found and "label 2 is outside 0..1" in found
+
+    folder = write_examples(tmp_path / "c", images, [0, -1, 0], (4, 4, 1))
+    assert "label -1" in refusal(lambda: in_memory(TfdsSplit(folder, "train"), "set"))
+
+    floats = images_of(3, (4, 4, 1), np.float32)
+    floats[1][2, 2] = np.nan
+    folder = write_examples(tmp_path / "d", floats, [0, 1, 0], (4, 4, 1))
+    found = refusal(lambda: in_memory(TfdsSplit(folder, "train"), "set"))
+    assert "example 1 " in found and "NaN" in found
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=0)
+    assert "no examples" in refusal(lambda: TfdsSplit(folder, "test"))
+
+
+@pytest.mark.parametrize("missing", ["image", "label"])
+def test_other_kinds_of_sets_are_refused(tmp_path: Path, missing: str) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    file = folder / "features.json"
+    features = json.loads(file.read_text())
+    del features["featuresDict"]["features"][missing]
+    file.write_text(json.dumps(features))
+    found = refusal(lambda: TfdsSplit(folder, "train"))
+    assert "is not an image-classification set" in found
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_records_without_a_feature_are_refused(tmp_path: Path, key: str) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    for file, before, after in (
+        ("features.json", f'"{key}": {{"pythonClassName"', '"other": {"pythonClassName"'),
+        ("dataset_info.json", f'"featureKey": "{key}"', '"featureKey": "other"'),
+    ):
+        text = (folder / file).read_text()
+        assert before in text
+        (folder / file).write_text(text.replace(before, after))
+    found = refusal(lambda: TfdsSplit(folder, "train").batch(np.arange(2)))
+    assert "example 0 " in found and "it has no 'other'" in found
+
+
+@pytest.fixture
+def real_data() -> Path:
+    folder = os.environ.get("GNP_DATA_DIR")
+    if not folder:
+        pytest.skip("GNP_DATA_DIR names no folder with the real mnist")
+    return Path(folder)
+
+
+def test_real_mnist(real_data: Path) -> None:
+    folder = find_directory(real_data, SetName("mnist"))
+    assert set(open_builder(folder).info.splits) == {"train", "test"}
+    source = in_memory(TfdsSplit(folder, "test"), "mnist")
+    assert isinstance(source, InMemorySource)
+    assert source.images.shape == (10_000, 28, 28, 1) and source.images.dtype == np.uint8
+    # The test set's published class counts.
+    assert np.bincount(source.labels).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+    ]  # fmt: skip

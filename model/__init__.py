@@ -1,0 +1,17 @@
+"""Flax models and their registry: names to modules called as `module(x, train)`."""
+
+from model import small, wide_resnet
+from model.describe import Layer, describe
+from model.registry import ModelError, build_model, get_model, model_names, register
+
+__all__ = [
+    "Layer",
+    "ModelError",
+    "build_model",
+    "describe",
+    "get_model",
+    "model_names",
+    "register",
+    "small",
+    "wide_resnet",
+]

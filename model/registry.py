@@ -1,0 +1,197 @@
+"""Models by name: a name or a pattern of names, the class behind it, and clear errors."""
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+
+class ModelError(ValueError):
+    """A model name or parameter that cannot be used; one line for the user."""
+
+
+class Entry(NamedTuple):
+    """A registered pattern: how it is written, what it matches, the class, names to suggest."""
+
+    pattern: str
+    regex: re.Pattern[str]
+    build: type[nn.Module]
+    examples: tuple[str, ...]
+
+
+_FIELD = re.compile(r"\{(\w+)(?::(int))?\}")
+_SET_BY_US = {"num_classes", "parent", "name"}
+_entries: list[Entry] = []
+
+Model = typing.TypeVar("Model", bound=type[nn.Module])
+
+
+def register(pattern: str, *, examples: tuple[str, ...] = ()) -> Callable[[Model], Model]:
+    """Class decorator: makes a Flax module available under a name or a pattern of names.
+
+    Args:
+        pattern: a name; `{field:int}` stands for a whole number and `{field}` for letters and
+            digits, given to the class as keyword arguments.
+        examples: names that the pattern matches, for messages; needed where it has fields.
+
+    Raises:
+        ModelError: the pattern is taken.
+
+    Example:
+        >>> @register("Linear_{width:int}", examples=("Linear_3",))
+        ... class Linear(nn.Module):
+        ...     num_classes: int
+        ...     width: int
+        ...     use_bias: bool = True
+        >>> get_model("Linear_5", num_classes=10, use_bias=False).width
+        5
+    """
+
+    def add(build: Model) -> Model:
+        if any(entry.pattern == pattern for entry in _entries):
+            raise ModelError(f"model name {pattern!r} is already registered: choose another one")
+        names = examples if _FIELD.search(pattern) else (pattern,)
+        _entries.append(Entry(pattern, _regex(pattern), build, names))
+        return build
+
+    return add
+
+
+def get_model(name: str, num_classes: int, **params: Any) -> nn.Module:
+    """The model of a name, called as `module(x, train)`, with logits [b, num_classes] in float32.
+
+    Args:
+        name: such as "WideResNet_28_10"; see `model_names`.
+        num_classes: number of logits, at least 1.
+        params: the model's own keyword arguments, such as dropout_rate.
+
+    Raises:
+        ModelError: an unknown name or parameter, a wrong type, or a value that is not allowed.
+
+    Example:
+        >>> get_model("WideResNet_16_4", num_classes=10, dropout_rate=0.3).depth
+        16
+        >>> get_model("WideResnet_16_4", num_classes=10)
+        Traceback (most recent call last):
+        ...
+        model.registry.ModelError: unknown model_name 'WideResnet_16_4'; did you mean
+        'WideResNet_16_4'? Allowed: ...
+    """
+    return _build(name, num_classes, params)
+
+
+def build_model(config: Any, num_classes: int) -> nn.Module:
+    """The model that a config's `model.model_name` and `model.model_params` ask for.
+
+    Args:
+        config: any object with these attributes; `model_params` is a mapping.
+        num_classes: number of logits.
+
+    Raises:
+        ModelError: as `get_model`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> params = {"dropout_rate": 0.1}
+        >>> config = SimpleNamespace(
+        ...     model=SimpleNamespace(model_name="WideResNet_10_1", model_params=params))
+        >>> build_model(config, 10).dropout_rate
+        0.1
+    """
+    params = config.model.model_params
+    return _build(config.model.model_name, num_classes, {key: params[key] for key in params})
+
+
+def model_names() -> tuple[str, ...]:
+    """Every registered name; for a pattern, the names that it was registered with.
+
+    Example:
+        >>> "WideResNet_28_10" in model_names()
+        True
+    """
+    return tuple(sorted(name for entry in _entries for name in entry.examples))
+
+
+def _build(name: str, num_classes: int, params: Mapping[str, Any]) -> nn.Module:
+    entry, fields = _find(name)
+    allowed = _allowed(entry.build)
+    own = {key: kind for key, kind in allowed.items() if key not in fields}
+    for key in params:
+        if key not in own:
+            raise ModelError(
+                f"unknown model_params.{key} for {name}{_suggestion(key, tuple(own))} "
+                f"Allowed: {', '.join(own) or 'none'}"
+            )
+    checked = {key: _checked(name, key, value, own[key]) for key, value in params.items()}
+    if not _fits(num_classes, int) or num_classes < 1:
+        raise ModelError(f"num_classes = {num_classes!r}: choose a whole number of at least 1")
+    return entry.build(num_classes=num_classes, **fields, **checked)
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts, end = [], 0
+    for field in _FIELD.finditer(pattern):
+        value = r"[1-9]\d{0,5}" if field[2] else "[A-Za-z0-9]+"
+        parts += [re.escape(pattern[end : field.start()]), f"(?P<{field[1]}>{value})"]
+        end = field.end()
+    return re.compile("".join(parts) + re.escape(pattern[end:]), re.ASCII)
+
+
+def _find(name: str) -> tuple[Entry, dict[str, Any]]:
+    for entry in _entries:
+        if match := entry.regex.fullmatch(name):
+            whole = {field for field, kind in _FIELD.findall(entry.pattern) if kind}
+            fields = match.groupdict()
+            return entry, {key: int(v) if key in whole else v for key, v in fields.items()}
+    patterns = ", ".join(_FIELD.sub(r"{\1}", entry.pattern) for entry in _entries)
+    raise ModelError(
+        f"unknown model_name {name!r}{_suggestion(name, model_names())} Allowed: {patterns}"
+    )
+
+
+def _suggestion(word: str, known: tuple[str, ...]) -> str:
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f"; did you mean {lower[close[0]]!r}?" if close else "."
+
+
+def _allowed(build: type[nn.Module]) -> dict[str, Any]:
+    kinds = typing.get_type_hints(build)
+    names = inspect.signature(build).parameters
+    return {name: kinds.get(name, Any) for name in names if name not in _SET_BY_US}
+
+
+def _checked(model: str, key: str, value: Any, kind: Any) -> Any:
+    """The value as the field's type has it (list to tuple, int to float)."""
+    if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+        element = typing.get_args(kind)[0]
+        return tuple(_checked(model, key, item, element) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not _fits(value, kind):
+        raise ModelError(
+            f"model_params.{key} = {value!r} for {model}: must be {_readable(kind)}, "
+            f"is {type(value).__name__}"
+        )
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(kind))
+    if kind is Any:
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, typing.get_origin(kind) or kind)
+
+
+def _readable(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)

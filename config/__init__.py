@@ -1,0 +1,15 @@
+"""What to run: every key with its default and meaning, and one file an experiment."""
+
+from config.load import from_flat, load_config, resolve
+from config.schema import ConfigError, apply_overrides, flatten, problems, split_overrides
+
+__all__ = [
+    "ConfigError",
+    "apply_overrides",
+    "flatten",
+    "from_flat",
+    "load_config",
+    "problems",
+    "resolve",
+    "split_overrides",
+]

@@ -1,0 +1,36 @@
+r"""A wide residual network on CIFAR-10, with the gradient-norm penalty.
+
+    python -m gnp.main.main --config=config/cifar.py --working_dir=runs/cifar \\
+        --config.dataset.data_dir=DATA_DIR
+
+The hyperparameters are those of the paper's CIFAR experiments (arXiv 2202.03599): r 0.1,
+alpha 0.8, learning rate 0.1 with a cosine, L2 1e-3, gradients clipped at 5, batch 256,
+200 epochs. Another network:
+--config.model.model_name=WideResNet_28_10. CIFAR-100: --config.dataset.dataset_name=cifar100
+--config.dataset.num_classes=100.
+"""
+
+import ml_collections
+
+from config import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """WideResNet_16_4 on CIFAR-10."""
+    config = default.get_config()
+    config.dataset.dataset_name = "cifar10"
+    config.dataset.image_size = 32
+    config.dataset.num_classes = 10
+    config.dataset.num_channels = 3
+    config.dataset.image_level_augmentations = "basic"
+    config.model.model_name = "WideResNet_16_4"
+    config.batch_size = 256
+    config.total_epochs = 200
+    config.opt.opt_type = "Momentum"
+    config.base_lr = 0.1
+    config.lr_schedule_type = "cosine"
+    config.l2_regularization = 1e-3
+    config.gradient_clipping = 5.0
+    config.gnp.r = 0.1
+    config.gnp.alpha = 0.8
+    return config

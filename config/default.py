@@ -1,0 +1,179 @@
+"""Every config key, once, with its default, what is allowed, its meaning and unit.
+
+A config file is a delta over this one:
+
+    from config import default
+
+    def get_config():
+        config = default.get_config()
+        config.batch_size = 64
+        return config
+
+Any key can be set on the command line too: `--config.gnp.r=0.05`.
+"""
+
+import ml_collections
+
+from config.schema import (
+    Key,
+    boolean,
+    build_config,
+    choice,
+    integer,
+    mapping,
+    number,
+    numbers,
+    optional,
+    text,
+)
+
+KEYS = (
+    # Randomness.
+    Key("init_seeds", 0, integer(0), "seed of the initial parameters"),
+    Key(
+        "seeds",
+        0,
+        integer(0),
+        "seed of everything else: order and augmentation of the data, dropout, "
+        "the steps that hybrid training penalises, the digits' split",
+    ),
+    # Length and size.
+    Key("batch_size", 128, integer(1), "examples a step, over all devices"),
+    Key("total_epochs", 200, integer(1), "epochs of training"),
+    # Learning rate.
+    Key("base_lr", 0.1, number(at_least=0), "learning rate after the warmup"),
+    Key(
+        "lr_schedule_type",
+        "cosine",
+        choice("constant", "stepped", "cosine", "exponential", "inverse_time"),
+        "how the learning rate falls",
+    ),
+    Key("warmup_epochs", 0.0, number(at_least=0), "linear warmup from 0, in epochs"),
+    Key(
+        "lr_schedule_params.boundaries",
+        (60.0, 120.0, 160.0),
+        numbers(0),
+        "stepped: epochs after which the rate is multiplied by the factor",
+    ),
+    Key("lr_schedule_params.factor", 0.2, number(above=0), "stepped: the factor"),
+    Key("lr_schedule_params.rate", 0.97, number(above=0), "exponential: factor an epoch"),
+    Key(
+        "lr_schedule_params.decay",
+        0.0,
+        number(at_least=0),
+        "inverse_time: base_lr / (1 + decay * step); decay per step",
+    ),
+    # Loss and regularisation.
+    Key(
+        "loss",
+        "softmax_cross_entropy",
+        choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
+        "mean loss of a batch; it decides the metrics too",
+    ),
+    Key("label_smoothing", 0.0, number(at_least=0, at_most=1), "share of the uniform label"),
+    Key("l2_regularization", 0.0, number(at_least=0), "times half the squared norm, in the loss"),
+    Key(
+        "no_weight_decay_on_bn",
+        False,
+        boolean(),
+        "decay only parameters of rank > 1 (no biases, no batch-norm scales and offsets)",
+    ),
+    Key("gradient_clipping", 0.0, number(at_least=0), "largest global gradient norm; 0: off"),
+    Key(
+        "on_nonfinite",
+        "stop",
+        choice("stop", "skip"),
+        "a loss or gradient that is NaN or infinite ends the run, or its update is dropped",
+    ),
+    # Gradient-norm penalty.
+    Key("gnp.r", 0.0, number(at_least=0), "radius of the perturbation, in parameter space; 0: off"),
+    Key("gnp.alpha", 0.0, number(at_least=0), "weight of the perturbed gradient, lambda / r"),
+    Key(
+        "gnp.lambda",
+        None,
+        optional(number(at_least=0)),
+        "penalty coefficient, instead of gnp.alpha",
+    ),
+    Key("gnp.norm_perturbations", False, boolean(), "mix the normalised gradient, not the raw one"),
+    Key(
+        "gnp.sync_perturbations",
+        True,
+        boolean(),
+        "one perturbation from the whole batch's gradient; False: one a device",
+    ),
+    Key("gnp.adaptive", False, boolean(), "scale the perturbation by the parameters (ASAM)"),
+    Key(
+        "gnp.method",
+        "finite_difference",
+        choice("finite_difference", "hvp"),
+        "difference of two gradients, or the exact Hessian-vector product",
+    ),
+    Key("gnp.every", 1, integer(1), "penalise every n-th step"),
+    Key(
+        "gnp.warmup_epochs",
+        None,
+        optional(number(at_least=0)),
+        "epochs of gr_warmup_strategy; none: warmup_epochs",
+    ),
+    Key(
+        "gr_warmup_strategy",
+        "none",
+        choice("none", "lambda", "r", "zero"),
+        "what grows from 0 during the warmup; zero: plain steps until its end",
+    ),
+    Key("use_hybrid_training", False, boolean(), "penalise a random share of the steps"),
+    Key("hybrid_config.p", 0.5, number(at_least=0, at_most=1), "that share"),
+    # Optimizer.
+    Key("opt.opt_type", "Momentum", choice("SGD", "Momentum", "Adam", "RMSProp"), "optimizer"),
+    Key("opt.opt_params", {}, mapping(), "its keyword arguments, such as weight_decay"),
+    # Model.
+    Key("model.model_name", "WideResNet_16_4", text(), "a name that the registry knows"),
+    Key("model.model_params", {}, mapping(), "its keyword arguments, such as dropout_rate"),
+    # Data.
+    Key("dataset.dataset_name", "cifar10", text(), "digits, or a TFDS name"),
+    Key(
+        "dataset.data_dir",
+        None,
+        optional(text()),
+        "folder of the prepared TFDS sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets",
+    ),
+    Key("dataset.image_level_augmentations", "none", choice("none", "basic"), "per image"),
+    Key("dataset.batch_level_augmentations", "none", choice("none", "cutout"), "per batch"),
+    Key("dataset.cutout_size", 16, integer(1), "side of cutout's square, in pixels"),
+    Key("dataset.image_size", None, optional(integer(1)), "expected side in pixels; none: any"),
+    Key("dataset.num_classes", None, optional(integer(1)), "expected classes; none: any"),
+    Key("dataset.num_channels", None, optional(integer(1)), "expected channels; none: any"),
+    Key(
+        "dataset.validation_fraction",
+        0.1,
+        number(above=0, at_most=0.9),
+        "share of the training split that is held out where use_test_set is False",
+    ),
+    Key("use_test_set", True, boolean(), "evaluate on the test set; False: on a held-out part"),
+    # What is measured and kept.
+    Key("compute_top_5_error_rate", False, boolean(), "log the top-5 error rate as well"),
+    Key("evaluate_every_n_epochs", 1, integer(1), "epochs between evaluations"),
+    Key("save_ckpt_every_n_epochs", 1, integer(1), "epochs between checkpoints"),
+    Key("keep_checkpoints", 3, integer(2), "newest checkpoints that are kept"),
+    Key("log_every_n_steps", 50, integer(1), "steps between TensorBoard points"),
+    Key("retrain", False, boolean(), "start over in a working_dir that holds a run"),
+)
+
+# Keys that change neither the data nor the training: they may differ when a run is resumed.
+FREE_KEYS = (
+    "retrain",
+    "dataset.data_dir",
+    "save_ckpt_every_n_epochs",
+    "keep_checkpoints",
+    "log_every_n_steps",
+)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every key at its default.
+
+    Example:
+        >>> get_config().gnp.r
+        0.0
+    """
+    return build_config(KEYS)

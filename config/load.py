@@ -1,0 +1,137 @@
+"""From a config file and a command line to one complete, checked config."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from config import default
+from config.schema import ConfigError, apply_overrides, problems, set_value
+
+
+def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """The config of a file with command-line values in it, checked and resolved.
+
+    Args:
+        path: a Python file that defines `get_config()`.
+        overrides: (dotted key, text) pairs.
+
+    Raises:
+        ConfigError: one line for each thing that is wrong.
+
+    Example:
+        >>> load_config("config/digits.py", [("gnp.r", "0.1")]).gnp.r
+        0.1
+    """
+    config, wrong = apply_overrides(_run_file(path), overrides, default.KEYS)
+    wrong += problems(config, default.KEYS)
+    if not wrong:
+        wrong += conflicts(config)
+    if wrong:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    return resolve(config)
+
+
+def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config of a run directory's `config.json`.
+
+    Args:
+        values: dotted key -> JSON value.
+
+    Raises:
+        ConfigError: one line for each thing that is wrong.
+
+    Example:
+        >>> from config.schema import flatten
+        >>> from_flat(flatten(default.get_config(), default.KEYS)).batch_size
+        128
+    """
+    config = default.get_config()
+    known = {key.name for key in default.KEYS}
+    wrong = [f"unknown config key {name}" for name in values if name not in known]
+    wrong += [f"config key {name} is missing" for name in known if name not in values]
+    for name in known & set(values):
+        set_value(config, name, values[name])
+    wrong += problems(config, default.KEYS)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return config
+
+
+def _run_file(path: str) -> ml_collections.ConfigDict:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"--config={path}: no such file; config/ holds ready ones")
+    spec = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: a Python file (.py) with get_config() is needed")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever a user's file does wrong
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config={path}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"--config={path}: get_config() returned {type(config).__name__}, "
+                          "a ConfigDict is needed")  # fmt: skip
+    return config
+
+
+def conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    """What is wrong between keys that are each allowed, a line each.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.gnp.alpha = 0.8
+        >>> conflicts(config)
+        ['gnp.alpha = 0.8 with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05']
+    """
+    lines = []
+    r, alpha, coefficient = config.gnp.r, config.gnp.alpha, config.gnp["lambda"]
+    if coefficient is not None and r == 0 and coefficient > 0:
+        lines.append(
+            f"gnp.lambda = {coefficient} with gnp.r = 0: a penalty needs a radius, "
+            "such as gnp.r = 0.05"
+        )
+    elif coefficient is not None and alpha != 0 and abs(alpha * r - coefficient) > 1e-9:
+        lines.append(
+            f"gnp.lambda = {coefficient} and gnp.alpha = {alpha} disagree, as lambda is "
+            f"alpha * r = {alpha * r:g}: give one of them"
+        )
+    elif coefficient is None and alpha > 0 and r == 0:
+        lines.append(
+            f"gnp.alpha = {alpha} with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
+        )
+    if config.warmup_epochs > config.total_epochs:
+        lines.append(
+            f"warmup_epochs = {config.warmup_epochs:g} is longer than "
+            f"total_epochs = {config.total_epochs}"
+        )
+    if config.compute_top_5_error_rate and config.loss != "softmax_cross_entropy":
+        lines.append(
+            f"compute_top_5_error_rate needs loss = softmax_cross_entropy, not {config.loss}"
+        )
+    if config.label_smoothing > 0 and config.loss == "squared_error":
+        lines.append(f"label_smoothing = {config.label_smoothing} does not go with squared_error")
+    return lines
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy with `gnp.alpha` computed from `gnp.lambda` where that is given.
+
+    Args:
+        config: a config without conflicts.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.gnp.r, config.gnp["lambda"] = 0.05, 0.04
+        >>> round(resolve(config).gnp.alpha, 3)
+        0.8
+    """
+    new = config.copy_and_resolve_references()
+    if new.gnp["lambda"] is not None and new.gnp.r > 0:
+        new.gnp.alpha = new.gnp["lambda"] / new.gnp.r
+    return new

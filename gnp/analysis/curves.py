@@ -1,0 +1,81 @@
+"""curves.png: how a run went, over its steps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+# Colours that stay apart without colour vision (Okabe and Ito), and different dashes.
+_TRAIN: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
+_EVALUATION: dict[str, Any] = {"color": "#D55E00", "linestyle": "--"}
+
+
+def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws loss, error, learning rate, gradient norm, alpha and r over steps.
+
+    Args:
+        rows: the objects of metrics.jsonl.
+        path: the PNG to write; replaced whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharex=True, layout="constrained")
+    error = _error_name(rows)
+    panels = [
+        ("loss", ("train_loss", "test_loss", "validation_loss")),
+        (
+            error.replace("_", " "),
+            (f"train_{error}", f"test_{error}", f"validation_{error}"),
+        ),
+        ("learning rate", ("learning_rate",)),
+        ("gradient norm", ("gradient_norm",)),
+        ("alpha", ("alpha",)),
+        ("r", ("r",)),
+    ]
+    for axis, (title, names) in zip(axes.flat, panels, strict=True):
+        _draw(axis, rows, title, names)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    try:
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
+
+
+def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], title: str, names: Sequence[str]) -> None:
+    several = sum(any(name in row for row in rows) for name in names) > 1
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            style = _EVALUATION if name.startswith(("test", "validation")) else _TRAIN
+            label = name.split("_")[0] if several else None
+            axis.plot(*zip(*points, strict=True), label=label, marker=".", markersize=4, **style)
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    if title in ("loss", "gradient norm") and _spans_decades(rows, names):
+        axis.set_yscale("log")
+    elif title not in ("loss", "gradient norm"):
+        axis.set_ylim(bottom=0)
+    if several:
+        axis.legend(frameon=False)
+
+
+def _error_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    regression = any("train_mean_absolute_error" in row for row in rows)
+    return "mean_absolute_error" if regression else "error_rate"
+
+
+def _spans_decades(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
+    values = [row[name] for row in rows for name in names if name in row]
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 10

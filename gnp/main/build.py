@@ -1,0 +1,195 @@
+"""From a config to the parts of a run. Nothing below here sees a ConfigDict."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import optax
+
+import config as configs
+import ds_pipeline
+import model
+import optimizer
+from config import default
+from gnp.training.loop import Plan, Steps
+from gnp.training.mesh import data_mesh, replicate, shard_batch
+from gnp.training.objective import Objective, build_objective, output_size
+from gnp.training.state import Apply, Initialise, TrainState, from_linen
+from gnp.training.step import EvaluationStep, build_evaluation_step, build_train_step
+
+
+class Run(NamedTuple):
+    """The parts of a run, built from its config.
+
+    Attributes:
+        dataset: where examples come from.
+        initialise: key -> (params, model_state).
+        apply: the model as a function.
+        objective: loss and metrics.
+        optimizer: the chain.
+        scalars: step number -> learning_rate, alpha, r.
+        plan: lengths and intervals.
+        steps: the two training steps, compiled at their first call.
+        evaluation_step: likewise.
+        mesh: the devices.
+    """
+
+    dataset: ds_pipeline.Dataset
+    initialise: Initialise
+    apply: Apply
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    scalars: Callable[[int], dict[str, float]]
+    plan: Plan
+    steps: Steps
+    evaluation_step: EvaluationStep
+    mesh: jax.sharding.Mesh
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Everything that can be wrong with a config without looking at data.
+
+    Raises:
+        ConfigError: a line for each problem.
+    """
+    wrong = []
+    for build in (
+        lambda: optimizer.build_optimizer(config, steps_per_epoch=1),
+        lambda: model.build_model(config, config.dataset.num_classes or 10),
+    ):
+        try:
+            build()
+        except (optimizer.OptimizerError, model.ModelError) as error:
+            wrong += str(error).splitlines()
+    devices = jax.device_count()
+    if config.batch_size % devices:
+        wrong.append(
+            f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
+            f"choose a multiple of {devices}"
+        )
+    if wrong:
+        raise configs.ConfigError("\n".join(wrong))
+
+
+def build_run(config: ml_collections.ConfigDict) -> Run:
+    """Reads the data set and builds everything that a run needs.
+
+    Args:
+        config: checked and complete.
+
+    Raises:
+        ConfigError, DataError, ModelError, OptimizerError: one line each.
+    """
+    check(config)
+    dataset = ds_pipeline.build_dataset(config)
+    steps_per_epoch = ds_pipeline.count_steps(dataset, config.batch_size)
+    initialise, apply = build_functions(
+        config, dataset.normalize, dataset.shape, dataset.num_classes
+    )
+    objective = build_objective(
+        config.loss, config.label_smoothing, config.compute_top_5_error_rate
+    )
+    chain = optimizer.build_optimizer(config, steps_per_epoch)
+    schedules = optimizer.build_schedules(config, steps_per_epoch)
+    plan = Plan(
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_epochs=config.total_epochs,
+        evaluate_every=config.evaluate_every_n_epochs,
+        save_every=config.save_ckpt_every_n_epochs,
+        log_every=config.log_every_n_steps,
+    )
+
+    def scalars(step: int) -> dict[str, float]:
+        return {name: float(value(step)) for name, value in schedules._asdict().items()}
+
+    def train_step(penalize: bool) -> Any:
+        step = build_train_step(
+            apply,
+            objective,
+            chain,
+            penalize=penalize,
+            l2=config.l2_regularization,
+            decayed=lambda params: optimizer.decay_mask(params, config.no_weight_decay_on_bn),
+            skip_nonfinite=config.on_nonfinite == "skip",
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    return Run(
+        dataset,
+        initialise,
+        apply,
+        objective,
+        chain,
+        scalars,
+        plan,
+        Steps(
+            train_step(False),
+            train_step(True),
+            optimizer.build_step_rule(config, steps_per_epoch),
+        ),
+        jax.jit(build_evaluation_step(apply, objective)),
+        data_mesh(),
+    )
+
+
+def build_functions(
+    config: ml_collections.ConfigDict,
+    normalize: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    num_classes: int,
+) -> tuple[Initialise, Apply]:
+    """The config's model as `initialise` and `apply`, for inputs of a shape."""
+    module = model.build_model(config, output_size(config.loss, num_classes))
+    return from_linen(module, normalize, shape)
+
+
+def initial_state(run: Run, seed: int) -> TrainState:
+    """The state before the first step, on every device."""
+
+    def initialise(key: jax.Array) -> TrainState:
+        params, model_state = run.initialise(key)
+        return TrainState(params, model_state, run.optimizer.init(params))
+
+    return replicate(jax.jit(initialise)(jax.random.key(seed)), run.mesh)
+
+
+def abstract_state(run: Run) -> TrainState:
+    """Shapes, dtypes and places of the state; computes nothing."""
+
+    def initialise(key: jax.Array) -> TrainState:
+        params, model_state = run.initialise(key)
+        return TrainState(params, model_state, run.optimizer.init(params))
+
+    shapes = jax.eval_shape(initialise, jax.random.key(0))
+    sharding = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def training_batches(run: Run, seed: int, start_step: int) -> Iterator[Any]:
+    """Training batches from a step on, each sent to the devices as soon as it is asked for."""
+    host = ds_pipeline.train_batches(
+        run.dataset,
+        run.plan.batch_size,
+        seed=seed,
+        start_step=start_step,
+        total_steps=run.plan.total_steps,
+    )
+    return (shard_batch(batch, run.mesh) for batch in host)
+
+
+def evaluation_batches(run: Run) -> Iterator[Any]:
+    """The evaluation set once, on the devices."""
+    host = ds_pipeline.evaluation_batches(run.dataset.evaluation, run.plan.batch_size)
+    return (shard_batch(batch, run.mesh) for batch in host)
+
+
+def config_as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted key -> JSON value, every key."""
+    flat = configs.flatten(config, default.KEYS)
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()
+    }

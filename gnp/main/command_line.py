@@ -1,0 +1,105 @@
+"""What a user types, taken apart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+from absl import flags
+
+import config as configs
+from config import default
+
+USAGE = """\
+python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
+
+  --config=FILE         what to run; config/ holds ready ones
+  --working_dir=DIR     the run directory: everything is written there; the same command resumes
+  --mode=train          train, evaluate, log, checkpoint (default)
+  --mode=eval           evaluate a checkpoint of DIR; --config may be left out
+  --mode=inspect        print config, layers and parameters; computes nothing
+  --checkpoint=STEP     eval: which checkpoint (default: the newest)
+  --config.KEY=VALUE    any of the keys below
+
+Exit codes: 0 done, or stopped by SIGTERM with everything saved; 2 the command line or config is
+wrong; 1 anything else; 130 Ctrl-C.
+"""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be run; each line of the message is one problem."""
+
+
+class CommandLine(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+        mode: train, eval or inspect.
+        config: checked and complete; None in eval without --config.
+        working_dir: the run directory; inspect does not use it.
+        checkpoint: the step to evaluate; None: the newest.
+    """
+
+    mode: str
+    config: ml_collections.ConfigDict | None
+    working_dir: Path
+    checkpoint: int | None
+
+
+def parse(arguments: Sequence[str]) -> CommandLine | None:
+    """The command line, checked; None where help was asked for.
+
+    Args:
+        arguments: without the program's name.
+
+    Raises:
+        UsageError, ConfigError: what is wrong, a line each.
+
+    Example:
+        >>> parse(["--mode=inspect", "--config=config/digits.py"]).mode
+        'inspect'
+    """
+    if any(argument in ("-h", "--help", "-help") for argument in arguments):
+        return None
+    rest, overrides, wrong = configs.split_overrides(arguments)
+    values = _define_flags()
+    try:
+        positional = values(["gnp", *rest])[1:]
+    except flags.Error as error:
+        raise UsageError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
+    wrong += [f"{word!r} is not a flag; --help shows the usage" for word in positional]
+    if values.mode != "inspect" and not values.working_dir:
+        wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
+    if values.mode != "eval" and not values.config:
+        wrong.append("--config=FILE is missing, such as --config=config/digits.py")
+    if overrides and not values.config:
+        wrong.append(f"--config.{overrides[0][0]} needs --config=FILE")
+    loaded = None
+    if values.config:
+        try:
+            loaded = configs.load_config(values.config, overrides)
+        except configs.ConfigError as error:
+            wrong += str(error).splitlines()
+    if wrong:
+        raise UsageError("\n".join(wrong))
+    return CommandLine(values.mode, loaded, Path(values.working_dir or "."), values.checkpoint)
+
+
+def usage() -> str:
+    """The text of --help: usage and every config key."""
+    keys = [
+        f"  {key.name} = {key.default!r}\n      {key.meaning} ({key.kind.allowed})"
+        for key in default.KEYS
+    ]
+    return USAGE + "\nConfig keys, with their defaults:\n\n" + "\n".join(keys)
+
+
+def _define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file", flag_values=values)
+    flags.DEFINE_string("working_dir", None, "run directory", flag_values=values)
+    flags.DEFINE_enum(
+        "mode", "train", ["train", "eval", "inspect"], "what to do", flag_values=values
+    )
+    flags.DEFINE_integer("checkpoint", None, "step", lower_bound=0, flag_values=values)
+    return values

@@ -1,0 +1,46 @@
+"""--mode=eval."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+import config as configs
+from config import default
+from gnp.main import build
+from gnp.main.tables import print_metrics
+from gnp.training.checkpoint import CheckpointError, Checkpoints
+from gnp.training.loop import evaluate
+from gnp.training.run_directory import read_config, refuse_other_config
+
+
+def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint: int | None) -> int:
+    """Evaluates a checkpoint of a directory; prints a table and one JSON line."""
+    saved = read_config(working_dir)
+    if config is None:
+        config = configs.from_flat(saved)
+    else:
+        refuse_other_config(working_dir, build.config_as_json(config), default.FREE_KEYS)
+    if not (working_dir / "checkpoints").is_dir():
+        raise CheckpointError(f"no checkpoint in {working_dir}: train first")
+    parts = build.build_run(config)
+    checkpoints = Checkpoints(working_dir, config.keep_checkpoints, read_only=True)
+    try:
+        restored = checkpoints.restore(build.abstract_state(parts), checkpoint)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"no checkpoint in {working_dir}: train first")
+    for warning in restored.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    values, examples = evaluate(
+        parts.evaluation_step, restored.state, build.evaluation_batches(parts)
+    )
+    name = parts.dataset.evaluation_name
+    result: dict[str, Any] = {"step": restored.step, "examples": examples}
+    result |= {f"{name}_{metric}": value for metric, value in values.items()}
+    print_metrics(result, f"{config.dataset.dataset_name}, {name} set")
+    print(json.dumps(result))
+    return 0

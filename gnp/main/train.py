@@ -1,0 +1,90 @@
+"""--mode=train."""
+
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from config import default
+from gnp.analysis.curves import plot_curves
+from gnp.main import build
+from gnp.main.tables import print_results
+from gnp.training.checkpoint import Checkpoints
+from gnp.training.files import read_rows
+from gnp.training.interrupt import Interrupt, catch_signals
+from gnp.training.loop import Progress, evaluate, train
+from gnp.training.metrics import Log
+from gnp.training.run_directory import open_run_directory
+from gnp.training.state import TrainState
+
+
+def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
+    """Trains, or goes on with, the run of a directory; returns the exit code."""
+    build.check(config)
+    open_run_directory(
+        working_dir,
+        build.config_as_json(config),
+        retrain=config.retrain,
+        free=default.FREE_KEYS,
+    )
+    parts = build.build_run(config)
+    checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
+    with catch_signals() as interrupt:
+        try:
+            _train(config, working_dir, parts, checkpoints, interrupt)
+        finally:
+            checkpoints.close()
+    rows = read_rows(working_dir / "metrics.jsonl")
+    if rows:
+        plot_curves(rows, working_dir / "curves.png")
+        print_results(rows, working_dir)
+    if interrupt.signal is None:
+        return 0
+    step = checkpoints.newest_saved
+    print(
+        f"stopped by {interrupt.signal.name} after step {step} of {parts.plan.total_steps}, "
+        "saved; the same command goes on from there",
+        file=sys.stderr,
+    )
+    return 130 if interrupt.signal.name == "SIGINT" else 0
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    working_dir: Path,
+    parts: build.Run,
+    checkpoints: Checkpoints,
+    interrupt: Interrupt,
+) -> None:
+    restored = checkpoints.restore(build.abstract_state(parts))
+    for warning in restored.warnings if restored else []:
+        print(f"warning: {warning}", file=sys.stderr)
+    progress = Progress(restored.progress if restored else None)
+    state = restored.state if restored else build.initial_state(parts, config.init_seeds)
+    active = jax.process_index() == 0
+    log = Log(working_dir, from_step=progress.step, active=active)
+    if restored:
+        log.say(f"going on in {working_dir} after step {progress.step}")
+
+    def measure(state: TrainState) -> dict[str, float]:
+        values, _ = evaluate(parts.evaluation_step, state, build.evaluation_batches(parts))
+        return {f"{parts.dataset.evaluation_name}_{name}": v for name, v in values.items()}
+
+    try:
+        train(
+            state,
+            progress,
+            plan=parts.plan,
+            steps=parts.steps,
+            key=jax.random.key(config.seeds),
+            batches=build.training_batches(parts, config.seeds, progress.step),
+            evaluate=measure,
+            scalars=parts.scalars,
+            log=log,
+            checkpoints=checkpoints,
+            interrupt=interrupt,
+            skip_nonfinite=config.on_nonfinite == "skip",
+        )
+    finally:
+        log.close()

@@ -1,0 +1,271 @@
+"""The order of events in a run: steps, epochs, evaluations, checkpoints, and how it can end."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gnp.training.checkpoint import Checkpoints
+from gnp.training.interrupt import Interrupt
+from gnp.training.metrics import Log, Means
+from gnp.training.state import TrainState
+from gnp.training.step import EvaluationStep, TrainStep
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient or update was NaN or infinite; one line with step and epoch."""
+
+
+class Plan(NamedTuple):
+    """The numbers that order a run; all are whole and at least 1."""
+
+    batch_size: int
+    steps_per_epoch: int
+    total_epochs: int
+    evaluate_every: int
+    save_every: int
+    log_every: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.total_epochs
+
+
+class Steps(NamedTuple):
+    """The two compiled steps, and which one a step number takes."""
+
+    plain: TrainStep
+    penalized: TrainStep
+    is_penalized: Callable[[int], bool]
+
+    def __call__(
+        self, state: TrainState, batch: Any, key: jax.Array, number: int
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Dispatches step `number`, decided on the host; does not wait for the device."""
+        step = self.penalized if self.is_penalized(number) else self.plain
+        return step(state, batch, key, np.uint32(number))
+
+
+class Progress:
+    """What the host knows of a run: the step, and the running epoch's means.
+
+    Args:
+        saved: what `to_json` gave; None: the beginning.
+
+    Example:
+        >>> Progress().to_json()["step"]
+        0
+    """
+
+    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+        saved = saved or {"step": 0, "sums": {}, "count": 0, "seconds": 0.0, "skipped": 0}
+        self.step: int = saved["step"]
+        self.means = Means(saved["sums"], saved["count"])
+        self.seconds: float = saved["seconds"]
+        self.skipped: int = saved["skipped"]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+        return {
+            "step": self.step,
+            "sums": self.means.sums,
+            "count": self.means.count,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+        }
+
+    def start_epoch(self) -> None:
+        """Forgets the last epoch."""
+        self.means, self.seconds, self.skipped = Means(), 0.0, 0
+
+
+def train(
+    state: TrainState,
+    progress: Progress,
+    *,
+    plan: Plan,
+    steps: Steps,
+    key: jax.Array,
+    batches: Iterator[Any],
+    evaluate: Callable[[TrainState], dict[str, float]],
+    scalars: Callable[[int], dict[str, float]],
+    log: Log,
+    checkpoints: Checkpoints,
+    interrupt: Interrupt,
+    skip_nonfinite: bool = False,
+) -> TrainState:
+    """Trains from where `progress` stands to the end of the plan, or until a signal.
+
+    Args:
+        state: on the devices; donated.
+        progress: updated in place.
+        plan: lengths and intervals.
+        steps: the compiled steps.
+        key: the run's key; each step folds its number in.
+        batches: on the devices, the first one for step `progress.step`.
+        evaluate: state -> named metrics of the evaluation set.
+        scalars: step number -> learning rate, alpha and r at that step.
+        log: rows, events and bar.
+        checkpoints: where to save.
+        interrupt: true once a signal came; the run then saves and returns.
+        skip_nonfinite: count non-finite steps (the step has dropped their update), go on.
+
+    Returns:
+        The last state.
+
+    Raises:
+        NonFiniteError: where skip_nonfinite is False.
+        CheckpointError: a checkpoint could not be written.
+    """
+    while progress.step < plan.total_steps and not interrupt:
+        epoch = progress.step // plan.steps_per_epoch + 1
+        state = _train_epoch(
+            state, progress, epoch, plan, steps, key, batches, scalars, log, interrupt,
+            skip_nonfinite,
+        )  # fmt: skip
+        if progress.step == epoch * plan.steps_per_epoch:
+            last = epoch == plan.total_epochs
+            measured = evaluate(state) if last or epoch % plan.evaluate_every == 0 else {}
+            row = _row(epoch, plan, progress, measured, scalars(progress.step - 1))
+            log.end_epoch(row, _line(row, plan))
+            progress.start_epoch()
+            if last or epoch % plan.save_every == 0 or interrupt:
+                checkpoints.save(progress.step, state, progress.to_json())
+        else:
+            checkpoints.save(progress.step, state, progress.to_json())
+    log.close_bar()
+    checkpoints.wait()
+    return state
+
+
+def _train_epoch(
+    state: TrainState,
+    progress: Progress,
+    epoch: int,
+    plan: Plan,
+    steps: Steps,
+    key: jax.Array,
+    batches: Iterator[Any],
+    scalars: Callable[[int], dict[str, float]],
+    log: Log,
+    interrupt: Interrupt,
+    skip_nonfinite: bool,
+) -> TrainState:
+    """Steps until the epoch ends or a signal came; metrics are read while the next step runs."""
+    end = epoch * plan.steps_per_epoch
+    log.start_epoch(
+        epoch, plan.total_epochs, plan.steps_per_epoch, plan.steps_per_epoch - end + progress.step
+    )
+    before, started = progress.seconds, time.perf_counter()
+    unread: tuple[int, dict[str, jax.Array]] | None = None
+    batch = next(batches)
+    while True:
+        state, metrics = steps(state, batch, key, progress.step)
+        progress.step += 1
+        done = progress.step == end or bool(interrupt)
+        if not done:
+            batch = next(batches)
+        if unread is not None:
+            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite)
+        unread = (progress.step, metrics)
+        progress.seconds = before + time.perf_counter() - started
+        if done:
+            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite)
+            progress.seconds = before + time.perf_counter() - started
+            return state
+
+
+def _read(
+    unread: tuple[int, dict[str, jax.Array]],
+    epoch: int,
+    progress: Progress,
+    plan: Plan,
+    scalars: Callable[[int], dict[str, float]],
+    log: Log,
+    skip_nonfinite: bool,
+) -> None:
+    """Waits for a step's metrics and takes them into the epoch's means, the bar and TensorBoard."""
+    step, metrics = unread
+    read = jax.device_get(metrics)
+    # The loss first: leaving a compiled function, a dict is sorted by name.
+    values = {name: float(read[name]) for name in sorted(read, key=lambda name: name != "loss")}
+    finite = values.pop("finite") > 0
+    if finite:
+        progress.means.add(values)
+    elif skip_nonfinite:
+        progress.skipped += 1
+    else:
+        raise NonFiniteError(
+            f"step {step} (epoch {epoch}): loss {values['loss']:g}, gradient norm "
+            f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr or "
+            "gradient_clipping, check the data, or set --config.on_nonfinite=skip"
+        )
+    count = progress.means.count
+    rate = count * plan.batch_size / progress.seconds if progress.seconds > 0 else 0.0
+    log.step(f"{_show(progress.means.mean())}, {rate:,.0f} examples/s")
+    if step % plan.log_every == 0:
+        log.points(step, {f"train/{name}": value for name, value in values.items()})
+        log.points(step, scalars(step - 1))
+
+
+def evaluate(
+    step: EvaluationStep, state: TrainState, batches: Iterable[Any]
+) -> tuple[dict[str, float], int]:
+    """Means over every unmasked example of the batches, and how many there were.
+
+    Args:
+        step: the compiled evaluation step.
+        state: on the devices.
+        batches: on the devices, with "mask".
+    """
+    sums = jax.device_get([step(state.params, state.model_state, batch) for batch in batches])
+    names = sorted(sums[0], key=lambda name: name != "loss")
+    totals = {name: math.fsum(float(each[name]) for each in sums) for name in names}
+    count = totals.pop("count")
+    return {name: value / count for name, value in totals.items()}, round(count)
+
+
+def _row(
+    epoch: int,
+    plan: Plan,
+    progress: Progress,
+    measured: dict[str, float],
+    scalars: dict[str, float],
+) -> dict[str, Any]:
+    means = progress.means.mean()
+    gradient_norm = means.pop("gradient_norm", math.nan)
+    row: dict[str, Any] = {"epoch": epoch, "step": progress.step}
+    row |= {f"train_{name}": value for name, value in means.items()}
+    row |= measured | scalars
+    if math.isfinite(gradient_norm):
+        row["gradient_norm"] = gradient_norm
+    if progress.skipped:
+        row["skipped_steps"] = progress.skipped
+    row["epoch_seconds"] = round(progress.seconds, 3)
+    examples = plan.steps_per_epoch * plan.batch_size
+    row["examples_per_second"] = round(examples / progress.seconds, 1)
+    return row
+
+
+def _show(values: dict[str, float]) -> str:
+    """`loss 0.123, error rate 4.56 %`, without the gradient norm."""
+    shown = []
+    for name, value in values.items():
+        words = name.replace("_", " ")
+        if name.endswith("error_rate"):
+            shown.append(f"{words} {value:.2%}")
+        elif name.endswith(("loss", "absolute_error")):
+            shown.append(f"{words} {value:.4f}")
+    return ", ".join(shown)
+
+
+def _line(row: dict[str, Any], plan: Plan) -> str:
+    skipped = f", {row['skipped_steps']} steps skipped" if "skipped_steps" in row else ""
+    return (
+        f"epoch {row['epoch']}/{plan.total_epochs}: {_show(row)}{skipped}, "
+        f"{row['epoch_seconds']:.1f} s, {row['examples_per_second']:,.0f} examples/s"
+    )

@@ -1,0 +1,27 @@
+"""Where arrays live: batches are split over all devices, everything else is on each of them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def data_mesh() -> Mesh:
+    """One axis, `data`, over all devices.
+
+    Example:
+        >>> data_mesh().axis_names
+        ('data',)
+    """
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays [b, ...] onto the devices, b split over them; returns before they are there."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A pytree onto every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,102 @@
+"""Losses and their metrics, per example, so that any batch and any mask can be averaged."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PerExample = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Objective(NamedTuple):
+    """What is minimised and what is reported.
+
+    Attributes:
+        loss: (outputs [b, k], labels [b]) -> loss of each example [b], float32.
+        metrics: name -> the same for each metric.
+    """
+
+    loss: PerExample
+    metrics: Mapping[str, PerExample]
+
+
+def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False) -> Objective:
+    """The objective that a config's `loss` names.
+
+    softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed towards 1/C;
+    sigmoid_cross_entropy: -y log s(z) - (1 - y) log(1 - s(z)), summed over outputs;
+    squared_error: (z - y)^2, averaged over outputs.
+    The label is one-hot where there are several outputs, else the number itself.
+
+    Args:
+        loss: one of the three names.
+        label_smoothing: share of the uniform label, in [0, 1].
+        top_5: report the top-5 error rate as well (softmax_cross_entropy only).
+
+    Raises:
+        KeyError: an unknown name.
+
+    Example:
+        >>> objective = build_objective("softmax_cross_entropy")
+        >>> float(objective.metrics["error_rate"](jnp.eye(2), jnp.array([0, 0])).mean())
+        0.5
+    """
+    losses: dict[str, PerExample] = {
+        "softmax_cross_entropy": lambda outputs, labels: optax.softmax_cross_entropy(
+            outputs, optax.smooth_labels(targets(outputs, labels), label_smoothing)
+        ),
+        "sigmoid_cross_entropy": lambda outputs, labels: optax.sigmoid_binary_cross_entropy(
+            outputs, _smooth_binary(targets(outputs, labels), label_smoothing)
+        ).sum(-1),
+        "squared_error": lambda outputs, labels: jnp.square(
+            outputs - targets(outputs, labels)
+        ).mean(-1),
+    }
+    if loss == "squared_error":
+        metrics: dict[str, PerExample] = {"mean_absolute_error": absolute_error}
+    else:
+        metrics = {"error_rate": error}
+        if top_5:
+            metrics["top_5_error_rate"] = top_5_error
+    return Objective(losses[loss], metrics)
+
+
+def output_size(loss: str, num_classes: int) -> int:
+    """How many outputs a model needs: one for a yes-or-no question, else one a class.
+
+    Example:
+        >>> output_size("sigmoid_cross_entropy", 2)
+        1
+    """
+    return 1 if loss == "sigmoid_cross_entropy" and num_classes == 2 else max(num_classes, 1)
+
+
+def targets(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Labels [b] in the shape of the outputs [b, k]: one-hot for k > 1."""
+    if outputs.shape[-1] == 1:
+        return labels.astype(outputs.dtype)[:, None]
+    return jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+
+
+def _smooth_binary(target: jax.Array, share: float) -> jax.Array:
+    return (1 - share) * target + share / 2
+
+
+def error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 for each example that is classified wrongly, else 0. Ties go to the first class."""
+    single = outputs.shape[-1] == 1
+    guess = (outputs[:, 0] > 0).astype(labels.dtype) if single else outputs.argmax(-1)
+    return (guess != labels).astype(jnp.float32)
+
+
+def top_5_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 for each example whose class is not among the five largest outputs."""
+    _, best = jax.lax.top_k(outputs, min(5, outputs.shape[-1]))
+    return 1.0 - (best == labels[:, None]).any(-1).astype(jnp.float32)
+
+
+def absolute_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """|z - y| of each example, averaged over outputs."""
+    return jnp.abs(outputs - targets(outputs, labels)).mean(-1)

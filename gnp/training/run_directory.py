@@ -1,0 +1,99 @@
+"""A run directory: which config it holds, and whether this run may go on in it."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from gnp.training.files import write_json
+
+OUTPUTS = ("config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png")
+
+
+class RunDirectoryError(ValueError):
+    """A working_dir that cannot be used as asked; one line."""
+
+
+def open_run_directory(
+    path: Path, config: Mapping[str, Any], *, retrain: bool, free: Collection[str] = ()
+) -> Path:
+    """Makes the directory, or checks that the run in it has the same config.
+
+    Args:
+        path: the directory.
+        config: dotted key -> JSON value, complete.
+        retrain: remove what an earlier run left here.
+        free: keys that may differ, as results do not depend on them.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunDirectoryError: not a directory, not writable, or it holds another config.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"--working_dir={path} is a file; a directory is needed")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"--working_dir={path} cannot be made: {error.strerror}; choose another directory"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RunDirectoryError(f"--working_dir={path} is not writable; choose another directory")
+    if retrain:
+        remove_run(path)
+    elif (path / "config.json").exists():
+        refuse_other_config(path, config, free)
+    write_json(path / "config.json", dict(config))
+    return path
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a run directory, dotted key -> JSON value.
+
+    Raises:
+        RunDirectoryError: there is none, or it is damaged.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it)")
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise RunDirectoryError(f"{file} is not the config of a run (a JSON object is needed)")
+    return config
+
+
+def remove_run(path: Path) -> None:
+    """Removes what a run writes, and nothing else."""
+    for name in OUTPUTS:
+        target = path / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def refuse_other_config(path: Path, config: Mapping[str, Any], free: Collection[str]) -> None:
+    """Raises where a directory's config differs in a key that is not free.
+
+    Raises:
+        RunDirectoryError: names each such key with both values.
+    """
+    there = read_config(path)
+    here = json.loads(json.dumps(dict(config)))
+    different = [
+        f"{name} (there {there.get(name, 'absent')!r}, here {here.get(name, 'absent')!r})"
+        for name in {**there, **here}
+        if name not in free and there.get(name) != here.get(name)
+    ]
+    if different:
+        raise RunDirectoryError(
+            f"--working_dir={path} holds a run with another config: {', '.join(different)}; "
+            "choose another directory, or start over with --config.retrain=True"
+        )

@@ -1,0 +1,290 @@
+"""Whatever a user gets wrong ends with one clear line, the agreed exit code, and no traceback."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config import load_config
+from ds_pipeline.testing import write_split_files, write_tfds_set
+from gnp.main import build
+
+ROOT = Path(__file__).resolve().parents[3]
+DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
+MNIST = f"--config={ROOT / 'config' / 'mnist_tutorial.py'}"
+
+
+@pytest.fixture
+def refused(run_gnp_here, tmp_path):
+    """Runs a command line that must fail; returns its one line on standard error."""
+
+    def refused(code: int, *words: str, config: str = DIGITS, directory: object = None) -> str:
+        where = tmp_path / "run" if directory is None else directory
+        result = run_gnp_here(config, f"--working_dir={where}", *words)
+        assert result.returncode == code, result
+        assert "Traceback" not in result.stderr + result.stdout
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("gnp: ")
+        return lines[0]
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("base_ir=0.1", ["unknown config key base_ir", "base_lr"]),
+        ("model.model_name=WideResNt_16_4", ["WideResNt_16_4", "WideResNet"]),
+        ("model.model_name=WideResNet_17_4", ["17"]),
+        ("model.model_params.widht=3", ["widht", "DigitsCNN"]),
+        ("opt.opt_type=Adamm", ["Adamm", "Adam"]),
+        ("opt.opt_params.wieght_decay=0.1", ["wieght_decay", "Momentum"]),
+        ("lr_schedule_type=cosin", ["cosin", "cosine"]),
+        ("gr_warmup_strategy=lamda", ["lamda", "lambda"]),
+        ("gnp.r=-0.1", ["gnp.r = -0.1", ">= 0"]),
+        ("gnp.alpha=-1", ["gnp.alpha = -1.0", ">= 0"]),
+        ("gnp.lambda=0.9", ["gnp.lambda = 0.9", "gnp.alpha = 0.8"]),
+        ("gnp.r=0", ["gnp.alpha = 0.8 with gnp.r = 0"]),
+        ("total_epochs=0", ["total_epochs = 0", ">= 1"]),
+        ("batch_size=12.5", ["batch_size = '12.5'", "whole number"]),
+        ("base_lr=fast", ["base_lr = 'fast'", "a number"]),
+        ("use_test_set=perhaps", ["use_test_set = 'perhaps'", "True or False"]),
+        ("loss=hinge", ["loss = 'hinge'", "softmax_cross_entropy"]),
+        ("dataset.image_level_augmentations=autoagument", ["autoagument", "basic"]),
+        ("warmup_epochs=30", ["warmup_epochs"]),
+    ],
+)
+def test_config_values(refused, override, said):
+    line = refused(2, f"--config.{override}")
+    for word in said:
+        assert word in line
+
+
+def test_spaces_around_the_equals_sign(refused):
+    """As in the published recipes."""
+    line = refused(2, "--config.opt.opt_params.weight_decay", "=", "0.3")
+    assert "write --config.opt.opt_params.weight_decay=VALUE, no spaces" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--wurking_dir=x"], "working_dir"),
+        (["--mode=trian"], "trian"),
+        (["--checkpoint=first", "--mode=eval"], "first"),
+        (["stray"], "'stray' is not a flag"),
+    ],
+)
+def test_flags(refused, words, said):
+    assert said in refused(2, *words)
+
+
+def test_missing_flags(run_gnp_here):
+    for words in ([], [DIGITS], ["--working_dir=x"], ["--mode=inspect"], ["--mode=eval"]):
+        result = run_gnp_here(*words)
+        assert result.returncode == 2
+        assert "--config=FILE" in result.stderr or "--working_dir=DIR" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_several_problems_are_said_at_once(run_gnp_here):
+    result = run_gnp_here(DIGITS, "--config.gnp.r=-1", "--config.nonsense=1", "--config.base_lr=x")
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4  # and the missing working_dir
+    assert all(line.startswith("gnp: ") for line in lines)
+
+
+def test_config_file(refused, tmp_path):
+    assert "no such file" in refused(2, config="--config=nowhere.py")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:\n")
+    assert "SyntaxError" in refused(2, config=f"--config={broken}")
+
+
+# The data.
+
+
+def test_unknown_data_set(refused, tmp_path):
+    write_tfds_set(tmp_path / "data", "mnist")
+    line = refused(
+        1, f"--config.dataset.data_dir={tmp_path / 'data'}", "--config.dataset.dataset_name=minst"
+    )
+    assert "minst" in line
+    assert "mnist" in line
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "file"])
+def test_data_dir(refused, tmp_path, make):
+    data = tmp_path / "data"
+    if make == "empty":
+        data.mkdir()
+    elif make == "file":
+        data.write_text("")
+    assert str(data) in refused(1, f"--config.dataset.data_dir={data}", config=MNIST)
+
+
+def test_unprepared_data_set(refused, tmp_path):
+    write_tfds_set(tmp_path / "data", "cifar10", shape=(32, 32, 3))
+    line = refused(1, f"--config.dataset.data_dir={tmp_path / 'data'}", config=MNIST)
+    assert "recipe/prepare_data.sh mnist" in line
+
+
+@pytest.mark.parametrize("harm", ["foreign", "truncated", "description", "unreadable", "missing"])
+def test_damaged_data_files(refused, tmp_path, harm):
+    folder = write_tfds_set(tmp_path / "data", "mnist", n_train=80)
+    file = next(folder.glob("*train.array_record*"))
+    if harm == "foreign":
+        file.write_text("not an array record\n" * 100)
+    elif harm == "truncated":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif harm == "description":
+        (folder / "dataset_info.json").write_text("{")
+    elif harm == "unreadable":
+        if os.geteuid() == 0:
+            pytest.skip("the superuser may read everything")
+        file.chmod(0)
+    else:
+        file.unlink()
+    line = refused(1, f"--config.dataset.data_dir={tmp_path / 'data'}", config=MNIST)
+    assert str(folder) in line
+
+
+def test_nan_in_the_data(refused, tmp_path):
+    data = tmp_path / "data"
+    images = np.random.default_rng(0).normal(size=(80, 28, 28, 1)).astype(np.float32)
+    images[17, 3, 4] = np.nan
+    examples = (list(images), list(np.arange(80) % 10))
+    write_split_files(
+        data / "mnist" / "1.0.0",
+        "mnist",
+        {"train": examples, "test": examples},
+        shape=(28, 28, 1),
+        num_classes=10,
+    )
+    line = refused(1, f"--config.dataset.data_dir={data}", config=MNIST)
+    assert "NaN" in line
+    assert "example 17" in line
+
+
+def test_data_that_do_not_match_the_config(refused, tmp_path):
+    write_tfds_set(tmp_path / "data", "mnist", shape=(20, 20, 1))
+    line = refused(1, f"--config.dataset.data_dir={tmp_path / 'data'}", config=MNIST)
+    assert "image_size" in line
+
+
+def test_batch_larger_than_the_data(refused):
+    line = refused(1, "--config.batch_size=5000")
+    assert "batch_size 5000" in line
+    assert "1438" in line or "1437" in line
+
+
+# The run directory and its checkpoints.
+
+
+def test_working_dir_is_a_file(refused, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    assert "is a file" in refused(2, directory=file)
+    assert "cannot be made" in refused(2, directory=file / "below")
+    assert file.read_text() == "precious"
+
+
+def test_working_dir_is_not_writable(refused, tmp_path):
+    assert "cannot be made" in refused(2, directory="/proc/gnp")
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert "not writable" in refused(2, directory=tmp_path / "locked")
+
+
+def test_working_dir_holds_another_config(refused, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    config = {"base_lr": 1.0}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert "holds a run with another config: base_lr (there 1.0, here 0.05)" in refused(2)
+    (directory / "config.json").write_text("{")
+    assert "config.json cannot be read" in refused(2)
+    assert (directory / "config.json").read_text() == "{"
+
+
+def test_nothing_to_evaluate(run_gnp_here, refused, tmp_path):
+    assert "holds no run" in refused(2, "--mode=eval")
+    directory = tmp_path / "run"
+    result = run_gnp_here(DIGITS, "--mode=inspect")
+    assert result.returncode == 0
+    directory.mkdir()
+    flat = build.config_as_json(load_config(str(ROOT / "config" / "digits.py")))
+    (directory / "config.json").write_text(json.dumps(flat))
+    assert "no checkpoint in" in refused(1, "--mode=eval")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, gnp_environment) -> Path:
+    """A finished run of two epochs."""
+    directory = tmp_path_factory.mktemp("trained")
+    command = [
+        sys.executable, "-P", "-m", "gnp.main.main", DIGITS, f"--working_dir={directory}",
+        "--config.total_epochs=2", "--config.save_ckpt_every_n_epochs=2",
+    ]  # fmt: skip
+    subprocess.run(command, env=gnp_environment, check=True, capture_output=True)
+    return directory
+
+
+def test_checkpoint_that_is_not_there(refused, trained):
+    words = ("--mode=eval", "--checkpoint=7", "--config.total_epochs=2")
+    assert "no checkpoint of step 7" in refused(1, *words, directory=trained)
+
+
+def test_eval_with_another_config(refused, trained):
+    words = ("--mode=eval", "--config.total_epochs=2", "--config.batch_size=32")
+    assert "batch_size (there 64, here 32)" in refused(2, *words, directory=trained)
+
+
+def test_checkpoint_of_another_model(run_gnp_here, trained, tmp_path):
+    """Its config.json was edited, or the checkpoints copied from another run."""
+    directory = tmp_path / "copy"
+    shutil.copytree(trained, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["model.model_params"] = {"features": [4, 4]}
+    (directory / "config.json").write_text(json.dumps(config))
+    result = run_gnp_here("--mode=eval", f"--working_dir={directory}")
+    assert result.returncode == 1
+    assert "is of another model or optimizer" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_training_that_diverges(refused, tmp_path):
+    line = refused(1, "--config.base_lr=1e38", "--config.total_epochs=2")
+    assert "is not finite" in line
+    assert "step" in line
+    assert "epoch" in line
+
+
+def test_full_disk(gnp_environment, tmp_path):
+    """A file-size limit stands for the full disk: writing fails in the same way, later."""
+    command = [
+        sys.executable, "-P", "-m", "gnp.main.main", DIGITS, f"--working_dir={tmp_path / 'run'}",
+        "--config.total_epochs=2",
+    ]  # fmt: skip
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    environment = {k: v for k, v in gnp_environment.items() if "CACHE" not in k}
+    result = subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True, preexec_fn=limit
+    )
+    assert result.returncode == 1, result
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("gnp: ")]
+    assert len(lines) == 1, result.stderr
+    assert str(tmp_path / "run") in lines[0]
+    assert "File too large" in lines[0]

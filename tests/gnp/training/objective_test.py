@@ -1,0 +1,73 @@
+"""Losses against their formulas, metrics against counting."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp.training.objective import build_objective, output_size
+
+OUTPUTS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3], [3.0, 3.5, -2.0]], np.float32)
+LABELS = np.array([0, 1, 1])
+
+
+def test_softmax_cross_entropy():
+    objective = build_objective("softmax_cross_entropy")
+    log_p = OUTPUTS - np.log(np.exp(OUTPUTS).sum(1, keepdims=True))
+    expected = -log_p[np.arange(3), LABELS]
+    np.testing.assert_allclose(objective.loss(OUTPUTS, LABELS), expected, rtol=1e-6)
+
+
+def test_label_smoothing():
+    objective = build_objective("softmax_cross_entropy", label_smoothing=0.1)
+    log_p = OUTPUTS - np.log(np.exp(OUTPUTS).sum(1, keepdims=True))
+    expected = -0.9 * log_p[np.arange(3), LABELS] - 0.1 * log_p.mean(1)
+    np.testing.assert_allclose(objective.loss(OUTPUTS, LABELS), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_sigmoid_cross_entropy_of_one_output(share):
+    outputs = np.array([[1.5], [-0.5]], np.float32)
+    labels = np.array([1, 1])
+    objective = build_objective("sigmoid_cross_entropy", label_smoothing=share)
+    p = 1 / (1 + np.exp(-outputs[:, 0]))
+    y = 1 - share / 2
+    expected = -y * np.log(p) - (1 - y) * np.log(1 - p)
+    np.testing.assert_allclose(objective.loss(outputs, labels), expected, rtol=1e-6)
+    np.testing.assert_array_equal(objective.metrics["error_rate"](outputs, labels), [0, 1])
+
+
+def test_squared_error_of_one_output():
+    outputs = np.array([[1.5], [-0.5]], np.float32)
+    labels = np.array([1.0, 2.0], np.float32)
+    objective = build_objective("squared_error")
+    np.testing.assert_allclose(objective.loss(outputs, labels), [0.25, 6.25])
+    metric = objective.metrics["mean_absolute_error"](outputs, labels)
+    np.testing.assert_allclose(metric, [0.5, 2.5])
+
+
+def test_squared_error_of_classes_is_against_one_hot():
+    objective = build_objective("squared_error")
+    expected = ((OUTPUTS - np.eye(3)[LABELS]) ** 2).mean(1)
+    np.testing.assert_allclose(objective.loss(OUTPUTS, LABELS), expected, rtol=1e-6)
+
+
+def test_error_rates():
+    objective = build_objective("softmax_cross_entropy", top_5=True)
+    np.testing.assert_array_equal(objective.metrics["error_rate"](OUTPUTS, LABELS), [0, 1, 0])
+    outputs = jnp.arange(7.0)[None].repeat(7, 0)
+    wrong = objective.metrics["top_5_error_rate"](outputs, jnp.arange(7))
+    np.testing.assert_array_equal(wrong, [1, 1, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes", "size"),
+    [
+        ("softmax_cross_entropy", 10, 10),
+        ("softmax_cross_entropy", 2, 2),
+        ("sigmoid_cross_entropy", 2, 1),
+        ("sigmoid_cross_entropy", 5, 5),
+        ("squared_error", 0, 1),
+    ],
+)
+def test_output_size(loss, classes, size):
+    assert output_size(loss, classes) == size

@@ -19,18 +19,14 @@ from model.registry import ModelError
 
 Initializer = Callable[..., jax.Array]
 
-# Groups of examples whose kernel gradients are computed on their own and added, on the CPU.
-_GROUPS = 8
-
 
 def conv(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
     """y[b, i, j, o] = sum_{u, v, c} x[b, s i + u - p, s j + v - p, c] kernel[u, v, c, o].
 
-    Same-padded convolution. On the CPU its derivative in the direction of the kernel is taken in
-    groups of examples, because XLA's gradient of a kernel runs on one core and over the whole
-    batch leaves the cache; with one input channel (where it is far slower) as shifted products
-    and one matrix product. Elsewhere it is the plain `lax.conv_general_dilated`. Forward and
-    reverse differentiation, and one over the other, work in every case.
+    Same-padded convolution, as `lax.conv_general_dilated` does it. Only for one input channel on
+    the CPU, where that is six times slower, its value is a sum of shifted products; the derivative
+    in the kernel's direction stays that of the plain one. Forward and reverse differentiation,
+    and one over the other, work in every case.
 
     Args:
         x: [b, h, w, c] float32.
@@ -44,51 +40,35 @@ def conv(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
         >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
         [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
-    if jax.default_backend() != "cpu":
-        return _plain_conv(x, kernel, strides)
-    return _cpu_conv(x, kernel, strides)
+    if x.shape[-1] == 1 and strides == 1 and jax.default_backend() == "cpu":
+        return _one_channel_conv(x, kernel)
+    return _plain_conv(x, kernel, strides)
 
 
-def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _cpu_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    if _has_one_channel(kernel, strides):
-        return _shifted_products(x, kernel)
-    return _plain_conv(x, kernel, strides)
+@jax.custom_jvp
+def _one_channel_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _shifted_products(x, kernel)
 
 
-def _cpu_conv_jvp(strides: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """The product rule; its term for the kernel is written for what its transpose costs."""
+def _one_channel_conv_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """The product rule. Images have no tangent in training: symbolic zeros save that term."""
     (x, kernel), (dx, dkernel) = primals, tangents
-    y = _cpu_conv(x, kernel, strides)
+    y = _one_channel_conv(x, kernel)
     dy = jnp.zeros_like(y)
     if not isinstance(dx, SymbolicZero):
-        dy = _cpu_conv(dx, kernel, strides)
+        dy = _one_channel_conv(dx, kernel)
     if not isinstance(dkernel, SymbolicZero):
-        dy = dy + _conv_in_groups(x, dkernel, strides)
+        dy = dy + _plain_conv(x, dkernel)
     return y, dy
 
 
-_cpu_conv.defjvp(_cpu_conv_jvp, symbolic_zeros=True)
-
-
-def _conv_in_groups(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    if _has_one_channel(kernel, strides):
-        patches = jnp.concatenate(_shifts(x, kernel.shape[:2]), axis=-1)
-        return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
-    if kernel.shape[:2] == (1, 1) or x.shape[0] % _GROUPS:
-        return _plain_conv(x, kernel, strides)
-    groups = lax.split(x, (x.shape[0] // _GROUPS,) * _GROUPS)
-    return jnp.concatenate([_plain_conv(group, kernel, strides) for group in groups])
-
-
-def _has_one_channel(kernel: jax.Array, strides: int) -> bool:
-    return kernel.shape[2] == 1 and strides == 1
+_one_channel_conv.defjvp(_one_channel_conv_jvp, symbolic_zeros=True)
 
 
 def _shifted_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -206,9 +186,9 @@ class BatchNorm(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over non-overlapping windows of 2 x 2 pixels; an odd last row or column is dropped.
 
-    Written as a reshape and a maximum, whose gradient is cheaper on the CPU than that of
-    `nn.max_pool`. Where several pixels of a window share the maximum, they share the gradient in
-    equal parts; `nn.max_pool` gives all of it to the first.
+    Written as a reshape and maxima of pairs, whose gradient is cheaper on the CPU than that of
+    `nn.max_pool`. Pixels of a window that share the maximum share its gradient: the two of a pair
+    in equal parts, then the two pairs. `nn.max_pool` gives all of it to the first.
 
     Args:
         x: [b, h, w, c].
@@ -224,7 +204,9 @@ def max_pool(x: jax.Array) -> jax.Array:
     if h < 2 or w < 2:
         raise ModelError(f"an image of {h} x {w} pixels cannot be halved: use larger images")
     even = x[:, : h // 2 * 2, : w // 2 * 2]
-    return even.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    windows = even.reshape(b, h // 2, 2, w // 2, 2, c)
+    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def check_dropout_rate(rate: float) -> None:

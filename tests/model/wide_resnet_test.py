@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from model import ModelError, get_model
+from model.wide_resnet import Block
 
 
 def shapes(name, **params):
@@ -44,3 +46,17 @@ def test_depth_must_be_6n_plus_4(depth, nearest):
         get_model(f"WideResNet_{depth}_4", 10)
     assert "6n + 4" in str(error.value)
     assert str(error.value).endswith(f"nearest: {nearest}")
+
+
+def test_shortcut_starts_behind_norm_and_relu(key):
+    block = Block(features=4, strides=2, dropout_rate=0.0)
+    x = jax.random.normal(key, (2, 4, 4, 3))
+    variables = jax.jit(lambda: block.init(key, x, train=False))()
+    params = variables["params"]
+    # Without the residual branch, what is left is the shortcut.
+    params["conv_2"]["kernel"] = jnp.zeros_like(params["conv_2"]["kernel"])
+    y = jax.jit(lambda variables: block.apply(variables, x, train=False))(variables)
+    normalised = jnp.maximum(x / jnp.sqrt(1 + 1e-5), 0)[:, ::2, ::2]
+    np.testing.assert_allclose(
+        y, jnp.einsum("bhwc,co->bhwo", normalised, params["shortcut"]["kernel"][0, 0]), atol=1e-5
+    )

@@ -29,11 +29,11 @@ from config.schema import (
 
 KEYS = (
     # Randomness.
-    Key("init_seeds", 0, integer(0), "seed of the initial parameters"),
+    Key("init_seeds", 0, integer(0, below=2**32), "seed of the initial parameters"),
     Key(
         "seeds",
         0,
-        integer(0),
+        integer(0, below=2**32),
         "seed of everything else: order and augmentation of the data, dropout, "
         "the steps that hybrid training penalises, the digits' split",
     ),

@@ -28,10 +28,23 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
     config, wrong = apply_overrides(_run_file(path), overrides, default.KEYS)
     wrong += problems(config, default.KEYS)
     if not wrong:
+        config = _without_other_weight(config, [name for name, _ in overrides])
         wrong += conflicts(config)
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return resolve(config)
+
+
+def _without_other_weight(
+    config: ml_collections.ConfigDict, overridden: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """A command line that sets one of gnp.alpha and gnp.lambda replaces the file's other one."""
+    new = config.copy_and_resolve_references()
+    if "gnp.lambda" in overridden and "gnp.alpha" not in overridden:
+        new.gnp.alpha = 0.0
+    if "gnp.alpha" in overridden and "gnp.lambda" not in overridden:
+        set_value(new, "gnp.lambda", None)
+    return new
 
 
 def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:

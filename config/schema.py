@@ -21,11 +21,13 @@ class Kind(NamedTuple):
         allowed: what is allowed, in words, for messages and help.
         parse: text from a command line -> value; ValueError where it does not fit.
         check: whether a value is allowed.
+        names: the values, where they are names.
     """
 
     allowed: str
     parse: Callable[[str], Any]
     check: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
 
 
 class Key(NamedTuple):
@@ -42,8 +44,8 @@ def _is_number(value: Any, types: tuple[type, ...]) -> bool:
     return is_number and math.isfinite(value)
 
 
-def integer(at_least: int) -> Kind:
-    """Whole numbers from `at_least` up.
+def integer(at_least: int, below: int | None = None) -> Kind:
+    """Whole numbers from `at_least` up, and below a bound where there is one.
 
     Example:
         >>> integer(at_least=1).check(0)
@@ -51,9 +53,10 @@ def integer(at_least: int) -> Kind:
     """
 
     def check(value: Any) -> bool:
-        return _is_number(value, (int,)) and value >= at_least
+        return _is_number(value, (int,)) and value >= at_least and (below is None or value < below)
 
-    return Kind(f"a whole number >= {at_least}", int, check)
+    upper = "" if below is None else f" and < {below}"
+    return Kind(f"a whole number >= {at_least}{upper}", int, check)
 
 
 def number(
@@ -116,7 +119,7 @@ def choice(*names: str) -> Kind:
         >>> choice("cosine", "constant").allowed
         'cosine | constant'
     """
-    return Kind(" | ".join(names), str, lambda value: value in names)
+    return Kind(" | ".join(names), str, lambda value: value in names, names)
 
 
 def numbers(at_least: float) -> Kind:
@@ -149,17 +152,29 @@ def mapping() -> Kind:
     """
 
     def parse(line: str) -> dict[str, Any]:
-        value = ast.literal_eval(line)
-        if not isinstance(value, dict):
+        value = _evaluate(line)
+        if not isinstance(value, dict) or not check(value):
             raise ValueError(line)
         return value
 
     def check(value: Any) -> bool:
         return isinstance(value, (Mapping, ml_collections.ConfigDict)) and all(
-            isinstance(name, str) for name in value
+            isinstance(name, str) and name.isidentifier() for name in value
         )
 
     return Kind("a dict of keyword arguments", parse, check)
+
+
+def _evaluate(line: str) -> Any:
+    """A Python literal.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return ast.literal_eval(line)
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(line) from error
 
 
 def optional(kind: Kind) -> Kind:
@@ -269,11 +284,15 @@ def problems(
     ]
     lines += [f"config key {name} is missing" for name in known if name not in flat]
     lines += [
-        f"{name} = {value!r}: allowed is {known[name].kind.allowed}"
+        _not_allowed(name, value, known[name].kind)
         for name, value in flat.items()
         if name in known and not known[name].kind.check(value)
     ]
     return lines
+
+
+def _not_allowed(name: str, value: Any, kind: Kind) -> str:
+    return f"{name} = {value!r}: allowed is {kind.allowed}{nearest(str(value), kind.names)}"
 
 
 def apply_overrides(
@@ -303,11 +322,11 @@ def apply_overrides(
         if name in known:
             try:
                 parsed = known[name].kind.parse(value)
-            except (ValueError, SyntaxError):
-                wrong.append(f"{name} = {value!r}: allowed is {known[name].kind.allowed}")
+            except ValueError:
+                wrong.append(_not_allowed(name, value, known[name].kind))
                 continue
             set_value(new, name, parsed)
-        elif parent in known and isinstance(known[parent].default, dict):
+        elif _is_free(name, parent, known):
             set_value(new, name, _literal(value))
         else:
             wrong.append(
@@ -315,6 +334,12 @@ def apply_overrides(
                 "config/default.py lists all keys"
             )
     return new, wrong
+
+
+def _is_free(name: str, parent: str, known: Mapping[str, Key]) -> bool:
+    """Whether the name is that of a keyword argument below a dict of them."""
+    is_dict = parent in known and isinstance(known[parent].default, dict)
+    return is_dict and name.rpartition(".")[2].isidentifier()
 
 
 def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
@@ -331,8 +356,8 @@ def _literal(value: str) -> Any:
     if value.lower() in words:
         return words[value.lower()]
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        return _evaluate(value)
+    except ValueError:
         return value
 
 

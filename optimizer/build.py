@@ -1,11 +1,11 @@
 """The optimizer that a config asks for: its chain, its schedules and which steps are penalised."""
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from ._checks import check_choice, check_flag, check_names, check_number
@@ -44,8 +44,6 @@ _BASE: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[s
 _AVERAGING = ("momentum", "b1", "b2", "decay")  # weights of a moving average, below 1
 
 OPTIMIZERS = tuple(_BASE)
-
-_HYBRID_STREAM = 1  # keeps these draws apart from others made of the same seed and step
 
 
 class Schedules(NamedTuple):
@@ -248,7 +246,9 @@ def decay_mask(params: optax.Params, no_weight_decay_on_bn: bool) -> Any:
         >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, True)
         {'bias': False, 'kernel': True}
     """
-    return jax.tree.map(lambda p: not no_weight_decay_on_bn or np.ndim(p) > 1, params)
+    return jax.tree.map(
+        lambda p: not no_weight_decay_on_bn or len(getattr(p, "shape", ())) > 1, params
+    )
 
 
 def _base_optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -285,4 +285,4 @@ def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
 
 def _draw(seed: int, step: int) -> float:
     """A number in [0, 1) that depends on the seed and the step only."""
-    return np.random.default_rng([_HYBRID_STREAM, seed % 2**64, step]).random()
+    return random.Random(f"hybrid training, seed {seed}, step {step}").random()

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ._checks import OptimizerError, check_choice, check_flag, check_number
@@ -181,7 +180,7 @@ def _unit(tree: Any) -> Any:
         return tree
     # Dividing by the largest element first keeps the squares of tiny and of huge ones in range.
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
-    is_zero = largest < np.finfo(largest.dtype).tiny
+    is_zero = largest < jnp.finfo(largest.dtype).tiny
     inverse = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, largest))
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(x * inverse)) for x in leaves))
     # One factor for all: XLA goes through the chain of scalars in every loop that reads it, and a

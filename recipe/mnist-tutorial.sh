@@ -25,7 +25,7 @@ done
 run() { # DIR [ARGUMENT...]; the last of two equal flags counts
   local directory="$1"
   shift
-  "$PYTHON" -P -m gnp.main.main --config="$ROOT/config/mnist_tutorial.py" "$@" \
+  exec "$PYTHON" -P -m gnp.main.main --config="$ROOT/config/mnist_tutorial.py" "$@" \
     --working_dir="$directory"
 }
 
@@ -39,7 +39,27 @@ done
 if [[ -z "${SEEDS:-}" ]]; then
   run "$directory" "$@"
 fi
-for seed in ${SEEDS:-}; do
+
+# A signal ends the seed that runs, which saves, and starts no other.
+child=""
+stopped=""
+stop() { # SIGNAL
+  stopped="$1"
+  [[ -z "$child" ]] || kill -s "$1" "$child" 2>/dev/null || true
+}
+trap 'stop TERM' TERM
+trap 'stop INT' INT
+
+for seed in $SEEDS; do
   printf 'seed %s: %s\n' "$seed" "$directory/seed-$seed"
-  run "$directory/seed-$seed" "$@" --config.init_seeds="$seed" --config.seeds="$seed"
+  run "$directory/seed-$seed" "$@" --config.init_seeds="$seed" --config.seeds="$seed" &
+  child=$!
+  status=0
+  wait "$child" || status=$?
+  if [[ -n "$stopped" ]]; then # that ended the waiting, not yet the run
+    status=0
+    wait "$child" || status=$?
+    exit "$status"
+  fi
+  [[ "$status" == 0 ]] || exit "$status"
 done

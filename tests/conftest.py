@@ -98,3 +98,33 @@ def run_gnp_here(
         return subprocess.CompletedProcess(line, status, output.out, output.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits_command(
+    gnp_environment: Mapping[str, str],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls the command line with config/digits.py on a directory, in a process of its own."""
+
+    def run(
+        directory: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "gnp.main.main",
+                f"--config={ROOT / 'config' / 'digits.py'}",
+                f"--working_dir={directory}",
+                *arguments,
+            ],
+            capture_output=True,
+            check=False,
+            env=gnp_environment | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=300.0,
+        )
+
+    return run

@@ -62,7 +62,9 @@ class LoopBench:
 
         self.state = replicate(jax.jit(initial_state)(), self.mesh)
         self.step = jax.jit(
-            build_train_step(apply, objective, chain, penalize=True), donate_argnums=0
+            build_train_step(apply, objective, chain, penalize=True),
+            donate_argnums=0,
+            compiler_options=model.compiler_options(),
         )
 
     def bare(self) -> float:

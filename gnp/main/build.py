@@ -47,29 +47,55 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Everything that can be wrong with a config without looking at data.
+# So many that every fraction of an epoch is a whole step: the real number is known with the data.
+_ANY_STEPS_PER_EPOCH = 10**6
+
+
+class DeviceError(RuntimeError):
+    """No device can be used; one line."""
+
+
+def check_names(config: ml_collections.ConfigDict) -> None:
+    """Model and optimizer of a config, without looking at data or devices.
 
     Raises:
         ConfigError: a line for each problem.
     """
     wrong = []
     for build in (
-        lambda: optimizer.build_optimizer(config, steps_per_epoch=1),
+        lambda: optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH),
         lambda: model.build_model(config, config.dataset.num_classes or 10),
     ):
         try:
             build()
         except (optimizer.OptimizerError, model.ModelError) as error:
             wrong += str(error).splitlines()
-    devices = jax.device_count()
+    if wrong:
+        raise configs.ConfigError("\n".join(wrong))
+
+
+def check_devices(config: ml_collections.ConfigDict) -> None:
+    """Whether the devices can run a config.
+
+    Raises:
+        DeviceError: there are none of the kind that JAX_PLATFORMS asks for.
+        ConfigError: what does not go with their number.
+    """
+    try:
+        devices = jax.device_count()
+    except Exception as error:  # jax raises several types here
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DeviceError(f"jax finds no device to run on: {reason}") from error
     if config.batch_size % devices:
-        wrong.append(
+        raise configs.ConfigError(
             f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
             f"choose a multiple of {devices}"
         )
-    if wrong:
-        raise configs.ConfigError("\n".join(wrong))
+    if devices > 1 and config.gnp.r > 0 and not config.gnp.sync_perturbations:
+        raise configs.ConfigError(
+            f"gnp.sync_perturbations = False needs a perturbation for each of {devices} devices, "
+            "which is not supported: use one device, or True"
+        )
 
 
 def build_run(config: ml_collections.ConfigDict) -> Run:
@@ -81,7 +107,8 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
     Raises:
         ConfigError, DataError, ModelError, OptimizerError: one line each.
     """
-    check(config)
+    check_names(config)
+    check_devices(config)
     dataset = ds_pipeline.build_dataset(config)
     steps_per_epoch = ds_pipeline.count_steps(dataset, config.batch_size)
     initialise, apply = build_functions(
@@ -114,7 +141,7 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
             decayed=lambda params: optimizer.decay_mask(params, config.no_weight_decay_on_bn),
             skip_nonfinite=config.on_nonfinite == "skip",
         )
-        return jax.jit(step, donate_argnums=0)
+        return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
 
     return Run(
         dataset,
@@ -129,7 +156,7 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
             train_step(True),
             optimizer.build_step_rule(config, steps_per_epoch),
         ),
-        jax.jit(build_evaluation_step(apply, objective)),
+        jax.jit(build_evaluation_step(apply, objective), compiler_options=model.compiler_options()),
         data_mesh(),
     )
 
@@ -147,26 +174,24 @@ def build_functions(
 
 def initial_state(run: Run, seed: int) -> TrainState:
     """The state before the first step, on every device."""
-
-    def initialise(key: jax.Array) -> TrainState:
-        params, model_state = run.initialise(key)
-        return TrainState(params, model_state, run.optimizer.init(params))
-
-    return replicate(jax.jit(initialise)(jax.random.key(seed)), run.mesh)
+    return replicate(jax.jit(_initialiser(run))(jax.random.key(seed)), run.mesh)
 
 
 def abstract_state(run: Run) -> TrainState:
     """Shapes, dtypes and places of the state; computes nothing."""
-
-    def initialise(key: jax.Array) -> TrainState:
-        params, model_state = run.initialise(key)
-        return TrainState(params, model_state, run.optimizer.init(params))
-
-    shapes = jax.eval_shape(initialise, jax.random.key(0))
+    shapes = jax.eval_shape(_initialiser(run), jax.random.key(0))
     sharding = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
+
+
+def _initialiser(run: Run) -> Callable[[jax.Array], TrainState]:
+    def initialise(key: jax.Array) -> TrainState:
+        params, model_state = run.initialise(key)
+        return TrainState(params, model_state, run.optimizer.init(params))
+
+    return initialise
 
 
 def training_batches(run: Run, seed: int, start_step: int) -> Iterator[Any]:

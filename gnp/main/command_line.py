@@ -21,8 +21,8 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --checkpoint=STEP     eval: which checkpoint (default: the newest)
   --config.KEY=VALUE    any of the keys below
 
-Exit codes: 0 done, or stopped by SIGTERM with everything saved; 2 the command line or config is
-wrong; 1 anything else; 130 Ctrl-C.
+Exit codes: 0 done, or stopped by SIGTERM with everything saved; 2 the command line or a config
+value is wrong by itself; 1 anything that data, files or devices show; 130 Ctrl-C.
 """
 
 
@@ -72,6 +72,8 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
     if values.mode != "eval" and not values.config:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
+    if values.checkpoint is not None and values.mode != "eval":
+        wrong.append(f"--checkpoint={values.checkpoint} goes with --mode=eval only")
     if overrides and not values.config:
         wrong.append(f"--config.{overrides[0][0]} needs --config=FILE")
     loaded = None

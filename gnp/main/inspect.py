@@ -16,7 +16,7 @@ from gnp.training.objective import output_size
 
 def run(config: ml_collections.ConfigDict) -> int:
     """Prints the config, the layers and the parameters of a config's model."""
-    build.check(config)
+    build.check_names(config)
     shape, num_classes = _input(config)
     outputs = output_size(config.loss, num_classes)
     module = model.build_model(config, outputs)

@@ -9,14 +9,16 @@ from typing import Any
 # What libraries have to say reaches people as an exception, told in one line below.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import jax
 from absl import logging as absl_logging
 
 import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.main import command_line, evaluate, inspect, train
+from gnp.main import build, command_line, evaluate, inspect, train
 from gnp.training.checkpoint import CheckpointError
+from gnp.training.files import FileFormatError
 from gnp.training.loop import NonFiniteError
 from gnp.training.run_directory import RunDirectoryError
 
@@ -27,7 +29,14 @@ USAGE_ERRORS = (
     optimizer.OptimizerError,
     RunDirectoryError,
 )
-RUN_ERRORS = (ds_pipeline.DataError, CheckpointError, NonFiniteError, OSError)
+RUN_ERRORS = (
+    ds_pipeline.DataError,
+    build.DeviceError,
+    CheckpointError,
+    FileFormatError,
+    NonFiniteError,
+    OSError,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,6 +68,10 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(error, 2)
     except RUN_ERRORS as error:
         return _fail(error, 1)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        advice = "; try a smaller batch_size" if "memory" in reason.lower() else ""
+        return _fail(RuntimeError(f"the device failed: {reason}{advice}"), 1)
     except KeyboardInterrupt:
         return _fail(RuntimeError("interrupted"), 130)
 

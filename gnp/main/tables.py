@@ -87,13 +87,13 @@ def print_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
             "yes" if each["decayed"] else "no",
         )
     _console().print(table)
-    print(f"parameters: {sum(each['count'] for each in parameters):,}".replace(",", ""))
+    print(f"parameters: {sum(each['count'] for each in parameters)}")
 
 
 def _console() -> Console:
-    """As wide as the terminal; where there is none, as wide as the longest row."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    """As wide as the terminal, 160 columns where there is none; `[...]` in a path is no markup."""
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=160)
 
 
 def _words(name: str) -> str:

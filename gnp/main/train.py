@@ -15,39 +15,46 @@ from gnp.training.files import read_rows
 from gnp.training.interrupt import Interrupt, catch_signals
 from gnp.training.loop import Progress, evaluate, train
 from gnp.training.metrics import Log
-from gnp.training.run_directory import open_run_directory
+from gnp.training.run_directory import check_run_directory, claim_run_directory
 from gnp.training.state import TrainState
 
 
 def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     """Trains, or goes on with, the run of a directory; returns the exit code."""
-    build.check(config)
-    open_run_directory(
-        working_dir,
-        build.config_as_json(config),
-        retrain=config.retrain,
-        free=default.FREE_KEYS,
-    )
+    build.check_names(config)
+    build.check_devices(config)
+    as_json = build.config_as_json(config)
+    check_run_directory(working_dir, as_json, retrain=config.retrain, free=default.FREE_KEYS)
     parts = build.build_run(config)
-    checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
+    like = build.abstract_state(parts)
+    active = jax.process_index() == 0
+    # Only now: a command that cannot run leaves the directory as it was.
+    if active:
+        claim_run_directory(working_dir, as_json, retrain=config.retrain)
     with catch_signals() as interrupt:
+        checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
         try:
-            _train(config, working_dir, parts, checkpoints, interrupt)
+            progress = _train(config, working_dir, parts, checkpoints, like, interrupt)
         finally:
             checkpoints.close()
+    if active:
+        _show(working_dir)
+    if interrupt.signal is None or progress.step == parts.plan.total_steps:
+        return 0
+    again = "" if config.retrain else "; the same command goes on from there"
+    print(
+        f"stopped by {interrupt.signal.name} after step {progress.step} of "
+        f"{parts.plan.total_steps}, {'saved' if progress.step else 'nothing to save'}{again}",
+        file=sys.stderr,
+    )
+    return 130 if interrupt.signal.name == "SIGINT" else 0
+
+
+def _show(working_dir: Path) -> None:
     rows = read_rows(working_dir / "metrics.jsonl")
     if rows:
         plot_curves(rows, working_dir / "curves.png")
         print_results(rows, working_dir)
-    if interrupt.signal is None:
-        return 0
-    step = checkpoints.newest_saved
-    print(
-        f"stopped by {interrupt.signal.name} after step {step} of {parts.plan.total_steps}, "
-        "saved; the same command goes on from there",
-        file=sys.stderr,
-    )
-    return 130 if interrupt.signal.name == "SIGINT" else 0
 
 
 def _train(
@@ -55,9 +62,10 @@ def _train(
     working_dir: Path,
     parts: build.Run,
     checkpoints: Checkpoints,
+    like: TrainState,
     interrupt: Interrupt,
-) -> None:
-    restored = checkpoints.restore(build.abstract_state(parts))
+) -> Progress:
+    restored = checkpoints.restore(like)
     for warning in restored.warnings if restored else []:
         print(f"warning: {warning}", file=sys.stderr)
     progress = Progress(restored.progress if restored else None)
@@ -88,3 +96,4 @@ def _train(
         )
     finally:
         log.close()
+    return progress

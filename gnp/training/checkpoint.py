@@ -50,7 +50,6 @@ class Checkpoints:
         self.directory = directory.absolute() / "checkpoints"
         self._saving = -1
         self._read_only = read_only
-        self.newest_saved = 0
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={
@@ -82,7 +81,6 @@ class Checkpoints:
             CheckpointError: this one or the one before could not be written.
         """
         self.wait()
-        self.newest_saved = step
         if step in self._manager.all_steps():
             return
         self._saving = step
@@ -148,8 +146,15 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits and lets go of the directory."""
-        self._manager.close()
+        """Waits and lets go of the directory.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._write_error(error) from error
 
     def _read(self, step: int, like: TrainState, warnings: list[str]) -> Restored:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())

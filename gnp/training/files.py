@@ -6,6 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+_HOW = "remove that line, or start over with --config.retrain=True"
+
+
+class FileFormatError(ValueError):
+    """A file of a run directory that does not hold what a run writes; one line."""
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Writes a text file so that a reader, or a crash, sees the old one or the new one whole.
@@ -36,10 +42,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none where it is missing.
+    """The objects of a run's metrics.jsonl; none where it is missing.
 
     Raises:
-        ValueError: a line is not a JSON object; names file and line.
+        FileFormatError: a line is not a JSON object with a step; names file and line.
     """
     if not path.exists():
         return []
@@ -47,9 +53,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
+        except ValueError as error:
+            raise FileFormatError(f"{path}, line {number}: not JSON; {_HOW}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise FileFormatError(f"{path}, line {number}: no object with a step; {_HOW}")
         rows.append(row)
     return rows

@@ -31,8 +31,11 @@ def catch_signals() -> Iterator[Interrupt]:
     caught = (signal.SIGTERM, signal.SIGINT)
 
     def note(number: int, _: FrameType | None) -> None:
+        # Both may have come before this ran; else the system's own handler takes the second, which
+        # need not wait for a compilation to end.
+        for each in caught:
+            signal.signal(each, signal.SIG_DFL)
         if interrupt:
-            signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         interrupt.signal = signal.Signals(number)
 

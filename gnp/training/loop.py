@@ -201,12 +201,10 @@ def _read(
     else:
         raise NonFiniteError(
             f"step {step} (epoch {epoch}): loss {values['loss']:g}, gradient norm "
-            f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr or "
+            f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr, clip with "
             "gradient_clipping, check the data, or set --config.on_nonfinite=skip"
         )
-    count = progress.means.count
-    rate = count * plan.batch_size / progress.seconds if progress.seconds > 0 else 0.0
-    log.step(f"{_show(progress.means.mean())}, {rate:,.0f} examples/s")
+    log.step(lambda: _postfix(progress, plan))
     if step % plan.log_every == 0:
         log.points(step, {f"train/{name}": value for name, value in values.items()})
         log.points(step, scalars(step - 1))
@@ -222,11 +220,23 @@ def evaluate(
         state: on the devices.
         batches: on the devices, with "mask".
     """
-    sums = jax.device_get([step(state.params, state.model_state, batch) for batch in batches])
+    sums: list[dict[str, Any]] = []
+    unread: list[dict[str, jax.Array]] = []
+    for batch in batches:
+        unread.append(step(state.params, state.model_state, batch))
+        if len(unread) > 1:  # the device has its next batch, and no more of them
+            sums.append(jax.device_get(unread.pop(0)))
+    sums += jax.device_get(unread)
     names = sorted(sums[0], key=lambda name: name != "loss")
     totals = {name: math.fsum(float(each[name]) for each in sums) for name in names}
     count = totals.pop("count")
     return {name: value / count for name, value in totals.items()}, round(count)
+
+
+def _postfix(progress: Progress, plan: Plan) -> str:
+    count = progress.means.count
+    rate = count * plan.batch_size / progress.seconds if progress.seconds > 0 else 0.0
+    return f"{_show(progress.means.mean())}, {rate:,.0f} examples/s"
 
 
 def _row(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,11 @@ class Log:
             dynamic_ncols=True,
         )
 
-    def step(self, values: str) -> None:
-        """One more step in the bar, with a text behind it."""
-        if self._bar is not None:
+    def step(self, values: Callable[[], str]) -> None:
+        """One more step in the bar, with a text behind it, made only where there is a bar."""
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix_str(values(), refresh=False)
             self._bar.update()
-            if not self._bar.disable:
-                self._bar.set_postfix_str(values, refresh=False)
 
     def points(self, step: int, values: dict[str, float]) -> None:
         """TensorBoard points of a step."""
@@ -91,7 +91,7 @@ class Log:
             return
         self.rows.append(row)
         self._write_rows()
-        numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "epoch"}
+        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
         self.points(row["step"], {f"epoch/{name}": value for name, value in numbers.items()})
         self._events.flush()
         print(line, flush=True)

@@ -9,26 +9,24 @@ from typing import Any
 
 from gnp.training.files import write_json
 
-OUTPUTS = ("config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png")
+# config.json goes last: while it is there, an interrupted removal cannot be taken for another run.
+OUTPUTS = ("metrics.jsonl", "checkpoints", "tensorboard", "curves.png", "config.json")
 
 
 class RunDirectoryError(ValueError):
     """A working_dir that cannot be used as asked; one line."""
 
 
-def open_run_directory(
+def check_run_directory(
     path: Path, config: Mapping[str, Any], *, retrain: bool, free: Collection[str] = ()
-) -> Path:
-    """Makes the directory, or checks that the run in it has the same config.
+) -> None:
+    """Makes the directory, or checks that a run with this config may go on in it.
 
     Args:
         path: the directory.
         config: dotted key -> JSON value, complete.
-        retrain: remove what an earlier run left here.
+        retrain: another run may be here, as it is going to be removed.
         free: keys that may differ, as results do not depend on them.
-
-    Returns:
-        The path.
 
     Raises:
         RunDirectoryError: not a directory, not writable, or it holds another config.
@@ -44,11 +42,27 @@ def open_run_directory(
     if not os.access(path, os.W_OK | os.X_OK):
         raise RunDirectoryError(f"--working_dir={path} is not writable; choose another directory")
     if retrain:
-        remove_run(path)
-    elif (path / "config.json").exists():
+        return
+    if (path / "config.json").exists():
         refuse_other_config(path, config, free)
+    elif (path / "checkpoints").exists():
+        raise RunDirectoryError(
+            f"--working_dir={path} holds checkpoints but no config.json; choose another "
+            "directory, or start over with --config.retrain=True"
+        )
+
+
+def claim_run_directory(path: Path, config: Mapping[str, Any], *, retrain: bool) -> None:
+    """Writes the config into a directory that was checked.
+
+    Args:
+        path: the directory.
+        config: dotted key -> JSON value, complete.
+        retrain: remove what an earlier run left here, first.
+    """
+    if retrain:
+        remove_run(path)
     write_json(path / "config.json", dict(config))
-    return path
 
 
 def read_config(path: Path) -> dict[str, Any]:

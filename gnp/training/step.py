@@ -69,7 +69,7 @@ def build_train_step(
         # The update's norm too: the perturbed gradient can overflow where the clean one does not.
         finite = jnp.isfinite(data_loss + gradient_norm + optax.tree.norm(updates))
         if skip_nonfinite:
-            new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+            new = jax.tree.map(lambda after, before: _keep(finite, after, before), new, state)
         metrics = {
             "loss": data_loss,
             **{
@@ -82,6 +82,12 @@ def build_train_step(
         return new, metrics
 
     return step
+
+
+def _keep(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
+    """The new value of a finite step. Counters always move: schedules follow the step number."""
+    is_counter = jnp.issubdtype(after.dtype, jnp.integer)
+    return after if is_counter else jnp.where(finite, after, before)
 
 
 def build_evaluation_step(apply: Apply, objective: Objective) -> EvaluationStep:

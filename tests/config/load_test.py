@@ -111,7 +111,7 @@ def test_the_given_config_is_not_changed():
         (("lr_schedule_params.boundaries", "3,2"), ("lr_schedule_params.boundaries",)),
         (("retrain", "maybe"), ("retrain = 'maybe'", "True or False")),
         (("opt.opt_params", "3"), ("opt.opt_params = '3'", "a dict")),
-        (("gnp.lambda", "0.9"), ("gnp.lambda = 0.9 and gnp.alpha = 0.8 disagree",)),
+        (("gnp.r", "0.05,0.1"), ("gnp.r = '0.05,0.1'",)),
         (("gnp.r", "0"), ("gnp.alpha = 0.8 with gnp.r = 0",)),
         (("warmup_epochs", "99"), ("warmup_epochs = 99 is longer than total_epochs",)),
         (("dataset.data_dir", ""), ("dataset.data_dir = ''",)),
@@ -130,8 +130,15 @@ def test_all_problems_at_once():
 
 
 def test_lambda_gives_alpha():
-    config = load(("gnp.alpha", "0"), ("gnp.lambda", "0.04"), ("gnp.r", "0.05"))
-    assert config.gnp.alpha == pytest.approx(0.8)
+    """And replaces the one of the file."""
+    config = load(("gnp.lambda", "0.02"), ("gnp.r", "0.05"))
+    assert config.gnp.alpha == pytest.approx(0.4)
+
+
+def test_lambda_and_alpha_may_not_disagree():
+    (line,) = problems_of(("gnp.lambda", "0.9"), ("gnp.alpha", "0.8"))
+    assert "gnp.lambda = 0.9 and gnp.alpha = 0.8 disagree" in line
+    assert load(("gnp.lambda", "0.04"), ("gnp.alpha", "0.8")).gnp.alpha == pytest.approx(0.8)
 
 
 def test_split_overrides():
@@ -199,6 +206,7 @@ def test_missing_file():
 
 def test_from_flat_is_the_inverse_of_flatten():
     config = load(("opt.opt_params.eps", "1e-7"), ("gnp.lambda", "0.04"), ("gnp.alpha", "0"))
+    assert config.gnp.alpha == pytest.approx(0.8)
     flat = flatten(config, default.KEYS)
     assert flatten(from_flat(flat), default.KEYS) == flat
     with pytest.raises(ConfigError, match="config key seeds is missing"):

@@ -277,7 +277,7 @@ def test_names() -> None:
 
 
 def test_works_alone_under_another_name(tmp_path: Path) -> None:
-    # As installed: a folder gnp_optimizer with jax, numpy and optax around it, and nothing else.
+    # As installed: a folder gnp_optimizer with jax and optax around it, and nothing else.
     (tmp_path / "gnp_optimizer").symlink_to(Path(optimizer.__file__).parent)
     program = (
         "import sys; import jax, numpy, optax; theirs = set(sys.modules)"

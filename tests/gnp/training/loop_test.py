@@ -171,6 +171,9 @@ def test_nonfinite_steps_can_be_skipped_and_are_counted(tmp_path):
     steps = Steps(SKIPPING, SKIPPING, lambda step: False)
     state, _ = run(tmp_path, poison=7, skip=True, steps=steps)
     assert np.isfinite(state.params["w"]).all()
+    counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32]
+    assert len(counts) == 2  # the penalty's and Adam's: schedules follow the step number
+    assert all(count == 15 for count in counts)
     rows = rows_of(tmp_path)
     assert [row.get("skipped_steps") for row in rows] == [None, 1, None]
     assert all(np.isfinite(row["train_loss"]) for row in rows)

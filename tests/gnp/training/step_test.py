@@ -155,6 +155,7 @@ def test_a_nonfinite_step_is_reported_and_can_be_dropped(parts, skip):
     assert metrics["finite"] == 0
     if skip:
         assert_equal(state.params, params)
+        assert state.opt_state[0].count == 1
         assert_equal(state.model_state, model_state)
     _, metrics = take_step(parts, penalised_sgd(), penalize=True, skip_nonfinite=skip)
     assert metrics["finite"] == 1

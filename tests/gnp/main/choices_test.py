@@ -1,0 +1,35 @@
+"""The names that config/default.py allows are the ones that the packages know."""
+
+import pytest
+
+import ds_pipeline.augment
+import optimizer
+from config import default, load_config
+from gnp.main import build
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("opt.opt_type", optimizer.OPTIMIZERS),
+        ("lr_schedule_type", optimizer.SCHEDULES),
+        ("gr_warmup_strategy", optimizer.STRATEGIES),
+        ("gnp.method", optimizer.METHODS),
+        ("dataset.image_level_augmentations", ds_pipeline.augment.IMAGE_LEVEL),
+        ("dataset.batch_level_augmentations", ds_pipeline.augment.BATCH_LEVEL),
+    ],
+)
+def test_names(key, known):
+    (kind,) = (each.kind for each in default.KEYS if each.name == key)
+    assert set(kind.names) == set(known)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [("total_epochs", "1"), ("warmup_epochs", "0.6")],
+        [("lr_schedule_type", "stepped"), ("lr_schedule_params.boundaries", "0.3,0.8")],
+    ],
+)
+def test_fractions_of_epochs_are_allowed(overrides):
+    build.check_names(load_config("config/digits.py", overrides))

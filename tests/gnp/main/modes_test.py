@@ -1,0 +1,94 @@
+"""Train and eval as a user sees them: what is printed, what is written, on one and two devices."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def trained(gnp_environment, tmp_path_factory, digits_command):
+    """A run of three epochs: the directory and what the command printed."""
+    directory = tmp_path_factory.mktemp("trained") / "run[/x]"  # brackets are no markup
+    result = digits_command(directory, "--config.total_epochs=3")
+    assert result.returncode == 0, result.stderr
+    return directory, result
+
+
+def rows_of(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_prints_epochs_a_table_and_where_things_are(trained):
+    directory, result = trained
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert any("test error rate" in line and "\u2502" in line for line in lines)
+    assert lines[-2].startswith("3 epochs, 66 steps, ")
+    assert lines[-1] == (f"in {directory}: curves.png, metrics.jsonl, tensorboard, checkpoints")
+    assert result.stderr == ""
+
+
+def test_the_run_directory(trained):
+    directory, _ = trained
+    assert json.loads((directory / "config.json").read_text())["total_epochs"] == 3
+    assert len(rows_of(directory)) == 3
+    assert list((directory / "tensorboard").glob("events*"))
+    assert (directory / "curves.png").stat().st_size > 10_000
+
+
+def test_digits_learn(trained):
+    """Three epochs of the thirty; the quickstart's error is in the README."""
+    assert rows_of(trained[0])[-1]["test_error_rate"] < 0.06
+
+
+@pytest.mark.parametrize("step", [None, 44])
+def test_eval_gives_the_metrics_of_training(trained, run_gnp_here, step):
+    directory, _ = trained
+    chosen = [] if step is None else [f"--checkpoint={step}"]
+    result = run_gnp_here("--mode=eval", f"--working_dir={directory}", *chosen)
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout.splitlines()[-1])
+    row = next(row for row in rows_of(directory) if row["step"] == (step or 66))
+    assert printed == {
+        "step": step or 66,
+        "examples": 359,
+        "test_loss": row["test_loss"],
+        "test_error_rate": row["test_error_rate"],
+    }
+    assert "test error rate" in result.stdout
+
+
+def test_eval_falls_back_and_removes_nothing(trained, run_gnp_here, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(trained[0], directory)
+    (directory / "checkpoints" / "66" / "sha256.json").write_text("{}")
+    result = run_gnp_here("--mode=eval", f"--working_dir={directory}")
+    assert result.returncode == 0
+    assert json.loads(result.stdout.splitlines()[-1])["step"] == 44
+    assert result.stderr.startswith("warning: checkpoint 66 is damaged")
+    assert (directory / "checkpoints" / "66").exists()
+
+
+def test_a_finished_run_is_shown_again(trained, digits_command):
+    directory, first = trained
+    result = digits_command(directory, "--config.total_epochs=3")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+    assert rows_of(directory)[-1]["step"] == 66
+
+
+def test_two_devices_train_the_same_run(trained, digits_command, tmp_path):
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    result = digits_command(tmp_path / "two", "--config.total_epochs=3", environment=two)
+    assert result.returncode == 0, result.stderr
+    for one_row, two_row in zip(rows_of(trained[0]), rows_of(tmp_path / "two"), strict=True):
+        assert two_row["train_loss"] == pytest.approx(one_row["train_loss"], rel=0.02)
+    odd = digits_command(tmp_path / "odd", "--config.batch_size=63", environment=two)
+    assert odd.returncode == 2
+    assert "cannot be split over 2 devices" in odd.stderr
+    alone = digits_command(
+        tmp_path / "alone", "--config.gnp.sync_perturbations=False", environment=two
+    )
+    assert alone.returncode == 2
+    assert "gnp.sync_perturbations = False" in alone.stderr

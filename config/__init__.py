@@ -1,6 +1,6 @@
 """What to run: every key with its default and meaning, and one file an experiment."""
 
-from config.load import from_flat, load_config, resolve
+from config.load import from_flat, load_config, read_config, resolve
 from config.schema import ConfigError, apply_overrides, flatten, problems, split_overrides
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "from_flat",
     "load_config",
     "problems",
+    "read_config",
     "resolve",
     "split_overrides",
 ]

@@ -8,6 +8,9 @@ alpha 0.8, learning rate 0.1 with a cosine, L2 1e-3, gradients clipped at 5, bat
 200 epochs. Another network:
 --config.model.model_name=WideResNet_28_10. CIFAR-100: --config.dataset.dataset_name=cifar100
 --config.dataset.num_classes=100.
+
+Meant for an accelerator (README.md has the seconds of a step on two cores). The paper trains
+WideResNet_28_10; no result of this config has been measured yet.
 """
 
 import ml_collections

@@ -25,14 +25,37 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
         >>> load_config("config/digits.py", [("gnp.r", "0.1")]).gnp.r
         0.1
     """
+    config, wrong = read_config(path, overrides)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return config
+
+
+def read_config(
+    path: str, overrides: Sequence[tuple[str, str]] = ()
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """The config of a file with command-line values in it, and everything that is wrong with it.
+
+    Args:
+        path: a Python file that defines `get_config()`.
+        overrides: (dotted key, text) pairs.
+
+    Returns:
+        The config, resolved where nothing is wrong; a line for each thing that is.
+
+    Raises:
+        ConfigError: the file gives no config.
+
+    Example:
+        >>> read_config("config/digits.py", [("gnp.r", "-1")])[1]
+        ['gnp.r = -1.0: allowed is a number >= 0']
+    """
     config, wrong = apply_overrides(_run_file(path), overrides, default.KEYS)
     wrong += problems(config, default.KEYS)
     if not wrong:
         config = _without_other_weight(config, [name for name, _ in overrides])
         wrong += conflicts(config)
-    if wrong:
-        raise ConfigError("\n".join(dict.fromkeys(wrong)))
-    return resolve(config)
+    return (config if wrong else resolve(config)), list(dict.fromkeys(wrong))
 
 
 def _without_other_weight(

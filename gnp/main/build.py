@@ -55,23 +55,35 @@ class DeviceError(RuntimeError):
     """No device can be used; one line."""
 
 
+def name_problems(config: ml_collections.ConfigDict) -> list[str]:
+    """What is wrong with the names and keyword arguments of model and optimizer, a line each."""
+    return _problems(
+        lambda: model.build_model(config, config.dataset.num_classes or 10),
+        lambda: optimizer.check_opt_params(config.opt.opt_type, dict(config.opt.opt_params)),
+    )
+
+
 def check_names(config: ml_collections.ConfigDict) -> None:
-    """Model and optimizer of a config, without looking at data or devices.
+    """Model, optimizer and schedules of a config, without looking at data or devices.
 
     Raises:
         ConfigError: a line for each problem.
     """
+    wrong = name_problems(config) or _problems(
+        lambda: optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH)
+    )
+    if wrong:
+        raise configs.ConfigError("\n".join(wrong))
+
+
+def _problems(*builds: Callable[[], Any]) -> list[str]:
     wrong = []
-    for build in (
-        lambda: optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH),
-        lambda: model.build_model(config, config.dataset.num_classes or 10),
-    ):
+    for build in builds:
         try:
             build()
         except (optimizer.OptimizerError, model.ModelError) as error:
             wrong += str(error).splitlines()
-    if wrong:
-        raise configs.ConfigError("\n".join(wrong))
+    return wrong
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:

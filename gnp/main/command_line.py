@@ -9,6 +9,7 @@ from absl import flags
 
 import config as configs
 from config import default
+from gnp.main import build
 
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
@@ -79,7 +80,10 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     loaded = None
     if values.config:
         try:
-            loaded = configs.load_config(values.config, overrides)
+            loaded, problems = configs.read_config(values.config, overrides)
+            wrong += problems
+            if not any(line.startswith(("model.", "opt.", "config key")) for line in problems):
+                wrong += build.name_problems(loaded)
         except configs.ConfigError as error:
             wrong += str(error).splitlines()
     if wrong:

@@ -99,10 +99,11 @@ def test_missing_flags(run_gnp_here):
 
 
 def test_several_problems_are_said_at_once(run_gnp_here):
-    result = run_gnp_here(DIGITS, "--config.gnp.r=-1", "--config.nonsense=1", "--config.base_lr=x")
+    wrong = ["gnp.r=-1", "nonsense=1", "base_lr=x", "model.model_name=Foo", "opt.opt_params.z=1"]
+    result = run_gnp_here(DIGITS, *(f"--config.{each}" for each in wrong))
     assert result.returncode == 2
     lines = result.stderr.splitlines()
-    assert len(lines) == 4  # and the missing working_dir
+    assert len(lines) == 6, lines  # and the missing working_dir
     assert all(line.startswith("gnp: ") for line in lines)
 
 

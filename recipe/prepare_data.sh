@@ -12,7 +12,7 @@
 # A set that is already prepared is left as it is. Exit code 0: the set is there.
 set -euo pipefail
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 VENV="${GNP_TF_VENV:-$ROOT/.venv-tensorflow}"
 REQUIREMENTS=(
     "tensorflow-cpu>=2.19,<3"
@@ -44,7 +44,7 @@ STAMP="$VENV/gnp-requirements"
 if [[ ! -f "$STAMP" || "$(cat "$STAMP")" != "${REQUIREMENTS[*]}" ]]; then
     echo "installing TensorFlow and TFDS in $VENV (once, some minutes)"
     "${PYTHON:-python3}" -m venv "$VENV" ||
-        fail "no virtual environment could be made in $VENV with ${PYTHON:-python3}"
+        fail "no virtual environment could be made in $VENV with ${PYTHON:-python3} (on Debian: apt-get install python3-venv)"
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check "${REQUIREMENTS[@]}" ||
         fail "TensorFlow and TFDS could not be installed in $VENV; the same command tries again"
     echo "${REQUIREMENTS[*]}" >"$STAMP"

@@ -24,6 +24,7 @@ import optax
 import model
 from ds_pipeline import train_batches
 from ds_pipeline.dataset import Dataset, from_arrays
+from gnp.bench.step import CIFAR_SHAPE, SHAPES
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.interrupt import Interrupt
 from gnp.training.loop import Plan, Progress, Steps, train
@@ -133,8 +134,7 @@ def bench(name: str, batch_size: int, steps: int, runs: int) -> float:
         steps: steps an epoch.
         runs: pairs that are measured.
     """
-    shape = {"MnistTutorialCNN": (28, 28, 1), "DigitsCNN": (8, 8, 1)}.get(name, (32, 32, 3))
-    loop = LoopBench(name, shape, batch_size, steps)
+    loop = LoopBench(name, SHAPES.get(name, CIFAR_SHAPE), batch_size, steps)
     loop.bare(), loop.epoch()  # compile, and meet every file for the first time
     pairs = [(loop.bare(), loop.epoch()) for _ in range(runs)]
     ratio = statistics.median(epoch / bare for bare, epoch in pairs)

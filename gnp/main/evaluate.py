@@ -1,6 +1,7 @@
 """--mode=eval."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint:
     )
     name = parts.dataset.evaluation_name
     result: dict[str, Any] = {"step": restored.step, "examples": examples}
-    result |= {f"{name}_{metric}": value for metric, value in values.items()}
+    result |= {
+        f"{name}_{metric}": value if math.isfinite(value) else None
+        for metric, value in values.items()
+    }
     print_metrics(result, f"{config.dataset.dataset_name}, {name} set")
     print(json.dumps(result))
     return 0

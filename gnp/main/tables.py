@@ -101,6 +101,8 @@ def _words(name: str) -> str:
 
 
 def _number(name: str, value: Any) -> str:
+    if value is None:
+        return "not finite"
     if name.endswith("error_rate"):
         return f"{value:.2%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -31,12 +31,9 @@ def catch_signals() -> Iterator[Interrupt]:
     caught = (signal.SIGTERM, signal.SIGINT)
 
     def note(number: int, _: FrameType | None) -> None:
-        # Both may have come before this ran; else the system's own handler takes the second, which
-        # need not wait for a compilation to end.
+        # The second signal is the system's to handle: it need not wait for a compilation to end.
         for each in caught:
             signal.signal(each, signal.SIG_DFL)
-        if interrupt:
-            signal.raise_signal(number)
         interrupt.signal = signal.Signals(number)
 
     before = {each: signal.signal(each, note) for each in caught}

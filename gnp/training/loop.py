@@ -247,12 +247,11 @@ def _row(
     scalars: dict[str, float],
 ) -> dict[str, Any]:
     means = progress.means.mean()
-    gradient_norm = means.pop("gradient_norm", math.nan)
+    norm = {name: means.pop(name) for name in ("gradient_norm",) if name in means}
+    values = {f"train_{name}": value for name, value in means.items()} | measured | scalars | norm
     row: dict[str, Any] = {"epoch": epoch, "step": progress.step}
-    row |= {f"train_{name}": value for name, value in means.items()}
-    row |= measured | scalars
-    if math.isfinite(gradient_norm):
-        row["gradient_norm"] = gradient_norm
+    # JSON has no NaN: a value that is not finite is left out.
+    row |= {name: value for name, value in values.items() if math.isfinite(value)}
     if progress.skipped:
         row["skipped_steps"] = progress.skipped
     row["epoch_seconds"] = round(progress.seconds, 3)

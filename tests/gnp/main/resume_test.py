@@ -1,7 +1,6 @@
 """A run that is stopped in whatever way ends as if it had not been."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -155,18 +154,6 @@ def test_a_signal_saves_and_ends(start, whole, tmp_path, number, code):
     assert steps_of(tmp_path)[-1] == step
     assert finish(start(tmp_path))[0] == 0
     assert_same_run(whole, tmp_path)
-
-
-def test_a_second_signal_ends_at_once(start, tmp_path):
-    process = start(tmp_path, "--config.total_epochs=1000")
-    wait_for_row(process, tmp_path)
-    os.kill(process.pid, signal.SIGSTOP)  # so that both are there before it goes on
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    status, _, err = finish(process)
-    assert status in (-signal.SIGINT, -signal.SIGTERM)
-    assert "stopped by" not in err
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip"])

@@ -222,7 +222,6 @@ def build_config(keys: Sequence[Key]) -> ml_collections.ConfigDict:
             if part not in node:
                 node[part] = ml_collections.ConfigDict()
             node = node[part]
-        # Fields are placeholders-free on purpose: types are checked all at once, by `problems`.
         default = key.default
         node[leaf] = ml_collections.ConfigDict(default) if isinstance(default, dict) else default
     config.lock()

@@ -384,14 +384,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
             rest.append(argument)
         elif match[2] is not None and match[1] == match[1].strip():
             pairs.append((match[1], match[3].strip()))
-        elif (
-            match[2] is None
-            and waiting
-            and not re.match(r"[-=]", waiting[0])
-            or match[2] is None
-            and waiting
-            and _is_negative_number(waiting[0])
-        ):
+        elif match[2] is None and waiting and _is_value(waiting[0]):
             pairs.append((match[1], waiting.pop(0)))
         else:
             if waiting and waiting[0].startswith("="):
@@ -404,5 +397,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
     return rest, pairs, wrong
 
 
-def _is_negative_number(word: str) -> bool:
-    return re.fullmatch(r"-\d*\.?\d+([eE][-+]?\d+)?", word) is not None
+def _is_value(word: str) -> bool:
+    """Whether the word after a key is its value: no flag and no lone equals sign."""
+    is_negative_number = re.fullmatch(r"-\d*\.?\d+([eE][-+]?\d+)?", word) is not None
+    return is_negative_number or not word.startswith(("-", "="))

@@ -14,7 +14,7 @@ import optimizer
 from config import default
 from gnp.training.loop import Plan, Steps
 from gnp.training.mesh import data_mesh, replicate, shard_batch
-from gnp.training.objective import Objective, build_objective, output_size
+from gnp.training.objective import build_objective, output_size
 from gnp.training.state import Apply, Initialise, TrainState, from_linen
 from gnp.training.step import EvaluationStep, build_evaluation_step, build_train_step
 
@@ -25,8 +25,6 @@ class Run(NamedTuple):
     Attributes:
         dataset: where examples come from.
         initialise: key -> (params, model_state).
-        apply: the model as a function.
-        objective: loss and metrics.
         optimizer: the chain.
         scalars: step number -> learning_rate, alpha, r.
         plan: lengths and intervals.
@@ -37,8 +35,6 @@ class Run(NamedTuple):
 
     dataset: ds_pipeline.Dataset
     initialise: Initialise
-    apply: Apply
-    objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
     scalars: Callable[[int], dict[str, float]]
     plan: Plan
@@ -158,8 +154,6 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
     return Run(
         dataset,
         initialise,
-        apply,
-        objective,
         chain,
         scalars,
         plan,

@@ -46,6 +46,18 @@ def take_step(parts, optimizer, *, penalize, number=3, **options):
     return step(state, batch, jax.random.key(7), np.uint32(number))
 
 
+def clean_loss(parts):
+    """The loss as `take_step` sees it, of the parameters alone."""
+    apply, _, model_state, batch = parts
+    key = jax.random.fold_in(jax.random.key(7), 3)
+
+    def loss(params):
+        outputs, _ = apply(params, model_state, batch["image"], True, key)
+        return OBJECTIVE.loss(outputs, batch["label"]).mean()
+
+    return loss
+
+
 def penalised_sgd(alpha=0.8, r=0.1):
     return optax.chain(gradient_norm_penalty(r, alpha), optax.sgd(1.0))
 
@@ -66,13 +78,7 @@ def test_alpha_zero_is_plain_training_to_the_bit(parts):
 
 def test_alpha_one_is_sam(parts):
     """Against Optax's SAM in opaque mode, which takes no second batch statistics either."""
-    apply, params, model_state, batch = parts
-    key = jax.random.fold_in(jax.random.key(7), 3)
-
-    def loss(params):
-        outputs, _ = apply(params, model_state, batch["image"], True, key)
-        return OBJECTIVE.loss(outputs, batch["label"]).mean()
-
+    params, loss = parts[1], clean_loss(parts)
     sam = optax.contrib.sam(
         optax.sgd(1.0),
         optax.chain(optax.contrib.normalize(), optax.sgd(0.1)),
@@ -91,13 +97,7 @@ def test_alpha_one_is_sam(parts):
 
 
 def test_penalised_gradient_is_the_formula_with_the_same_masks(parts):
-    apply, params, model_state, batch = parts
-    key = jax.random.fold_in(jax.random.key(7), 3)
-
-    def loss(params):
-        outputs, _ = apply(params, model_state, batch["image"], True, key)
-        return OBJECTIVE.loss(outputs, batch["label"]).mean()
-
+    params, loss = parts[1], clean_loss(parts)
     g = jax.grad(loss)(params)
     norm = optax.tree.norm(g)
     there = jax.grad(loss)(jax.tree.map(lambda p, d: p + 0.1 * d / norm, params, g))

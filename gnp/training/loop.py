@@ -72,7 +72,7 @@ class Progress:
         """JSON values for a checkpoint."""
         return {
             "step": self.step,
-            "sums": self.means.sums,
+            "sums": dict(self.means.sums),  # it is written while the next steps add to them
             "count": self.means.count,
             "seconds": self.seconds,
             "skipped": self.skipped,

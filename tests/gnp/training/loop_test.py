@@ -192,3 +192,16 @@ def test_a_finished_run_does_nothing(tmp_path):
     second, progress = run(tmp_path)
     assert progress.step == 15
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_what_a_checkpoint_is_given_stays_as_it_was():
+    progress = Progress()
+    progress.means.add({"loss": 1.0})
+    given = progress.to_json()
+    progress.means.add({"loss": 2.0})
+    assert given["sums"] == {"loss": 1.0}
+    progress.start_epoch()
+    given = progress.to_json()
+    progress.means.add({"loss": 3.0})
+    assert given["sums"] == {}
+    assert given["count"] == 0

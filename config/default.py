@@ -73,6 +73,25 @@ KEYS = (
     Key("label_smoothing", 0.0, number(at_least=0, at_most=1), "share of the uniform label"),
     Key("l2_regularization", 0.0, number(at_least=0), "times half the squared norm, in the loss"),
     Key(
+        "l2_by_kind.weight",
+        None,
+        optional(number(at_least=0)),
+        "the same for weights alone; none: l2_regularization",
+    ),
+    Key("l2_by_kind.bias", None, optional(number(at_least=0)), "for biases (biasDecay)"),
+    Key(
+        "l2_by_kind.scale",
+        None,
+        optional(number(at_least=0)),
+        "for the scales of normalization layers (gammaDecay)",
+    ),
+    Key(
+        "l2_by_kind.offset",
+        None,
+        optional(number(at_least=0)),
+        "for the offsets of normalization layers (betaDecay)",
+    ),
+    Key(
         "no_weight_decay_on_bn",
         False,
         boolean(),
@@ -99,7 +118,20 @@ KEYS = (
         "gnp.sync_perturbations",
         True,
         boolean(),
-        "one perturbation from the whole batch's gradient; False: one a device",
+        "one perturbation from the whole batch's gradient; False: one a group (m-sharpness)",
+    ),
+    Key(
+        "gnp.m",
+        None,
+        optional(integer(1)),
+        "examples of a group where sync_perturbations is False; none: a device's share",
+    ),
+    Key(
+        "gnp.where",
+        "all",
+        choice("all", "normalization", "others"),
+        "parameters that are perturbed: all, the scales and offsets of normalization layers, "
+        "or all but these",
     ),
     Key("gnp.adaptive", False, boolean(), "scale the perturbation by the parameters (ASAM)"),
     Key(
@@ -109,6 +141,13 @@ KEYS = (
         "difference of two gradients, or the exact Hessian-vector product",
     ),
     Key("gnp.every", 1, integer(1), "penalise every n-th step"),
+    Key(
+        "gnp.reuse",
+        0.0,
+        number(at_least=0),
+        "LookSAM: weight of what is kept of the last penalised gradient in the steps between; "
+        "0: off",
+    ),
     Key(
         "gnp.warmup_epochs",
         None,
@@ -124,8 +163,45 @@ KEYS = (
     Key("use_hybrid_training", False, boolean(), "penalise a random share of the steps"),
     Key("hybrid_config.p", 0.5, number(at_least=0, at_most=1), "that share"),
     # Optimizer.
-    Key("opt.opt_type", "Momentum", choice("SGD", "Momentum", "Adam", "RMSProp"), "optimizer"),
+    Key(
+        "opt.opt_type",
+        "Momentum",
+        choice("SGD", "Momentum", "Adam", "RMSProp", "SGDG", "AdamG"),
+        "optimizer; SGDG and AdamG train convolutions on the Grassmann manifold, the rest by "
+        "SGD with momentum",
+    ),
     Key("opt.opt_params", {}, mapping(), "its keyword arguments, such as weight_decay"),
+    Key(
+        "opt.learning_rate_grassmann",
+        None,
+        optional(number(at_least=0)),
+        "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05",
+    ),
+    Key(
+        "opt.omega",
+        0.1,
+        number(at_least=0),
+        "SGDG, AdamG: times half the squared distance of V'V from the identity, in the loss",
+    ),
+    Key(
+        "opt.grassmann_where",
+        None,
+        optional(text()),
+        "SGDG, AdamG: regular expression that finds the group's parameters by their paths; "
+        "none: every convolution with more inputs than outputs",
+    ),
+    Key(
+        "opt.centralize",
+        "none",
+        choice("none", "all", "conv"),
+        "gradient centralization: of all weights of rank > 1, or of convolutions",
+    ),
+    Key(
+        "opt.centralize_at",
+        "gradient",
+        choice("gradient", "update"),
+        "centralize what the optimizer is given, or what it makes of it (for Adam)",
+    ),
     # Model.
     Key("model.model_name", "WideResNet_16_4", text(), "a name that the registry knows"),
     Key("model.model_params", {}, mapping(), "its keyword arguments, such as dropout_rate"),
@@ -149,6 +225,13 @@ KEYS = (
         number(above=0, at_most=0.9),
         "share of the training split that is held out where use_test_set is False",
     ),
+    Key(
+        "dataset.subset",
+        None,
+        optional(number(above=0)),
+        "training examples to use, the same share of each class: a whole number, or a share "
+        "below 1; none: all",
+    ),
     Key("use_test_set", True, boolean(), "evaluate on the test set; False: on a held-out part"),
     # What is measured and kept.
     Key("compute_top_5_error_rate", False, boolean(), "log the top-5 error rate as well"),
@@ -156,6 +239,12 @@ KEYS = (
     Key("save_ckpt_every_n_epochs", 1, integer(1), "epochs between checkpoints"),
     Key("keep_checkpoints", 3, integer(2), "newest checkpoints that are kept"),
     Key("log_every_n_steps", 50, integer(1), "steps between TensorBoard points"),
+    Key(
+        "log_costs_per_layer",
+        False,
+        boolean(),
+        "log the weight cost and the orthogonality penalty of each parameter as well",
+    ),
     Key("retrain", False, boolean(), "start over in a working_dir that holds a run"),
 )
 

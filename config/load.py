@@ -10,6 +10,9 @@ import ml_collections
 from config import default
 from config.schema import ConfigError, apply_overrides, problems, set_value
 
+# The published learning rates of the Grassmann group (arXiv 1709.09603, on CIFAR).
+_GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
+
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
     """The config of a file with command-line values in it, checked and resolved.
@@ -141,6 +144,12 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
         lines.append(
             f"gnp.alpha = {alpha} with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
         )
+    lines += _group_conflicts(config) + _grassmann_conflicts(config)
+    if config.gnp.reuse > 0 and config.gnp.every == 1 and not config.use_hybrid_training:
+        lines.append(
+            f"gnp.reuse = {config.gnp.reuse} has no step to work in, as every step is penalised: "
+            "set gnp.every (LookSAM's is 5) or use_hybrid_training"
+        )
     if config.warmup_epochs > config.total_epochs:
         lines.append(
             f"warmup_epochs = {config.warmup_epochs:g} is longer than "
@@ -150,13 +159,45 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
         lines.append(
             f"compute_top_5_error_rate needs loss = softmax_cross_entropy, not {config.loss}"
         )
+    subset = config.dataset.subset
+    if subset is not None and subset > 1 and subset != int(subset):
+        lines.append(
+            f"dataset.subset = {subset:g} is neither a share below 1 nor a whole number of examples"
+        )
     if config.label_smoothing > 0 and config.loss == "squared_error":
         lines.append(f"label_smoothing = {config.label_smoothing} does not go with squared_error")
     return lines
 
 
+def _group_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    m = config.gnp.m
+    if m is None:
+        return []
+    if config.gnp.sync_perturbations:
+        return [
+            f"gnp.m = {m} with gnp.sync_perturbations = True: groups with a perturbation of "
+            "their own need False"
+        ]
+    if config.batch_size % m:
+        return [f"gnp.m = {m} does not divide batch_size = {config.batch_size} into whole groups"]
+    return []
+
+
+def _grassmann_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    if config.opt.opt_type in _GRASSMANN_RATES:
+        return []
+    return [
+        f"opt.{name} = {config.opt[name]!r} needs opt.opt_type = SGDG or AdamG, "
+        f"not {config.opt.opt_type}"
+        for name in ("learning_rate_grassmann", "grassmann_where")
+        if config.opt[name] is not None
+    ]
+
+
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy with `gnp.alpha` computed from `gnp.lambda` where that is given.
+
+    Where SGDG or AdamG has no `opt.learning_rate_grassmann`, it gets the published one.
 
     Args:
         config: a config without conflicts.
@@ -170,4 +211,6 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     new = config.copy_and_resolve_references()
     if new.gnp["lambda"] is not None and new.gnp.r > 0:
         new.gnp.alpha = new.gnp["lambda"] / new.gnp.r
+    if new.opt.learning_rate_grassmann is None and new.opt.opt_type in _GRASSMANN_RATES:
+        set_value(new, "opt.learning_rate_grassmann", _GRASSMANN_RATES[new.opt.opt_type])
     return new

@@ -19,6 +19,7 @@ from ds_pipeline.source import (
     SubsetSource,
     channel_statistics,
     chunks,
+    stratified_draw,
     stratified_split,
 )
 from ds_pipeline.tfds_source import (
@@ -42,6 +43,8 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # Of the 73,257 training images, without the extra ones.
     "svhn_cropped": ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614)),
 }
+
+_SUBSET_TAG = 0x5375
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +101,9 @@ def build_dataset(config: Any) -> Dataset:
     Args:
         config: reads `seeds` (of the splits), `use_test_set` and from `dataset`: `dataset_name`,
             `data_dir` (None: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets),
-            `validation_fraction`, `image_level_augmentations`, `batch_level_augmentations`,
-            `cutout_size`, and what the data must match where it is not None: `image_size`,
-            `num_classes`, `num_channels`.
+            `validation_fraction`, `subset` (None: all training examples),
+            `image_level_augmentations`, `batch_level_augmentations`, `cutout_size`, and what the
+            data must match where it is not None: `image_size`, `num_classes`, `num_channels`.
 
     Raises:
         DataError: an unknown name, data that are missing, damaged or of another kind, or that
@@ -111,7 +114,7 @@ def build_dataset(config: Any) -> Dataset:
         >>> keys = SimpleNamespace(
         ...     dataset_name="digits", data_dir=None, validation_fraction=0.1,
         ...     image_level_augmentations="none", batch_level_augmentations="none",
-        ...     cutout_size=16, image_size=8, num_classes=10, num_channels=None)
+        ...     cutout_size=16, image_size=8, num_classes=10, num_channels=None, subset=None)
         >>> data = build_dataset(SimpleNamespace(seeds=0, use_test_set=False, dataset=keys))
         >>> data.evaluation_name, len(data.train), len(data.evaluation)
         ('validation', 1294, 144)
@@ -126,6 +129,8 @@ def build_dataset(config: Any) -> Dataset:
     if evaluation is None:
         kept, held_out = stratified_split(_labels(train), keys.validation_fraction, config.seeds)
         train, evaluation = SubsetSource(train, kept), SubsetSource(train, held_out)
+    if keys.subset is not None:
+        train = _subset(train, keys.subset, config.seeds)
     mean, std = _statistics(parts.statistics_name, parts.shape[-1], train)
     augment = get_augment(
         keys.image_level_augmentations,
@@ -286,6 +291,17 @@ def _check_requested(keys: Any, parts: _Parts) -> None:
                 f"dataset.{key} {wanted} does not match '{keys.dataset_name}', whose data have "
                 f"{actual}; set it to that, or to None"
             )
+
+
+def _subset(train: Source, subset: float, seed: int) -> Source:
+    """A number (from 1 up) or a share of the examples, the same share of each class."""
+    count = round(subset * len(train)) if subset < 1 else round(subset)
+    if not 1 <= count <= len(train):
+        raise DataError(
+            f"dataset.subset {subset:g} asks for {count} of {len(train)} training examples; "
+            f"set it to a share below 1, or to a number up to {len(train)}"
+        )
+    return SubsetSource(train, stratified_draw(_labels(train), count, (seed, _SUBSET_TAG)))
 
 
 def _labels(source: Source) -> np.ndarray:

@@ -93,8 +93,7 @@ def stratified_split(
 ) -> tuple[Indices, Indices]:
     """Indices of two disjoint parts, the second with round(fraction * n) examples.
 
-    The examples are shuffled, sorted by label, and taken at even distances, so that each class
-    has its share in both parts to within one example.
+    Each class has its share in both parts to within one example.
 
     Args:
         labels: [n], integers.
@@ -119,12 +118,35 @@ def stratified_split(
             f"a share of {fraction} of {total} examples leaves one part empty; "
             "change dataset.validation_fraction"
         )
-    shuffled = np.random.default_rng((seed, _SPLIT_TAG)).permutation(total)
-    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    places = ((np.arange(count) + 0.5) * (total / count)).astype(np.int64)
     second = np.zeros(total, bool)
-    second[by_label[places]] = True
+    second[stratified_draw(labels, count, (seed, _SPLIT_TAG))] = True
     return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def stratified_draw(
+    labels: npt.NDArray[np.integer], count: int, seed: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
+    """Indices of `count` examples in which each class has its share to within one example.
+
+    The examples are shuffled, sorted by label, and taken at even distances.
+
+    Args:
+        labels: [n], integers.
+        count: 1 to n.
+        seed: of the shuffle, whole numbers of at least 0.
+
+    Returns:
+        [count], by label.
+
+    Example:
+        >>> labels = np.array([0, 1, 1, 1] * 5)
+        >>> labels[stratified_draw(labels, 4, seed=(0,))].tolist()
+        [0, 1, 1, 1]
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    places = ((np.arange(count) + 0.5) * (len(labels) / count)).astype(np.int64)
+    return by_label[places]
 
 
 def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,15 @@ import jax
 import optax
 
 from ._checks import check_choice, check_flag, check_names, check_number
+from .adamg import adamg
+from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
+from .centralization import centralize, is_convolution
 from .gradient_norm_penalty import gradient_norm_penalty
+from .groups import per_group
+from .looksam import looksam
+from .parameters import is_normalization
 from .schedules import STRATEGIES, gnp_warmup, learning_rate_schedule
+from .sgdg import sgdg
 
 # The Optax optimizer of each type, and the parameters that a config may set, with defaults.
 _BASE: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[str, Any]]] = {
@@ -41,9 +48,24 @@ _BASE: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[s
         },
     ),
 }
-_AVERAGING = ("momentum", "b1", "b2", "decay")  # weights of a moving average, below 1
+# SGD-G and Adam-G train the Grassmann group; the rest is trained by SGD with momentum.
+_GRASSMANN: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[str, Any]]] = {
+    "SGDG": (sgdg, {"momentum": 0.9, "grad_clip": 0.1}),
+    "AdamG": (adamg, {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "grad_clip": 0.1}),
+}
+_EUCLIDEAN = {"euclidean_momentum": 0.9, "nesterov": True}
+_AVERAGING = (
+    "momentum",
+    "euclidean_momentum",
+    "b1",
+    "b2",
+    "decay",
+)  # weights of a moving average, below 1
 
-OPTIMIZERS = tuple(_BASE)
+OPTIMIZERS = (*_BASE, *_GRASSMANN)
+CENTRALIZE = ("none", "all", "conv")
+CENTRALIZE_AT = ("gradient", "update")
+WHERE = ("all", "normalization", "others")
 
 
 class Schedules(NamedTuple):
@@ -54,16 +76,21 @@ class Schedules(NamedTuple):
     alpha: optax.Schedule
 
 
-def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
-    """The chain that a config asks for: penalty → clipping by the global norm → base optimizer.
+def build_optimizer(
+    config: Any, steps_per_epoch: int, group_axis: str | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The chain that a config asks for.
 
-    With `gnp.r = 0` the penalty, with `gradient_clipping = 0` the clipping is left out.
+    Penalty → clipping by the global norm → centralization → base optimizer, where SGDG and AdamG
+    have a Euclidean and a Grassmann group. What a config turns off is left out of the chain.
 
     Args:
         config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
           lr_schedule_params, gradient_clipping (of the global norm; 0 for none),
           no_weight_decay_on_bn, gr_warmup_strategy, gnp and opt.
         steps_per_epoch: Steps in one epoch.
+        group_axis: None: one perturbation. Else the penalty is in `per_group` over the mesh axis of
+          this name.
 
     Returns:
         The chain. Its `update` takes `grad_fn` and `penalize` (see `gradient_norm_penalty`), also
@@ -83,8 +110,8 @@ def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransfor
         ...     gradient_clipping=0.0, no_weight_decay_on_bn=False, gr_warmup_strategy="none",
         ...     use_hybrid_training=False, hybrid_config=Config(p=0.0),
         ...     gnp=Config(r=0.1, alpha=0.8, norm_perturbations=False, every=2, warmup_epochs=None,
-        ...                adaptive=False, method="finite_difference"),
-        ...     opt=Config(opt_type="SGD", opt_params={}),
+        ...                adaptive=False, method="finite_difference", where="all", reuse=0.0),
+        ...     opt=Config(opt_type="SGD", opt_params={}, centralize="none"),
         ... )
         >>> opt, penalized = build_optimizer(config, 10), build_step_rule(config, 10)
         >>> grad_fn = jax.grad(lambda p: 0.5 * jnp.vdot(p, p))
@@ -102,18 +129,10 @@ def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransfor
     check_number("gradient_clipping", config.gradient_clipping)
     parts: list[optax.GradientTransformation] = []
     if config.gnp.r > 0:
-        parts.append(
-            gradient_norm_penalty(
-                schedules.r,
-                schedules.alpha,
-                normalize=config.gnp.norm_perturbations,
-                adaptive=config.gnp.adaptive,
-                method=config.gnp.method,
-            )
-        )
+        parts.append(_penalty(config, schedules, group_axis))
     if config.gradient_clipping > 0:
         parts.append(optax.clip_by_global_norm(config.gradient_clipping))
-    parts.append(_base_optimizer(config, schedules.learning_rate))
+    parts.append(_base_optimizer(config, steps_per_epoch, schedules.learning_rate))
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
@@ -131,18 +150,7 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
     Raises:
         OptimizerError: a value is unknown or out of range.
     """
-    given = config.lr_schedule_params
-    learning_rate = learning_rate_schedule(
-        config.lr_schedule_type,
-        config.base_lr,
-        steps_per_epoch=steps_per_epoch,
-        total_epochs=config.total_epochs,
-        warmup_epochs=config.warmup_epochs,
-        boundaries=tuple(given.boundaries),
-        factor=given.factor,
-        rate=given.rate,
-        decay=given.decay,
-    )
+    learning_rate = _learning_rate(config, config.base_lr, steps_per_epoch)
     check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
     check_number("gnp.r", config.gnp.r)
     check_number("gnp.alpha", config.gnp.alpha)
@@ -200,7 +208,7 @@ def opt_param_names(opt_type: str) -> tuple[str, ...]:
         ('b1', 'b2', 'eps', 'eps_root', 'nesterov', 'weight_decay')
     """
     check_choice("opt.opt_type", opt_type, OPTIMIZERS)
-    return tuple(_BASE[opt_type][1])
+    return tuple(_defaults(opt_type))
 
 
 def check_opt_params(opt_type: str, opt_params: Mapping[str, Any]) -> None:
@@ -217,48 +225,100 @@ def check_opt_params(opt_type: str, opt_params: Mapping[str, Any]) -> None:
         >>> from optimizer import check_opt_params
         >>> check_opt_params("Momentum", {"momentum": 0.95, "nesterov": False})
     """
-    allowed = opt_param_names(opt_type)
+    allowed, defaults = opt_param_names(opt_type), _defaults(opt_type)
     hint = "" if "weight_decay" in allowed else "; for weight decay set l2_regularization"
     check_names("opt.opt_params", opt_params, allowed, f" (opt.opt_type={opt_type!r}{hint})")
     for key, value in opt_params.items():
-        name, default = f"opt.opt_params.{key}", _BASE[opt_type][1][key]
+        name, default = f"opt.opt_params.{key}", defaults[key]
         if isinstance(default, bool):
             check_flag(name, value)
-        elif value is not None or default is not None:
+        elif value is not None or (default is not None and key != "grad_clip"):
             is_weight = key in _AVERAGING
             check_number(name, value, high=1.0 if is_weight else math.inf, below=is_weight)
 
 
-def decay_mask(params: optax.Params, no_weight_decay_on_bn: bool) -> Any:
-    """Which leaves weight decay touches, L2 in the loss and AdamW's alike.
-
-    Args:
-        params: Parameters or their shapes.
-        no_weight_decay_on_bn: True: leaves of rank > 1 only, which leaves out the scales and biases
-          of batch norm and all other biases. False: every leaf.
-
-    Returns:
-        A pytree of bool like `params`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optimizer import decay_mask
-        >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, True)
-        {'bias': False, 'kernel': True}
-    """
-    return jax.tree.map(
-        lambda p: not no_weight_decay_on_bn or len(getattr(p, "shape", ())) > 1, params
+def _learning_rate(config: Any, base_lr: float, steps_per_epoch: int) -> optax.Schedule:
+    given = config.lr_schedule_params
+    return learning_rate_schedule(
+        config.lr_schedule_type,
+        base_lr,
+        steps_per_epoch=steps_per_epoch,
+        total_epochs=config.total_epochs,
+        warmup_epochs=config.warmup_epochs,
+        boundaries=tuple(given.boundaries),
+        factor=given.factor,
+        rate=given.rate,
+        decay=given.decay,
     )
 
 
-def _base_optimizer(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    opt_type, given = config.opt.opt_type, dict(config.opt.opt_params)
-    check_opt_params(opt_type, given)
-    factory, defaults = _BASE[opt_type]
-    params = {**defaults, **given}
-    if opt_type == "Adam":
-        params["mask"] = lambda tree: decay_mask(tree, config.no_weight_decay_on_bn)
-    return factory(learning_rate, **params)
+def _penalty(
+    config: Any, schedules: Schedules, group_axis: str | None
+) -> optax.GradientTransformationExtraArgs:
+    gnp = config.gnp
+    check_choice("gnp.where", gnp.where, WHERE)
+    check_number("gnp.reuse", gnp.reuse)
+    penalty = gradient_norm_penalty(
+        schedules.r,
+        schedules.alpha,
+        normalize=gnp.norm_perturbations,
+        adaptive=gnp.adaptive,
+        method=gnp.method,
+        where=_PERTURBED[gnp.where],
+    )
+    if group_axis is not None:
+        penalty = per_group(penalty, group_axis)
+    return looksam(penalty, gnp.reuse) if gnp.reuse > 0 else penalty
+
+
+def _others(params: optax.Params) -> Any:
+    return jax.tree.map(lambda is_norm: not is_norm, is_normalization(params))
+
+
+_PERTURBED = {"all": None, "normalization": is_normalization, "others": _others}
+
+
+def _base_optimizer(
+    config: Any, steps_per_epoch: int, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer itself, with centralization before it or behind it."""
+    opt = config.opt
+    check_opt_params(opt.opt_type, opt.opt_params)
+    params = {**_defaults(opt.opt_type), **opt.opt_params}
+    if opt.opt_type not in GRASSMANN_OPTIMIZERS:
+        if opt.opt_type == "Adam":
+            params["mask"] = lambda tree: decay_mask(tree, config.no_weight_decay_on_bn)
+        return _with_centralization(opt, _BASE[opt.opt_type][0](learning_rate, **params))
+    euclidean = optax.sgd(learning_rate, params.pop("euclidean_momentum"), params.pop("nesterov"))
+    rate = _learning_rate(config, opt.learning_rate_grassmann, steps_per_epoch)
+    grassmann = _GRASSMANN[opt.opt_type][0](rate, **params)
+    groups = {"euclidean": euclidean, "grassmann": grassmann}
+    if opt.centralize != "none" and opt.centralize_at == "update":
+        # A centralized step would leave the manifold.
+        groups["euclidean"] = _with_centralization(opt, euclidean)
+        return optax.partition(groups, build_labels(config))
+    return _with_centralization(opt, optax.partition(groups, build_labels(config)))
+
+
+def _with_centralization(
+    opt: Any, base: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    check_choice("opt.centralize", opt.centralize, CENTRALIZE)
+    if opt.centralize == "none":
+        return base
+    check_choice("opt.centralize_at", opt.centralize_at, CENTRALIZE_AT)
+    centralized = centralize(is_convolution if opt.centralize == "conv" else None)
+    if opt.centralize_at == "gradient":
+        return optax.chain(centralized, base)
+    # The update holds the decoupled weight decay: the authors centralize both together.
+    return optax.chain(base, centralized)
+
+
+def _defaults(opt_type: str) -> dict[str, Any]:
+    """The parameters of an optimizer that a config may set, with their defaults."""
+    if opt_type in _GRASSMANN:
+        return {**_GRASSMANN[opt_type][1], **_EUCLIDEAN}
+    return dict(_BASE[opt_type][1])
 
 
 def _penalty_warmup_steps(config: Any, steps_per_epoch: int) -> int:

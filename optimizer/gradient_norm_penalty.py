@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, check_choice, check_flag, check_number
+from ._tree import map_present, unit, widen
+from .parameters import Where, resolve_mask
 
 METHODS = ("finite_difference", "hvp")
 
@@ -28,6 +30,8 @@ def gradient_norm_penalty(
     normalize: bool = False,
     adaptive: bool = False,
     method: str = "finite_difference",
+    where: Where = None,
+    has_aux: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Turns the gradient of L into that of L + λ‖∇L‖, with one more gradient.
 
@@ -43,7 +47,7 @@ def gradient_norm_penalty(
 
     - `grad_fn(params) -> grads` gives the gradient elsewhere. Let it see the same batch and the
       same random masks as the gradient that `update` is given, and average over devices as that
-      one was.
+      one was. With `has_aux=True` it gives `(grads, aux)`.
     - `penalize=False`, a Python bool, passes the gradient through and counts the step, for loops
       that penalise some steps only. Such a step costs no second gradient.
 
@@ -61,13 +65,23 @@ def gradient_norm_penalty(
         method: `'finite_difference'` is the formula above. `'hvp'` takes g + r·H·d, by forward over
           reverse, in place of g(θ + r·d); then g' is exactly g + λ·H·d. It costs about one more
           gradient than the difference, and `grad_fn` must allow forward differentiation.
+        where: Which parameters are perturbed: a pytree of bool like params, a function that makes
+          one of params, or None: all. ‖·‖ and d then run over these leaves only, the others stay
+          where they are; the gradients of all leaves are mixed, with `normalize` too, whose g / ‖g‖
+          is the whole tree's. `where=is_normalization` is SAM-ON. Inside `optax.partition` or
+          `optax.masked`, which hide a part of params, give the function.
+        has_aux: `grad_fn` gives `(grads, aux)`, as `jax.grad(..., has_aux=True)` does. This aux is
+          dropped, as it belongs to the perturbed point: take metrics and batch statistics from the
+          gradient that you hand to `update`.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `GradientNormPenaltyState`.
 
     Raises:
         OptimizerError: r or alpha is negative, a flag is no bool, the method is unknown. In
-          `update`: a penalised step lacks `grad_fn` or `params`, or `penalize` is no Python bool.
+          `update`: a penalised step lacks `grad_fn` or `params`, `penalize` is no Python bool,
+          `where` is no mask of params or selects none, or what `grad_fn` gives contradicts
+          `has_aux`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -87,6 +101,8 @@ def gradient_norm_penalty(
         <https://arxiv.org/abs/2406.09723>`_, 2024.
         Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2021.
         Kwon et al., `ASAM <https://arxiv.org/abs/2102.11600>`_, 2021.
+        Mueller et al., `Normalization Layers Are All That Sharpness-Aware Minimization Needs
+        <https://arxiv.org/abs/2306.04226>`_, 2023.
     """
     for name, value in (("r", r), ("alpha", alpha)):
         if not callable(value) and not isinstance(value, jax.Array):
@@ -94,6 +110,7 @@ def gradient_norm_penalty(
     check_flag("normalize", normalize)
     check_flag("adaptive", adaptive)
     check_choice("method", method, METHODS)
+    check_flag("has_aux", has_aux)
 
     def init_fn(params: optax.Params) -> GradientNormPenaltyState:
         del params
@@ -109,11 +126,7 @@ def gradient_norm_penalty(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         del extra_args
-        if not isinstance(penalize, bool):
-            raise OptimizerError(
-                "penalize must be a Python bool, known while tracing: choose on the host between "
-                "two compiled steps"
-            )
+        check_penalize(penalize)
         new_state = GradientNormPenaltyState(count=optax.safe_increment(state.count))
         if not penalize:
             return updates, new_state
@@ -130,26 +143,32 @@ def gradient_norm_penalty(
         if _is_zero(radius) or (_is_zero(weight) and not normalize):
             return updates, new_state
 
-        gradient = _map(_widen, updates)
-        unit = _unit(gradient)
-        direction = _adaptive_direction(gradient, params) if adaptive else unit
+        gradient = map_present(widen, updates)
+        perturbable = gradient if where is None else _select(gradient, where, params)
+        direction = unit_gradient = unit(perturbable)
+        if normalize and where is not None:
+            unit_gradient = unit(gradient)
+        if adaptive:
+            direction = _adaptive_direction(perturbable, params)
 
         def gradient_at(distance: jax.Array) -> optax.Updates:
-            return grad_fn(_move(params, direction, distance))
+            result = grad_fn(_move(params, direction, distance))
+            return _drop_aux(result) if has_aux else _without_aux(result, updates)
 
         distance = jnp.asarray(radius, float)
         if method == "hvp":
             # The derivative of g(θ + s·d) in s at 0, times r, is r·H·d.
             _, change = jax.jvp(gradient_at, (jnp.zeros_like(distance),), (distance,))
-            perturbed = _map(jnp.add, gradient, change)
+            perturbed = map_present(jnp.add, gradient, change)
         else:
             perturbed = gradient_at(distance)
 
         def mix(raw: jax.Array, here: jax.Array, there: jax.Array) -> jax.Array:
-            mixed = (1 - weight) * here + weight * _widen(there)
+            mixed = (1 - weight) * here + weight * widen(there)
             return jnp.where(distance == 0, raw, mixed.astype(jnp.result_type(raw)))
 
-        return _map(mix, updates, unit if normalize else gradient, perturbed), new_state
+        clean = unit_gradient if normalize else gradient
+        return map_present(mix, updates, clean, perturbed), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -159,46 +178,54 @@ def _is_zero(value: Any) -> bool:
     return isinstance(value, Real) and value == 0
 
 
-def _map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` that leaves None where the first tree has None, whatever the others have."""
-
-    def leaf(x: Any, *others: Any) -> Any:
-        return None if x is None else f(x, *others)
-
-    return jax.tree.map(leaf, tree, *rest, is_leaf=lambda x: x is None)
-
-
-def _widen(x: Any) -> jax.Array:
-    """To float32, unless the dtype is wider."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+def check_penalize(penalize: object) -> None:
+    """Raise unless `penalize` is a Python bool."""
+    if not isinstance(penalize, bool):
+        raise OptimizerError(
+            "penalize must be a Python bool, known while tracing: choose on the host between "
+            "two compiled steps"
+        )
 
 
-def _unit(tree: Any) -> Any:
-    """The tree divided by its norm; zeros stay zeros."""
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        return tree
-    # Dividing by the largest element first keeps the squares of tiny and of huge ones in range.
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
-    is_zero = largest < jnp.finfo(largest.dtype).tiny
-    inverse = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, largest))
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(x * inverse)) for x in leaves))
-    # One factor for all: XLA goes through the chain of scalars in every loop that reads it, and a
-    # division or a selection per element there made the step of a small network half as long again.
-    factor = inverse / jnp.maximum(norm, 1.0)  # norm is 0 or at least 1
-    return _map(lambda x: x * factor, tree)
+def _drop_aux(result: Any) -> Any:
+    """The gradient of `(grads, aux)`."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise OptimizerError(
+            f"with has_aux=True grad_fn must return (grads, aux), not {type(result).__name__}"
+        )
+    return result[0]
+
+
+def _without_aux(result: Any, updates: Any) -> Any:
+    """The gradient, unless it is `(grads, aux)`."""
+    if isinstance(result, tuple) and not isinstance(updates, tuple):
+        raise OptimizerError(
+            "grad_fn must return the gradient alone, not a tuple; "
+            "for (grads, aux) make the penalty with has_aux=True"
+        )
+    return result
+
+
+def _select(gradient: Any, where: Where, params: Any) -> Any:
+    """The gradient with None in place of the leaves that are not perturbed."""
+    mask = resolve_mask(where, params)
+    if jax.tree.leaves(mask) and not any(jax.tree.leaves(mask)):
+        raise OptimizerError(
+            "where must be True for at least one parameter, or no step is penalised"
+        )
+    return map_present(lambda g, is_perturbed: g if is_perturbed else None, gradient, mask)
 
 
 def _adaptive_direction(gradient: Any, params: Any) -> Any:
     """|θ|²·g / ‖|θ|·g‖."""
-    size = _map(lambda g, p: jnp.abs(_widen(p)), gradient, params)
-    return _map(jnp.multiply, size, _unit(_map(jnp.multiply, size, gradient)))
+    size = map_present(lambda g, p: jnp.abs(widen(p)), gradient, params)
+    return map_present(jnp.multiply, size, unit(map_present(jnp.multiply, size, gradient)))
 
 
 def _move(params: Any, direction: Any, distance: jax.Array) -> Any:
     """θ + distance·direction, in the dtypes of θ."""
 
     def leaf(p: Any, d: Any) -> Any:
-        return p if d is None else (_widen(p) + distance * d).astype(jnp.result_type(p))
+        return p if d is None else (widen(p) + distance * d).astype(jnp.result_type(p))
 
     return jax.tree.map(leaf, params, direction, is_leaf=lambda x: x is None)

@@ -28,6 +28,7 @@ import optax
 
 import model
 from gnp.training.objective import build_objective
+from gnp.training.regularizer import Regularizer
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_train_step
 from optimizer import gradient_norm_penalty
@@ -70,6 +71,7 @@ class CompiledStep:
         batch_size: examples in a batch.
         optimizer: the chain.
         penalize: as in `build_train_step`.
+        regularize: likewise.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class CompiledStep:
         batch_size: int,
         optimizer: optax.GradientTransformationExtraArgs,
         penalize: bool,
+        regularize: Regularizer | None = None,
     ) -> None:
         shape = SHAPES.get(name, CIFAR_SHAPE)
         initialise, apply = from_linen(model.get_model(name, num_classes=10), lambda x: x, shape)
@@ -90,7 +93,9 @@ class CompiledStep:
         self._state = jax.jit(initial_state)(jax.random.key(0))
         self._batch = random_batch(batch_size, shape)
         self._key, self._number = jax.random.key(1), jnp.int32(1)
-        step = build_train_step(apply, objective, optimizer, penalize=penalize)
+        step = build_train_step(
+            apply, objective, optimizer, penalize=penalize, regularize=regularize
+        )
         start = time.perf_counter()
         compiled = jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
         self._step = compiled.lower(self._state, self._batch, self._key, self._number).compile()
@@ -288,6 +293,22 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
+def about_this_machine() -> dict[str, Any]:
+    """What figures depend on: backend, device, cores and jax's version.
+
+    Example:
+        >>> sorted(about_this_machine())
+        ['backend', 'cores', 'device', 'jax', 'machine']
+    """
+    return {
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+    }
+
+
 def bench(names: Sequence[str], batch_size: int, runs: int, python: str | None) -> dict[str, Any]:
     """Measures every step of every model, prints the table, and returns what --out holds.
 
@@ -298,11 +319,7 @@ def bench(names: Sequence[str], batch_size: int, runs: int, python: str | None) 
         python: interpreter with TensorFlow, for the tutorial's CNN; None: without it.
     """
     about = {
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
+        **about_this_machine(),
         "tensorflow": None,
         "batch_size": batch_size,
         "runs": runs,

@@ -13,10 +13,18 @@ import model
 import optimizer
 from config import default
 from gnp.training.loop import Plan, Steps
-from gnp.training.mesh import data_mesh, replicate, shard_batch
+from gnp.training.mesh import DATA_AXIS, data_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective, output_size
-from gnp.training.state import Apply, Initialise, TrainState, from_linen
-from gnp.training.step import EvaluationStep, build_evaluation_step, build_train_step
+from gnp.training.regularizer import Regularizer, build_regularizer
+from gnp.training.state import (
+    Apply,
+    Initialise,
+    ModelState,
+    Params,
+    TrainState,
+    from_linen,
+)
+from gnp.training.step import EvaluationStep, Groups, build_evaluation_step, build_train_step
 
 
 class Run(NamedTuple):
@@ -99,11 +107,25 @@ def check_devices(config: ml_collections.ConfigDict) -> None:
             f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
             f"choose a multiple of {devices}"
         )
-    if devices > 1 and config.gnp.r > 0 and not config.gnp.sync_perturbations:
+    group_size = _group_size(config)
+    if group_size < config.batch_size and config.batch_size // devices % group_size:
+        allowed = ", ".join(map(str, _group_sizes(config.batch_size // devices)))
         raise configs.ConfigError(
-            f"gnp.sync_perturbations = False needs a perturbation for each of {devices} devices, "
-            "which is not supported: use one device, or True"
+            f"gnp.m = {group_size} does not divide a device's share of the batch, "
+            f"{config.batch_size // devices} of {config.batch_size} examples on {devices} "
+            f"devices: allowed is {allowed}"
         )
+
+
+def _group_sizes(share: int) -> list[int]:
+    return [size for size in range(1, share + 1) if share % size == 0]
+
+
+def _group_size(config: ml_collections.ConfigDict) -> int:
+    """Examples that share a perturbation and batch statistics."""
+    if config.gnp.r == 0 or config.gnp.sync_perturbations:
+        return config.batch_size
+    return config.gnp.m or config.batch_size // jax.device_count()
 
 
 def build_run(config: ml_collections.ConfigDict) -> Run:
@@ -125,7 +147,9 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
     objective = build_objective(
         config.loss, config.label_smoothing, config.compute_top_5_error_rate
     )
-    chain = optimizer.build_optimizer(config, steps_per_epoch)
+    mesh = data_mesh()
+    groups = _groups(config, mesh)
+    chain = optimizer.build_optimizer(config, steps_per_epoch, DATA_AXIS if groups else None)
     schedules = optimizer.build_schedules(config, steps_per_epoch)
     plan = Plan(
         batch_size=config.batch_size,
@@ -145,15 +169,16 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
             objective,
             chain,
             penalize=penalize,
-            l2=config.l2_regularization,
-            decayed=lambda params: optimizer.decay_mask(params, config.no_weight_decay_on_bn),
+            regularize=regularizer(config),
+            costs_per_layer=config.log_costs_per_layer,
             skip_nonfinite=config.on_nonfinite == "skip",
+            groups=groups,
         )
         return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
 
     return Run(
         dataset,
-        initialise,
+        _on_the_manifold(initialise, optimizer.build_labels(config)),
         chain,
         scalars,
         plan,
@@ -163,8 +188,32 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
             optimizer.build_step_rule(config, steps_per_epoch),
         ),
         jax.jit(build_evaluation_step(apply, objective), compiler_options=model.compiler_options()),
-        data_mesh(),
+        mesh,
     )
+
+
+def regularizer(config: ml_collections.ConfigDict) -> Regularizer:
+    """The costs of the parameters that a config asks for."""
+    return build_regularizer(
+        l2=lambda params: optimizer.l2_coefficients(config, params),
+        labels=optimizer.build_labels(config),
+        omega=config.opt.omega,
+    )
+
+
+def _groups(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Groups | None:
+    size = _group_size(config)
+    return Groups(size, mesh) if size < config.batch_size else None
+
+
+def _on_the_manifold(initialise: Initialise, labels: Callable[[Params], Any]) -> Initialise:
+    """With the columns of the Grassmann group at length 1."""
+
+    def initialise_there(key: jax.Array) -> tuple[Params, ModelState]:
+        params, model_state = initialise(key)
+        return optimizer.unit_norm(params, labels(params)), model_state
+
+    return initialise_there
 
 
 def build_functions(

@@ -38,17 +38,21 @@ def _input(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
 
 
 def _parameters(config: ml_collections.ConfigDict, params: Any) -> list[dict[str, Any]]:
-    decays = config.l2_regularization > 0 or config.opt.opt_params.get("weight_decay", 0) > 0
-    mask = optimizer.decay_mask(params, config.no_weight_decay_on_bn)
+    columns = (
+        optimizer.build_labels(config)(params),
+        optimizer.l2_coefficients(config, params),
+        optimizer.decay_mask(params, config.no_weight_decay_on_bn),
+    )
+    decoupled = config.opt.opt_params.get("weight_decay", 0) > 0
     return [
         {
             "path": jax.tree_util.keystr(path, simple=True, separator="/"),
             "shape": tuple(leaf.shape),
             "count": leaf.size,
-            "group": "euclidean",
-            "decayed": decays and keep,
+            "group": group,
+            "decayed": l2 > 0 or (decoupled and decays),
         }
-        for (path, leaf), keep in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(mask), strict=True
+        for (path, leaf), group, l2, decays in zip(
+            jax.tree_util.tree_leaves_with_path(params), *map(jax.tree.leaves, columns), strict=True
         )
     ]

@@ -1,54 +1,51 @@
-"""The loss of a batch and its gradient, as pure functions of the parameters."""
+"""The loss of a batch, as a pure function of the parameters."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gnp.training.objective import Objective
+from gnp.training.regularizer import Regularizer, summarize, total
 from gnp.training.state import Apply, ModelState, Params
 
 Batch = dict[str, jax.Array]
-Aux = tuple[jax.Array, jax.Array, ModelState]
-
-
-def half_squared_norm(params: Params, mask: Params) -> jax.Array:
-    """1/2 sum theta^2 over the leaves whose mask is True, in float32.
-
-    Example:
-        >>> float(half_squared_norm({"a": jnp.ones(4), "b": jnp.ones(9)}, {"a": True, "b": False}))
-        2.0
-    """
-    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf, keep in leaves if keep]
-    return 0.5 * sum(squares, jnp.float32(0))
+Metrics = dict[str, jax.Array]
+Loss = Callable[
+    [Params, ModelState, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, ModelState]]
+]
 
 
 def build_loss(
     apply: Apply,
     objective: Objective,
-    l2: float = 0.0,
-    decayed: Callable[[Params], Any] | None = None,
-) -> Callable[[Params, ModelState, Batch, jax.Array], tuple[jax.Array, Aux]]:
-    """loss(params, model_state, batch, key) -> (L + l2 * 1/2 |theta|^2, (L, outputs, new state)).
+    regularize: Regularizer | None = None,
+    costs_per_layer: bool = False,
+) -> Loss:
+    """loss(params, model_state, batch, key) -> (L + costs, (metrics, new model_state)).
+
+    The metrics are means over the batch: "loss" (L alone), the objective's, and the costs'.
 
     Args:
         apply: the model.
         objective: what is minimised.
-        l2: weight of half the squared norm; inside the loss, so that the penalty sees it.
-        decayed: params -> pytree of bool, the leaves that count; None: all.
+        regularize: costs of the parameters; inside the loss, so that the penalty sees them.
+        costs_per_layer: each parameter's part of the costs is a metric too.
     """
 
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+    ) -> tuple[jax.Array, tuple[Metrics, ModelState]]:
         outputs, new_state = apply(params, model_state, batch["image"], True, key)
         data_loss = objective.loss(outputs, batch["label"]).mean()
-        total = data_loss
-        if l2:
-            mask = decayed(params) if decayed else jax.tree.map(lambda _: True, params)
-            total = total + l2 * half_squared_norm(params, mask)
-        return total, (data_loss, outputs, new_state)
+        costs = regularize(params) if regularize else {}
+        metrics = {
+            "loss": data_loss,
+            **{
+                name: metric(outputs, batch["label"]).mean()
+                for name, metric in objective.metrics.items()
+            },
+            **summarize(costs, costs_per_layer),
+        }
+        return (data_loss + total(costs) if costs else data_loss), (metrics, new_state)
 
     return loss

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+DATA_AXIS = "data"
+
 
 def data_mesh() -> Mesh:
     """One axis, `data`, over all devices.
@@ -14,12 +16,12 @@ def data_mesh() -> Mesh:
         >>> data_mesh().axis_names
         ('data',)
     """
-    return Mesh(np.array(jax.devices()), ("data",))
+    return Mesh(np.array(jax.devices()), (DATA_AXIS,))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Host arrays [b, ...] onto the devices, b split over them; returns before they are there."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -1,19 +1,47 @@
 """One step of training and one of evaluation, as pure functions."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
-from gnp.training.gradient import Batch, build_loss
+from gnp.training.gradient import Batch, Loss, Metrics, build_loss
+from gnp.training.mesh import DATA_AXIS
 from gnp.training.objective import Objective
-from gnp.training.state import Apply, Params, TrainState
+from gnp.training.regularizer import Regularizer
+from gnp.training.state import Apply, ModelState, Params, TrainState
+from optimizer import map_groups
 
-Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, jax.Array, Any], tuple[TrainState, Metrics]]
 EvaluationStep = Callable[[Any, Any, Batch], Metrics]
+
+
+class Groups(NamedTuple):
+    """Groups of examples, each with a perturbation and batch statistics of its own.
+
+    Attributes:
+        size: examples of a group; a device's share of the batch is a multiple of it.
+        mesh: the devices.
+    """
+
+    size: int
+    mesh: Mesh
+
+
+class _Update(NamedTuple):
+    """What the gradients of a step give; the gradient and the metrics are those of theta."""
+
+    grads: Params
+    metrics: Metrics
+    model_state: ModelState
+    updates: Params
+    opt_state: optax.OptState
+
+
+_Updater = Callable[[TrainState, Batch, jax.Array], _Update]
 
 
 def build_train_step(
@@ -22,9 +50,10 @@ def build_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     *,
     penalize: bool,
-    l2: float = 0.0,
-    decayed: Callable[[Params], Any] | None = None,
+    regularize: Regularizer | None = None,
+    costs_per_layer: bool = False,
     skip_nonfinite: bool = False,
+    groups: Groups | None = None,
 ) -> TrainStep:
     """step(state, batch, key, number) -> (state, metrics).
 
@@ -37,26 +66,53 @@ def build_train_step(
         objective: loss and metrics.
         optimizer: the chain; its `update` is given `grad_fn` and `penalize`.
         penalize: whether this is the penalised step or the plain one.
-        l2: weight of half the squared norm in the loss.
-        decayed: params -> pytree of bool, what `l2` counts; None: all.
+        regularize: what the parameters add to the loss.
+        costs_per_layer: each parameter's part of that is a metric too.
         skip_nonfinite: drop the update where loss or gradient is not finite.
+        groups: None: the batch is one group. Else the chain's penalty is in `per_group`, over
+            the mesh's axis.
 
     Returns:
         A function of a TrainState, a batch {"image" [b, ...], "label" [b]}, the run's key and the
-        step's number. Metrics: "loss" (without L2), the objective's, "gradient_norm" (of the clean
-        gradient, L2 included), "finite" (1 where loss, gradient and update are), float32 scalars.
+        step's number. Metrics: "loss" (of the data alone), the objective's, the costs',
+        "gradient_norm" (of the clean gradient, costs included), "finite" (1 where loss, gradient
+        and update are), float32 scalars.
     """
-    loss = build_loss(apply, objective, l2, decayed)
+    loss = build_loss(apply, objective, regularize, costs_per_layer)
+    if groups is None:
+        update = _update_whole(loss, optimizer, penalize)
+    else:
+        update = _update_by_groups(loss, optimizer, penalize, groups)
 
     def step(
         state: TrainState, batch: Batch, key: jax.Array, number: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, number)
+        grads, metrics, model_state, updates, opt_state = update(
+            state, batch, jax.random.fold_in(key, number)
+        )
+        new = TrainState(optax.apply_updates(state.params, updates), model_state, opt_state)
+        gradient_norm = optax.tree.norm(grads)
+        # The update's norm too: the perturbed gradient can overflow where the clean one does not.
+        finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.norm(updates))
+        if skip_nonfinite:
+            new = jax.tree.map(lambda after, before: _keep(finite, after, before), new, state)
+        return new, {
+            **metrics,
+            "gradient_norm": gradient_norm,
+            "finite": finite.astype(jnp.float32),
+        }
 
+    return step
+
+
+def _update_whole(
+    loss: Loss, optimizer: optax.GradientTransformationExtraArgs, penalize: bool
+) -> _Updater:
+    def update(state: TrainState, batch: Batch, step_key: jax.Array) -> _Update:
         def gradient(params: Params) -> tuple[Params, Any]:
             return jax.grad(loss, has_aux=True)(params, state.model_state, batch, step_key)
 
-        grads, (data_loss, outputs, model_state) = gradient(state.params)
+        grads, (metrics, model_state) = gradient(state.params)
         updates, opt_state = optimizer.update(
             grads,
             state.opt_state,
@@ -64,24 +120,53 @@ def build_train_step(
             grad_fn=lambda params: gradient(params)[0],
             penalize=penalize,
         )
-        new = TrainState(optax.apply_updates(state.params, updates), model_state, opt_state)
-        gradient_norm = optax.tree.norm(grads)
-        # The update's norm too: the perturbed gradient can overflow where the clean one does not.
-        finite = jnp.isfinite(data_loss + gradient_norm + optax.tree.norm(updates))
-        if skip_nonfinite:
-            new = jax.tree.map(lambda after, before: _keep(finite, after, before), new, state)
-        metrics = {
-            "loss": data_loss,
-            **{
-                name: metric(outputs, batch["label"]).mean()
-                for name, metric in objective.metrics.items()
-            },
-            "gradient_norm": gradient_norm,
-            "finite": finite.astype(jnp.float32),
-        }
-        return new, metrics
+        return _Update(grads, metrics, model_state, updates, opt_state)
 
-    return step
+    return update
+
+
+def _update_by_groups(
+    loss: Loss, optimizer: optax.GradientTransformationExtraArgs, penalize: bool, groups: Groups
+) -> _Updater:
+    """Each device goes through the groups in its share of the batch; then the means are taken."""
+
+    def update(state: TrainState, batch: Batch, step_key: jax.Array) -> _Update:
+        count = batch["label"].shape[0] // groups.size
+        first = jax.lax.axis_index(DATA_AXIS) * count
+
+        def gradient(params: Params, group: Any) -> tuple[Params, Any]:
+            start = group * groups.size
+            part = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, start, groups.size), batch
+            )
+            # The masks belong to the group's place in the batch, not to its device.
+            group_key = jax.random.fold_in(step_key, first + group)
+            return jax.grad(loss, has_aux=True)(params, state.model_state, part, group_key)
+
+        grads, (metrics, model_state) = map_groups(lambda i: gradient(state.params, i), count)
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            grad_fn=lambda params, group: gradient(params, group)[0],
+            penalize=penalize,
+        )
+        return _Update(_mean(grads), _mean(metrics), _mean(model_state), updates, opt_state)
+
+    return jax.shard_map(
+        update,
+        mesh=groups.mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        # With the check, differentiation would add up the devices' gradients: here each keeps its
+        # own, and what leaves is a mean over the devices or was computed from one.
+        check_vma=False,
+    )
+
+
+def _mean(tree: Any) -> Any:
+    """Over the groups of all devices."""
+    return jax.tree.map(lambda x: jax.lax.pmean(x.mean(0), DATA_AXIS), tree)
 
 
 def _keep(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:

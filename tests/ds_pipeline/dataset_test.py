@@ -24,6 +24,7 @@ def config_of(use_test_set: bool = True, seeds: int = 0, **keys: Any) -> SimpleN
         "image_size": None,
         "num_classes": None,
         "num_channels": None,
+        "subset": None,
     }
     dataset = SimpleNamespace(**{**defaults, **keys})
     return SimpleNamespace(seeds=seeds, use_test_set=use_test_set, dataset=dataset)
@@ -113,6 +114,20 @@ def test_augmentation_is_that_of_the_config(tmp_path: Path) -> None:
     np.testing.assert_array_equal(plain["image"], data.evaluation.batch(np.arange(8))["image"])
 
 
+@pytest.mark.parametrize(("subset", "count"), [(500, 500), (0.5, 719), (1438, 1438)])
+def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
+    whole, part = build_dataset(config_of()), build_dataset(config_of(subset=subset))
+    labels = part.train.batch(np.arange(len(part.train)))["label"]
+    everything = np.bincount(whole.train.batch(np.arange(1438))["label"])
+    assert len(labels) == count
+    assert np.abs(np.bincount(labels) - everything * count / 1438).max() <= 1
+    assert len(part.evaluation) == len(whole.evaluation)
+    again = build_dataset(config_of(subset=subset)).train
+    np.testing.assert_array_equal(
+        part.train.batch(np.arange(count))["image"], again.batch(np.arange(count))["image"]
+    )
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -127,6 +142,8 @@ def test_augmentation_is_that_of_the_config(tmp_path: Path) -> None:
         ({"num_classes": 100}, "dataset.num_classes 100 does not match"),
         ({"num_channels": 3}, "dataset.num_channels 3 does not match"),
         ({"image_level_augmentations": "bassic"}, "did you mean 'basic'"),
+        ({"subset": 1439}, "asks for 1439 of 1438 training examples"),
+        ({"subset": 0.0001}, "asks for 0 of 1438 training examples"),
         ({"batch_level_augmentations": "cutout"}, "cutout_size 16 covers the whole 8 x 8 image"),
     ],
 )

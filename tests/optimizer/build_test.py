@@ -27,6 +27,7 @@ from optimizer import (
     decay_mask,
     opt_param_names,
 )
+from optimizer.geometry import unit
 
 STEPS_PER_EPOCH = 4
 MakeConfig = Callable[..., Any]
@@ -96,8 +97,198 @@ def test_chain_is_penalty_clipping_base(make_config: MakeConfig) -> None:
     assert_trees_equal(trajectory(build_optimizer(config, STEPS_PER_EPOCH)), trajectory(expected))
 
 
+GC = optimizer.centralize()
+GC_CONV = optimizer.centralize(optimizer.is_convolution)
+
+
 @pytest.mark.parametrize(
-    "option, value", [("adaptive", True), ("norm_perturbations", True), ("method", "hvp")]
+    "overrides, expected",
+    [
+        ({"opt.centralize": "all"}, optax.chain(GC, optax.sgd(0.1))),
+        (
+            {"opt.centralize": "all", "opt.centralize_at": "update", "opt.opt_type": "Adam"},
+            optax.chain(optax.adam(0.1), GC),
+        ),
+        (
+            # As the authors have it: the decoupled decay is centralized with the step.
+            {
+                "opt.centralize": "all",
+                "opt.centralize_at": "update",
+                "opt.opt_type": "Adam",
+                "opt.opt_params": {"weight_decay": 0.3},
+            },
+            optax.chain(
+                optax.scale_by_adam(), optax.add_decayed_weights(0.3), GC, optax.scale(-0.1)
+            ),
+        ),
+        (
+            # Before it: the decay is not centralized.
+            {
+                "opt.centralize": "all",
+                "opt.opt_type": "Adam",
+                "opt.opt_params": {"weight_decay": 0.3},
+            },
+            optax.chain(GC, optax.adamw(0.1, weight_decay=0.3)),
+        ),
+        ({"opt.centralize": "conv"}, optax.sgd(0.1)),  # there is no convolution in the tree
+        (
+            {"opt.centralize": "all", "gradient_clipping": 0.5},
+            optax.chain(optax.clip_by_global_norm(0.5), GC, optax.sgd(0.1)),
+        ),
+    ],
+)
+def test_centralization(make_config: MakeConfig, overrides: Any, expected: Any) -> None:
+    config = make_config(**{"lr_schedule_type": "constant", "gnp.r": 0.0}, **overrides)
+    built = trajectory(build_optimizer(config, STEPS_PER_EPOCH))
+    plain = trajectory(optax.with_extra_args_support(expected))
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, 1e-5), built, plain)
+
+
+# A tall kernel that is a point of the manifold, a wide one that is none, and the rest.
+CONVOLUTIONS = {
+    "tall": {"kernel": jnp.arange(36.0).reshape(3, 3, 2, 2) - 15.0, "bias": jnp.ones(2)},
+    "wide": {"kernel": jnp.arange(8.0).reshape(1, 1, 2, 4) - 3.0},
+    "norm": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, -1.0])},
+}
+
+
+@pytest.mark.parametrize(
+    "opt_type, opt_params, grassmann",
+    [
+        ("SGDG", {}, optimizer.sgdg(0.2, 0.9, 0.1)),
+        ("SGDG", {"momentum": 0.5, "grad_clip": None}, optimizer.sgdg(0.2, 0.5)),
+        ("AdamG", {}, optimizer.adamg(0.2, grad_clip=0.1)),
+        ("AdamG", {"b1": 0.5, "eps": 1e-4}, optimizer.adamg(0.2, 0.5, eps=1e-4, grad_clip=0.1)),
+    ],
+)
+def test_grassmann_groups(
+    make_config: MakeConfig, opt_type: str, opt_params: Any, grassmann: Any
+) -> None:
+    config = make_config(
+        **{"lr_schedule_type": "constant", "gnp.r": 0.0},
+        **{"opt.opt_type": opt_type, "opt.opt_params": opt_params},
+    )
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    euclidean = optax.sgd(0.1, 0.9, nesterov=True)
+    params = CONVOLUTIONS
+    state = built.init(params)
+    tall = {"x": params["tall"]["kernel"]}
+    rest = {**params, "tall": {"bias": params["tall"]["bias"]}}
+    tall_state, rest_state = grassmann.init(tall), euclidean.init(rest)
+    for _ in range(2):
+        updates, state = built.update(params, state, params)
+        tall_updates, tall_state = grassmann.update(tall, tall_state, tall)
+        rest_updates, rest_state = euclidean.update(rest, rest_state, rest)
+        np.testing.assert_allclose(updates["tall"]["kernel"], tall_updates["x"], rtol=1e-6)
+        updates["tall"].pop("kernel")
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, 1e-6), updates, rest_updates)
+
+
+def test_both_groups_follow_one_schedule(make_config: MakeConfig) -> None:
+    config = make_config(
+        **{"opt.opt_type": "SGDG", "opt.opt_params": {"momentum": 0.0}, "gnp.r": 0.0}
+    )
+    last = 3 * STEPS_PER_EPOCH  # the cosine's end
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    params = {"tall": {"kernel": unit(CONVOLUTIONS["tall"]["kernel"])}}
+    state = built.init(params)
+    for step in range(last + 1):
+        grads = {"tall": {"kernel": CONVOLUTIONS["tall"]["kernel"] ** 2}}
+        updates, state = built.update(grads, state, params)
+        moved = float(jnp.abs(updates["tall"]["kernel"]).max())
+        assert (moved > 1e-5) == (step < last)
+
+
+def test_centralized_updates_leave_the_manifold_alone(make_config: MakeConfig) -> None:
+    config = make_config(
+        **{"opt.opt_type": "SGDG", "opt.centralize": "all", "opt.centralize_at": "update"},
+        **{"gnp.r": 0.0},
+    )
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    updates, _ = built.update(CONVOLUTIONS, built.init(CONVOLUTIONS), CONVOLUTIONS)
+    new = optax.apply_updates(CONVOLUTIONS, updates)
+    lengths = jnp.linalg.norm(new["tall"]["kernel"].reshape(-1, 2), axis=0)
+    np.testing.assert_allclose(lengths, 1.0, rtol=1e-6)
+    means = updates["wide"]["kernel"].mean((0, 1, 2))
+    np.testing.assert_allclose(means, 0.0, atol=1e-6)
+
+
+def test_labels_and_what_is_decayed(make_config: MakeConfig) -> None:
+    config = make_config(
+        l2_regularization=1e-3,
+        **{"opt.opt_type": "SGDG", "l2_by_kind.scale": 0.0, "l2_by_kind.bias": 2e-3},
+    )
+    assert optimizer.build_labels(config)(CONVOLUTIONS) == {
+        "tall": {"kernel": "grassmann", "bias": "euclidean"},
+        "wide": {"kernel": "euclidean"},
+        "norm": {"scale": "euclidean", "bias": "euclidean"},
+    }
+    assert optimizer.l2_coefficients(config, CONVOLUTIONS) == {
+        "tall": {"kernel": 0.0, "bias": 2e-3},
+        "wide": {"kernel": 1e-3},
+        "norm": {"scale": 0.0, "bias": 1e-3},
+    }
+    config.no_weight_decay_on_bn = True
+    config.l2_by_kind.bias = None
+    assert optimizer.l2_coefficients(config, CONVOLUTIONS) == {
+        "tall": {"kernel": 0.0, "bias": 0.0},
+        "wide": {"kernel": 1e-3},
+        "norm": {"scale": 0.0, "bias": 0.0},
+    }
+
+
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("(", "opt.grassmann_where='(' is no regular expression"),
+        ("head", "opt.grassmann_where='head' finds none of the parameters"),
+        ("wide|norm", "opt.grassmann_where='wide|norm' finds none of the parameters"),
+    ],
+)
+def test_wrong_grassmann_patterns(make_config: MakeConfig, pattern: str, message: str) -> None:
+    config = make_config(**{"opt.opt_type": "SGDG", "opt.grassmann_where": pattern})
+    with pytest.raises(OptimizerError) as caught:
+        optimizer.build_labels(config)(CONVOLUTIONS)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_grassmann_pattern_chooses(make_config: MakeConfig) -> None:
+    config = make_config(**{"opt.opt_type": "AdamG", "opt.grassmann_where": "^(a|c)/"})
+    tall, wide = CONVOLUTIONS["tall"], CONVOLUTIONS["wide"]
+    labels = optimizer.build_labels(config)({"a": tall, "b": tall, "c": wide})
+    assert labels == {
+        "a": {"kernel": "grassmann", "bias": "euclidean"},
+        "b": {"kernel": "euclidean", "bias": "euclidean"},
+        "c": {"kernel": "euclidean"},
+    }
+    dense = {"a": {"kernel": jnp.ones((4, 2))}}
+    assert optimizer.build_labels(config)(dense) == {"a": {"kernel": "grassmann"}}
+
+
+def test_groups_and_reuse_wrap_the_penalty(make_config: MakeConfig) -> None:
+    config = make_config(**{"gnp.reuse": 0.5})
+    params = jnp.array([3.0, -4.0])
+    grads = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # of two groups
+    built = build_optimizer(config, STEPS_PER_EPOCH, group_axis="data")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    spec = jax.sharding.PartitionSpec
+
+    def update(grads: jax.Array) -> Any:
+        state = built.init(params)
+        return built.update(grads, state, params, grad_fn=lambda p, i: grads[i] * p[0] / 3)
+
+    updates, state = jax.shard_map(
+        update, mesh=mesh, in_specs=spec("data"), out_specs=spec(), check_vma=False
+    )(grads)
+    # The first group's point is (3.1, -4), the second's (3, -3.9).
+    expected = -0.1 * (0.2 * grads.mean(0) + 0.8 * jnp.array([3.1 / 3, 1.0]) / 2)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(state[0].direction), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("adaptive", True), ("norm_perturbations", True), ("method", "hvp")],
 )
 def test_options_reach_the_penalty(make_config: MakeConfig, option: str, value: Any) -> None:
     plain = trajectory(build_optimizer(make_config(), STEPS_PER_EPOCH))
@@ -244,6 +435,12 @@ def test_builders_leave_the_config_alone(make_config: MakeConfig) -> None:
         ({"gnp.alpha": -0.1}, "gnp.alpha=-0.1 must"),
         ({"gnp.warmup_epochs": -1.0}, "gnp.warmup_epochs=-1.0 must"),
         ({"gnp.method": "exact"}, "method='exact' is not one of"),
+        ({"gnp.where": "norms"}, "gnp.where='norms' is not one of all, normalization, others"),
+        ({"gnp.reuse": -1.0}, "gnp.reuse=-1.0 must"),
+        ({"opt.centralize": "convs"}, "opt.centralize='convs' is not one of none, all, conv"),
+        ({"opt.centralize": "all", "opt.centralize_at": "grad"}, "opt.centralize_at='grad' is not"),
+        ({"opt.opt_type": "SGDG", "opt.opt_params": {"b1": 0.9}}, "unknown opt.opt_params.b1"),
+        ({"opt.opt_type": "AdamG", "opt.learning_rate_grassmann": -1.0}, "must"),
     ],
 )
 def test_wrong_configs(make_config: MakeConfig, overrides: Any, message: str) -> None:
@@ -271,7 +468,7 @@ def test_unknown_type_has_no_param_names() -> None:
 
 
 def test_names() -> None:
-    assert OPTIMIZERS == ("SGD", "Momentum", "Adam", "RMSProp")
+    assert OPTIMIZERS == ("SGD", "Momentum", "Adam", "RMSProp", "SGDG", "AdamG")
     assert SCHEDULES == ("constant", "stepped", "cosine", "exponential", "inverse_time")
     assert STRATEGIES == ("none", "lambda", "r", "zero")
 

@@ -32,8 +32,19 @@ def make_config() -> Callable[..., SimpleNamespace]:
                 warmup_epochs=None,
                 adaptive=False,
                 method="finite_difference",
+                where="all",
+                reuse=0.0,
             ),
-            opt=SimpleNamespace(opt_type="SGD", opt_params={}),
+            l2_regularization=0.0,
+            l2_by_kind=SimpleNamespace(weight=None, bias=None, scale=None, offset=None),
+            opt=SimpleNamespace(
+                opt_type="SGD",
+                opt_params={},
+                learning_rate_grassmann=0.2,
+                grassmann_where=None,
+                centralize="none",
+                centralize_at="gradient",
+            ),
         )
         for path, value in overrides.items():
             *folders, name = path.split(".")

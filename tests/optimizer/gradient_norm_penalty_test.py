@@ -1,5 +1,9 @@
-"""The penalty: closed forms, limits, dtypes and its place in a chain."""
+"""The penalty: options, limits, dtypes, pytrees and its place in a chain.
 
+closed_forms_test.py has what is known exactly, golden_test.py the authors' numbers.
+"""
+
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,12 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer import GradientNormPenaltyState, OptimizerError, gradient_norm_penalty
+from optimizer import (
+    GradientNormPenaltyState,
+    OptimizerError,
+    gradient_norm_penalty,
+    is_normalization,
+)
 
 METHODS = ("finite_difference", "hvp")
 
@@ -53,14 +62,6 @@ def assert_trees_equal(actual: Any, expected: Any) -> None:
     jax.tree.map(equal, actual, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_quadratic_closed_form(params: Any, method: str) -> None:
-    r, alpha = 0.3, 0.6
-    size = jnp.sqrt(2 * quadratic(params))
-    expected = jax.tree.map(lambda p: p * (1 + alpha * r / size), params)
-    assert_trees_close(penalized(quadratic, params, r, alpha, method=method), expected)
-
-
 def test_normalize_mixes_the_unit_gradient(params: Any) -> None:
     r, alpha = 0.3, 0.6
     size = jnp.sqrt(2 * quadratic(params))
@@ -92,24 +93,6 @@ def test_adaptive_perturbation_follows_a_rescaling(params: Any) -> None:
     assert_trees_close(rescaled, jax.tree.map(lambda g: c * g, plain))
 
 
-def test_hvp_is_the_gradient_of_the_penalised_loss(params: Any) -> None:
-    lambda_, r = 0.2, 0.5
-    expected = jax.grad(lambda p: curved(p) + lambda_ * optax.tree.norm(jax.grad(curved)(p)))
-    result = penalized(curved, params, r, lambda_ / r, method="hvp")
-    assert_trees_close(result, expected(params))
-
-
-def test_difference_tends_to_hvp_as_r_falls(params: Any) -> None:
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda p: jnp.asarray(np.asarray(p), jnp.float64), params)
-        errors = []
-        for r in (1e-2, 1e-3, 1e-4):
-            pair = [penalized(curved, params, r, 0.1 / r, method=m) for m in METHODS]
-            errors.append(float(optax.tree.norm(jax.tree.map(jnp.subtract, *pair))))
-    # The error of a one-sided difference falls like r.
-    assert errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("r, alpha", [(0.1, 0.0), (0.0, 0.8), (0, 0), (lambda t: 0.0, 0.8)])
 def test_no_penalty_is_the_plain_gradient_to_the_bit(
@@ -130,29 +113,6 @@ def test_a_traced_radius_of_zero_is_the_plain_gradient_to_the_bit(
 def test_a_traced_alpha_of_zero_is_the_plain_gradient_to_the_bit(params: Any) -> None:
     result = penalized(curved, params, 0.1, lambda t: 0.8 * t)
     assert_trees_equal(result, jax.grad(curved)(params))
-
-
-def test_alpha_one_is_sam(params: Any) -> None:
-    learning_rate, r = 0.05, 0.2
-    grad_fn = jax.grad(curved)
-    ours = optax.chain(gradient_norm_penalty(r, 1.0), optax.sgd(learning_rate, momentum=0.9))
-    sam = optax.contrib.sam(
-        optax.sgd(learning_rate, momentum=0.9),
-        optax.chain(optax.contrib.normalize(), optax.sgd(r)),
-        opaque_mode=True,
-    )
-    our_params, our_state = params, ours.init(params)
-    sam_params, sam_state = params, sam.init(params)
-    for _ in range(5):
-        updates, our_state = ours.update(
-            grad_fn(our_params), our_state, our_params, grad_fn=grad_fn
-        )
-        our_params = optax.apply_updates(our_params, updates)
-        updates, sam_state = sam.update(
-            grad_fn(sam_params), sam_state, sam_params, grad_fn=lambda p, _: grad_fn(p)
-        )
-        sam_params = optax.apply_updates(sam_params, updates)
-    assert_trees_close(our_params, sam_params)
 
 
 @settings(max_examples=20, deadline=None)
@@ -269,6 +229,197 @@ def test_none_leaves_stay_none(method: str) -> None:
     assert_trees_close(result["trained"], [jnp.array([3.3]), None, jnp.array(4.4)])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    kernel: Any
+    bias: Any = None
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["list", "tuple", "dataclass", "nnx", "masked"])
+def test_any_pytree(kind: str, method: str) -> None:
+    leaves = [jnp.array([1.0, 2.0, -1.0]), jnp.array([[0.5]])]
+    trees = {
+        "list": [leaves[0], None, leaves[1]],
+        "tuple": (leaves[0], {"a": leaves[1]}),
+        "dataclass": {"first": Module(leaves[0]), "second": Module(leaves[1], None)},
+        "nnx": nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param),
+        "masked": {"a": leaves[0], "b": optax.MaskedNode(), "c": leaves[1]},
+    }
+    params, r, alpha = trees[kind], 0.3, 0.6
+    expected = jax.tree.map(lambda p: p * (1 + alpha * r / optax.tree.norm(params)), params)
+    result = penalized(quadratic, params, r, alpha, method=method)
+    assert jax.tree.structure(result) == jax.tree.structure(params)
+    assert_trees_close(result, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "param_dtype, grad_dtype",
+    [
+        ("bfloat16", "float32"),
+        ("float32", "bfloat16"),
+        ("float16", "float32"),
+        ("float32", "float16"),
+        ("float16", "float16"),
+    ],
+)
+def test_mixed_precision(param_dtype: str, grad_dtype: str, method: str) -> None:
+    # The squares of 300 are beyond float16, whose largest number is 65504; and ‖g‖ = 300·64.
+    params = {"w": jnp.full((64, 64), 300.0, param_dtype), "b": jnp.zeros(2, param_dtype)}
+    seen = []
+
+    def grad_fn(params: Any) -> Any:
+        seen.append(params)
+        return jax.tree.map(lambda p: p.astype(grad_dtype), params)
+
+    opt = gradient_norm_penalty(64.0 * 64, 0.5, method=method)
+    result, _ = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
+    # r/‖g‖ = 0.2133…, so half of 64 is added to each element.
+    expected = {"w": jnp.full((64, 64), 332.0, grad_dtype), "b": jnp.zeros(2, grad_dtype)}
+    assert all(p.dtype == param_dtype for p in jax.tree.leaves(seen))
+    assert_trees_equal(result, expected)
+
+
+@pytest.fixture
+def normalized() -> dict[str, Any]:
+    """Parameters of a dense layer and of a normalization layer."""
+    return {
+        "dense": {"kernel": jnp.array([[0.3, -1.2], [0.7, 2.0]]), "bias": jnp.array([0.1, 0.2])},
+        "norm": {"scale": jnp.array([1.5, 0.5]), "bias": jnp.array([-0.3, 0.4])},
+    }
+
+
+def coupled(params: Any) -> jax.Array:
+    """A loss in which every parameter's gradient depends on every other."""
+    hidden = jnp.sin(params["dense"]["kernel"]).sum(0) + params["dense"]["bias"]
+    return jnp.sum(jnp.exp(hidden * params["norm"]["scale"] + params["norm"]["bias"]))
+
+
+def all_but_normalization(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: not leaf, is_normalization(params))
+
+
+@pytest.mark.parametrize("where", [is_normalization, all_but_normalization])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_where_perturbs_a_part(
+    normalized: Any, where: Any, adaptive: bool, normalize: bool
+) -> None:
+    r, alpha, params = 0.4, 0.7, normalized
+    gradient, mask = jax.grad(coupled)(params), where(params)
+    size = jax.tree.map(lambda p: jnp.abs(p) if adaptive else jnp.ones_like(p), params)
+    scaled = jax.tree.map(lambda g, t, keep: g * t * keep, gradient, size, mask)
+    norm = optax.tree.norm(scaled)
+    assert norm < 0.95 * optax.tree.norm(jax.tree.map(jnp.multiply, gradient, size))
+    moved = jax.tree.map(lambda p, s, t: p + r * s * t / norm, params, scaled, size)
+    there = jax.grad(coupled)(moved)
+    here = optax.tree.scale(1 / optax.tree.norm(gradient), gradient) if normalize else gradient
+    expected = jax.tree.map(lambda a, b: (1 - alpha) * a + alpha * b, here, there)
+    for form in (where, mask):
+        result = penalized(
+            coupled, params, r, alpha, where=form, adaptive=adaptive, normalize=normalize
+        )
+        assert_trees_close(result, expected)
+
+
+def test_where_leaves_the_others_where_they_are(normalized: Any) -> None:
+    seen = []
+
+    def grad_fn(params: Any) -> Any:
+        seen.append(params)
+        return jax.grad(coupled)(params)
+
+    opt = gradient_norm_penalty(0.4, 0.7, where=is_normalization)
+    opt.update(grad_fn(normalized), opt.init(normalized), normalized, grad_fn=grad_fn)
+    assert seen[1]["dense"]["kernel"] is normalized["dense"]["kernel"]
+    step = jax.tree.map(jnp.subtract, seen[1]["norm"], normalized["norm"])
+    np.testing.assert_allclose(optax.tree.norm(step), 0.4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_all_is_where_none_to_the_bit(normalized: Any, method: str) -> None:
+    everything = jax.tree.map(lambda p: True, normalized)
+    results = [
+        penalized(coupled, normalized, 0.4, 0.7, where=where, method=method)
+        for where in (None, everything)
+    ]
+    assert_trees_equal(*results)
+
+
+def test_where_with_a_gradient_of_zero_or_none_there(normalized: Any) -> None:
+    gradient = jax.grad(coupled)(normalized)
+    for nothing in (jax.tree.map(jnp.zeros_like, gradient["norm"]), {"scale": None, "bias": None}):
+        updates = gradient | {"norm": nothing}
+        opt = gradient_norm_penalty(0.4, 0.5, where=is_normalization)
+        result, _ = opt.update(
+            updates, opt.init(normalized), normalized, grad_fn=lambda p, u=updates: u
+        )
+        assert jax.tree.structure(result) == jax.tree.structure(updates)
+        assert_trees_close(result, updates)
+
+
+def test_where_on_nnx_state_and_compiled() -> None:
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.dense = nnx.Linear(3, 2, rngs=rngs)
+            self.norm = nnx.LayerNorm(2, rngs=rngs)
+
+    params = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
+    opt = gradient_norm_penalty(0.3, 0.6, where=is_normalization)
+    grad_fn = jax.grad(quadratic)
+    step = jax.jit(lambda p, s: opt.update(grad_fn(p), s, p, grad_fn=grad_fn)[0])
+    result = step(params, opt.init(params))
+    assert jax.tree.structure(result) == jax.tree.structure(params)
+    factor = 1 + 0.6 * 0.3 / np.sqrt(2)  # scale is (1, 1), offset (0, 0)
+    np.testing.assert_allclose(result["norm"]["scale"][...], np.full(2, factor), rtol=1e-6)
+    kernels = (tree["dense"]["kernel"][...] for tree in (result, params))
+    np.testing.assert_allclose(*kernels, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ({"dense": True}, "where must be None, a pytree of bool like params"),
+        (lambda p: jax.tree.map(lambda x: 1.0, p), "where must hold True and False"),
+        (lambda p: jax.tree.map(lambda x: False, p), "True for at least one parameter"),
+    ],
+)
+def test_a_wrong_mask_is_an_error(normalized: Any, where: Any, message: str) -> None:
+    with pytest.raises(OptimizerError, match=message) as caught:
+        penalized(coupled, normalized, 0.4, 0.7, where=where)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_aux_is_dropped(params: Any, method: str) -> None:
+    def loss(params: Any) -> Any:
+        return curved(params), {"step": jnp.arange(3), "mean": params["w"].mean(), "name": None}
+
+    with_aux = jax.grad(loss, has_aux=True)
+    opt = gradient_norm_penalty(0.3, 0.6, method=method, has_aux=True)
+    gradient, _ = with_aux(params)
+    step = jax.jit(lambda g, s, p: opt.update(g, s, p, grad_fn=with_aux)[0])
+    expected = penalized(curved, params, 0.3, 0.6, method=method)
+    assert_trees_close(step(gradient, opt.init(params), params), expected)
+
+
+def test_aux_that_contradicts_the_flag_is_an_error(params: Any) -> None:
+    gradient = jax.grad(curved)(params)
+    for has_aux, result in ((False, (gradient, 1.0)), (True, gradient), (True, (gradient, 1, 2))):
+        opt = gradient_norm_penalty(0.3, 0.6, has_aux=has_aux)
+        with pytest.raises(OptimizerError, match="has_aux=True") as caught:
+            opt.update(gradient, opt.init(params), params, grad_fn=lambda p, x=result: x)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tuple_of_parameters_is_no_aux() -> None:
+    params = (jnp.array([3.0]), jnp.array([4.0]))
+    result = penalized(quadratic, params, 0.5, 1.0)
+    assert_trees_close(result, (jnp.array([3.3]), jnp.array([4.4])))
+
+
 def test_an_empty_tree_and_an_empty_leaf_pass() -> None:
     assert penalized(lambda p: jnp.zeros(()), {}, 0.1, 0.5) == {}
     result = penalized(quadratic, [jnp.zeros((0, 2)), jnp.array([2.0])], 0.5, 1.0)
@@ -356,6 +507,7 @@ def test_inject_hyperparams_sets_r_and_alpha(params: Any) -> None:
         (("0.1", 0.5), {}, "r='0.1' must"),
         ((0.1, 0.5), {"method": "hpv"}, "did you mean 'hvp'?"),
         ((0.1, 0.5), {"normalize": 1}, "normalize=1 must be True or False"),
+        ((0.1, 0.5), {"has_aux": 1}, "has_aux=1 must be True or False"),
     ],
 )
 def test_wrong_arguments(arguments: Any, options: Any, message: str) -> None:

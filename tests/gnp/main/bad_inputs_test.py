@@ -62,12 +62,33 @@ def refused(run_gnp_here, tmp_path):
         ("loss=hinge", ["loss = 'hinge'", "softmax_cross_entropy"]),
         ("dataset.image_level_augmentations=autoagument", ["autoagument", "basic"]),
         ("warmup_epochs=30", ["warmup_epochs"]),
+        ("gnp.m=8", ["gnp.m = 8 with gnp.sync_perturbations = True"]),
+        ("gnp.where=norm", ["gnp.where = 'norm'", "normalization"]),
+        ("gnp.reuse=0.5", ["gnp.reuse = 0.5", "gnp.every"]),
+        ("opt.centralize=yes", ["opt.centralize = 'yes'", "none | all | conv"]),
+        ("opt.learning_rate_grassmann=0.1", ["needs opt.opt_type = SGDG or AdamG"]),
+        ("dataset.subset=0", ["dataset.subset = 0", "> 0"]),
+        ("dataset.subset=2.5", ["dataset.subset = 2.5"]),
+        ("l2_by_kind.gamma=0.1", ["unknown config key l2_by_kind.gamma"]),
     ],
 )
 def test_config_values(refused, override, said):
     line = refused(2, f"--config.{override}")
     for word in said:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gnp.sync_perturbations=False", "gnp.m=7"], "gnp.m = 7 does not divide batch_size = 64"),
+        (["opt.opt_type=SGDG", "opt.grassmann_where=("], "is no regular expression"),
+        (["opt.opt_type=SGDG", "opt.grassmann_where=Norm"], "finds none of the parameters"),
+        (["opt.opt_type=AdamG", "opt.opt_params.grad_clip=-1"], "opt.opt_params.grad_clip=-1"),
+    ],
+)
+def test_values_that_do_not_go_together(refused, words, said):
+    assert said in refused(2, *(f"--config.{word}" for word in words))
 
 
 def test_spaces_around_the_equals_sign(refused):

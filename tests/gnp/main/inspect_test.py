@@ -48,6 +48,27 @@ def test_shows_config_layers_and_parameters(run_gnp_here):
     assert layers[-1][2] == "1 x 10"
 
 
+def test_shows_the_grassmann_group(run_gnp_here):
+    result = run_gnp_here(
+        f"--config={CONFIG / 'cifar.py'}", "--mode=inspect", "--config.opt.opt_type=SGDG"
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in result.stdout.splitlines()
+        if line.startswith("│")
+    ]
+    parameters = {row[0]: row[1:] for row in rows if len(row) == 5}
+    groups = {path: row[-2:] for path, row in parameters.items()}
+    # 1e-3 of L2, which the points of the manifold have no part in.
+    assert groups["stem/kernel"] == ["grassmann", "no"]
+    assert groups["group_1_block_1/conv_1/kernel"] == ["grassmann", "no"]
+    assert groups["group_1_block_1/shortcut/kernel"] == ["euclidean", "yes"]  # 16 to 64
+    assert groups["head/kernel"] == ["euclidean", "yes"]
+    assert groups["norm/scale"] == ["euclidean", "yes"]
+    assert sum(group == "grassmann" for group, _ in groups.values()) == 13
+
+
 def test_needs_no_data_where_the_config_says_their_shape(run_gnp_here):
     result = run_gnp_here(
         f"--config={CONFIG / 'mnist_tutorial.py'}",

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 
@@ -87,8 +89,48 @@ def test_two_devices_train_the_same_run(trained, digits_command, tmp_path):
     odd = digits_command(tmp_path / "odd", "--config.batch_size=63", environment=two)
     assert odd.returncode == 2
     assert "cannot be split over 2 devices" in odd.stderr
-    alone = digits_command(
-        tmp_path / "alone", "--config.gnp.sync_perturbations=False", environment=two
-    )
-    assert alone.returncode == 2
-    assert "gnp.sync_perturbations = False" in alone.stderr
+
+
+def test_groups_train_the_same_run_on_two_devices(digits_command, tmp_path):
+    words = ["--config.total_epochs=2", "--config.gnp.sync_perturbations=False"]
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    runs = {
+        "one": digits_command(tmp_path / "one", *words, "--config.gnp.m=32"),
+        "two": digits_command(tmp_path / "two", *words, environment=two),  # 32 each
+        "whole": digits_command(tmp_path / "whole", *words),
+    }
+    for result in runs.values():
+        assert result.returncode == 0, result.stderr
+    one, halves, whole = (rows_of(tmp_path / name) for name in runs)
+    for one_row, two_row in zip(one, halves, strict=True):
+        assert two_row["train_loss"] == pytest.approx(one_row["train_loss"], rel=0.02)
+    assert one[-1]["train_loss"] != pytest.approx(whole[-1]["train_loss"], rel=1e-4)
+    odd = digits_command(tmp_path / "odd", *words, "--config.gnp.m=64", environment=two)
+    assert odd.returncode == 0  # one group, over both devices
+    uneven = digits_command(
+        tmp_path / "uneven", *words, "--config.gnp.m=20", "--config.batch_size=40",
+        environment={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    )  # fmt: skip
+    assert uneven.returncode == 2
+    assert "gnp.m = 20 does not divide a device's share of the batch, 10 of 40" in uneven.stderr
+    assert "allowed is 1, 2, 5, 10" in uneven.stderr
+
+
+def test_the_grassmann_group_and_its_costs(digits_command, run_gnp, tmp_path):
+    result = digits_command(
+        tmp_path / "run", "--config.total_epochs=2", "--config.opt.opt_type=SGDG",
+        "--config.base_lr=0.01", "--config.l2_regularization=0.001",
+        "--config.opt.centralize=all", "--config.log_costs_per_layer=True",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    row = rows_of(tmp_path / "run")[-1]
+    assert row["train_loss"] < 1.0
+    for cost, layers in {"weight_cost": 9, "orthogonality": 1}.items():
+        parts = [v for k, v in row.items() if k.startswith(f"train_{cost}/")]
+        assert len(parts) == layers
+        assert sum(parts) == pytest.approx(row[f"train_{cost}"], rel=1e-5)
+    assert row["train_orthogonality/Conv_1/kernel"] > 0
+    with ocp.StandardCheckpointer() as reader:
+        state = reader.restore(tmp_path / "run" / "checkpoints" / "44" / "state")
+    columns = np.asarray(state["params"]["Conv_1"]["kernel"]).reshape(-1, 64)
+    np.testing.assert_allclose(np.linalg.norm(columns, axis=0), 1, rtol=1e-5)

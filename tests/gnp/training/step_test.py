@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from gnp.training.objective import build_objective
+from gnp.training.regularizer import build_regularizer
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_evaluation_step, build_train_step
 from optimizer import gradient_norm_penalty
@@ -132,11 +133,16 @@ def test_l2_is_in_the_gradient_but_not_in_the_logged_loss(parts):
     _, params, _, _ = parts
     sgd = optax.with_extra_args_support(optax.sgd(1.0))
     plain, plain_metrics = take_step(parts, sgd, penalize=False)
-    decayed, metrics = take_step(
-        parts, sgd, penalize=False, l2=0.5, decayed=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    regularize = build_regularizer(
+        l2=lambda tree: jax.tree.map(lambda x: 0.5 if x.ndim > 1 else 0.0, tree),
+        labels=lambda tree: jax.tree.map(lambda _: "euclidean", tree),
     )
+    decayed, metrics = take_step(parts, sgd, penalize=False, regularize=regularize)
     np.testing.assert_array_equal(metrics["loss"], plain_metrics["loss"])
-    kernel = params["Dense_0"]["kernel"]
+    kernels = [params[name]["kernel"] for name in ("Dense_0", "Dense_1")]
+    expected = 0.25 * sum(float((k**2).sum()) for k in kernels)
+    np.testing.assert_allclose(metrics["weight_cost"], expected, rtol=1e-6)
+    kernel = kernels[0]
     np.testing.assert_allclose(
         decayed.params["Dense_0"]["kernel"],
         plain.params["Dense_0"]["kernel"] - 0.5 * kernel,

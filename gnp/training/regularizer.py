@@ -1,0 +1,92 @@
+"""What is added to the data's loss: the weight cost and the orthogonality penalty."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnp.training.state import Params
+from optimizer import orthogonality_penalty
+
+# cost -> path of a parameter -> scalar, float32.
+Costs = dict[str, dict[str, jax.Array]]
+Regularizer = Callable[[Params], Costs]
+
+
+def build_regularizer(
+    l2: Callable[[Params], Any],
+    labels: Callable[[Params], Any],
+    omega: float = 0.0,
+) -> Regularizer:
+    """What each parameter adds to the loss, by the name of the cost and by the parameter's path.
+
+    weight_cost: l2 / 2 * |theta|^2; orthogonality: omega / 2 * |V'V - I|^2 of the Grassmann group.
+    A cost that no parameter has is left out, and so are parameters without a cost.
+
+    Args:
+        l2: params -> pytree of numbers, the coefficient of each parameter.
+        labels: params -> pytree of "grassmann" and "euclidean".
+        omega: weight of the orthogonality penalty.
+
+    Example:
+        >>> regularize = build_regularizer(
+        ...     l2=lambda params: {"kernel": 0.5, "bias": 0.0},
+        ...     labels=lambda params: {"kernel": "euclidean", "bias": "euclidean"},
+        ... )
+        >>> regularize({"kernel": jnp.ones(8), "bias": jnp.ones(2)})
+        {'weight_cost': {'kernel': Array(2., dtype=float32)}}
+    """
+
+    def regularize(params: Params) -> Costs:
+        paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+        paths = [_name(path) for path, _ in paths_and_leaves]
+        leaves = [leaf for _, leaf in paths_and_leaves]
+        groups = jax.tree.leaves(labels(params))
+        weight_cost = {
+            path: jnp.float32(coefficient / 2) * jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+            for path, leaf, coefficient in zip(
+                paths, leaves, jax.tree.leaves(l2(params)), strict=True
+            )
+            if coefficient
+        }
+        orthogonality = {
+            path: orthogonality_penalty(leaf, group, omega)
+            for path, leaf, group in zip(paths, leaves, groups, strict=True)
+            if omega and group == "grassmann"
+        }
+        named = {"weight_cost": weight_cost, "orthogonality": orthogonality}
+        return {name: costs for name, costs in named.items() if costs}
+
+    return regularize
+
+
+def total(costs: Costs) -> jax.Array:
+    """The sum of all costs.
+
+    Example:
+        >>> float(total({"weight_cost": {"a": jnp.float32(1), "b": jnp.float32(2)}}))
+        3.0
+    """
+    return sum((value for each in costs.values() for value in each.values()), jnp.float32(0))
+
+
+def summarize(costs: Costs, per_layer: bool) -> dict[str, jax.Array]:
+    """Each cost's sum by its name, and with `per_layer` its parts by name/path.
+
+    Example:
+        >>> costs = {"weight_cost": {"a": jnp.float32(1), "b": jnp.float32(2)}}
+        >>> {name: float(value) for name, value in summarize(costs, per_layer=True).items()}
+        {'weight_cost': 3.0, 'weight_cost/a': 1.0, 'weight_cost/b': 2.0}
+    """
+    sums = {name: sum(each.values(), jnp.float32(0)) for name, each in costs.items()}
+    if not per_layer:
+        return sums
+    parts = {
+        f"{name}/{path}": value for name, each in costs.items() for path, value in each.items()
+    }
+    return sums | parts
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

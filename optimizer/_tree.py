@@ -1,0 +1,51 @@
+"""Arithmetic on whole pytrees that several transformations share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def map_present(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` that leaves None where the first tree has None, whatever the others have."""
+
+    def leaf(x: Any, *others: Any) -> Any:
+        return None if x is None else f(x, *others)
+
+    return jax.tree.map(leaf, tree, *rest, is_leaf=lambda x: x is None)
+
+
+def wide_dtype(x: Any) -> Any:
+    """The dtype in which to compute with `x`: float32, or its own where that is wider."""
+    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def widen(x: Any) -> jax.Array:
+    """To float32, unless the dtype is wider."""
+    return jnp.asarray(x, wide_dtype(x))
+
+
+def norm_and_inverse(tree: Any) -> tuple[jax.Array, jax.Array]:
+    """‖tree‖ and 1/‖tree‖, both 0 where no element is a normal number.
+
+    Args:
+        tree: Any shapes; `widen` them first.
+    """
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.zeros([]), jnp.zeros([])
+    # Dividing by the largest element first keeps the squares of tiny and of huge ones in range.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+    is_zero = largest < jnp.finfo(largest.dtype).tiny
+    inverse = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, largest))
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(x * inverse)) for x in leaves))
+    return largest * norm, inverse / jnp.maximum(norm, 1.0)  # norm is 0 or at least 1
+
+
+def unit(tree: Any) -> Any:
+    """The tree divided by its norm; zeros stay zeros."""
+    # One factor for all: XLA goes through the chain of scalars in every loop that reads it, and a
+    # division or a selection per element there made the step of a small network half as long again.
+    _, factor = norm_and_inverse(tree)
+    return map_present(lambda x: x * factor, tree)

@@ -1,0 +1,134 @@
+"""Which parameters a config decays, and which group of the optimizer each of them is in."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from ._checks import OptimizerError
+from .grassmann import grassmann_labels, is_tall
+from .parameters import leaf_path, parameter_kinds
+
+# Their convolutions live on the Grassmann manifold.
+GRASSMANN_OPTIMIZERS = ("SGDG", "AdamG")
+
+
+def decay_mask(params: optax.Params, no_weight_decay_on_bn: bool) -> Any:
+    """Which leaves weight decay touches, L2 in the loss and AdamW's alike.
+
+    Args:
+        params: Parameters or their shapes.
+        no_weight_decay_on_bn: True: leaves of rank > 1 only, which leaves out the scales and biases
+          of batch norm and all other biases. False: every leaf.
+
+    Returns:
+        A pytree of bool like `params`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from optimizer import decay_mask
+        >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, True)
+        {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(
+        lambda p: not no_weight_decay_on_bn or len(getattr(p, "shape", ())) > 1, params
+    )
+
+
+def l2_coefficients(config: Any, params: optax.Params) -> Any:
+    """What half the squared norm of each parameter is multiplied by in the loss.
+
+    That is `l2_by_kind` of its kind (see `parameter_kinds`) where the config gives one, else
+    `l2_regularization`, which `no_weight_decay_on_bn` takes from leaves of rank 0 and 1. The
+    Grassmann group has none: its columns keep length 1.
+
+    Args:
+        config: Read are l2_regularization, l2_by_kind, no_weight_decay_on_bn and opt.
+        params: Parameters or their shapes.
+
+    Returns:
+        A pytree of float like `params`.
+
+    Example:
+        >>> from types import SimpleNamespace as Config
+        >>> import jax.numpy as jnp
+        >>> from optimizer import l2_coefficients
+        >>> config = Config(
+        ...     l2_regularization=1e-3, no_weight_decay_on_bn=False, opt=Config(opt_type="SGD"),
+        ...     l2_by_kind=Config(weight=None, bias=0.0, scale=None, offset=None),
+        ... )
+        >>> l2_coefficients(config, {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+        {'bias': 0.0, 'kernel': 0.001}
+    """
+
+    def coefficient(kind: str, decays: bool, label: str) -> float:
+        if label == "grassmann":
+            return 0.0
+        own: float | None = getattr(config.l2_by_kind, kind)
+        if own is not None:
+            return own
+        return config.l2_regularization if decays else 0.0
+
+    return jax.tree.map(
+        coefficient,
+        parameter_kinds(params),
+        decay_mask(params, config.no_weight_decay_on_bn),
+        build_labels(config)(params),
+    )
+
+
+def build_labels(config: Any) -> Callable[[optax.Params], Any]:
+    """Which group of the optimizer each parameter is in.
+
+    Args:
+        config: Read is opt.
+
+    Returns:
+        A function params -> pytree of `'euclidean'` and, for SGDG and AdamG, `'grassmann'`.
+
+    Raises:
+        OptimizerError: opt.grassmann_where is no regular expression. In the function: it finds no
+          parameter, or one that cannot be in the group.
+
+    Example:
+        >>> from types import SimpleNamespace as Config
+        >>> import jax.numpy as jnp
+        >>> from optimizer import build_labels
+        >>> config = Config(opt=Config(opt_type="SGDG", grassmann_where=None))
+        >>> build_labels(config)({"conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}})
+        {'conv': {'bias': 'euclidean', 'kernel': 'grassmann'}}
+    """
+    if config.opt.opt_type not in GRASSMANN_OPTIMIZERS:
+        return lambda params: jax.tree.map(lambda _: "euclidean", params)
+    pattern = config.opt.grassmann_where
+    if pattern is None:
+        return grassmann_labels
+    where = _found_by(pattern)
+    return lambda params: grassmann_labels(params, where)
+
+
+def _found_by(pattern: str) -> Callable[[optax.Params], Any]:
+    """A mask: an expression is found in the path (a/b/kernel), and the shape is right."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise OptimizerError(
+            f"opt.grassmann_where={pattern!r} is no regular expression: {error}"
+        ) from error
+
+    def where(params: optax.Params) -> Any:
+        mask = jax.tree_util.tree_map_with_path(
+            lambda path, p: bool(expression.search("/".join(leaf_path(path)))) and is_tall(p),
+            params,
+        )
+        if not any(jax.tree.leaves(mask)):
+            raise OptimizerError(
+                f"opt.grassmann_where={pattern!r} finds none of the parameters "
+                "that can be in the group: of rank > 1, with more inputs than outputs; "
+                "--mode=inspect lists all paths"
+            )
+        return mask
+
+    return where

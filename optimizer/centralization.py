@@ -1,0 +1,207 @@
+"""Gradient centralization: each output unit's gradient loses its mean."""
+
+import re
+from itertools import combinations
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._tree import widen
+from .parameters import Where, resolve_mask
+
+Path: TypeAlias = tuple[str, ...]
+
+# Leaves that have no output units: tables looked up by an index, and what is added or multiplied.
+_TABLE = re.compile(r"embed|position|(^|_)(pos|cls|tokens?|table|wte|wpe)(_|$)")
+_AFFINE = re.compile(r"(^|[_/])(bias|scale|offset|gamma|beta)(_|$)")
+
+# The outputs of these layers of Flax's attention are heads and the elements of a head.
+_HEADS = ("query", "key", "value")
+
+
+def centralize(where: Where = None) -> optax.GradientTransformation:
+    r"""Subtracts from the gradient of each output unit its mean (gradient centralization).
+
+    For a kernel whose last axis is the output, as in Flax's layers,
+
+    .. math::
+        g' = g - \frac{1}{n} \sum_{i=1}^{n} g_i,
+
+    where i runs over all n elements that lead to one output unit: (h, w, in) of a convolution, in
+    of a dense layer. This is the projection onto the gradients that keep each unit's mean weight.
+
+    Its place in the chain says what is centralized: before the base optimizer the gradient (the
+    authors' SGD), after it the update (one of their forms of Adam). An L2 decay goes before it, so
+    that it is centralized too, a decoupled decay after it.
+
+    Output axes are found from the names on the way to a leaf and from its shape:
+
+    - The last axis in general: (h, w, in, out), depthwise (h, w, 1, c), (in, out), attention's
+      (heads, head_dim, out), and trees without names.
+    - For a `kernel` with a `bias` beside it, the axes of the bias: the last two of attention's
+      query, key and value (in, heads, head_dim), all features of a DenseGeneral, and the layer of
+      kernels stacked by `nn.scan`. Where sizes coincide, the latest axes. (`optax.partition` hides
+      the bias from a group without it.)
+    - For query, key and value without bias the last two, for a fused qkv (in, 3, heads, head_dim)
+      all but the first.
+
+    Convolutions with `transpose_kernel=True` are recognised by their bias only, and not where
+    in = out: leave them out by `where`. A unit with a single element (a dense layer with one
+    input) gets the gradient 0, as the formula says.
+
+    The mean is taken in float32 (float64 for float64 leaves); dtypes are kept. None stays None.
+
+    Args:
+        where: The leaves to centralize. None: every leaf of rank > 1 except embeddings, position
+          tables and class tokens, biases and scales (told by names such as `embedding`,
+          `pos_embedding`, `bias`). Else a pytree of bool like params, or a function of params
+          that makes one, such as `is_convolution`; it is handed the updates where `update` gets
+          no params. Leaves of rank <= 1 that it selects pass unchanged. Inside `optax.partition`
+          or `optax.masked` use a function: the tree there has holes.
+
+    Returns:
+        An `optax.GradientTransformation` without state.
+
+    Raises:
+        OptimizerError: `where` is no mask of the parameters; in `init` and `update`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from optimizer import centralize
+        >>> opt = optax.chain(centralize(), optax.sgd(1.0))
+        >>> params = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+        >>> grads = {"kernel": jnp.array([[1.0, 2.0, 3.0], [5.0, 2.0, 1.0]]), "bias": jnp.ones(3)}
+        >>> updates, _ = opt.update(grads, opt.init(params), params)
+        >>> print(updates["kernel"])
+        [[ 2. -0. -1.]
+         [-2. -0.  1.]]
+        >>> print(updates["bias"])
+        [-1. -1. -1.]
+
+    References:
+        Yong et al., `Gradient Centralization: A New Optimization Technique for Deep Neural
+        Networks <https://arxiv.org/abs/2004.01461>`_, 2020.
+    """
+    where = _has_output_units if where is None else where
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        resolve_mask(where, params)
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        mask = resolve_mask(where, updates if params is None else params)
+        biases = _biases(updates)
+
+        def leaf(path: Any, g: Any, selected: bool) -> Any:
+            if g is None or not selected or jnp.ndim(g) <= 1:
+                return g
+            return _centralized(g, _output_axes(_names(path), jnp.shape(g), biases))
+
+        centralized = jax.tree_util.tree_map_with_path(
+            leaf, updates, mask, is_leaf=lambda x: x is None
+        )
+        return centralized, state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def is_convolution(params: optax.Params) -> Any:
+    """True for the kernels of convolutions, as a mask.
+
+    A kernel of rank 4 or 5 is one, unless its layer is an attention's or a dense one by its name
+    (`query`, `out` beside it, `qkv`, `Dense_0`, `DenseGeneral_0`), or its bias has several axes. So
+    is a kernel of rank 3 or more in a layer with `conv` in its name: the rank of a 1-D convolution
+    alone does not tell it from attention's (in, heads, head_dim).
+
+    Args:
+        params: Parameters, gradients or their shapes.
+
+    Returns:
+        A pytree of bool like `params`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from optimizer import is_convolution
+        >>> kernels = {"Conv_0": jnp.ones((3, 3, 1, 8)), "Dense_0": jnp.ones((8, 2))}
+        >>> is_convolution({name: {"kernel": kernel} for name, kernel in kernels.items()})
+        {'Conv_0': {'kernel': True}, 'Dense_0': {'kernel': False}}
+    """
+    biases = _biases(params)
+    layers = {_names(path)[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+
+    def leaf(path: Any, x: Any, has_output_units: bool) -> bool:
+        names = _names(path)
+        layer = names[-2].lower() if len(names) > 1 else ""
+        if not has_output_units or jnp.ndim(x) < 3:
+            return False
+        if "conv" in layer:
+            return True
+        is_attention = any((*names[:-2], name) in layers for name in ("query", "key", "value"))
+        in_heads = layer in (*_HEADS, "qkv", "kv") or (layer == "out" and is_attention)
+        if in_heads or re.search("dense|linear|einsum", layer):
+            return False
+        return jnp.ndim(x) in (4, 5) and len(biases.get(names[:-1], ())) <= 1
+
+    return jax.tree_util.tree_map_with_path(leaf, params, _has_output_units(params))
+
+
+def _names(path: Any) -> Path:
+    """The names on the way to a leaf, less the `value` field in which NNX wraps it.
+
+    A layer named `value` is attention's and keeps its name.
+    """
+    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    is_field = path and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    return names[:-1] if is_field and names[-1] == "value" else names
+
+
+def _has_output_units(params: Any) -> Any:
+    """True for the leaves of rank > 1 that are kernels, as a mask."""
+
+    def leaf(path: Any, x: Any) -> bool:
+        *parents, name = _names(path) or ("",)
+        name = name.lower()
+        if jnp.ndim(x) <= 1 or _TABLE.search(name) or _AFFINE.search(name):
+            return False
+        # Other libraries name a table `weight` and its layer `embedding`. A `kernel` in a layer of
+        # that name is a convolution or a dense layer, as in many vision transformers.
+        is_table = name in ("weight", "w") and parents and _TABLE.search(parents[-1])
+        return not (is_table and jnp.ndim(x) == 2)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _biases(tree: Any) -> dict[Path, tuple[int, ...]]:
+    """The shape of each layer's bias."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = ((_names(path), leaf) for path, leaf in leaves)
+    return {names[:-1]: jnp.shape(leaf) for names, leaf in named if names[-1:] == ("bias",)}
+
+
+def _output_axes(
+    names: Path, shape: tuple[int, ...], biases: dict[Path, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Which axes of a leaf count output units."""
+    rank = len(shape)
+    bias = biases.get(names[:-1], ()) if names[-1:] == ("kernel",) else ()
+    if 0 < len(bias) < rank:
+        for axes in reversed([*combinations(range(rank), len(bias))]):
+            if tuple(shape[axis] for axis in axes) == bias:
+                return axes
+    layers = names[-2:]
+    if rank > 2 and any(layer in _HEADS for layer in layers):
+        return (rank - 2, rank - 1)
+    if any(layer in ("qkv", "kv") for layer in layers):
+        return tuple(range(1, rank))
+    return (rank - 1,)
+
+
+def _centralized(g: Any, outputs: tuple[int, ...]) -> jax.Array:
+    """`g` less its mean over all axes but the `outputs`."""
+    wide = widen(g)
+    inputs = tuple(axis for axis in range(wide.ndim) if axis not in outputs)
+    return (wide - jnp.mean(wide, inputs, keepdims=True)).astype(jnp.result_type(g))

@@ -1,0 +1,157 @@
+"""LookSAM: what a penalised step has learned, used again at the plain steps after it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._checks import OptimizerError, check_number
+from ._tree import map_present, norm_and_inverse, wide_dtype, widen
+from .gradient_norm_penalty import ScalarOrSchedule, check_penalize
+
+
+class LookSAMState(NamedTuple):
+    """State of `looksam`: the part that is reused and the state of the penalty inside."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
+    direction: optax.Updates  # like params, float32 (float64 for float64); g_v / ‖g_v‖
+    penalty: optax.OptState
+
+
+def looksam(
+    penalty: optax.GradientTransformationExtraArgs, weight: ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    r"""Reuses the part of the penalised gradient that is orthogonal to the plain one.
+
+    A step with `penalize=True` gives what `penalty` gives, u, and keeps the direction of
+
+    .. math::
+        g_v = u - \frac{\langle u, g \rangle}{\|g\|^2}\, g,
+
+    with g the plain gradient and both products over the whole tree. A step with `penalize=False`
+    gives
+
+    .. math::
+        g' = g + \text{weight} \cdot \frac{\|g\|}{\|g_v\|}\, g_v.
+
+    The part g_v changes more slowly than g, so a step in k that is penalised does much of what
+    penalising all of them would, at 1 + 1/k gradients a step. Until the first penalised step, and
+    where g or g_v is zero, the other steps are plain ones. A g_v shorter than what rounding to the
+    gradient's dtype makes of u counts as zero. The arithmetic is in float32 (float64 for float64
+    trees), the result has the dtypes of the gradient.
+
+    The state holds one more copy of the parameters: in float32 for bfloat16 and float16 ones, so
+    twice their bytes.
+
+    Args:
+        penalty: What penalises: `gradient_norm_penalty(...)`, `per_group` of one, or any
+          transformation that with `penalize=False` gives the plain gradient. It is asked for both.
+        weight: Length of the reused part, in units of ‖g‖; >= 0. A float or a schedule of the step.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` with the state `LookSAMState`. Its `update` takes
+        the arguments of `penalty`'s; at steps with `penalize=False` no `grad_fn` is needed.
+
+    Raises:
+        OptimizerError: weight is negative, or penalty takes no further arguments. In `update`:
+          `penalize` is no Python bool, or what `penalty` raises.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from optimizer import gradient_norm_penalty, looksam
+        >>> grad_fn = jax.grad(lambda p: 0.5 * (p[0] ** 2 + 4.0 * p[1] ** 2))
+        >>> opt = looksam(gradient_norm_penalty(r=0.1, alpha=1.0), weight=0.5)
+        >>> params = jnp.array([4.0, 0.75])
+        >>> state = opt.init(params)
+        >>> u, state = opt.update(grad_fn(params), state, params, grad_fn=grad_fn, penalize=True)
+        >>> print(jnp.array_str(state.direction, precision=3))  # orthogonal to g = (4, 3)
+        [-0.6  0.8]
+        >>> reused, state = opt.update(grad_fn(params), state, params, penalize=False)
+        >>> print(jnp.array_str(reused, precision=3))  # g + 0.5·‖g‖·direction
+        [2.5 5. ]
+
+    References:
+        Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+        <https://arxiv.org/abs/2203.02714>`_, 2022.
+    """
+    if not callable(weight) and not isinstance(weight, jax.Array):
+        check_number("weight", weight)
+    if not isinstance(penalty, optax.GradientTransformationExtraArgs):
+        raise OptimizerError(
+            "penalty must take grad_fn and penalize, as gradient_norm_penalty(...) does, "
+            f"not be a {type(penalty).__name__}"
+        )
+
+    def init_fn(params: optax.Params) -> LookSAMState:
+        def nothing(p: Any) -> jax.Array:
+            # x + -0.0 is x to the bit, also for x = -0.0.
+            return jnp.full_like(p, -0.0, dtype=wide_dtype(p))
+
+        return LookSAMState(
+            count=jnp.zeros([], jnp.int32),
+            direction=jax.tree.map(nothing, params),
+            penalty=penalty.init(params),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: LookSAMState,
+        params: optax.Params | None = None,
+        *,
+        penalize: bool = True,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LookSAMState]:
+        check_penalize(penalize)
+        plain, inner = penalty.update(updates, state.penalty, params, penalize=False, **extra_args)
+        count = optax.safe_increment(state.count)
+        if penalize:
+            penalised, inner = penalty.update(
+                updates, state.penalty, params, penalize=True, **extra_args
+            )
+            direction = _orthogonal_unit(penalised, plain, state.direction)
+            return penalised, LookSAMState(count, direction, inner)
+
+        length = weight(state.count) if callable(weight) else weight
+        norm, _ = norm_and_inverse(map_present(widen, plain))
+        factor = jnp.asarray(length * norm, norm.dtype)
+
+        def reuse(g: jax.Array, d: jax.Array) -> jax.Array:
+            return (widen(g) + factor * d).astype(jnp.result_type(g))
+
+        return map_present(reuse, plain, state.direction), state._replace(
+            count=count, penalty=inner
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _orthogonal_unit(penalised: Any, plain: Any, before: Any) -> Any:
+    """g_v / ‖g_v‖ in the dtypes of `before`; zero where g_v is rounding error."""
+    u, g = map_present(widen, penalised), map_present(widen, plain)
+    _, inverse_g = norm_and_inverse(g)
+    _, inverse_u = norm_and_inverse(u)
+
+    def total(f: Any, *trees: Any) -> jax.Array:
+        return sum(jax.tree.leaves(map_present(f, *trees)), jnp.zeros([]))
+
+    # ⟨u, g⟩/‖g‖², with g scaled to length 1 so that no square leaves the range.
+    along = total(lambda a, b: jnp.sum(a * (b * inverse_g)), u, g) * inverse_g
+    part = map_present(lambda a, b: a - along * b, u, g)
+    # Lengths below are relative to ‖u‖. Both u and g have been rounded to the dtype that came in.
+    length = total(lambda x: jnp.sum(jnp.square(x * inverse_u)), part)
+    noise = total(
+        lambda raw, x: (
+            jnp.square(4 * float(jnp.finfo(jnp.result_type(raw)).eps))
+            * jnp.sum(jnp.square(x * inverse_u))
+        ),
+        penalised,
+        u,
+    )
+    _, inverse = norm_and_inverse(part)
+    factor = jnp.where(length > noise, inverse, 0.0)
+
+    def leaf(old: Any, x: Any) -> Any:
+        return old if old is None or x is None else (x * factor).astype(old.dtype)
+
+    return jax.tree.map(leaf, before, part, is_leaf=lambda x: x is None)

@@ -1,0 +1,125 @@
+"""The pages: every Python block runs and prints what is shown, every link leads somewhere."""
+
+import contextlib
+import importlib.util
+import io
+import re
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+
+import optimizer
+from config import default
+from config.load import conflicts
+from config.schema import problems
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
+]
+NUMBER = re.compile(r"\d+(?:\.(\d+))?")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, the number of lines above it."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    source = page.read_text()
+    fenced = re.finditer(r"^```(\w*)\n(.*?)^```$", source, flags=re.DOTALL | re.MULTILINE)
+    return [Block(m[1], m[2], source[: m.start(2)].count("\n")) for m in fenced]
+
+
+def run(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The names after the page's Python blocks have run, in order, as one module.
+
+    A block of `text` right after one of Python shows what that one printed; numbers may differ by
+    one in the last digit shown.
+    """
+    monkeypatch.setitem(sys.modules, "gnp_optimizer", optimizer)
+    place = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, place.__name__, place)
+    printed = None
+    # A reader's jax is not as strict as that of the tests.
+    with jax.numpy_rank_promotion("allow"):
+        for block in blocks(page):
+            if block.language == "python":
+                code = compile("\n" * block.line + block.text, page, "exec")
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    exec(code, vars(place))
+                printed = output.getvalue()
+                continue
+            if block.language == "text" and printed is not None:
+                assert shows(block.text, printed), f"{page.name}:{block.line}\n{printed}"
+            printed = None
+    return vars(place)
+
+
+def shows(shown: str, printed: str) -> bool:
+    words = [NUMBER.sub("#", text).split() for text in (shown, printed)]
+    pairs = zip(NUMBER.finditer(shown), NUMBER.finditer(printed), strict=False)
+    return words[0] == words[1] and all(
+        abs(float(a[0]) - float(b[0])) < 1.5 * 10 ** -len(a[1] or "") for a, b in pairs
+    )
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#` can name in a page, as GitHub and MyST make it of the headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme(monkeypatch):
+    names = run(ROOT / "README.md", monkeypatch)
+    config = names["get_config"]()
+    assert problems(config, default.KEYS) == []
+    assert conflicts(config) == []
+    assert names["loss"](names["params"], names["x"], names["y"]) < 1e-2
+    assert names["params"]["b"] == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_every_other_page(page, monkeypatch):
+    run(page, monkeypatch)
+
+
+def test_a_block_shows_what_is_printed():
+    assert shows("error: 2%\n", "error: 3%\n")
+    assert shows("0.70 True\n", "0.71 True\n")
+    assert not shows("error: 2%\n", "error: 4%\n")
+    assert not shows("0.70 True\n", "0.72 True\n")
+    assert not shows("1 True\n", "1 False\n")
+    assert not shows("1 1\n", "1\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_reference_has_every_public_name(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("docs_conf", DOCS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    for source in ("index", "optimizer"):
+        page = conf.expand((DOCS / "api" / f"{source}.rst").read_text())
+        for name, thing in vars(optimizer).items():
+            if not name.startswith("_") and not isinstance(thing, types.ModuleType):
+                assert re.search(rf"[\s.]{name}[\s`]", page), f"{name} is not in api/{source}.rst"

@@ -1,0 +1,240 @@
+"""LookSAM: against NumPy, its limits, dtypes and its place in a chain."""
+
+import dataclasses
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer import LookSAMState, OptimizerError, gradient_norm_penalty, looksam
+
+WEIGHT = 0.7
+
+
+def curved(params: Any) -> jax.Array:
+    """A loss whose Hessian changes from place to place."""
+    w, b = params["w"], params["b"]
+    return jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.exp(b)) * jnp.mean(w)
+
+
+@pytest.fixture
+def params() -> dict[str, jax.Array]:
+    return {"w": jnp.array([[0.3, -1.2], [0.7, 2.0]]), "b": jnp.array([0.5, -0.4, 0.1])}
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
+
+
+def reused_by_hand(u: Any, first: Any, later: Any, weight: float = WEIGHT) -> np.ndarray:
+    """In NumPy's float64: u and first are of the penalised step, later of the plain one."""
+    u, first, later = flat(u), flat(first), flat(later)
+    part = u - (u @ first) / (first @ first) * first
+    return later + weight * np.linalg.norm(later) / np.linalg.norm(part) * part
+
+
+def fixed(gradient: Any) -> Any:
+    """A grad_fn that is the same everywhere."""
+    return lambda params: gradient
+
+
+def test_equals_numpy_over_steps(params: Any) -> None:
+    grad_fn, penalty = jax.grad(curved), gradient_norm_penalty(0.3, 0.8)
+    opt = optax.chain(looksam(penalty, WEIGHT), optax.sgd(0.05))
+    state = opt.init(params)
+    traces = []
+
+    def step(params: Any, state: Any, penalize: bool) -> Any:
+        traces.append(penalize)
+        grads = grad_fn(params)
+        updates, state = opt.update(grads, state, params, grad_fn=grad_fn, penalize=penalize)
+        return optax.apply_updates(params, updates), state, updates
+
+    step = jax.jit(step, static_argnums=2)
+    last: Any = None
+    for number in range(9):
+        penalize, gradient = number % 4 == 1, grad_fn(params)
+        if penalize:
+            u, _ = penalty.update(gradient, penalty.init(params), params, grad_fn=grad_fn)
+            last, expected = (u, gradient), flat(u)
+        else:
+            expected = reused_by_hand(*last, gradient) if last else flat(gradient)
+        params, state, updates = step(params, state, penalize)
+        np.testing.assert_allclose(flat(updates), -0.05 * expected, rtol=2e-4, atol=1e-6)
+    assert state[0].count == 9 and state[0].penalty.count == 9
+    assert sorted(traces) == [False, True]
+
+
+def test_a_penalised_step_is_the_penalty_itself(params: Any) -> None:
+    grad_fn, penalty = jax.grad(curved), gradient_norm_penalty(0.3, 0.8, normalize=True)
+    opt = looksam(penalty, WEIGHT)
+    u, state = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
+    expected, _ = penalty.update(grad_fn(params), penalty.init(params), params, grad_fn=grad_fn)
+    jax.tree.map(np.testing.assert_array_equal, u, expected)
+    direction, g = flat(state.direction), flat(grad_fn(params))
+    np.testing.assert_allclose(np.linalg.norm(direction), 1.0, rtol=1e-6)
+    assert abs(direction @ g) < 1e-5 * np.linalg.norm(g)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_plain_to_the_bit_until_the_first_penalised_step(dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        gradient = {"a": jnp.array([0.0, -0.0, 1.5, -3e-3], dtype), "b": jnp.ones((), dtype)}
+        opt = looksam(gradient_norm_penalty(0.1, 0.5), WEIGHT)
+        state = opt.init(gradient)
+        for _ in range(2):
+            result, state = opt.update(gradient, state, gradient, penalize=False)
+            assert result["a"].dtype == dtype
+            assert np.asarray(result["a"]).tobytes() == np.asarray(gradient["a"]).tobytes()
+        assert state.count == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_zero_gradients_stay_zero(dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        zero = {"a": jnp.zeros((2, 3), dtype), "b": jnp.zeros(4, dtype)}
+        ones = jax.tree.map(jnp.ones_like, zero)
+        opt = looksam(gradient_norm_penalty(0.1, 0.5), WEIGHT)
+        _, state = opt.update(zero, opt.init(zero), zero, grad_fn=fixed(zero))
+        assert not np.any(flat(state.direction))
+        result, state = opt.update(ones, state, zero, penalize=False)
+        np.testing.assert_array_equal(flat(result), flat(ones))
+        # And with a direction in the state.
+        there = ones | {"b": -ones["b"]}
+        _, state = opt.update(ones, state, zero, grad_fn=fixed(there))
+        assert np.any(flat(state.direction))
+        result, _ = opt.update(zero, state, zero, penalize=False)
+        assert not np.any(flat(result)) and result["a"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("r", [0.0, 0.3, lambda t: 0.0 * t])
+def test_rounding_is_not_taken_for_a_direction(dtype: str, r: Any) -> None:
+    # The gradient of ½‖θ‖² is θ: u is parallel to g, and what is left is rounding.
+    with jax.enable_x64(dtype == "float64"):
+        params = {"w": jax.random.normal(jax.random.key(0), (1000,), dtype)}
+        opt = looksam(gradient_norm_penalty(r, 0.8), WEIGHT)
+        _, state = opt.update(params, opt.init(params), params, grad_fn=lambda p: p)
+        assert not np.any(flat(state.direction))
+
+
+def test_bfloat16_keeps_its_dtype_and_computes_in_float32() -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    params, first, there, later = (jax.random.normal(k, (5000,), jnp.bfloat16) for k in keys)
+    opt = looksam(gradient_norm_penalty(0.1, 1.0), WEIGHT)
+    u, state = opt.update(first, opt.init(params), params, grad_fn=fixed(there))
+    assert state.direction.dtype == jnp.float32
+    result, _ = opt.update(later, state, params, penalize=False)
+    expected = reused_by_hand(u, first, later)
+    assert result.dtype == jnp.bfloat16
+    difference = np.abs(flat(result) - expected)
+    assert np.all(difference <= np.abs(expected) / 256 + 1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(exponent=st.integers(-33, 36), seed=st.integers(0, 1000), weight=st.floats(0, 2))
+def test_the_reused_part_has_its_length_at_every_scale(
+    exponent: int, seed: int, weight: float
+) -> None:
+    # The squares of 1e-33 and of 1e36 are out of the range of float32.
+    base = np.random.default_rng(seed).normal(size=(3, 5)).astype(np.float32)
+    first, there, later = (jnp.asarray(x * np.float32(10.0**exponent)) for x in base)
+    _, state = step_at_scale(first, None, there, weight, penalize=True)
+    result, _ = step_at_scale(later, state, there, weight, penalize=False)
+    scaled = flat(result) / 10.0**exponent
+    expected = reused_by_hand(base[1], base[0], base[2], weight)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-3, atol=1e-3)
+
+
+def _step(gradient: Any, state: Any, there: Any, weight: Any, *, penalize: bool) -> Any:
+    opt = looksam(gradient_norm_penalty(0.1, 1.0), lambda count: weight)
+    state = opt.init(gradient) if state is None else state
+    return opt.update(gradient, state, gradient, grad_fn=fixed(there), penalize=penalize)
+
+
+step_at_scale = jax.jit(_step, static_argnames="penalize")
+
+
+def test_weight_can_be_a_schedule(params: Any) -> None:
+    grad_fn, penalty = jax.grad(curved), gradient_norm_penalty(0.3, 0.8)
+    opt = looksam(penalty, lambda count: 0.25 * count)
+    gradient = grad_fn(params)
+    u, state = opt.update(gradient, opt.init(params), params, grad_fn=grad_fn)
+    for number in (1, 2):
+        result, state = opt.update(gradient, state, params, penalize=False)
+        expected = reused_by_hand(u, gradient, gradient, 0.25 * number)
+        np.testing.assert_allclose(flat(result), expected, rtol=1e-4)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    kernel: Any
+    bias: Any = None
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dataclass", "nnx", "masked"])
+def test_any_pytree(kind: str) -> None:
+    leaves = [jnp.array([1.0, 2.0, -1.0]), jnp.array([[0.5]])]
+    trees = {
+        "list": [leaves[0], None, leaves[1]],
+        "tuple": (leaves[0], {"a": leaves[1]}),
+        "dataclass": {"first": Module(leaves[0]), "second": Module(leaves[1], None)},
+        "nnx": nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param),
+        "masked": {"a": leaves[0], "b": optax.MaskedNode(), "c": leaves[1]},
+    }
+    params = trees[kind]
+    grad_fn = jax.grad(lambda p: sum(jnp.sum(jnp.exp(x)) for x in jax.tree.leaves(p)))
+    penalty = gradient_norm_penalty(0.3, 1.0)
+    opt = looksam(penalty, WEIGHT)
+    u, state = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
+    result, state = opt.update(grad_fn(params), state, params, penalize=False)
+    assert jax.tree.structure(result) == jax.tree.structure(params)
+    assert jax.tree.structure(state.direction) == jax.tree.structure(params)
+    gradient = grad_fn(params)
+    np.testing.assert_allclose(flat(result), reused_by_hand(u, gradient, gradient), rtol=1e-4)
+
+
+def test_a_gradient_of_none_stays_none_and_leaves_the_state_as_it_was() -> None:
+    params = {"trained": jnp.array([1.0, 2.0]), "frozen": jnp.ones(2)}
+    gradient = {"trained": jnp.array([1.0, 0.0]), "frozen": None}
+    there = {"trained": jnp.array([1.0, 1.0]), "frozen": None}
+    opt = looksam(gradient_norm_penalty(0.3, 1.0), WEIGHT)
+    before = opt.init(params)
+    u, state = opt.update(gradient, before, params, grad_fn=fixed(there))
+    assert u["frozen"] is None
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    np.testing.assert_allclose(state.direction["trained"], [0.0, 1.0], atol=1e-6)
+    result, _ = opt.update(gradient, state, params, penalize=False)
+    assert result["frozen"] is None
+    np.testing.assert_allclose(result["trained"], [1.0, WEIGHT], rtol=1e-6)
+
+
+def test_state_survives_pickle(params: Any) -> None:
+    grad_fn = jax.grad(curved)
+    opt = looksam(gradient_norm_penalty(0.3, 0.8), WEIGHT)
+    _, state = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
+    copy = pickle.loads(pickle.dumps(state))
+    assert isinstance(copy, LookSAMState)
+    results = [opt.update(grad_fn(params), s, params, penalize=False)[0] for s in (state, copy)]
+    np.testing.assert_array_equal(flat(results[0]), flat(results[1]))
+
+
+def test_wrong_arguments(params: Any) -> None:
+    penalty = gradient_norm_penalty(0.1, 0.5)
+    with pytest.raises(OptimizerError, match="weight=-1 must be a finite number >= 0"):
+        looksam(penalty, -1)
+    with pytest.raises(OptimizerError, match="penalty must take grad_fn and penalize"):
+        looksam(optax.identity, 0.5)  # type: ignore[arg-type]
+    opt = looksam(penalty, 0.5)
+    with pytest.raises(OptimizerError, match="needs grad_fn"):
+        opt.update(params, opt.init(params), params)
+    with pytest.raises(OptimizerError, match="Python bool"):
+        opt.update(params, opt.init(params), params, penalize=jnp.array(True))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ._tree import widen
-from .parameters import Where, resolve_mask
+from .parameters import Where, leaf_path, resolve_mask
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -99,7 +99,7 @@ def centralize(where: Where = None) -> optax.GradientTransformation:
         def leaf(path: Any, g: Any, selected: bool) -> Any:
             if g is None or not selected or jnp.ndim(g) <= 1:
                 return g
-            return _centralized(g, _output_axes(_names(path), jnp.shape(g), biases))
+            return _centralized(g, _output_axes(leaf_path(path), jnp.shape(g), biases))
 
         centralized = jax.tree_util.tree_map_with_path(
             leaf, updates, mask, is_leaf=lambda x: x is None
@@ -131,10 +131,10 @@ def is_convolution(params: optax.Params) -> Any:
         {'Conv_0': {'kernel': True}, 'Dense_0': {'kernel': False}}
     """
     biases = _biases(params)
-    layers = {_names(path)[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    layers = {leaf_path(path)[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(params)}
 
     def leaf(path: Any, x: Any, has_output_units: bool) -> bool:
-        names = _names(path)
+        names = leaf_path(path)
         layer = names[-2].lower() if len(names) > 1 else ""
         if not has_output_units or jnp.ndim(x) < 3:
             return False
@@ -149,21 +149,11 @@ def is_convolution(params: optax.Params) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params, _has_output_units(params))
 
 
-def _names(path: Any) -> Path:
-    """The names on the way to a leaf, less the `value` field in which NNX wraps it.
-
-    A layer named `value` is attention's and keeps its name.
-    """
-    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-    is_field = path and isinstance(path[-1], jax.tree_util.GetAttrKey)
-    return names[:-1] if is_field and names[-1] == "value" else names
-
-
 def _has_output_units(params: Any) -> Any:
     """True for the leaves of rank > 1 that are kernels, as a mask."""
 
     def leaf(path: Any, x: Any) -> bool:
-        *parents, name = _names(path) or ("",)
+        *parents, name = leaf_path(path) or ("",)
         name = name.lower()
         if jnp.ndim(x) <= 1 or _TABLE.search(name) or _AFFINE.search(name):
             return False
@@ -178,7 +168,7 @@ def _has_output_units(params: Any) -> Any:
 def _biases(tree: Any) -> dict[Path, tuple[int, ...]]:
     """The shape of each layer's bias."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = ((_names(path), leaf) for path, leaf in leaves)
+    named = ((leaf_path(path), leaf) for path, leaf in leaves)
     return {names[:-1]: jnp.shape(leaf) for names, leaf in named if names[-1:] == ("bias",)}
 
 

@@ -265,6 +265,21 @@ def test_a_grassmann_pattern_chooses(make_config: MakeConfig) -> None:
     assert optimizer.build_labels(config)(dense) == {"a": {"kernel": "grassmann"}}
 
 
+@pytest.mark.parametrize("where", ["normalization", "others"])
+def test_where_chooses_what_is_perturbed(make_config: MakeConfig, where: str) -> None:
+    built = build_optimizer(make_config(**{"gnp.where": where, "gnp.alpha": 1.0}), STEPS_PER_EPOCH)
+    seen = {}
+
+    def grad_fn(params: Any) -> Any:
+        seen.update(params)
+        return params
+
+    built.update(CONVOLUTIONS, built.init(CONVOLUTIONS), CONVOLUTIONS, grad_fn=grad_fn)
+    moved = {layer: differ(seen[layer], CONVOLUTIONS[layer]) for layer in CONVOLUTIONS}
+    is_norm = where == "normalization"
+    assert moved == {"tall": not is_norm, "wide": not is_norm, "norm": is_norm}
+
+
 def test_groups_and_reuse_wrap_the_penalty(make_config: MakeConfig) -> None:
     config = make_config(**{"gnp.reuse": 0.5})
     params = jnp.array([3.0, -4.0])

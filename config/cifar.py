@@ -1,6 +1,6 @@
 r"""A wide residual network on CIFAR-10, with the gradient-norm penalty.
 
-    python -m gnp.main.main --config=config/cifar.py --working_dir=runs/cifar \\
+    python -m gnp.main.main --config=config/cifar.py --working_dir=runs/cifar \
         --config.dataset.data_dir=DATA_DIR
 
 The hyperparameters are those of the paper's CIFAR experiments (arXiv 2202.03599): r 0.1,

@@ -76,7 +76,8 @@ KEYS = (
         "l2_by_kind.weight",
         None,
         optional(number(at_least=0)),
-        "the same for weights alone; none: l2_regularization",
+        "the same for weights alone, also where no_weight_decay_on_bn is True; none: "
+        "l2_regularization",
     ),
     Key("l2_by_kind.bias", None, optional(number(at_least=0)), "for biases (biasDecay)"),
     Key(
@@ -124,7 +125,8 @@ KEYS = (
         "gnp.m",
         None,
         optional(integer(1)),
-        "examples of a group where sync_perturbations is False; none: a device's share",
+        "examples of a group where sync_perturbations is False; none: a device's share. On the CPU "
+        "compilation grows with the number of groups",
     ),
     Key(
         "gnp.where",
@@ -200,7 +202,8 @@ KEYS = (
         "opt.centralize_at",
         "gradient",
         choice("gradient", "update"),
-        "centralize what the optimizer is given, or what it makes of it (for Adam)",
+        "centralize what the optimizer is given, or what it makes of it (for Adam; not of the "
+        "Grassmann group)",
     ),
     # Model.
     Key("model.model_name", "WideResNet_16_4", text(), "a name that the registry knows"),
@@ -229,8 +232,8 @@ KEYS = (
         "dataset.subset",
         None,
         optional(number(above=0)),
-        "training examples to use, the same share of each class: a whole number, or a share "
-        "below 1; none: all",
+        "training examples to use, the same share of each class: a whole number from 1 up, or a "
+        "share below 1; none: all",
     ),
     Key("use_test_set", True, boolean(), "evaluate on the test set; False: on a held-out part"),
     # What is measured and kept.

@@ -77,7 +77,8 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The config of a run directory's `config.json`.
 
     Args:
-        values: dotted key -> JSON value.
+        values: dotted key -> JSON value. Keys that the run is too old to know get their defaults,
+            which stand for what was there before them.
 
     Raises:
         ConfigError: one line for each thing that is wrong.
@@ -90,7 +91,6 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config = default.get_config()
     known = {key.name for key in default.KEYS}
     wrong = [f"unknown config key {name}" for name in values if name not in known]
-    wrong += [f"config key {name} is missing" for name in known if name not in values]
     for name in known & set(values):
         set_value(config, name, values[name])
     wrong += problems(config, default.KEYS)
@@ -144,12 +144,7 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
         lines.append(
             f"gnp.alpha = {alpha} with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
         )
-    lines += _group_conflicts(config) + _grassmann_conflicts(config)
-    if config.gnp.reuse > 0 and config.gnp.every == 1 and not config.use_hybrid_training:
-        lines.append(
-            f"gnp.reuse = {config.gnp.reuse} has no step to work in, as every step is penalised: "
-            "set gnp.every (LookSAM's is 5) or use_hybrid_training"
-        )
+    lines += _penalty_conflicts(config) + _optimizer_conflicts(config)
     if config.warmup_epochs > config.total_epochs:
         lines.append(
             f"warmup_epochs = {config.warmup_epochs:g} is longer than "
@@ -169,29 +164,48 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
     return lines
 
 
-def _group_conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    m = config.gnp.m
-    if m is None:
-        return []
-    if config.gnp.sync_perturbations:
-        return [
-            f"gnp.m = {m} with gnp.sync_perturbations = True: groups with a perturbation of "
-            "their own need False"
+def _penalty_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    gnp, lines = config.gnp, []
+    if gnp.r == 0:
+        unused = {"m": None, "where": "all", "reuse": 0}
+        lines += [
+            f"gnp.{name} = {gnp[name]!r} with gnp.r = 0: there is no penalty to work in"
+            for name, off in unused.items()
+            if gnp[name] != off
         ]
-    if config.batch_size % m:
-        return [f"gnp.m = {m} does not divide batch_size = {config.batch_size} into whole groups"]
-    return []
+    if gnp.m is not None and gnp.sync_perturbations:
+        lines.append(
+            f"gnp.m = {gnp.m} with gnp.sync_perturbations = True: groups with a perturbation of "
+            "their own need False"
+        )
+    elif gnp.m is not None and config.batch_size % gnp.m:
+        lines.append(
+            f"gnp.m = {gnp.m} does not divide batch_size = {config.batch_size} into whole groups"
+        )
+    share = config.hybrid_config.p if config.use_hybrid_training else 1
+    if gnp.reuse > 0 and (share == 0 or (share == 1 and gnp.every == 1)):
+        lines.append(
+            f"gnp.reuse = {gnp.reuse} needs penalised steps and others between them: set gnp.every "
+            "(LookSAM's is 5), or use_hybrid_training with hybrid_config.p above 0 and below 1"
+        )
+    return lines
 
 
-def _grassmann_conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    if config.opt.opt_type in _GRASSMANN_RATES:
-        return []
-    return [
-        f"opt.{name} = {config.opt[name]!r} needs opt.opt_type = SGDG or AdamG, "
-        f"not {config.opt.opt_type}"
-        for name in ("learning_rate_grassmann", "grassmann_where")
-        if config.opt[name] is not None
-    ]
+def _optimizer_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    opt, lines = config.opt, []
+    if opt.opt_type not in _GRASSMANN_RATES:
+        unused = {"learning_rate_grassmann": None, "grassmann_where": None, "omega": 0.1}
+        lines += [
+            f"opt.{name} = {opt[name]!r} needs opt.opt_type = SGDG or AdamG, not {opt.opt_type}"
+            for name, off in unused.items()
+            if opt[name] != off
+        ]
+    if opt.centralize_at != "gradient" and opt.centralize == "none":
+        lines.append(
+            f"opt.centralize_at = {opt.centralize_at!r} with opt.centralize = 'none': "
+            "set opt.centralize to all or conv"
+        )
+    return lines
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -1,6 +1,6 @@
 r"""Two thousand examples of MNIST, on which the methods of docs/methods.md are compared.
 
-    python -m gnp.main.main --config=config/mnist_methods.py --working_dir=runs/mnist_methods \\
+    python -m gnp.main.main --config=config/mnist_methods.py --working_dir=runs/mnist_methods \
         --config.dataset.data_dir=DATA_DIR
 
 The tutorial's CNN, batch 64, 20 epochs, Nesterov momentum 0.9 at 0.05 with a cosine, no weight

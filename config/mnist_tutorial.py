@@ -1,6 +1,6 @@
 r"""The CNN of a well-known custom-training-loop tutorial on MNIST.
 
-    python -m gnp.main.main --config=config/mnist_tutorial.py --working_dir=runs/mnist \\
+    python -m gnp.main.main --config=config/mnist_tutorial.py --working_dir=runs/mnist \
         --config.dataset.data_dir=DATA_DIR
 
 25 epochs, batch 64, Adam at 1e-3 with Keras' decay of 1e-3 / 25 a step. The tutorial reports

@@ -16,8 +16,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from docutils.parsers.rst.states import Inliner
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -63,7 +61,7 @@ GROUPS = {
         "Optimizers on the Grassmann manifold": ("sgdg", "adamg", "grassmann"),
         "Recorder": ("recorder",),
         "Kinds of parameters": ("parameters",),
-        "The optimizer that a config asks for": ("build",),
+        "The optimizer that a config asks for": ("build", "build_masks"),
         "Errors": ("_checks",),
     },
 }
@@ -118,7 +116,7 @@ def index(package: str) -> str:
     for heading, names in groups(package).items():
         rows += [f"   * - **{heading}**", "     -"]
         for name, thing in names:
-            line = f"``{thing!r}``" if isinstance(thing, tuple) else summary(thing)
+            line = f"``{thing!r}``" if isinstance(thing, tuple) else escaped(summary(thing))
             rows += [f"   * - :py:obj:`~{package}.{name}`", f"     - {line}"]
     return "\n".join(rows)
 
@@ -185,10 +183,20 @@ def as_written(thing: Any, signature: str | None, result: str | None) -> tuple[A
     return signature, result
 
 
-def plain_bar(_: Any, match: re.Match[str], __: int) -> tuple[str, list[Any], str, list[Any]]:
-    """Takes a bar for a character: |θ| is a size, and no page here has substitutions."""
-    end = match.end("start")
-    return match.string[:end], [], match.string[end:], []
+def escaped(line: str) -> str:
+    """A line of text in which bars are characters: |θ| is a size, and nothing is substituted."""
+    return re.sub(r"(``.*?``|`[^`]*`)|\|", lambda found: found[1] or r"\|", line)
+
+
+def escape_bars(lines: list[str]) -> None:
+    """Escapes the bars of a docstring, in place, but for those in formulas and examples."""
+    block: int | None = None  # the indent of the formula or example that a line may be in
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if block is not None and (not line or indent > block):
+            continue
+        block = indent if line.lstrip().startswith((".. math::", "Example")) else None
+        lines[number] = escaped(line)
 
 
 def setup(app: Any) -> None:
@@ -208,7 +216,7 @@ def setup(app: Any) -> None:
         return as_written(thing, *types)
 
     app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", lambda *event: escape_bars(event[-1]), priority=300)
     app.connect("autodoc-process-docstring", lambda *event: returns_field(event[-1]), priority=400)
     app.connect("autodoc-process-signature", written)
     app.connect("autodoc-skip-member", skip)
-    Inliner.dispatch["|"] = plain_bar

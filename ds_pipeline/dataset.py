@@ -298,7 +298,7 @@ def _subset(train: Source, subset: float, seed: int) -> Source:
     count = round(subset * len(train)) if subset < 1 else round(subset)
     if not 1 <= count <= len(train):
         raise DataError(
-            f"dataset.subset {subset:g} asks for {count} of {len(train)} training examples; "
+            f"dataset.subset {subset:.10g} asks for {count} of {len(train)} training examples; "
             f"set it to a share below 1, or to a number up to {len(train)}"
         )
     return SubsetSource(train, stratified_draw(_labels(train), count, (seed, _SUBSET_TAG)))

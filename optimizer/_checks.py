@@ -2,9 +2,14 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 
 
 class OptimizerError(ValueError):
@@ -41,6 +46,47 @@ def check_number(
     if high < math.inf:
         bounds = f"in [{low:g}, {high:g}" + (")" if below else "]")
     raise OptimizerError(f"{name}={value!r} must be a finite number {bounds}")
+
+
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    high: float = math.inf,
+    below: bool = False,
+    positive: bool = False,
+    schedule: bool = False,
+) -> None:
+    """Raise unless `value` is a number in range, an array of one, or, with `schedule`, a function.
+
+    Args:
+        name: What the message calls it.
+        value: What is checked. What a JAX array holds is not, as it may be traced.
+        high: The largest value that is allowed; the smallest is 0.
+        below: `high` itself is not allowed.
+        positive: 0 is not allowed.
+        schedule: A function of the step is allowed.
+
+    Raises:
+        OptimizerError: it is something else.
+    """
+    if schedule and callable(value):
+        return
+    shape = getattr(value, "shape", ())
+    if shape != () or (isinstance(value, jax.Array) and not _is_real(value)):
+        raise OptimizerError(
+            f"{name} must be one number, not an array of shape {shape} and dtype {value.dtype}"
+        )
+    if isinstance(value, jax.Array):
+        return
+    number = value if isinstance(value, Real) or not hasattr(value, "item") else value.item()
+    check_number(name, number, high=high, below=below)
+    if positive and number == 0:
+        raise OptimizerError(f"{name}={number!r} must be > 0")
+
+
+def _is_real(value: jax.Array) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
 
 
 def check_flag(name: str, value: object) -> None:

@@ -18,7 +18,9 @@ def map_present(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 def wide_dtype(x: Any) -> Any:
     """The dtype in which to compute with `x`: float32, or its own where that is wider."""
-    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+    dtype = jnp.result_type(x)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return dtype if is_wide else jnp.dtype(jnp.float32)
 
 
 def widen(x: Any) -> jax.Array:
@@ -29,6 +31,8 @@ def widen(x: Any) -> jax.Array:
 def norm_and_inverse(tree: Any) -> tuple[jax.Array, jax.Array]:
     """‖tree‖ and 1/‖tree‖, both 0 where no element is a normal number.
 
+    1/‖tree‖ is 0 too where it would be no normal number: for a norm above 8.5e37 in float32.
+
     Args:
         tree: Any shapes; `widen` them first.
     """
@@ -37,10 +41,12 @@ def norm_and_inverse(tree: Any) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros([]), jnp.zeros([])
     # Dividing by the largest element first keeps the squares of tiny and of huge ones in range.
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
-    is_zero = largest < jnp.finfo(largest.dtype).tiny
-    inverse = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, largest))
+    tiny = float(jnp.finfo(largest.dtype).tiny)
+    is_zero = largest < tiny
+    scale = jnp.minimum(largest, 1.0 / tiny)  # whose inverse is normal
+    inverse = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, scale))
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(x * inverse)) for x in leaves))
-    return largest * norm, inverse / jnp.maximum(norm, 1.0)  # norm is 0 or at least 1
+    return scale * norm, inverse / jnp.maximum(norm, 1.0)  # norm is 0 or at least 1
 
 
 def unit(tree: Any) -> Any:
@@ -48,4 +54,4 @@ def unit(tree: Any) -> Any:
     # One factor for all: XLA goes through the chain of scalars in every loop that reads it, and a
     # division or a selection per element there made the step of a small network half as long again.
     _, factor = norm_and_inverse(tree)
-    return map_present(lambda x: x * factor, tree)
+    return map_present(lambda x: (x * factor).astype(x.dtype), tree)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from . import geometry
+from ._checks import ScalarOrSchedule, check_scalar
 from ._tree import widen
-from .grassmann import ScalarOrSchedule, additive_update, check_points, check_scalar, map_leaves
+from .grassmann import additive_update, check_points, map_leaves
 
 
 class ScaleByAdamgState(NamedTuple):
@@ -40,8 +41,10 @@ def adamg(
         m \leftarrow \text{m transported along } d
 
     (see `optimizer.geometry`: project, exp, transport). As v is one number a column, d points along
-    m and is tangent. Otherwise as `sgdg`, which says what holds for the place in the chain, for
-    bfloat16 and for the choice of parameters.
+    m and is tangent. The state's `nu` has leaves of shape (1, …, 1, out), so shardings made for
+    parameters by `optax.tree.map_params` do not fit it. Otherwise as
+    `sgdg`, which says what holds for the place in the chain, for bfloat16 and for the choice of
+    parameters.
 
     Args:
         learning_rate: η, in radians; >= 0. A float, an array or a schedule of the step. A column
@@ -97,7 +100,7 @@ def scale_by_adamg(
     Returns:
         An `optax.GradientTransformation` with the state `ScaleByAdamgState`.
     """
-    check_scalar("learning_rate", learning_rate)
+    check_scalar("learning_rate", learning_rate, schedule=True)
     check_scalar("b1", b1, high=1.0, below=True)
     check_scalar("b2", b2, high=1.0, below=True)
     check_scalar("eps", eps)

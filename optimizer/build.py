@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ._checks import check_choice, check_flag, check_names, check_number
+from ._checks import OptimizerError, check_choice, check_flag, check_names, check_number
 from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
@@ -74,6 +74,7 @@ class Schedules(NamedTuple):
     learning_rate: optax.Schedule
     r: optax.Schedule
     alpha: optax.Schedule
+    learning_rate_grassmann: optax.Schedule | None = None  # SGDG and AdamG alone
 
 
 def build_optimizer(
@@ -87,7 +88,7 @@ def build_optimizer(
     Args:
         config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
           lr_schedule_params, gradient_clipping (of the global norm; 0 for none),
-          no_weight_decay_on_bn, gr_warmup_strategy, gnp and opt.
+          no_weight_decay_on_bn, gr_warmup_strategy, use_hybrid_training, gnp and opt.
         steps_per_epoch: Steps in one epoch.
         group_axis: None: one perturbation. Else the penalty is in `per_group` over the mesh axis of
           this name.
@@ -97,7 +98,8 @@ def build_optimizer(
         where it has no penalty.
 
     Raises:
-        OptimizerError: a value is unknown or out of range.
+        OptimizerError: a value is unknown or out of range, or gnp.reuse has no step to work in. In
+          a penalised step: gnp.where selects no parameter.
 
     Example:
         >>> from types import SimpleNamespace as Config
@@ -132,7 +134,7 @@ def build_optimizer(
         parts.append(_penalty(config, schedules, group_axis))
     if config.gradient_clipping > 0:
         parts.append(optax.clip_by_global_norm(config.gradient_clipping))
-    parts.append(_base_optimizer(config, steps_per_epoch, schedules.learning_rate))
+    parts.append(_base_optimizer(config, schedules))
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
@@ -141,7 +143,7 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
 
     Args:
         config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
-          lr_schedule_params, gr_warmup_strategy and gnp.
+          lr_schedule_params, gr_warmup_strategy, gnp and opt.
         steps_per_epoch: Steps in one epoch.
 
     Returns:
@@ -156,7 +158,10 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
     check_number("gnp.alpha", config.gnp.alpha)
     warmup_steps = _penalty_warmup_steps(config, steps_per_epoch)
     r, alpha = gnp_warmup(config.gr_warmup_strategy, config.gnp.r, config.gnp.alpha, warmup_steps)
-    return Schedules(learning_rate, r, alpha)
+    grassmann = None
+    if config.opt.opt_type in GRASSMANN_OPTIMIZERS:
+        grassmann = _learning_rate(config, config.opt.learning_rate_grassmann, steps_per_epoch)
+    return Schedules(learning_rate, r, alpha, grassmann)
 
 
 def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
@@ -179,7 +184,7 @@ def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
         OptimizerError: a value is unknown or out of range.
     """
     check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
-    check_number("gnp.every", config.gnp.every, low=1)
+    _check_every(config.gnp.every)
     check_number("hybrid_config.p", config.hybrid_config.p, high=1.0)
     first = _first_penalized_step(config, steps_per_epoch)
     every, hybrid = config.gnp.every, config.use_hybrid_training
@@ -232,6 +237,8 @@ def check_opt_params(opt_type: str, opt_params: Mapping[str, Any]) -> None:
         name, default = f"opt.opt_params.{key}", defaults[key]
         if isinstance(default, bool):
             check_flag(name, value)
+        elif key == "grad_clip" and value == 0:
+            raise OptimizerError(f"{name}={value!r} must be > 0, or None for no clipping")
         elif value is not None or (default is not None and key != "grad_clip"):
             is_weight = key in _AVERAGING
             check_number(name, value, high=1.0 if is_weight else math.inf, below=is_weight)
@@ -258,29 +265,48 @@ def _penalty(
     gnp = config.gnp
     check_choice("gnp.where", gnp.where, WHERE)
     check_number("gnp.reuse", gnp.reuse)
+    _check_every(gnp.every)
+    if gnp.reuse > 0 and gnp.every == 1 and not config.use_hybrid_training:
+        raise OptimizerError(
+            f"gnp.reuse={gnp.reuse!r} has no step to work in, as every step is penalised: "
+            "set gnp.every > 1 or use_hybrid_training"
+        )
     penalty = gradient_norm_penalty(
         schedules.r,
         schedules.alpha,
         normalize=gnp.norm_perturbations,
         adaptive=gnp.adaptive,
         method=gnp.method,
-        where=_PERTURBED[gnp.where],
+        where=_perturbed(gnp.where),
     )
     if group_axis is not None:
         penalty = per_group(penalty, group_axis)
     return looksam(penalty, gnp.reuse) if gnp.reuse > 0 else penalty
 
 
-def _others(params: optax.Params) -> Any:
-    return jax.tree.map(lambda is_norm: not is_norm, is_normalization(params))
+def _check_every(every: Any) -> None:
+    check_number("gnp.every", every, low=1)
+    if every != int(every):
+        raise OptimizerError(f"gnp.every={every!r} must be a whole number")
 
 
-_PERTURBED = {"all": None, "normalization": is_normalization, "others": _others}
+def _perturbed(choice: str) -> Callable[[optax.Params], Any] | None:
+    """The mask of the parameters that the penalty moves."""
+    if choice == "all":
+        return None
+
+    def where(params: optax.Params) -> Any:
+        mask = jax.tree.map(
+            lambda is_norm: is_norm == (choice == "normalization"), is_normalization(params)
+        )
+        if not any(jax.tree.leaves(mask)):
+            raise OptimizerError(f"gnp.where={choice!r} selects no parameter of this model")
+        return mask
+
+    return where
 
 
-def _base_optimizer(
-    config: Any, steps_per_epoch: int, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
+def _base_optimizer(config: Any, schedules: Schedules) -> optax.GradientTransformation:
     """The optimizer itself, with centralization before it or behind it."""
     opt = config.opt
     check_opt_params(opt.opt_type, opt.opt_params)
@@ -288,10 +314,11 @@ def _base_optimizer(
     if opt.opt_type not in GRASSMANN_OPTIMIZERS:
         if opt.opt_type == "Adam":
             params["mask"] = lambda tree: decay_mask(tree, config.no_weight_decay_on_bn)
-        return _with_centralization(opt, _BASE[opt.opt_type][0](learning_rate, **params))
-    euclidean = optax.sgd(learning_rate, params.pop("euclidean_momentum"), params.pop("nesterov"))
-    rate = _learning_rate(config, opt.learning_rate_grassmann, steps_per_epoch)
-    grassmann = _GRASSMANN[opt.opt_type][0](rate, **params)
+        return _with_centralization(opt, _BASE[opt.opt_type][0](schedules.learning_rate, **params))
+    euclidean = optax.sgd(
+        schedules.learning_rate, params.pop("euclidean_momentum"), params.pop("nesterov")
+    )
+    grassmann = _GRASSMANN[opt.opt_type][0](schedules.learning_rate_grassmann, **params)
     groups = {"euclidean": euclidean, "grassmann": grassmann}
     if opt.centralize != "none" and opt.centralize_at == "update":
         # A centralized step would leave the manifold.

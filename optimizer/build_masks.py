@@ -89,8 +89,8 @@ def build_labels(config: Any) -> Callable[[optax.Params], Any]:
         A function params -> pytree of `'euclidean'` and, for SGDG and AdamG, `'grassmann'`.
 
     Raises:
-        OptimizerError: opt.grassmann_where is no regular expression. In the function: it finds no
-          parameter, or one that cannot be in the group.
+        OptimizerError: opt.grassmann_where is no regular expression. In the function: there is no
+          parameter for the group, or the expression finds a kernel that cannot be in it.
 
     Example:
         >>> from types import SimpleNamespace as Config
@@ -103,14 +103,24 @@ def build_labels(config: Any) -> Callable[[optax.Params], Any]:
     if config.opt.opt_type not in GRASSMANN_OPTIMIZERS:
         return lambda params: jax.tree.map(lambda _: "euclidean", params)
     pattern = config.opt.grassmann_where
-    if pattern is None:
-        return grassmann_labels
-    where = _found_by(pattern)
-    return lambda params: grassmann_labels(params, where)
+    where = None if pattern is None else _found_by(pattern)
+
+    def labels(params: optax.Params) -> Any:
+        found = grassmann_labels(params, where)
+        if "grassmann" not in jax.tree.leaves(found):
+            raise OptimizerError(
+                f"opt.opt_type={config.opt.opt_type!r} with opt.grassmann_where={pattern!r} finds "
+                "no parameter for the Grassmann group (a convolution with more inputs than "
+                "outputs, or what the expression finds); --mode=inspect with another optimizer "
+                "lists all parameters"
+            )
+        return found
+
+    return labels
 
 
 def _found_by(pattern: str) -> Callable[[optax.Params], Any]:
-    """A mask: an expression is found in the path (a/b/kernel), and the shape is right."""
+    """A mask of the kernels in whose path (a/b/kernel) an expression is found."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -118,17 +128,16 @@ def _found_by(pattern: str) -> Callable[[optax.Params], Any]:
             f"opt.grassmann_where={pattern!r} is no regular expression: {error}"
         ) from error
 
-    def where(params: optax.Params) -> Any:
-        mask = jax.tree_util.tree_map_with_path(
-            lambda path, p: bool(expression.search("/".join(leaf_path(path)))) and is_tall(p),
-            params,
-        )
-        if not any(jax.tree.leaves(mask)):
+    def is_found(path: Any, p: Any) -> bool:
+        name = "/".join(leaf_path(path))
+        if expression.search(name) is None or len(p.shape) < 2:
+            return False
+        if not is_tall(p):
             raise OptimizerError(
-                f"opt.grassmann_where={pattern!r} finds none of the parameters "
-                "that can be in the group: of rank > 1, with more inputs than outputs; "
-                "--mode=inspect lists all paths"
+                f"opt.grassmann_where={pattern!r} finds {name} of shape {p.shape}, which has not "
+                "more inputs than outputs and so cannot be in the group: choose an expression "
+                "that leaves it out"
             )
-        return mask
+        return True
 
-    return where
+    return lambda params: jax.tree_util.tree_map_with_path(is_found, params)

@@ -11,7 +11,7 @@ to it, so columns of zeros give zeros, not NaN.
 
 Reference:
     Cho and Lee, `Riemannian approach to batch normalization
-    <https://arxiv.org/abs/1709.09603>`_, 2017, equations 6 to 9.
+    <https://arxiv.org/abs/1709.09603>`_, 2017.
 """
 
 from typing import Any

@@ -1,20 +1,19 @@
 """The gradient-norm penalty, one line in an Optax chain."""
 
+import functools
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, check_choice, check_flag, check_number
-from ._tree import map_present, unit, widen
-from .parameters import Where, resolve_mask
+from ._checks import OptimizerError, ScalarOrSchedule, check_choice, check_flag, check_scalar
+from ._tree import map_present, norm_and_inverse, unit, wide_dtype, widen
+from .parameters import Where, leaf_path, resolve_mask
 
 METHODS = ("finite_difference", "hvp")
-
-ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 
 
 class GradientNormPenaltyState(NamedTuple):
@@ -43,7 +42,12 @@ def gradient_norm_penalty(
     where ‖·‖ runs over the whole tree. As g(θ + r·d) ≈ g + r·H·d, this is g + λ·H·d, the gradient
     of the penalised loss. α = 0 is the plain gradient and α = 1 is SAM.
 
-    Place it first in the chain: it needs the raw gradient. `update` takes two more arguments:
+    Place it first in the chain: it needs the raw gradient of all parameters. To perturb a part of
+    them use `where`, not `optax.partition` or `optax.masked` around the penalty, where `grad_fn`
+    would be handed params with holes. To accumulate gradients put it before `optax.MultiSteps`:
+    inside it would mix the mean over several batches with the gradient of the last one alone.
+
+    `update` takes two more arguments:
 
     - `grad_fn(params) -> grads` gives the gradient elsewhere. Let it see the same batch and the
       same random masks as the gradient that `update` is given, and average over devices as that
@@ -51,25 +55,30 @@ def gradient_norm_penalty(
     - `penalize=False`, a Python bool, passes the gradient through and counts the step, for loops
       that penalise some steps only. Such a step costs no second gradient.
 
-    A gradient of zeros is not perturbed; one whose largest element is below the smallest normal
-    number counts as zero. At a step with r = 0 the gradient passes unchanged. The arithmetic is
-    in float32 (float64 for float64 trees), the result has the dtypes of the gradient that came in.
-    Leaves that are None stay None; a parameter whose gradient is None is not perturbed.
+    A gradient of zeros is not perturbed. Nor is one whose largest element is below the smallest
+    normal number (1.2e-38 in float32) or whose norm is above the inverse of that (8.5e37): with
+    `normalize` it counts as zero. At a step with r = 0, or α = 0 without `normalize`, the gradient
+    passes unchanged. The arithmetic is in float32 (float64 for float64 trees), the result has the
+    dtypes of the gradient that came in. Parameters are real. Leaves that are None stay None; a
+    parameter whose gradient is None is not perturbed.
 
     Args:
-        r: Radius of the perturbation, in the units of θ; >= 0. A float or a schedule of the step.
-        alpha: λ / r, no unit; >= 0. A float or a schedule of the step.
+        r: Radius of the perturbation; >= 0. In the units of θ; with `adaptive` it is relative to
+          them, no unit. A number, an array of one or a schedule of the step.
+        alpha: λ / r, no unit; >= 0. A number, an array of one or a schedule of the step.
         normalize: Mix d = g / ‖g‖ in place of g(θ): (1 - α)·d + α·g(θ + r·d).
         adaptive: Perturb along |θ|²·g, by r·|θ|²·g / ‖|θ|·g‖ (ASAM), which makes the perturbation
-          follow a rescaling of the parameters.
+          follow a rescaling of the parameters. This is the plain form; the code of Kwon et al. has
+          |θ| + 0.01 in place of |θ| for weights, and 1 for biases.
         method: `'finite_difference'` is the formula above. `'hvp'` takes g + r·H·d, by forward over
-          reverse, in place of g(θ + r·d); then g' is exactly g + λ·H·d. It costs about one more
-          gradient than the difference, and `grad_fn` must allow forward differentiation.
+          reverse, in place of g(θ + r·d); then g' is exactly g + λ·H·d. `grad_fn` must
+          allow forward differentiation. A step costs 2.8 gradients in place of 2 (XLA's count of
+          operations on an MLP of three layers, 64-128-128-10, jitted with the gradient that
+          `update` is given).
         where: Which parameters are perturbed: a pytree of bool like params, a function that makes
           one of params, or None: all. ‖·‖ and d then run over these leaves only, the others stay
           where they are; the gradients of all leaves are mixed, with `normalize` too, whose g / ‖g‖
-          is the whole tree's. `where=is_normalization` is SAM-ON. Inside `optax.partition` or
-          `optax.masked`, which hide a part of params, give the function.
+          is the whole tree's. `where=is_normalization` is SAM-ON.
         has_aux: `grad_fn` gives `(grads, aux)`, as `jax.grad(..., has_aux=True)` does. This aux is
           dropped, as it belongs to the perturbed point: take metrics and batch statistics from the
           gradient that you hand to `update`.
@@ -78,10 +87,11 @@ def gradient_norm_penalty(
         An `optax.GradientTransformationExtraArgs` with the state `GradientNormPenaltyState`.
 
     Raises:
-        OptimizerError: r or alpha is negative, a flag is no bool, the method is unknown. In
-          `update`: a penalised step lacks `grad_fn` or `params`, `penalize` is no Python bool,
-          `where` is no mask of params or selects none, or what `grad_fn` gives contradicts
-          `has_aux`.
+        OptimizerError: r or alpha is negative or not one number, a flag is no bool, the method is
+          unknown. In `init`: a parameter is complex. In `update`: a penalised step lacks `grad_fn`
+          or `params`, `penalize` is no Python bool, `where` is no mask of params or selects none,
+          or what `grad_fn` gives contradicts `has_aux` or is not like the gradient that `update`
+          is given.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -99,21 +109,20 @@ def gradient_norm_penalty(
         Learning <https://arxiv.org/abs/2202.03599>`_, 2022.
         Zhao et al., `When Will Gradient Regularization Be Harmful?
         <https://arxiv.org/abs/2406.09723>`_, 2024.
-        Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2021.
+        Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020.
         Kwon et al., `ASAM <https://arxiv.org/abs/2102.11600>`_, 2021.
         Mueller et al., `Normalization Layers Are All That Sharpness-Aware Minimization Needs
         <https://arxiv.org/abs/2306.04226>`_, 2023.
     """
     for name, value in (("r", r), ("alpha", alpha)):
-        if not callable(value) and not isinstance(value, jax.Array):
-            check_number(name, value)
+        check_scalar(name, value, schedule=True)
     check_flag("normalize", normalize)
     check_flag("adaptive", adaptive)
     check_choice("method", method, METHODS)
     check_flag("has_aux", has_aux)
 
     def init_fn(params: optax.Params) -> GradientNormPenaltyState:
-        del params
+        check_real("gradient_norm_penalty", params)
         return GradientNormPenaltyState(count=jnp.zeros([], jnp.int32))
 
     def update_fn(
@@ -138,44 +147,75 @@ def gradient_norm_penalty(
                 "for a plain step pass penalize=False"
             )
 
-        radius = r(state.count) if callable(r) else r
-        weight = alpha(state.count) if callable(alpha) else alpha
+        radius, weight = _read(r, state.count), _read(alpha, state.count)
         if _is_zero(radius) or (_is_zero(weight) and not normalize):
             return updates, new_state
 
         gradient = map_present(widen, updates)
         perturbable = gradient if where is None else _select(gradient, where, params)
-        direction = unit_gradient = unit(perturbable)
-        if normalize and where is not None:
-            unit_gradient = unit(gradient)
-        if adaptive:
-            direction = _adaptive_direction(perturbable, params)
+        direction = (_adaptive_direction if adaptive else _unit)(perturbable, params)
 
-        def gradient_at(distance: jax.Array) -> optax.Updates:
-            result = grad_fn(_move(params, direction, distance))
-            return _drop_aux(result) if has_aux else _without_aux(result, updates)
+        def gradient_at(params: optax.Params) -> optax.Updates:
+            result = grad_fn(params)
+            result = _drop_aux(result) if has_aux else _without_aux(result, updates)
+            return _like(updates, result)
 
-        distance = jnp.asarray(radius, float)
+        # The result is a·g + b·there, a and b scalars.
+        a, b = 1 - weight, weight
+        if normalize:
+            _, inverse = norm_and_inverse(gradient)
+            a = jnp.asarray(a, inverse.dtype) * inverse
         if method == "hvp":
-            # The derivative of g(θ + s·d) in s at 0, times r, is r·H·d.
-            _, change = jax.jvp(gradient_at, (jnp.zeros_like(distance),), (distance,))
-            perturbed = map_present(jnp.add, gradient, change)
+            # g + r·H·d takes the place of g(θ + r·d).
+            a = a + jnp.asarray(b, a.dtype) if normalize else 1.0
+            there = _derivative(gradient_at, params, direction, radius)
         else:
-            perturbed = gradient_at(distance)
+            there = gradient_at(_move(params, direction, radius))
+
+        # Where b is 0 no NaN of `there` may come through. False needs no selection per element.
+        is_plain = _any_zero(radius) if normalize else _any_zero(radius, weight)
+        is_unmixed = _any_zero(weight) if normalize else False
 
         def mix(raw: jax.Array, here: jax.Array, there: jax.Array) -> jax.Array:
-            mixed = (1 - weight) * here + weight * widen(there)
-            return jnp.where(distance == 0, raw, mixed.astype(jnp.result_type(raw)))
+            kept = jnp.asarray(a, here.dtype) * here
+            mixed = kept + jnp.asarray(b, here.dtype) * jnp.asarray(there, here.dtype)
+            if is_unmixed is not False:
+                mixed = jnp.where(is_unmixed, kept, mixed)
+            mixed = mixed.astype(jnp.result_type(raw))
+            return mixed if is_plain is False else jnp.where(is_plain, raw, mixed)
 
-        clean = unit_gradient if normalize else gradient
-        return map_present(mix, updates, clean, perturbed), new_state
+        return map_present(mix, updates, gradient, there), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _read(value: ScalarOrSchedule, count: jax.Array) -> Any:
+    """The number at this step: a Python one, known while tracing, or a scalar array, widened."""
+    number: Any = value(count) if callable(value) else value
+    if isinstance(number, Real):
+        return float(number)
+    return widen(number) if isinstance(number, jax.Array) else float(number.item())
 
 
 def _is_zero(value: Any) -> bool:
     """Whether `value` is known to be 0 while tracing."""
     return isinstance(value, Real) and value == 0
+
+
+def _any_zero(*values: Any) -> Any:
+    """Whether one of them is 0: a scalar array, or False where that is known while tracing."""
+    unknown = [jnp.equal(v, 0) for v in values if _is_zero(v) or not isinstance(v, Real)]
+    return functools.reduce(jnp.logical_or, unknown) if unknown else False
+
+
+def check_real(name: str, params: Any) -> None:
+    """Raise at the first complex leaf."""
+    for path, p in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(p), jnp.complexfloating):
+            raise OptimizerError(
+                f"{name} needs real parameters, {_leaf_name(path)} is {jnp.result_type(p)}: hold "
+                "its real and imaginary parts as two"
+            )
 
 
 def check_penalize(penalize: object) -> None:
@@ -200,10 +240,41 @@ def _without_aux(result: Any, updates: Any) -> Any:
     """The gradient, unless it is `(grads, aux)`."""
     if isinstance(result, tuple) and not isinstance(updates, tuple):
         raise OptimizerError(
-            "grad_fn must return the gradient alone, not a tuple; "
-            "for (grads, aux) make the penalty with has_aux=True"
+            "grad_fn must return the gradient alone, not a tuple: of value_and_grad's (value, "
+            "grads) return grads; for (grads, aux) make the penalty with has_aux=True"
         )
     return result
+
+
+def _like(updates: Any, result: Any) -> Any:
+    """The result of grad_fn, checked; where updates has None it may hold anything."""
+    fix = (
+        "it must return the gradient with the structure and shapes of the one that update is "
+        "given; of value_and_grad's (value, grads) return grads"
+    )
+    wanted = dict(jax.tree_util.tree_leaves_with_path(updates))
+    given = dict(jax.tree_util.tree_leaves_with_path(result))
+    for path, u in wanted.items():
+        if path not in given:
+            raise OptimizerError(f"what grad_fn returns lacks {_leaf_name(path)}: {fix}")
+        if jnp.shape(given[path]) != jnp.shape(u):
+            raise OptimizerError(
+                f"grad_fn returns {_leaf_name(path)} of shape {jnp.shape(given[path])}, not "
+                f"{jnp.shape(u)}: {fix}"
+            )
+    structure: Any = jax.tree.structure(updates, is_leaf=lambda x: x is None)
+    try:
+        structure.flatten_up_to(result)
+    except ValueError:
+        more = [_leaf_name(path) for path in given if path not in wanted] or ["a container"]
+        raise OptimizerError(
+            f"what grad_fn returns has another structure than updates, at {more[0]}: {fix}"
+        ) from None
+    return result
+
+
+def _leaf_name(path: Any) -> str:
+    return ".".join(leaf_path(path)) or "the array"
 
 
 def _select(gradient: Any, where: Where, params: Any) -> Any:
@@ -216,16 +287,50 @@ def _select(gradient: Any, where: Where, params: Any) -> Any:
     return map_present(lambda g, is_perturbed: g if is_perturbed else None, gradient, mask)
 
 
+def _unit(gradient: Any, params: Any) -> Any:
+    """The direction g / ‖g‖."""
+    del params
+    return unit(gradient)
+
+
 def _adaptive_direction(gradient: Any, params: Any) -> Any:
     """|θ|²·g / ‖|θ|·g‖."""
-    size = map_present(lambda g, p: jnp.abs(widen(p)), gradient, params)
+    size = map_present(lambda g, p: jnp.abs(jnp.asarray(p, g.dtype)), gradient, params)
     return map_present(jnp.multiply, size, unit(map_present(jnp.multiply, size, gradient)))
 
 
-def _move(params: Any, direction: Any, distance: jax.Array) -> Any:
+def _move(params: Any, direction: Any, distance: Any) -> Any:
     """θ + distance·direction, in the dtypes of θ."""
 
     def leaf(p: Any, d: Any) -> Any:
-        return p if d is None else (widen(p) + distance * d).astype(jnp.result_type(p))
+        return p if d is None else (widen(p) + _times(distance, d, p)).astype(jnp.result_type(p))
 
     return jax.tree.map(leaf, params, direction, is_leaf=lambda x: x is None)
+
+
+def _times(distance: Any, d: jax.Array, p: Any) -> jax.Array:
+    """distance·d, in the dtype in which to compute with `p`."""
+    dtype = wide_dtype(p)
+    return jnp.asarray(distance, dtype) * d.astype(dtype)
+
+
+def _derivative(
+    f: Callable[[optax.Params], optax.Updates], params: Any, direction: Any, distance: Any
+) -> Any:
+    """The derivative of f(θ + s·distance·direction) in s at 0."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: x is None)
+    structure: Any = jax.tree.structure(params, is_leaf=lambda x: x is None)
+    directions = structure.flatten_up_to(direction)
+    moving = [i for i, d in enumerate(directions) if d is not None]
+    # At θ itself, not at θ + 0·d: so XLA sees that f(θ) has been computed already.
+    points = [jnp.asarray(leaves[i]) for i in moving]
+    tangents = [
+        _times(distance, directions[i], p).astype(p.dtype)
+        for i, p in zip(moving, points, strict=True)
+    ]
+
+    def of_moving(values: list[jax.Array]) -> optax.Updates:
+        moved = dict(zip(moving, values, strict=True))
+        return f(structure.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+    return jax.jvp(of_moving, (points,), (tangents,))[1]

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from . import geometry
-from ._checks import OptimizerError, check_number
+from ._checks import OptimizerError, check_choice, check_scalar
 from ._tree import widen
 from .centralization import is_convolution
-from .parameters import Where, leaf_path, resolve_mask
+from .parameters import Where, broadcast, leaf_name, leaf_path, resolve_function, resolve_mask
 
-ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
+LABELS = ("grassmann", "euclidean")
 
 
 def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
@@ -66,7 +66,7 @@ def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
         ):
             if selected and not is_tall(p):
                 raise OptimizerError(
-                    f"where selects {_leaf_name(path)} of shape {jnp.shape(p)}: a kernel of the "
+                    f"where selects {leaf_name(path)} of shape {jnp.shape(p)}: a kernel of the "
                     "Grassmann group has rank > 1 and more inputs than outputs: the product of all "
                     "axes but the last > the last"
                 )
@@ -76,17 +76,21 @@ def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
 def unit_norm(params: optax.Params, labels: Any) -> Any:
     """The parameters with the columns of the Grassmann group scaled to length 1.
 
-    For the initialisation: the directions that an initialiser drew stay.
+    For the initialisation: the directions that an initialiser drew stay. A column of zeros has no
+    direction: it stays zeros, and its first step by `sgdg` or `adamg` gives it another length than
+    1. Start it at random.
 
     Args:
         params: Parameters.
-        labels: A pytree like `params`, from `grassmann_labels`.
+        labels: A pytree like `params`, from `grassmann_labels`, or a function of params that makes
+          one, such as `grassmann_labels`.
 
     Returns:
         The parameters, with their dtypes; other groups as they were.
 
     Raises:
-        OptimizerError: the labels have another structure than the parameters.
+        OptimizerError: the labels have another structure than the parameters, or a value that is
+          neither `'grassmann'` nor `'euclidean'`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,7 +100,7 @@ def unit_norm(params: optax.Params, labels: Any) -> Any:
         [[0.6]
          [0.8]]
     """
-    _check_labels(params, labels)
+    labels = _resolve_labels(labels, params)
 
     def leaf(p: Any, label: str) -> Any:
         return geometry.unit(p).astype(jnp.result_type(p)) if label == "grassmann" else p
@@ -112,14 +116,15 @@ def orthogonality_penalty(params: optax.Params, labels: Any, omega: float | jax.
 
     Args:
         params: Parameters.
-        labels: A pytree like `params`, from `grassmann_labels`.
+        labels: A pytree like `params`, from `grassmann_labels`, or a function that makes one.
         omega: ω, no unit; >= 0. The authors' commands have 0.1.
 
     Returns:
         A scalar in float32 or wider.
 
     Raises:
-        OptimizerError: the labels have another structure than the parameters, or ω is negative.
+        OptimizerError: the labels have another structure than the parameters or other values, or
+          ω is negative or no number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,7 +138,7 @@ def orthogonality_penalty(params: optax.Params, labels: Any, omega: float | jax.
         <https://arxiv.org/abs/1709.09603>`_, 2017.
     """
     check_scalar("omega", omega)
-    _check_labels(params, labels)
+    labels = _resolve_labels(labels, params)
     group = [
         geometry.orthogonality(p)
         for p, label in zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
@@ -143,24 +148,13 @@ def orthogonality_penalty(params: optax.Params, labels: Any, omega: float | jax.
     return jnp.asarray(omega, total.dtype) * total
 
 
-def check_scalar(
-    name: str, value: Any, *, high: float = math.inf, below: bool = False, positive: bool = False
-) -> None:
-    """Raise unless `value` is a number in range, an array (a traced one too) or a schedule."""
-    if callable(value) or isinstance(value, jax.Array):
-        return
-    check_number(name, value, high=high, below=below)
-    if positive and value == 0:
-        raise OptimizerError(f"{name}={value!r} must be > 0")
-
-
 def check_points(name: str, params: optax.Params) -> None:
     """Raise unless each leaf is a kernel whose columns have more than one element."""
     for path, p in jax.tree_util.tree_leaves_with_path(params):
         shape = jnp.shape(p)
         if len(shape) < 2 or math.prod(shape[:-1]) < 2:
             raise OptimizerError(
-                f"{name} moves columns of kernels (..., out), {_leaf_name(path)} has shape {shape}:"
+                f"{name} moves columns of kernels (..., out), {leaf_name(path)} has shape {shape}:"
                 " choose the kernels by grassmann_labels and optax.partition"
             )
 
@@ -192,15 +186,13 @@ def is_tall(p: Any) -> bool:
     return len(shape) > 1 and math.prod(shape[:-1]) > shape[-1]
 
 
-def _leaf_name(path: Any) -> str:
-    return ".".join(leaf_path(path)) or "the array"
+def _resolve_labels(labels: Any, params: Any) -> Any:
+    """A pytree of labels like params, as `optax.partition` takes them."""
 
+    def checked(name: str, label: Any) -> Any:
+        check_choice(name, label, LABELS)
+        return label
 
-def _check_labels(params: Any, labels: Any) -> None:
-    given: Any = jax.tree.structure(labels)
-    wanted: Any = jax.tree.structure(params)
-    if given != wanted:
-        raise OptimizerError(
-            "labels must be a pytree like params, from grassmann_labels(params): its structure is "
-            f"{given}, not {wanted}"
-        )
+    tree = resolve_function(labels, params, lambda leaf: isinstance(leaf, str))
+    expected = "a pytree like params or a function that makes one, such as grassmann_labels"
+    return broadcast("labels", tree, params, expected, checked)

@@ -1,5 +1,6 @@
 """m-sharpness: each group of examples has a perturbation of its own."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def map_groups(f: Callable[[Any], Any], count: int) -> Any:
     Args:
         f: Of the group's number, a Python int or a traced int32 scalar; index with it, do not
           branch on it. Gives a pytree of arrays.
-        count: How many groups; a Python int >= 1.
+        count: How many groups; an int >= 1.
 
     Returns:
         The pytree of `f`, each leaf with a leading axis of `count`.
@@ -37,8 +38,13 @@ def map_groups(f: Callable[[Any], Any], count: int) -> Any:
         >>> print(map_groups(lambda group: x[group].sum(), 3))
         [1. 5. 9.]
     """
-    if type(count) is not int or count < 1:
+    try:
+        number = 0 if isinstance(count, bool) else operator.index(count)
+    except TypeError:  # a float, a text, a traced array
+        number = 0
+    if number < 1:
         raise OptimizerError(f"count={count!r} must be an int >= 1")
+    count = number
     if count > 1 and jax.default_backend() != "cpu":
         return jax.lax.map(f, jnp.arange(count))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[f(group) for group in range(count)])
@@ -83,8 +89,8 @@ def per_group(
     Raises:
         OptimizerError: in `init`: `inner` has state for each parameter. In `update`: updates have
           no leading axis of groups, not the same one, or not params' shapes behind it; they have
-          been summed over the devices already; a penalised step lacks `grad_fn` or `params`;
-          `penalize` is no Python bool.
+          been summed over the devices already; there is no such axis; a penalised step lacks
+          `grad_fn` or `params`; `penalize` is no Python bool.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -102,7 +108,7 @@ def per_group(
         0.5
 
     References:
-        Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2021
+        Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020
         (m-sharpness).
     """
     inner = optax.with_extra_args_support(inner)
@@ -188,7 +194,14 @@ def _vary(updates: Any, params: Any, axis: str) -> Any:
         return axis in jax.typeof(x).manual_axis_type.varying
 
     # The axis's own index varies only where shard_map keeps track of what does.
-    if not varies(jax.lax.axis_index(axis)):
+    try:
+        index = jax.lax.axis_index(axis)
+    except NameError:
+        raise OptimizerError(
+            f"per_group has axis_name={axis!r}, and update is called outside of jax.shard_map over "
+            "a mesh with that axis: call it inside, or make it with axis_name=None"
+        ) from None
+    if not varies(index):
         return params
     if not all(varies(g) for g in jax.tree.leaves(updates)):
         raise OptimizerError(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, check_number
+from ._checks import OptimizerError, ScalarOrSchedule, check_scalar
 from ._tree import map_present, norm_and_inverse, wide_dtype, widen
-from .gradient_norm_penalty import ScalarOrSchedule, check_penalize
+from .gradient_norm_penalty import GradientNormPenaltyState, check_penalize, check_real
 
 
 class LookSAMState(NamedTuple):
@@ -37,25 +37,30 @@ def looksam(
 
     The part g_v changes more slowly than g, so a step in k that is penalised does much of what
     penalising all of them would, at 1 + 1/k gradients a step. Until the first penalised step, and
-    where g or g_v is zero, the other steps are plain ones. A g_v shorter than what rounding to the
-    gradient's dtype makes of u counts as zero. The arithmetic is in float32 (float64 for float64
-    trees), the result has the dtypes of the gradient.
+    where g or g_v is zero, the other steps are plain ones; so they are where ‖g‖ is not finite. A
+    g_v that is not finite is not kept: the direction before it stays. One that is not longer than
+    eps·‖u‖ counts as zero, as the rounding of u to its dtype makes about that; eps is the dtype's
+    (0.8 % in bfloat16). The arithmetic is in float32 (float64 for float64 trees), the result has
+    the dtypes of the gradient. Parameters are real.
 
     The state holds one more copy of the parameters: in float32 for bfloat16 and float16 ones, so
     twice their bytes.
 
     Args:
         penalty: What penalises: `gradient_norm_penalty(...)`, `per_group` of one, or any
-          transformation that with `penalize=False` gives the plain gradient. It is asked for both.
-        weight: Length of the reused part, in units of ‖g‖; >= 0. A float or a schedule of the step.
+          transformation that calls `grad_fn` at penalised steps, gives the plain gradient with
+          `penalize=False`, and keeps no arrays like params. It is asked for both.
+        weight: Length of the reused part, in units of ‖g‖; >= 0. A number, an array of one or a
+          schedule of the step.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `LookSAMState`. Its `update` takes
         the arguments of `penalty`'s; at steps with `penalize=False` no `grad_fn` is needed.
 
     Raises:
-        OptimizerError: weight is negative, or penalty takes no further arguments. In `update`:
-          `penalize` is no Python bool, or what `penalty` raises.
+        OptimizerError: weight is negative or not one number, or penalty takes no further arguments.
+          In `init`: penalty keeps arrays from step to step, or a parameter is complex. In `update`:
+          `penalize` is no Python bool, penalty does not penalise, or what `penalty` raises.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -75,8 +80,7 @@ def looksam(
         Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
         <https://arxiv.org/abs/2203.02714>`_, 2022.
     """
-    if not callable(weight) and not isinstance(weight, jax.Array):
-        check_number("weight", weight)
+    check_scalar("weight", weight, schedule=True)
     if not isinstance(penalty, optax.GradientTransformationExtraArgs):
         raise OptimizerError(
             "penalty must take grad_fn and penalize, as gradient_norm_penalty(...) does, "
@@ -88,10 +92,17 @@ def looksam(
             # x + -0.0 is x to the bit, also for x = -0.0.
             return jnp.full_like(p, -0.0, dtype=wide_dtype(p))
 
+        check_real("looksam", params)
+        inner = penalty.init(params)
+        if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(inner)):
+            raise OptimizerError(
+                "looksam takes no penalty that keeps arrays from step to step, as momentum does: "
+                "put it behind, optax.chain(looksam(penalty, weight), optax.sgd(...))"
+            )
         return LookSAMState(
             count=jnp.zeros([], jnp.int32),
             direction=jax.tree.map(nothing, params),
-            penalty=penalty.init(params),
+            penalty=inner,
         )
 
     def update_fn(
@@ -106,18 +117,16 @@ def looksam(
         plain, inner = penalty.update(updates, state.penalty, params, penalize=False, **extra_args)
         count = optax.safe_increment(state.count)
         if penalize:
-            penalised, inner = penalty.update(
-                updates, state.penalty, params, penalize=True, **extra_args
-            )
+            penalised, inner = _penalised(penalty, updates, state.penalty, params, extra_args)
             direction = _orthogonal_unit(penalised, plain, state.direction)
             return penalised, LookSAMState(count, direction, inner)
 
         length = weight(state.count) if callable(weight) else weight
         norm, _ = norm_and_inverse(map_present(widen, plain))
-        factor = jnp.asarray(length * norm, norm.dtype)
+        factor = jnp.where(jnp.isfinite(norm), jnp.asarray(length, norm.dtype) * norm, 0.0)
 
         def reuse(g: jax.Array, d: jax.Array) -> jax.Array:
-            return (widen(g) + factor * d).astype(jnp.result_type(g))
+            return (widen(g) + factor.astype(d.dtype) * d).astype(jnp.result_type(g))
 
         return map_present(reuse, plain, state.direction), state._replace(
             count=count, penalty=inner
@@ -126,14 +135,35 @@ def looksam(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _penalised(penalty: Any, updates: Any, state: Any, params: Any, extra_args: Any) -> Any:
+    """The penalised step, checked to be one."""
+    calls: list[None] = []
+    grad_fn = extra_args.get("grad_fn")
+
+    def counted(*args: Any) -> Any:
+        calls.append(None)
+        return grad_fn(*args)
+
+    more = extra_args if grad_fn is None else extra_args | {"grad_fn": counted}
+    result = penalty.update(updates, state, params, penalize=True, **more)
+    # Our own needs no second gradient where r or alpha is 0.
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, GradientNormPenaltyState))
+    if not calls and not any(isinstance(node, GradientNormPenaltyState) for node in nodes):
+        raise OptimizerError(
+            "penalty calls no grad_fn at a penalised step, so there is nothing to reuse: looksam "
+            "needs gradient_norm_penalty(...), or per_group of one"
+        )
+    return result
+
+
 def _orthogonal_unit(penalised: Any, plain: Any, before: Any) -> Any:
-    """g_v / ‖g_v‖ in the dtypes of `before`; zero where g_v is rounding error."""
+    """g_v / ‖g_v‖ in the dtypes of `before`; zero where g_v is rounding, `before` where NaN."""
     u, g = map_present(widen, penalised), map_present(widen, plain)
     _, inverse_g = norm_and_inverse(g)
     _, inverse_u = norm_and_inverse(u)
 
     def total(f: Any, *trees: Any) -> jax.Array:
-        return sum(jax.tree.leaves(map_present(f, *trees)), jnp.zeros([]))
+        return jnp.asarray(sum(jax.tree.leaves(map_present(f, *trees)), 0.0), inverse_u.dtype)
 
     # ⟨u, g⟩/‖g‖², with g scaled to length 1 so that no square leaves the range.
     along = total(lambda a, b: jnp.sum(a * (b * inverse_g)), u, g) * inverse_g
@@ -142,16 +172,18 @@ def _orthogonal_unit(penalised: Any, plain: Any, before: Any) -> Any:
     length = total(lambda x: jnp.sum(jnp.square(x * inverse_u)), part)
     noise = total(
         lambda raw, x: (
-            jnp.square(4 * float(jnp.finfo(jnp.result_type(raw)).eps))
-            * jnp.sum(jnp.square(x * inverse_u))
+            float(jnp.finfo(jnp.result_type(raw)).eps) ** 2 * jnp.sum(jnp.square(x * inverse_u))
         ),
         penalised,
         u,
     )
     _, inverse = norm_and_inverse(part)
     factor = jnp.where(length > noise, inverse, 0.0)
+    is_finite = jnp.isfinite(length)
 
     def leaf(old: Any, x: Any) -> Any:
-        return old if old is None or x is None else (x * factor).astype(old.dtype)
+        if old is None or x is None:
+            return old
+        return jnp.where(is_finite, (x * factor).astype(old.dtype), old)
 
     return jax.tree.map(leaf, before, part, is_leaf=lambda x: x is None)

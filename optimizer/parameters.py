@@ -10,15 +10,26 @@ from ._checks import OptimizerError
 
 KINDS = ("weight", "bias", "scale", "offset")
 
+# The names of leaves that are multiplied or added, in Flax, Haiku and Keras.
+SCALES = ("scale", "gamma")
+OFFSETS = ("offset", "beta")
+BIASES = ("bias", "b")
+
 Where: TypeAlias = Callable[[Any], Any] | Any | None
 
 
 def parameter_kinds(params: optax.Params) -> Any:
     """Which kind each parameter is of: weight, bias, or a normalization's scale or offset.
 
-    A leaf named `scale` is a scale. A leaf named `bias` is an offset beside a scale or in a layer
-    with `norm` in its name or `bn` at the start of it, else a bias. All the rest are weights. These
-    are the names of Flax's layers.
+    A layer is a normalization if it has a leaf `scale`, or `gamma` with `beta` or `offset` beside
+    it, or a name with `norm` in it or `bn` at the start. In it `scale` and `gamma` are scales, and
+    `offset`, `beta`, `bias` and `b` are offsets. In other layers `bias` and `b` are biases. All the
+    rest are weights: so are a transformer's layer scales (`gamma` alone, `gamma_1`, `layer_scale`,
+    and any leaf of a layer with `layer_scale` or `LayerScale` in its name).
+
+    These are the names of Flax, Haiku and Keras. Equinox and PyTorch name the two parameters of a
+    normalization `weight` and `bias`, as those of any layer: a weight and a bias (an offset, where
+    the layer's name says so). There give an explicit `where` to what takes one.
 
     Args:
         params: Parameters or their shapes, a pytree of dicts or of attributes.
@@ -32,18 +43,23 @@ def parameter_kinds(params: optax.Params) -> Any:
         >>> parameter_kinds(params)
         {'conv': {'bias': 'bias', 'kernel': 'weight'}, 'norm': {'bias': 'offset', 'scale': 'scale'}}
     """
-    paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    normalizations = {path[:-1] for path in paths if path[-1:] == ("scale",)}
+    paths = {leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+
+    def is_norm(layer: tuple[str, ...]) -> bool:
+        name = layer[-1].lower() if layer else ""
+        if "layer_scale" in name or "layerscale" in name:
+            return False
+        if "norm" in name or name.startswith("bn") or (*layer, "scale") in paths:
+            return True
+        return (*layer, "gamma") in paths and any((*layer, leaf) in paths for leaf in OFFSETS)
 
     def kind(path: Any, _: Any) -> str:
-        *parent, name = leaf_path(path) or ("",)
-        if name == "scale":
+        *parents, name = leaf_path(path) or ("",)
+        if name in SCALES and is_norm((*parents,)):
             return "scale"
-        if name == "bias":
-            layer = parent[-1].lower() if parent else ""
-            is_norm = tuple(parent) in normalizations or "norm" in layer or layer.startswith("bn")
-            return "offset" if is_norm else "bias"
-        return "weight"
+        if name in (*OFFSETS, *BIASES) and is_norm((*parents,)):
+            return "offset"
+        return "bias" if name in BIASES else "weight"
 
     return jax.tree_util.tree_map_with_path(kind, params)
 
@@ -66,7 +82,9 @@ def resolve_mask(where: Where, params: optax.Params, name: str = "where") -> Any
     """A pytree of bool like `params`.
 
     Args:
-        where: A pytree of bool like `params`, a function params -> such a pytree, or None: all.
+        where: A pytree of bool like `params` or a prefix of it, as `optax.masked` takes them, a
+          function params -> such a pytree, or None: all. A pytree of bool that can be called, as
+          modules can, is not.
         params: Parameters, gradients or their shapes. None stays None.
         name: What messages call it.
 
@@ -75,18 +93,86 @@ def resolve_mask(where: Where, params: optax.Params, name: str = "where") -> Any
     """
     if where is None:
         return jax.tree.map(lambda _: True, params)
-    mask = where(params) if callable(where) else where
-    given: Any = jax.tree.structure(mask)
-    wanted: Any = jax.tree.structure(params)
-    if given != wanted:
-        raise OptimizerError(
-            f"{name} must be None, a pytree of bool like params, or a function that makes one: "
-            f"its structure is {given}, not {wanted}"
-        )
-    wrong = [leaf for leaf in jax.tree.leaves(mask) if not isinstance(leaf, bool)]
-    if wrong:
-        raise OptimizerError(f"{name} must hold True and False, not {wrong[0]!r}")
-    return mask
+    expected = "None, a pytree of bool like params or a prefix of it, or a function that makes one"
+    return broadcast(name, resolve_function(where, params, _is_bool), params, expected, _to_bool)
+
+
+def resolve_function(tree: Any, params: Any, is_value: Callable[[Any], bool]) -> Any:
+    """What `tree` makes of params if it is a function, else `tree`.
+
+    Args:
+        tree: A function, or a pytree of values, which may be an object that can be called.
+        params: What the function is handed.
+        is_value: Whether a leaf is one of the values.
+    """
+    if not callable(tree) or any(is_value(leaf) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return tree(params)
+
+
+def broadcast(
+    name: str, tree: Any, params: Any, expected: str, convert: Callable[[str, Any], Any]
+) -> Any:
+    """A tree of values, like params or a prefix of it, as one that is like params.
+
+    Args:
+        name: What messages call it.
+        tree: The pytree of values.
+        params: The pytree that it shall be like.
+        expected: What messages say it must be.
+        convert: A function (name, leaf) -> value, which raises where it is none.
+
+    Raises:
+        OptimizerError: `tree` is no prefix of params; the message names the first difference.
+    """
+    try:
+        whole = jax.tree.broadcast(tree, params)
+    except ValueError:
+        raise OptimizerError(f"{name} must be {expected}: {_difference(tree, params)}") from None
+    return jax.tree.map(lambda leaf: convert(name, leaf), whole)
+
+
+def _is_bool(leaf: Any) -> bool:
+    """Whether a leaf is a Python bool, or NumPy's or JAX's of no axes."""
+    return isinstance(leaf, bool) or (
+        str(getattr(leaf, "dtype", "")) == "bool" and getattr(leaf, "shape", None) == ()
+    )
+
+
+def _to_bool(name: str, leaf: Any) -> bool:
+    if not _is_bool(leaf):
+        raise OptimizerError(f"{name} must hold True and False, not {_short(leaf)}")
+    if isinstance(leaf, jax.core.Tracer):
+        raise OptimizerError(f"{name} must be known when a step is traced: give Python bools")
+    return bool(leaf)
+
+
+def _short(leaf: Any) -> str:
+    if hasattr(leaf, "dtype"):
+        return f"an array of shape {leaf.shape} and dtype {leaf.dtype}"
+    return repr(leaf)
+
+
+def _difference(tree: Any, params: Any) -> str:
+    """The first place where a tree is no prefix of params, in a few words."""
+    given, wanted = (
+        dict(jax.tree_util.tree_leaves_with_path(t, is_leaf=lambda x: x is None))
+        for t in (tree, params)
+    )
+    for path, leaf in wanted.items():
+        above = (path[:depth] for depth in range(len(path) + 1))
+        if not any(p in given and (given[p] is not None or leaf is None) for p in above):
+            return f"it has nothing for {leaf_name(path)}"
+    below = {path[:depth] for path in wanted for depth in range(len(path) + 1)}
+    for path in given:
+        if path not in below:
+            return f"params have no {leaf_name(path)}"
+    return "its containers are of other types than those of params"
+
+
+def leaf_name(path: Any) -> str:
+    """The place of a leaf, for messages."""
+    return ".".join(leaf_path(path)) or "the array"
 
 
 def leaf_path(path: Any) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from . import geometry
+from ._checks import ScalarOrSchedule, check_scalar
 from ._tree import widen
-from .grassmann import ScalarOrSchedule, additive_update, check_points, check_scalar, map_leaves
+from .grassmann import additive_update, check_points, map_leaves
 
 
 class ScaleBySgdgState(NamedTuple):
@@ -37,10 +38,13 @@ def sgdg(
 
     (see `optimizer.geometry`: project, exp, transport_self). Optax adds updates, so the update is
     the new p minus the old one, and whatever follows in the chain would lead off the sphere: place
-    `sgdg` last. After a step the columns have length 1, whatever it was before, and rounding does
-    not add up. For parameters in bfloat16 the step is computed in float32 and then rounded: lengths
-    are 1 to about 0.4 %, and where a step changes an element by less than some 1/512 of it, that
-    change is lost.
+    `sgdg` last. After a step the columns have length 1 up to rounding, which does not add up: in
+    float32 to some 1e-7, or 1e-7 times the length before the step where that was more than 1 (a
+    column of length 1e5 has 1 ± 0.01 then, and the next step mends it). For parameters in bfloat16
+    the step is computed in float32 and then rounded: lengths are 1 to about 0.4 %, and where a step
+    changes an element by less than some 1/512 of it, that change is lost. A column of zeros is no
+    point: its first step takes it to the length sin|m|, the next one to 1. `unit_norm` leaves such
+    columns as they are, so start them at random.
 
     Every parameter must be a kernel; give it the right ones with `optax.partition` and
     `grassmann_labels`. Do not decay them: the length is fixed. A gradient of zeros with no momentum
@@ -95,7 +99,7 @@ def scale_by_sgdg(
     Returns:
         An `optax.GradientTransformation` with the state `ScaleBySgdgState`.
     """
-    check_scalar("learning_rate", learning_rate)
+    check_scalar("learning_rate", learning_rate, schedule=True)
     check_scalar("momentum", momentum, high=1.0, below=True)
     if grad_clip is not None:
         check_scalar("grad_clip", grad_clip, positive=True)

@@ -4,37 +4,37 @@
         [--methods NAME ...] [--page FILE]
 
 Each method is a run of config/mnist_methods.py with some keys changed, once a seed, in a run
-directory of its own under --out; what is there already is not trained again. Then its steps are
-measured with WideResNet_16_4 and batches of 64 images of 32 x 32 pixels, all methods in turn; a
-method that penalises some steps only has the mean of its two steps, weighted by how often each is
-taken. --page puts the table between the marks of a Markdown page.
+directory of its own under --out. A whole run with the same config is only read there, whatever
+version of the code made it. Then the steps are measured with WideResNet_16_4 and batches of 64
+images of 32 x 32 pixels, all methods in turn; a method that penalises some steps only has the mean
+of its two steps, weighted by how often each is taken. --page puts the table between the marks of a
+Markdown page.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import ml_collections
 from tqdm import tqdm
 
 import optimizer
 from config import default, load_config
-from config.schema import ConfigError, flatten
 from gnp.bench.step import CompiledStep, about_this_machine, measure_in_turn
+from gnp.main.build import config_as_json, regularizer
 from gnp.training.files import read_rows
-from gnp.training.regularizer import build_regularizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "mnist_methods.py"
 MODEL, BATCH_SIZE = "WideResNet_16_4", 64
-STEPS_PER_EPOCH = 2000 // 64
 START, END = "<!-- table of gnp.bench.methods -->", "<!-- end of the table -->"
 
 _GNP = {"gnp.r": 0.05, "gnp.alpha": 0.8}
@@ -73,18 +73,18 @@ class Row(NamedTuple):
         gradients: gradients a step, mean over the run.
         ratio: time a step over SGD's, median of paired runs.
         ratio_spread: half the distance between the quartiles.
-        errors: test error of each seed, as a share.
+        errors: test error of each seed, as a share; None: that run failed.
     """
 
     method: str
     gradients: float
     ratio: float
     ratio_spread: float
-    errors: tuple[float, ...]
+    errors: tuple[float | None, ...]
 
 
-class RunError(RuntimeError):
-    """A training run that failed; one line."""
+class PageError(ValueError):
+    """A page that cannot take the table; one line."""
 
 
 def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDict:
@@ -97,57 +97,64 @@ def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDic
     return load_config(str(CONFIG), _overrides(method, seed, data_dir))
 
 
-def penalised_share(method: str) -> float:
-    """Share of a run's steps that are penalised.
+def penalised_share(method: str, seeds: int) -> float:
+    """Share of the steps that are penalised, over the runs of all seeds.
 
     Example:
-        >>> penalised_share("SAM"), penalised_share("SGD")
+        >>> penalised_share("SAM", seeds=1), penalised_share("SGD", seeds=1)
         (1.0, 0.0)
     """
-    config = config_of(method, 0, "unused")
-    rule = optimizer.build_step_rule(config, STEPS_PER_EPOCH)
-    return statistics.fmean(rule(step) for step in range(STEPS_PER_EPOCH * config.total_epochs))
+    shares = []
+    for seed in range(seeds):
+        config = config_of(method, seed, "unused")
+        rule = optimizer.build_step_rule(config, _steps_per_epoch(config))
+        steps = range(_steps_per_epoch(config) * config.total_epochs)
+        shares.append(statistics.fmean(rule(step) for step in steps))
+    return statistics.fmean(shares)
 
 
 def train_all(
     methods: Sequence[str], seeds: int, data_dir: str, out: Path, jobs: int
-) -> dict[str, tuple[float, ...]]:
-    """Test errors of every method and seed; finished run directories are only read.
+) -> tuple[dict[str, tuple[float | None, ...]], list[str]]:
+    """Test errors of every method and seed, and a line for each run that failed.
 
     Args:
         methods: names.
         seeds: how many, from 0 on.
         data_dir: folder with MNIST as TFDS prepares it.
-        out: where the run directories are.
+        out: where the run directories are; whole ones are only read.
         jobs: processes at a time.
-
-    Raises:
-        RunError: a run failed; what is done stays.
     """
     wanted = [(method, seed) for seed in range(seeds) for method in methods]
-    errors: dict[tuple[str, int], float] = {}
+    errors: dict[tuple[str, int], float | None] = {}
+    failures: list[str] = []
+    running: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(jobs) as pool:
         futures = {
-            pool.submit(_test_error, method, seed, data_dir, out): (method, seed)
+            pool.submit(_test_error, method, seed, data_dir, out, running): (method, seed)
             for method, seed in wanted
         }
         try:
             for done in tqdm(as_completed(futures), total=len(wanted), desc="runs", unit="run"):
-                errors[futures[done]] = done.result()
+                errors[futures[done]], failure = done.result()
+                if failure:
+                    failures.append(failure)
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()  # it saves, and goes on there the next time
             raise
-    return {m: tuple(errors[m, seed] for seed in range(seeds)) for m in methods}
+    return {m: tuple(errors[m, seed] for seed in range(seeds)) for m in methods}, failures
 
 
-def measure_all(methods: Sequence[str], runs: int) -> dict[str, list[float]]:
+def measure_all(shares: Mapping[str, float], runs: int) -> dict[str, list[float]]:
     """Time a step over SGD's, for each method in each run.
 
     Args:
-        methods: names.
+        shares: method -> share of its steps that are penalised.
         runs: measurements of each step.
     """
-    shares = {method: penalised_share(method) for method in {"SGD": None, **dict.fromkeys(methods)}}
+    shares = {"SGD": 0.0, **shares}
     steps = {
         f"{method}, penalize={penalize}": _compiled(method, penalize)
         for method, share in tqdm(shares.items(), desc="compiling", unit="method")
@@ -163,7 +170,7 @@ def measure_all(methods: Sequence[str], runs: int) -> dict[str, list[float]]:
             for penalize in _kinds(share)
         )
 
-    return {m: [mean(m, run) / mean("SGD", run) for run in range(runs)] for m in methods}
+    return {m: [mean(m, run) / mean("SGD", run) for run in range(runs)] for m in shares}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -178,26 +185,44 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| method | gradients a step | time a step | test error |",
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for row in rows:
-        mean = f"{statistics.fmean(row.errors):.2%}"
-        if len(row.errors) > 1:
-            mean = f"{mean[:-1]} ± {statistics.stdev(row.errors):.2%}"
         ratio = f"{row.ratio:.2f} ± {row.ratio_spread:.2f}"
-        lines.append(f"| {row.method} | {row.gradients:.2f} | {ratio} | {mean} |")
+        lines.append(f"| {row.method} | {row.gradients:.2f} | {ratio} | {_error(row.errors)} |")
     return "\n".join(lines)
+
+
+def _error(errors: Sequence[float | None]) -> str:
+    """Mean and standard deviation, and how many runs failed."""
+    values = [error for error in errors if error is not None]
+    text = f"{statistics.fmean(values):.2%}" if values else ""
+    if len(values) > 1:
+        text = f"{text[:-1]} ± {statistics.stdev(values):.2%}"
+    failed = len(errors) - len(values)
+    return f"{text} ({failed} of {len(errors)} failed)".strip() if failed else text
 
 
 def write_page(page: Path, text: str) -> None:
     """Puts a text between the marks of a page.
 
     Raises:
-        ValueError: the page has not both marks.
+        PageError: the page has not both marks, or cannot be read.
     """
-    content = page.read_text()
-    before, start, rest = content.partition(START)
+    before, after = _around_the_table(page)
+    page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+
+
+def _around_the_table(page: Path) -> tuple[str, str]:
+    try:
+        before, start, rest = page.read_text().partition(START)
+    except OSError as error:
+        raise PageError(f"--page={page}: {error.strerror}") from error
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"--page={page}: it needs the lines {START} and {END}")
-    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
+        raise PageError(f"--page={page}: it needs the lines {START} and {END}")
+    return before, after
+
+
+def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
+    return int(config.dataset.subset) // config.batch_size
 
 
 def _overrides(method: str, seed: int, data_dir: str) -> list[tuple[str, str]]:
@@ -207,36 +232,57 @@ def _overrides(method: str, seed: int, data_dir: str) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in changes.items()]
 
 
-def _test_error(method: str, seed: int, data_dir: str, out: Path) -> float:
+def _test_error(
+    method: str, seed: int, data_dir: str, out: Path, running: set[subprocess.Popen[str]]
+) -> tuple[float | None, str]:
+    """The test error of a run, or None and why it failed."""
     directory = out / method.replace(" ", "_") / f"seed_{seed}"
     config = config_of(method, seed, data_dir)
     if not _is_finished(directory, config):
         command = [
             sys.executable, "-P", "-m", "gnp.main.main", f"--config={CONFIG}",
             f"--working_dir={directory}",
+            f"--config.retrain={_is_of_another(directory, config)}",
             *(f"--config.{key}={value}" for key, value in _overrides(method, seed, data_dir)),
         ]  # fmt: skip
         cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
-        environment = {**cache, **os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode or not _is_finished(directory, config):
-            reason = (done.stderr.strip().splitlines() or ["it ended early"])[-1]
-            raise RunError(f"{method}, seed {seed}: {reason}")
-    error: float = read_rows(directory / "metrics.jsonl")[-1]["test_error_rate"]
-    return error
+        process = subprocess.Popen(
+            command,
+            env={**cache, **os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.add(process)
+        _, stderr = process.communicate()
+        running.discard(process)
+        if process.returncode or not _is_finished(directory, config):
+            reason = (stderr.strip().splitlines() or ["it ended early"])[-1]
+            return None, f"{method}, seed {seed}: {reason}"
+    return read_rows(directory / "metrics.jsonl")[-1]["test_error_rate"], ""
 
 
 def _is_finished(directory: Path, config: ml_collections.ConfigDict) -> bool:
     """Whether the directory holds the whole run of this config."""
+    if not (directory / "config.json").exists() or _is_of_another(directory, config):
+        return False
+    rows = read_rows(directory / "metrics.jsonl")
+    return bool(rows) and rows[-1]["epoch"] == config.total_epochs
+
+
+def _is_of_another(directory: Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether the directory holds a run of another config."""
     file = directory / "config.json"
     if not file.exists():
         return False
-    expected = json.loads(json.dumps(flatten(config, default.KEYS)))
-    stored = json.loads(file.read_text())
-    rows = read_rows(directory / "metrics.jsonl")
-    different = {key for key in expected if stored.get(key) != expected[key]}
-    last = rows[-1]["epoch"] if rows else 0
-    return different <= set(default.FREE_KEYS) and last == config.total_epochs
+    try:
+        stored = json.loads(file.read_text())
+    except ValueError:
+        return True
+    expected = config_as_json(config)
+    return any(
+        stored.get(key) != value for key, value in expected.items() if key not in default.FREE_KEYS
+    )
 
 
 def _kinds(share: float) -> Iterator[bool]:
@@ -252,29 +298,25 @@ def _compiled(method: str, penalize: bool) -> CompiledStep:
     return CompiledStep(
         MODEL,
         BATCH_SIZE,
-        optimizer.build_optimizer(config, STEPS_PER_EPOCH),
+        optimizer.build_optimizer(config, _steps_per_epoch(config)),
         penalize,
-        build_regularizer(
-            l2=lambda params: optimizer.l2_coefficients(config, params),
-            labels=optimizer.build_labels(config),
-            omega=config.opt.omega,
-        ),
+        regularizer(config),
     )
 
 
 def _rows(
-    methods: Sequence[str],
-    errors: Mapping[str, tuple[float, ...]],
+    shares: Mapping[str, float],
+    errors: Mapping[str, tuple[float | None, ...]],
     ratios: Mapping[str, Sequence[float]],
 ) -> list[Row]:
     rows = []
-    for method in methods:
+    for method, share in shares.items():
         values = ratios[method]
         low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
         rows.append(
             Row(
                 method,
-                1 + penalised_share(method),
+                1 + share,
                 statistics.median(values),
                 (high - low) / 2,
                 errors[method],
@@ -284,7 +326,7 @@ def _rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, trains, measures, writes methods.md and methods.json."""
+    """Parses the command line; exits with 1 where a run failed, with 130 where it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.methods", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
@@ -297,21 +339,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.seeds, options.runs, options.jobs) < 1:
         parser.error("--seeds, --runs and --jobs must be at least 1")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.page and list(options.methods) != list(METHODS):
+        parser.error("--page takes the table of all methods: leave --methods out")
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        errors = train_all(
-            options.methods, options.seeds, options.data_dir, options.out, options.jobs
-        )
-        rows = _rows(options.methods, errors, measure_all(options.methods, options.runs))
         if options.page:
-            write_page(options.page, table(rows))
-    except (ConfigError, RunError, OSError, ValueError) as error:
+            _around_the_table(options.page)
+        options.out.mkdir(parents=True, exist_ok=True)
+        failures = _compare(options)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on in {options.out}", file=sys.stderr)
+        sys.exit(130)
+    except (PageError, OSError) as error:
         sys.exit(str(error))
-    (options.out / "methods.md").write_text(table(rows) + "\n")
-    result = {**about_this_machine(), "rows": [row._asdict() for row in rows]}
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _compare(options: argparse.Namespace) -> list[str]:
+    """Trains, measures, writes the results; a line for each run that failed."""
+    errors, failures = train_all(
+        options.methods, options.seeds, options.data_dir, options.out, options.jobs
+    )
+    shares = {method: penalised_share(method, options.seeds) for method in options.methods}
+    rows = _rows(shares, errors, measure_all(shares, options.runs))
+    about = about_this_machine()
+    result = {**about, "seeds": options.seeds, "runs": options.runs}
+    result["rows"] = [row._asdict() for row in rows]
     (options.out / "methods.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(table(rows))
+    text = (
+        f"{table(rows)}\n\n{options.seeds} seeds, {options.runs} measurements of each step; "
+        f"{about['cores']} cores ({about['machine']}, {about['device']}), jax {about['jax']}."
+    )
+    (options.out / "methods.md").write_text(text + "\n")
+    print(text)
     print(f"in {options.out}: methods.md, methods.json, a run directory for each method and seed")
+    if options.page:
+        write_page(options.page, text)
+    return failures
 
 
 if __name__ == "__main__":

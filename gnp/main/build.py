@@ -1,6 +1,6 @@
 """From a config to the parts of a run. Nothing below here sees a ConfigDict."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import ds_pipeline
 import model
 import optimizer
 from config import default
+from config.schema import set_value
 from gnp.training.loop import Plan, Steps
 from gnp.training.mesh import DATA_AXIS, data_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective, output_size
@@ -107,18 +108,37 @@ def check_devices(config: ml_collections.ConfigDict) -> None:
             f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
             f"choose a multiple of {devices}"
         )
-    group_size = _group_size(config)
-    if group_size < config.batch_size and config.batch_size // devices % group_size:
-        allowed = ", ".join(map(str, _group_sizes(config.batch_size // devices)))
+
+
+def _check_groups(config: ml_collections.ConfigDict) -> None:
+    """Whether each device has whole groups of examples."""
+    devices, size = jax.device_count(), _group_size(config)
+    share = config.batch_size // devices
+    if size < config.batch_size and share % size:
+        allowed = [*(m for m in range(1, share + 1) if share % m == 0), config.batch_size]
         raise configs.ConfigError(
-            f"gnp.m = {group_size} does not divide a device's share of the batch, "
-            f"{config.batch_size // devices} of {config.batch_size} examples on {devices} "
-            f"devices: allowed is {allowed}"
+            f"gnp.m = {size} does not divide a device's share of the batch, {share} of "
+            f"{config.batch_size} examples on {devices} devices: allowed is "
+            f"{', '.join(map(str, allowed))}"
         )
 
 
-def _group_sizes(share: int) -> list[int]:
-    return [size for size in range(1, share + 1) if share % size == 0]
+def with_group_size(
+    config: ml_collections.ConfigDict, stored: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """A copy that says the size of its groups, where it has groups and leaves their size open.
+
+    It is that of the run that goes on, whatever devices there are now, else a device's share.
+
+    Args:
+        config: checked.
+        stored: the directory's config, dotted key -> JSON value; empty: a new run.
+    """
+    new = config.copy_and_resolve_references()
+    if new.gnp.r > 0 and not new.gnp.sync_perturbations and new.gnp.m is None:
+        m = stored.get("gnp.m") or max(1, new.batch_size // jax.device_count())
+        set_value(new, "gnp.m", m)
+    return new
 
 
 def _group_size(config: ml_collections.ConfigDict) -> int:
@@ -128,11 +148,12 @@ def _group_size(config: ml_collections.ConfigDict) -> int:
     return config.gnp.m or config.batch_size // jax.device_count()
 
 
-def build_run(config: ml_collections.ConfigDict) -> Run:
+def build_run(config: ml_collections.ConfigDict, training: bool = True) -> Run:
     """Reads the data set and builds everything that a run needs.
 
     Args:
         config: checked and complete.
+        training: False: for evaluation alone, on whatever devices.
 
     Raises:
         ConfigError, DataError, ModelError, OptimizerError: one line each.
@@ -148,7 +169,7 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
         config.loss, config.label_smoothing, config.compute_top_5_error_rate
     )
     mesh = data_mesh()
-    groups = _groups(config, mesh)
+    groups = _groups(config, mesh) if training else None
     chain = optimizer.build_optimizer(config, steps_per_epoch, DATA_AXIS if groups else None)
     schedules = optimizer.build_schedules(config, steps_per_epoch)
     plan = Plan(
@@ -161,7 +182,11 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
     )
 
     def scalars(step: int) -> dict[str, float]:
-        return {name: float(value(step)) for name, value in schedules._asdict().items()}
+        return {
+            name: float(value(step))
+            for name, value in schedules._asdict().items()
+            if value is not None
+        }
 
     def train_step(penalize: bool) -> Any:
         step = build_train_step(
@@ -202,6 +227,7 @@ def regularizer(config: ml_collections.ConfigDict) -> Regularizer:
 
 
 def _groups(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Groups | None:
+    _check_groups(config)
     size = _group_size(config)
     return Groups(size, mesh) if size < config.batch_size else None
 

@@ -23,10 +23,15 @@ def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint:
     if config is None:
         config = configs.from_flat(saved)
     else:
-        refuse_other_config(working_dir, build.config_as_json(config), default.FREE_KEYS)
+        refuse_other_config(
+            working_dir,
+            build.config_as_json(build.with_group_size(config, saved)),
+            default.FREE_KEYS,
+            build.config_as_json(default.get_config()),
+        )
     if not (working_dir / "checkpoints").is_dir():
         raise CheckpointError(f"no checkpoint in {working_dir}: train first")
-    parts = build.build_run(config)
+    parts = build.build_run(config, training=False)
     checkpoints = Checkpoints(working_dir, config.keep_checkpoints, read_only=True)
     try:
         restored = checkpoints.restore(build.abstract_state(parts), checkpoint)

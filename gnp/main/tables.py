@@ -15,7 +15,12 @@ def print_results(rows: Sequence[Mapping[str, Any]], working_dir: Path) -> None:
         rows: the objects of metrics.jsonl, at least one.
         working_dir: the run directory.
     """
-    measured = [name for name in rows[-1] if name.split("_")[0] in ("train", "test", "validation")]
+    # Single parameters' costs, with a / in their names, are in metrics.jsonl.
+    measured = [
+        name
+        for name in rows[-1]
+        if name.split("_")[0] in ("train", "test", "validation") and "/" not in name
+    ]
     table = Table(title=f"{working_dir}")
     for title in ("", "first epoch", "best", "last epoch"):
         table.add_column(title, justify="left" if not title else "right")

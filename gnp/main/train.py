@@ -15,7 +15,7 @@ from gnp.training.files import read_rows
 from gnp.training.interrupt import Interrupt, catch_signals
 from gnp.training.loop import Progress, evaluate, train
 from gnp.training.metrics import Log
-from gnp.training.run_directory import check_run_directory, claim_run_directory
+from gnp.training.run_directory import check_run_directory, claim_run_directory, read_config
 from gnp.training.state import TrainState
 
 
@@ -23,8 +23,16 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     """Trains, or goes on with, the run of a directory; returns the exit code."""
     build.check_names(config)
     build.check_devices(config)
+    fresh = config.retrain or not (working_dir / "config.json").is_file()
+    config = build.with_group_size(config, {} if fresh else read_config(working_dir))
     as_json = build.config_as_json(config)
-    check_run_directory(working_dir, as_json, retrain=config.retrain, free=default.FREE_KEYS)
+    check_run_directory(
+        working_dir,
+        as_json,
+        retrain=config.retrain,
+        free=default.FREE_KEYS,
+        defaults=build.config_as_json(default.get_config()),
+    )
     parts = build.build_run(config)
     like = build.abstract_state(parts)
     active = jax.process_index() == 0

@@ -18,7 +18,12 @@ class RunDirectoryError(ValueError):
 
 
 def check_run_directory(
-    path: Path, config: Mapping[str, Any], *, retrain: bool, free: Collection[str] = ()
+    path: Path,
+    config: Mapping[str, Any],
+    *,
+    retrain: bool,
+    free: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes the directory, or checks that a run with this config may go on in it.
 
@@ -27,6 +32,7 @@ def check_run_directory(
         config: dotted key -> JSON value, complete.
         retrain: another run may be here, as it is going to be removed.
         free: keys that may differ, as results do not depend on them.
+        defaults: of keys that an older run does not know.
 
     Raises:
         RunDirectoryError: not a directory, not writable, or it holds another config.
@@ -44,7 +50,7 @@ def check_run_directory(
     if retrain:
         return
     if (path / "config.json").exists():
-        refuse_other_config(path, config, free)
+        refuse_other_config(path, config, free, defaults)
     elif (path / "checkpoints").exists():
         raise RunDirectoryError(
             f"--working_dir={path} holds checkpoints but no config.json; choose another "
@@ -93,13 +99,24 @@ def remove_run(path: Path) -> None:
             target.unlink(missing_ok=True)
 
 
-def refuse_other_config(path: Path, config: Mapping[str, Any], free: Collection[str]) -> None:
+def refuse_other_config(
+    path: Path,
+    config: Mapping[str, Any],
+    free: Collection[str],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Raises where a directory's config differs in a key that is not free.
+
+    Args:
+        path: the directory.
+        config: dotted key -> JSON value, complete.
+        free: keys that may differ.
+        defaults: of keys that an older run does not know.
 
     Raises:
         RunDirectoryError: names each such key with both values.
     """
-    there = read_config(path)
+    there = {**(defaults or {}), **read_config(path)}
     here = json.loads(json.dumps(dict(config)))
     different = [
         f"{name} (there {there.get(name, 'absent')!r}, here {here.get(name, 'absent')!r})"

@@ -165,8 +165,13 @@ def _update_by_groups(
 
 
 def _mean(tree: Any) -> Any:
-    """Over the groups of all devices."""
-    return jax.tree.map(lambda x: jax.lax.pmean(x.mean(0), DATA_AXIS), tree)
+    """Over the groups of all devices; counters, which are the same in all, stay whole."""
+
+    def mean(x: jax.Array) -> jax.Array:
+        is_counter = jnp.issubdtype(x.dtype, jnp.integer)
+        return x[0] if is_counter else jax.lax.pmean(x.mean(0), DATA_AXIS)
+
+    return jax.tree.map(mean, tree)
 
 
 def _keep(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:

@@ -209,5 +209,11 @@ def test_from_flat_is_the_inverse_of_flatten():
     assert config.gnp.alpha == pytest.approx(0.8)
     flat = flatten(config, default.KEYS)
     assert flatten(from_flat(flat), default.KEYS) == flat
-    with pytest.raises(ConfigError, match="config key seeds is missing"):
-        from_flat({name: value for name, value in flat.items() if name != "seeds"})
+
+
+def test_a_run_that_does_not_know_a_key_has_its_default():
+    flat = flatten(load(("opt.opt_params.eps", "1e-7")), default.KEYS)
+    older = {name: value for name, value in flat.items() if not name.startswith("l2_by")}
+    assert flatten(from_flat(older), default.KEYS) == flat
+    with pytest.raises(ConfigError, match="unknown config key a"):
+        from_flat({**flat, "a": 1})

@@ -3,8 +3,9 @@
 Inside each wrapper of Optax the result is compared with the transformation's own, so that a wrapper
 that drops an argument or a part of the state is seen. What does not fit by nature:
 
-- `per_group` takes updates with an axis of groups that the wrappers do not know: it stays outside,
-  chain(per_group(...), wrapper(...)), and so it is tested.
+- `per_group` takes updates with an axis of groups. `partition` and `masked` hand them on; wrappers
+  that compute with the updates themselves (MultiSteps, apply_if_finite) do not know the axis: there
+  it stays outside, chain(per_group(...), wrapper(...)), and so it is tested.
 - `lookahead` takes no arguments but updates, state and params, and its params are pairs: a penalty
   inside it gets no grad_fn, which is an error; it is applied by hand in front of it.
 - `MultiSteps(...).gradient_transformation()` and a MultiSteps inside a chain forward no arguments
@@ -17,9 +18,10 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -34,9 +36,11 @@ from jax.sharding import Mesh, PartitionSpec
 from optimizer import (
     OptimizerError,
     adamg,
+    build_optimizer,
     centralize,
     end_epoch,
     gradient_norm_penalty,
+    is_convolution,
     looksam,
     per_group,
     record_gradient_evolution,
@@ -57,6 +61,7 @@ class Case(NamedTuple):
     needs: tuple[str, ...] = ()  # arguments of update without which it is an error
     first: Callable[[], Any] = optax.identity  # what stays outside of a wrapper
     wrapped: Callable[[], Any] | None = None  # what goes into one, unless it is all
+    has_aux: bool = False
 
     @property
     def is_penalty(self) -> bool:
@@ -69,6 +74,10 @@ class Case(NamedTuple):
     def whole(self) -> optax.GradientTransformation:
         return self.make(**self.numbers)
 
+    def answer(self, gradients: Any) -> Any:
+        """What grad_fn gives."""
+        return (gradients, {"statistics": jnp.ones(3)}) if self.has_aux else gradients
+
     def inside(self, wrap: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
         """The transformation in a wrapper."""
         inner = self.whole() if self.wrapped is None else self.wrapped()
@@ -79,7 +88,31 @@ def penalty(**options: Any) -> Case:
     def make(r: Any, alpha: Any) -> optax.GradientTransformation:
         return optax.chain(gradient_norm_penalty(r, alpha, **options), optax.sgd(0.1, momentum=0.9))
 
-    return Case(make, {"r": 0.3, "alpha": 0.6}, ("params", "grad_fn"))
+    has_aux = options.get("has_aux", False)
+    return Case(make, {"r": 0.3, "alpha": 0.6}, ("params", "grad_fn"), has_aux=has_aux)
+
+
+def only_w(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "w", params)
+
+
+def built() -> optax.GradientTransformation:
+    """A chain of all parts: penalty, clipping, centralization, groups."""
+    gnp = SimpleNamespace(
+        r=0.3, alpha=0.6, norm_perturbations=False, every=1, warmup_epochs=None, adaptive=False,
+        method="finite_difference", where="all", reuse=0.0,
+    )  # fmt: skip
+    opt = SimpleNamespace(
+        opt_type="AdamG", opt_params={}, learning_rate_grassmann=0.1, grassmann_where="^[vw]$",
+        centralize="conv", centralize_at="gradient",
+    )  # fmt: skip
+    schedule = SimpleNamespace(boundaries=(), factor=0.1, rate=0.9, decay=0.0)
+    config = SimpleNamespace(
+        base_lr=0.1, total_epochs=3, warmup_epochs=0.0, lr_schedule_type="cosine",
+        lr_schedule_params=schedule, gradient_clipping=5.0, no_weight_decay_on_bn=False,
+        gr_warmup_strategy="none", use_hybrid_training=False, gnp=gnp, opt=opt,
+    )  # fmt: skip
+    return build_optimizer(config, steps_per_epoch=4)
 
 
 def in_front_of_sgd(transformation: Any) -> Case:
@@ -101,6 +134,8 @@ CASES = {
     "penalty": penalty(),
     "penalty_normalize_adaptive": penalty(normalize=True, adaptive=True),
     "penalty_hvp": penalty(method="hvp"),
+    "penalty_where": penalty(where=only_w),
+    "penalty_has_aux": penalty(has_aux=True),
     "looksam": Case(make_looksam, {"r": 0.3, "weight": 0.5}, ("params", "grad_fn")),
     "per_group": Case(
         make_per_group,
@@ -110,9 +145,11 @@ CASES = {
         wrapped=lambda: optax.sgd(0.1, momentum=0.9),
     ),
     "centralize": in_front_of_sgd(centralize()),
+    "centralize_convolutions": in_front_of_sgd(centralize(is_convolution)),
     "recorder": in_front_of_sgd(record_gradient_evolution()),
     "sgdg": Case(sgdg, {"learning_rate": 0.1, "momentum": 0.9, "grad_clip": 0.5}, ("params",)),
     "adamg": Case(adamg, {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-8}, ("params",)),
+    "built": Case(built, {}, ("params", "grad_fn")),
 }
 PENALTIES = [name for name, case in CASES.items() if case.is_penalty]
 
@@ -120,15 +157,15 @@ X = np.random.default_rng(0).normal(size=(4, 3))
 
 
 def start(dtype: Any = jnp.float32, seed: int = 1) -> Params:
-    """Two kernels with unit columns."""
+    """Two kernels of convolutions in a window of one pixel, with unit columns."""
     generator = np.random.default_rng(seed)
-    tree = {name: generator.normal(size=(3, 2)) for name in ("v", "w")}
-    return {name: jnp.asarray(x / np.linalg.norm(x, axis=0), dtype) for name, x in tree.items()}
+    tree = {name: generator.normal(size=(1, 1, 3, 2)) for name in ("v", "w")}
+    return {name: jnp.asarray(x / np.linalg.norm(x, axis=2), dtype) for name, x in tree.items()}
 
 
 def loss(params: Params, x: jax.Array) -> jax.Array:
     """With a Hessian that is not constant; of w and v only."""
-    w, v = params["w"], params["v"]
+    w, v = (params[name].reshape(3, 2) for name in ("w", "v"))
     return jnp.mean(jnp.square(x @ w) * (x @ v)) + jnp.sum(w * w * v)
 
 
@@ -148,7 +185,7 @@ def inputs(case: Case, params: Params, x: jax.Array | None = None) -> tuple[Para
     """The gradients, and the further arguments of update."""
     x = data(params) if x is None else x
     if not case.is_grouped:
-        more = {"grad_fn": partial(gradient, x=x)} if case.is_penalty else {}
+        more = {"grad_fn": lambda p: case.answer(gradient(p, x))} if case.is_penalty else {}
         return gradient(params, x), more
     groups = split(x)
     gradients = [gradient(params, group) for group in groups]
@@ -204,6 +241,17 @@ def multi_steps(inner: Any, count: int) -> optax.GradientTransformationExtraArgs
 
 
 every_case = pytest.mark.parametrize("name", CASES)
+# Not the variants, where one that has the state of another case could not fail alone.
+VARIANTS = ("penalty_where", "penalty_has_aux", "centralize_convolutions", "built")
+every_state = pytest.mark.parametrize("name", [name for name in CASES if name not in VARIANTS])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Most of the time here goes into compiling programs that run for microseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # In the wrappers of Optax.
@@ -245,27 +293,32 @@ def pierce(whole: Any, part: Any) -> Any:
     return jax.tree.map(leaf, part, whole, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
-def in_a_part(wrap: Callable[[Any], Any]) -> Callable[[str], None]:
-    """A test with one more parameter, a bias b, that the transformation does not get."""
+def in_a_part(wrap: Callable[[Any], Any], whole: bool = False) -> Callable[[str], None]:
+    """A test with one more parameter, a bias b, that the transformation does not get.
+
+    With `whole` all of it goes into the wrapper, `per_group` too.
+    """
 
     def test(name: str) -> None:
         case = CASES[name]
         params = start() | {"b": jnp.ones(2)}
-        opt = wrap(case.wrapped() if case.wrapped else case.whole())
-        outside = case.first()
+        opt = wrap(case.wrapped() if case.wrapped and not whole else case.whole())
+        outside = optax.identity() if whole else case.first()
 
         def step(params: Params, state: Any) -> Any:
             kernels = {key: params[key] for key in ("v", "w")}
             gradients, more = inputs(case, kernels)
-            if case.is_grouped:
+            if case.is_grouped and not whole:
                 gradients, _ = outside.update(gradients, state[0], kernels, **more)
                 more = {}
             elif more:
+                x = data(kernels)
 
-                def grad_fn(part: Params) -> Params:
+                def grad_fn(part: Params, *group: Any) -> Any:
                     full = fill(part, params)
-                    moved = gradient({key: full[key] for key in ("v", "w")}, data(kernels))
-                    return pierce(moved | {"b": full["b"]}, part)
+                    moved = {key: full[key] for key in ("v", "w")}
+                    moved = gradient(moved, split(x)[group] if group else x)
+                    return case.answer(pierce(moved | {"b": full["b"]}, part))
 
                 more = {"grad_fn": grad_fn}
             gradients = gradients | {"b": params["b"]}
@@ -279,23 +332,33 @@ def in_a_part(wrap: Callable[[Any], Any]) -> Callable[[str], None]:
     return test
 
 
-@every_case
-def test_partition(name: str) -> None:
+def partition(opt: Any) -> Any:
     def labels(tree: Any) -> Any:
         return {key: "rest" if key == "b" else "kernels" for key in tree}
 
-    in_a_part(lambda opt: optax.partition({"kernels": opt, "rest": optax.sgd(0.1)}, labels))(name)
+    return optax.partition({"kernels": opt, "rest": optax.sgd(0.1)}, labels)
+
+
+def masked(opt: Any) -> Any:
+    return optax.masked(opt, lambda tree: {key: key != "b" for key in tree})
+
+
+@every_case
+def test_partition(name: str) -> None:
+    in_a_part(partition)(name)
 
 
 @every_case
 def test_masked(name: str) -> None:
-    def mask(tree: Any) -> Any:
-        return {key: key != "b" for key in tree}
-
-    in_a_part(lambda opt: optax.masked(opt, mask))(name)
+    in_a_part(masked)(name)
 
 
-@every_case
+@pytest.mark.parametrize("wrap", [partition, masked])
+def test_groups_inside_a_part(wrap: Callable[[Any], Any]) -> None:
+    in_a_part(wrap, whole=True)("per_group")
+
+
+@every_state
 def test_inject_hyperparams(name: str) -> None:
     case = CASES[name]
     opt = optax.inject_hyperparams(case.make)(**case.numbers)
@@ -324,7 +387,7 @@ def test_multi_steps(name: str) -> None:
     assert_close(plain(name), path[1::2])
 
 
-@every_case
+@every_state
 def test_apply_if_finite(name: str) -> None:
     case = CASES[name]
     opt = case.inside(lambda inner: optax.apply_if_finite(inner, 3))
@@ -342,7 +405,7 @@ def test_apply_if_finite(name: str) -> None:
     assert_close(step(params, after)[0], path[1])
 
 
-@every_case
+@every_state
 def test_lookahead(name: str) -> None:
     case = CASES[name]
     if not case.is_penalty:
@@ -382,7 +445,7 @@ def test_a_penalty_inside_what_forwards_no_arguments_is_an_error(name: str) -> N
         opt.update(gradients, opt.init(pair), pair, **more)
 
 
-@every_case
+@every_state
 def test_schedule_free(name: str) -> None:
     case, b1 = CASES[name], 0.9
     opt = optax.contrib.schedule_free(case.whole(), learning_rate=0.1, b1=b1)
@@ -418,7 +481,7 @@ def test_vmap_over_seeds(name: str) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(alone[0][1])
 
 
-@every_case
+@every_state
 def test_donated_buffers(name: str) -> None:
     # Buffers that cannot be used again give a warning, which is an error here.
     case = CASES[name]
@@ -459,7 +522,7 @@ def sharded(name: str, mesh: Mesh) -> list[Params]:
             gradients, more = inputs(case, own, x)
         else:
             gradients = grad_fn(params, x)
-            more = {"grad_fn": partial(grad_fn, x=x)} if case.is_penalty else {}
+            more = {"grad_fn": lambda p: case.answer(grad_fn(p, x))} if case.is_penalty else {}
         updates, state = opt.update(gradients, state, params, **more)
         return optax.apply_updates(params, updates), state
 
@@ -480,36 +543,36 @@ def sharded(name: str, mesh: Mesh) -> list[Params]:
     return path
 
 
-@every_case
-def test_shard_map(name: str) -> None:
-    """On two devices where there are two, as the next test calls it, else on one."""
-    mesh = Mesh(jax.devices()[:2], ("data",))
-    if os.environ.get("BATTERY_DEVICES"):
+if os.environ.get("BATTERY_DEVICES"):
+
+    @every_case
+    def test_shard_map(name: str) -> None:
+        mesh = Mesh(jax.devices(), ("data",))
         assert mesh.size == int(os.environ["BATTERY_DEVICES"])
-    assert_close(sharded(name, mesh), plain(name))
+        assert_close(sharded(name, mesh), plain(name))
 
+else:
 
-def test_shard_map_on_two_devices() -> None:
-    few = ("penalty", "per_group", "sgdg")  # each compiles again
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k"]
-        + [f"test_shard_map and ({' or '.join(f'{name}]' for name in few)})", str(Path(__file__))],
-        capture_output=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "BATTERY_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert f"{len(few)} passed" in result.stdout
+    def test_shard_map_on_two_devices() -> None:
+        flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+        result = subprocess.run(
+            [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+            + ["-k", "test_shard_map", str(Path(__file__))],
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": flags, "BATTERY_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert f"{len(CASES)} passed" in result.stdout
 
 
 # States on disk.
 
 
-@every_case
+@every_state
 def test_pickle_of_the_state(name: str) -> None:
     case = CASES[name]
     opt = case.whole()
@@ -556,7 +619,7 @@ def test_orbax_gives_the_state_back(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-@every_case
+@every_state
 def test_dtypes(name: str, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         case = CASES[name]
@@ -576,7 +639,7 @@ def test_dtypes(name: str, dtype: str) -> None:
 # Arguments.
 
 
-@every_case
+@every_state
 @pytest.mark.parametrize("missing", ["params", "grad_fn"])
 @pytest.mark.parametrize("wrap", [lambda opt: opt, optax.chain], ids=["alone", "chain"])
 def test_missing_arguments(name: str, missing: str, wrap: Callable[[Any], Any]) -> None:
@@ -595,7 +658,7 @@ def test_missing_arguments(name: str, missing: str, wrap: Callable[[Any], Any]) 
         assert_close(optax.apply_updates(start(), updates), plain(name)[0])
 
 
-@every_case
+@every_state
 def test_further_arguments_are_for_others(name: str) -> None:
     case = CASES[name]
     opt = optax.chain(case.whole())
@@ -604,7 +667,7 @@ def test_further_arguments_are_for_others(name: str) -> None:
     assert_close(optax.apply_updates(start(), updates), plain(name)[0])
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", [name for name in PENALTIES if name != "built"])
 def test_a_plain_step_in_a_wrapper_needs_no_gradient_function(name: str) -> None:
     case = CASES[name]
     opt = case.inside(lambda inner: multi_steps(inner, 1))

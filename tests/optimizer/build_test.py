@@ -241,8 +241,9 @@ def test_labels_and_what_is_decayed(make_config: MakeConfig) -> None:
     "pattern, message",
     [
         ("(", "opt.grassmann_where='(' is no regular expression"),
-        ("head", "opt.grassmann_where='head' finds none of the parameters"),
-        ("wide|norm", "opt.grassmann_where='wide|norm' finds none of the parameters"),
+        ("head", "opt.grassmann_where='head' finds no parameter for the Grassmann group"),
+        ("norm", "opt.grassmann_where='norm' finds no parameter for the Grassmann group"),
+        ("wide|tall", "finds wide/kernel of shape (1, 1, 2, 4), which has not more inputs"),
     ],
 )
 def test_wrong_grassmann_patterns(make_config: MakeConfig, pattern: str, message: str) -> None:
@@ -255,11 +256,11 @@ def test_wrong_grassmann_patterns(make_config: MakeConfig, pattern: str, message
 def test_a_grassmann_pattern_chooses(make_config: MakeConfig) -> None:
     config = make_config(**{"opt.opt_type": "AdamG", "opt.grassmann_where": "^(a|c)/"})
     tall, wide = CONVOLUTIONS["tall"], CONVOLUTIONS["wide"]
-    labels = optimizer.build_labels(config)({"a": tall, "b": tall, "c": wide})
+    labels = optimizer.build_labels(config)({"a": tall, "b": tall, "d": wide})
     assert labels == {
         "a": {"kernel": "grassmann", "bias": "euclidean"},
         "b": {"kernel": "euclidean", "bias": "euclidean"},
-        "c": {"kernel": "euclidean"},
+        "d": {"kernel": "euclidean"},
     }
     dense = {"a": {"kernel": jnp.ones((4, 2))}}
     assert optimizer.build_labels(config)(dense) == {"a": {"kernel": "grassmann"}}
@@ -280,8 +281,23 @@ def test_where_chooses_what_is_perturbed(make_config: MakeConfig, where: str) ->
     assert moved == {"tall": not is_norm, "wide": not is_norm, "norm": is_norm}
 
 
+@pytest.mark.parametrize("overrides", [{"gnp.every": 2}, {"use_hybrid_training": True}])
+def test_reuse_with_plain_steps_is_no_error(make_config: MakeConfig, overrides: Any) -> None:
+    build_optimizer(make_config(**{"gnp.reuse": 0.5}, **overrides), STEPS_PER_EPOCH)
+
+
+@pytest.mark.parametrize("where", ["normalization", "others"])
+def test_where_that_selects_nothing_is_named(make_config: MakeConfig, where: str) -> None:
+    layers = ("norm",) if where == "others" else ("tall", "wide")
+    params = {layer: CONVOLUTIONS[layer] for layer in layers}
+    built = build_optimizer(make_config(**{"gnp.where": where}), STEPS_PER_EPOCH)
+    with pytest.raises(OptimizerError) as caught:
+        built.update(params, built.init(params), params, grad_fn=lambda p: p)
+    assert str(caught.value) == f"gnp.where='{where}' selects no parameter of this model"
+
+
 def test_groups_and_reuse_wrap_the_penalty(make_config: MakeConfig) -> None:
-    config = make_config(**{"gnp.reuse": 0.5})
+    config = make_config(**{"gnp.reuse": 0.5, "gnp.every": 2})
     params = jnp.array([3.0, -4.0])
     grads = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # of two groups
     built = build_optimizer(config, STEPS_PER_EPOCH, group_axis="data")
@@ -452,6 +468,8 @@ def test_builders_leave_the_config_alone(make_config: MakeConfig) -> None:
         ({"gnp.method": "exact"}, "method='exact' is not one of"),
         ({"gnp.where": "norms"}, "gnp.where='norms' is not one of all, normalization, others"),
         ({"gnp.reuse": -1.0}, "gnp.reuse=-1.0 must"),
+        ({"gnp.reuse": 0.5}, "gnp.reuse=0.5 has no step to work in"),
+        ({"gnp.every": 2.5}, "gnp.every=2.5 must be a whole number"),
         ({"opt.centralize": "convs"}, "opt.centralize='convs' is not one of none, all, conv"),
         ({"opt.centralize": "all", "opt.centralize_at": "grad"}, "opt.centralize_at='grad' is not"),
         ({"opt.opt_type": "SGDG", "opt.opt_params": {"b1": 0.9}}, "unknown opt.opt_params.b1"),
@@ -468,6 +486,7 @@ def test_wrong_configs(make_config: MakeConfig, overrides: Any, message: str) ->
     "overrides, message",
     [
         ({"gnp.every": 0}, "gnp.every=0 must be a finite number >= 1"),
+        ({"gnp.every": 2.5}, "gnp.every=2.5 must be a whole number"),
         ({"hybrid_config.p": 1.5}, "hybrid_config.p=1.5 must be a finite number in [0, 1]"),
     ],
 )

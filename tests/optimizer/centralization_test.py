@@ -19,6 +19,7 @@ from optimizer import OptimizerError, centralize, is_convolution
 Axes = tuple[int, ...]
 HEADS, LAST = {3: (0,)}, {2: (0,), 3: (0, 1), 4: (0, 1, 2), 5: (0, 1, 2, 3)}
 ATTENTION = {"query": HEADS, "key": HEADS, "value": HEADS, "out": LAST}
+STACKED_ATTENTION = {"query": {4: (1,)}, "key": {4: (1,)}, "value": {4: (1,)}, "out": {4: (1, 2)}}
 
 
 def shapes(module: nn.Module, *inputs: tuple[int, ...]) -> Any:
@@ -40,6 +41,8 @@ def cell(module: Any, features: tuple[int, ...]) -> Any:
 class Stack(nn.Module):
     """Three layers of one kind in a scan, which stacks their kernels."""
 
+    layer: Any = nn.Dense(4, name="Dense_0")
+
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
         scan = nn.scan(
@@ -48,7 +51,20 @@ class Stack(nn.Module):
             split_rngs={"params": True},
             length=3,
         )
-        return scan(nn.Dense(4, name="Dense_0"), x, None)
+        return scan(self.layer.copy(), x, None)
+
+
+class NonLocal(nn.Module):
+    """Convolutions with the names of attention's projections, as in SAGAN."""
+
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        sizes = {"query": 2, "key": 2, "value": 3, "qkv": 9}
+        for name, size in sizes.items():
+            y = nn.Conv(size, (1, 1), use_bias=self.use_bias, name=name)(x)
+        return nn.Conv(6, (1, 1), use_bias=self.use_bias, name="out")(y[..., :3])
 
 
 class Tables(nn.Module):
@@ -101,6 +117,19 @@ LAYERS: dict[str, tuple[Any, Any]] = {
     "GRUCell": (cell(nn.GRUCell(4), (3,)), (0,)),
     "ConvLSTMCell": (cell(nn.ConvLSTMCell(4, (3, 3)), (5, 5, 2)), (0, 1, 2)),
     "Stack": (shapes(Stack(), (1, 4)), (1,)),
+    # As many layers as the window is wide, where the bias fits three pairs of axes.
+    "Stack_of_Conv": (shapes(Stack(nn.Conv(4, (3, 3))), (1, 8, 8, 4)), (1, 2, 3)),
+    "Stack_of_DenseGeneral": (shapes(Stack(nn.DenseGeneral((2, 6), (-2, -1))), (1, 2, 6)), (1, 2)),
+    "Stack_of_attention": (
+        shapes(Stack(nn.MultiHeadDotProductAttention(4)), (1, 5, 8)),
+        STACKED_ATTENTION,
+    ),
+    "Stack_of_attention_without_bias": (
+        shapes(Stack(nn.MultiHeadDotProductAttention(4, use_bias=False)), (1, 5, 8)),
+        STACKED_ATTENTION,
+    ),
+    "NonLocal": (shapes(NonLocal(), (1, 4, 4, 6)), (0, 1, 2)),
+    "NonLocal_without_bias": (shapes(NonLocal(use_bias=False), (1, 4, 4, 6)), (0, 1, 2)),
     "Embed": (
         jax.eval_shape(nn.Embed(7, 3).init, jax.random.key(0), jnp.zeros(2, int))["params"],
         (),
@@ -231,7 +260,7 @@ def test_leaves_without_output_units_pass(path: str) -> None:
         lambda x: [x],
         lambda x: {"embedding": {"kernel": x}},  # the patches' projection
         lambda x: {"patch_embed": {"proj": {"kernel": x}}},
-        lambda x: {"position_wise": {"weight": x[None]}},
+        lambda x: {"position_wise": {"kernel": x[None]}},
         lambda x: {"compose": x},
         lambda x: {"postprocess": {"w": x}},
         lambda x: {"query": {"kernel": x}},
@@ -243,10 +272,52 @@ def test_other_leaves_are_centralized(wrap: Callable[[Any], Any]) -> None:
     np.testing.assert_allclose(np.squeeze(result), CENTRALIZED, atol=1e-6)
 
 
-def test_a_table_named_weight_is_known_by_its_layer() -> None:
-    grads = {"token_embedding": {"weight": KERNEL}, "linear": {"weight": KERNEL}}
-    expected = {"token_embedding": {"weight": KERNEL}, "linear": {"weight": CENTRALIZED}}
+def test_a_table_of_haiku_is_known_by_its_layer() -> None:
+    grads = {"token_embedding": {"w": KERNEL}, "linear": {"w": KERNEL}}
+    expected = {"token_embedding": {"w": KERNEL}, "linear": {"w": CENTRALIZED}}
     assert_trees_equal(update(centralize(), grads), expected)
+
+
+def test_leaves_named_weight_pass_and_have_their_output_first_where_a_mask_selects_them() -> None:
+    convolution = jax.random.normal(jax.random.key(0), (5, 2, 3, 3))
+    grads = {
+        "linear": {"weight": KERNEL, "bias": jnp.ones(3)},
+        "conv": {"weight": convolution, "bias": jnp.ones((5, 1, 1))},
+    }
+    assert_trees_equal(update(centralize(), grads), grads)
+    assert is_convolution({"layers": [grads["conv"]]}) == {
+        "layers": [{"weight": True, "bias": False}]
+    }
+    result = update(centralize(lambda p: jax.tree.map(lambda x: x.ndim in (2, 4), p)), grads)
+    expected = grads["linear"]["weight"] - jnp.mean(KERNEL, 1, keepdims=True)
+    np.testing.assert_allclose(result["linear"]["weight"], expected, atol=1e-6)
+    np.testing.assert_allclose(np.mean(result["conv"]["weight"], (1, 2, 3)), 0, atol=1e-6)
+    assert np.max(np.abs(result["conv"]["weight"])) > 0.5
+
+
+@pytest.mark.parametrize(
+    "name, shape, axes",
+    [
+        ("query", (1, 6, 4), (0, 1)),
+        ("query", (6, 2, 4), 0),
+        ("query", (1, 1, 6, 4), (0, 1, 2)),
+        ("qkv", (1, 1, 6, 12), (0, 1, 2)),
+        ("qkv", (3, 3, 6, 12), (0, 1, 2)),
+        ("qkv", (6, 2, 4), 0),
+    ],
+)
+def test_projections_without_bias(name: str, shape: tuple[int, ...], axes: Any) -> None:
+    grad = jax.random.normal(jax.random.key(0), shape)
+    for tree in ({name: grad}, {"block": {name: {"kernel": grad}}}):
+        (result,) = jax.tree.leaves(update(centralize(), tree))
+        np.testing.assert_allclose(result, grad - np.mean(grad, axes, keepdims=True), atol=1e-6)
+
+
+def test_a_transposed_convolution_as_wide_as_its_window() -> None:
+    # The axis of the window fits the bias too.
+    grad = jax.random.normal(jax.random.key(0), (3, 3, 3, 2))
+    result = update(centralize(), {"kernel": grad, "bias": jnp.ones(3)})["kernel"]
+    np.testing.assert_allclose(np.mean(result, (0, 1, 3)), 0, atol=1e-6)
 
 
 def test_a_fused_attention_kernel_has_all_axes_but_the_first_as_outputs() -> None:
@@ -283,7 +354,7 @@ def test_a_function_sees_params_or_else_the_updates() -> None:
 
 
 @pytest.mark.parametrize(
-    "where", [{"b": True}, {"a": 1.0}, lambda params: True], ids=["structure", "leaf", "function"]
+    "where", [{"b": True}, {"a": 1.0}, lambda params: [True]], ids=["structure", "leaf", "function"]
 )
 def test_a_wrong_mask_is_an_error_in_init_and_update(where: Any) -> None:
     grads = {"a": KERNEL}
@@ -298,7 +369,8 @@ def test_convolutions_are_told_from_the_other_layers() -> None:
     mask = is_convolution(TREE)
     assert jax.tree.structure(mask) == jax.tree.structure(TREE)
     found = {path for path, is_one in zip(PATHS, jax.tree.leaves(mask), strict=True) if is_one}
-    assert found == {p for p in PATHS if p.startswith("Conv") and p.endswith("/kernel")}
+    convolutions = ("Conv", "NonLocal", "Stack_of_Conv")
+    assert found == {p for p in PATHS if p.startswith(convolutions) and p.endswith("/kernel")}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +383,12 @@ def test_convolutions_are_told_from_the_other_layers() -> None:
         (("conv1d", "kernel"), (3, 4, 8), True),
         (("Dense_0", "kernel"), (3, 4, 8), False),
         (("proj", "kernel"), (3, 4, 8), False),
-        (("query", "kernel"), (2, 3, 4, 8), False),
+        (("query", "kernel"), (2, 3, 4, 8), True),
+        (("query", "kernel"), (3, 4, 8), False),
+        (("einsum_0", "kernel"), (2, 3, 4, 8), False),
+        (("linear", "kernel"), (2, 3, 4, 8), False),
+        (("stem", "kernel"), (2, 2, 3, 3, 4, 8), False),
+        (("conv", "weight"), (8, 4, 3, 3), True),
         (("qkv", "kernel"), (6, 3, 4, 8), False),
         (("DenseGeneral_0", "kernel"), (2, 3, 4, 8), False),
         (("pos_embed",), (1, 14, 14, 8), False),
@@ -327,6 +404,19 @@ def test_is_convolution_by_name_and_rank(
     for name in reversed(path):
         tree = {name: tree}
     assert jax.tree.leaves(is_convolution(tree)) == [expected]
+
+
+def test_a_bias_of_several_axes_tells_a_kernel_from_a_convolution() -> None:
+    kernel = jnp.zeros((3, 3, 4, 8))
+    for bias, expected in (((8,), True), ((4, 8), False), ((3, 8), False)):
+        tree = {"stem": {"kernel": kernel, "bias": jnp.zeros(bias)}}
+        assert is_convolution(tree)["stem"]["kernel"] is expected
+
+
+@pytest.mark.parametrize("name", ["query", "out", "qkv"])
+def test_a_bias_of_one_axis_tells_a_convolution_from_attention(name: str) -> None:
+    tree = {name: {"kernel": jnp.zeros((6, 3, 4, 8)), "bias": jnp.zeros(8)}}
+    assert is_convolution(tree)[name]["kernel"] is True
 
 
 def test_attention_that_a_scan_stacks_is_no_convolution() -> None:

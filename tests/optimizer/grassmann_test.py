@@ -396,6 +396,14 @@ def test_leaves_that_are_no_kernels(optimizer: Optimizer, shape: tuple[int, ...]
         (lambda: adamg(0.1, eps=-1e-8), "eps=-1e-08"),
         (lambda: adamg(0.1, grad_clip=-1.0), "grad_clip=-1.0"),
         (lambda: orthogonality_penalty({}, {}, omega=-1.0), "omega=-1.0"),
+        # Only the learning rate may be a schedule.
+        (lambda: sgdg(0.1, momentum=optax.constant_schedule(0.9)), "momentum="),
+        (lambda: sgdg(0.1, grad_clip=optax.constant_schedule(0.9)), "grad_clip="),
+        (lambda: adamg(0.1, b1=optax.constant_schedule(0.9)), "b1="),
+        (lambda: adamg(0.1, b2=optax.constant_schedule(0.9)), "b2="),
+        (lambda: adamg(0.1, eps=optax.constant_schedule(0.9)), "eps="),
+        (lambda: adamg(0.1, grad_clip=optax.constant_schedule(0.9)), "grad_clip="),
+        (lambda: orthogonality_penalty({}, {}, optax.constant_schedule(0.1)), "omega="),
     ],
 )
 def test_arguments_out_of_range(make: Callable[[], Any], message: str) -> None:
@@ -536,5 +544,34 @@ def test_orthogonality_penalty_of_an_empty_group_and_of_orthonormal_columns() ->
 
 @pytest.mark.parametrize("function", [unit_norm, partial(orthogonality_penalty, omega=0.1)])
 def test_labels_of_another_structure(function: Callable[..., Any]) -> None:
-    with pytest.raises(OptimizerError, match="labels must be a pytree like params"):
-        function({"w": jnp.ones((3, 2))}, {"v": "grassmann"})
+    params = {"w": jnp.ones((3, 2))}
+    with pytest.raises(OptimizerError, match="labels must be a pytree like params.*for w$"):
+        function(params, {"v": "grassmann"})
+    with pytest.raises(OptimizerError, match="labels='grassman' .*did you mean 'grassmann'"):
+        function(params, {"w": "grassman"})
+    with pytest.raises(OptimizerError, match="labels=True is not one of"):
+        function(params, {"w": True})
+
+
+@pytest.mark.parametrize("function", [unit_norm, partial(orthogonality_penalty, omega=0.1)])
+def test_labels_as_a_function_and_as_a_prefix(function: Callable[..., Any]) -> None:
+    params = {"conv": {"kernel": 2 * jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}}
+    expected = function(params, grassmann_labels(params))
+    assert_equal(function(params, grassmann_labels), expected)
+    kernel = {"conv": {"kernel": params["conv"]["kernel"]}}
+    assert_equal(function(kernel, {"conv": "grassmann"}), function(kernel, grassmann_labels))
+    assert np.any(np.asarray(jax.tree.leaves(expected)[-1]) != 2)
+
+
+def test_columns_of_zeros_and_huge_ones_reach_length_one_in_two_steps(key: jax.Array) -> None:
+    params = jnp.stack([jnp.zeros(20), 1e5 * geometry.unit(jax.random.normal(key, (20, 1)))[:, 0]])
+    params = params.T
+    assert_equal(unit_norm(params, "grassmann")[:, 0], jnp.zeros(20))
+    g = jnp.ones((20, 2)) * 0.05
+    opt = sgdg(1.0, momentum=0.0)
+    once, _ = moved(opt, params, g)
+    lengths = geometry.norm(once).ravel()
+    np.testing.assert_allclose(lengths[0], np.sin(0.05 * np.sqrt(20)), rtol=1e-5)
+    assert 1e-6 < abs(lengths[1] - 1) < 0.02
+    twice, _ = moved(opt, params, g, g)
+    np.testing.assert_allclose(geometry.norm(twice), 1, atol=1e-6)

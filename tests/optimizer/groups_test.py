@@ -112,7 +112,12 @@ def test_model_code_stays_out_of_control_flow_on_the_cpu(
     assert "tanh" in primitives and not primitives & {"scan", "while", "cond"}
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.0, True, "2"])
+@pytest.mark.parametrize("count", [np.int64(2), np.array(2), jnp.int32(2)])
+def test_a_count_may_be_any_integer(count: Any) -> None:
+    np.testing.assert_array_equal(map_groups(jnp.asarray, count), [0, 1])
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "2", np.float64(2), np.int64(0)])
 def test_a_count_that_is_none_is_an_error(count: Any) -> None:
     with pytest.raises(OptimizerError, match="must be an int >= 1"):
         map_groups(lambda group: group, count)
@@ -253,6 +258,18 @@ def test_updates_without_groups_are_an_error(
     opt = per_group(gradient_norm_penalty(0.1, 0.5))
     with pytest.raises(OptimizerError, match=message) as caught:
         opt.update(change(clean(grad_fn, params)), opt.init(params), params, grad_fn=grad_fn)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("penalize", [False, True])
+def test_an_axis_outside_of_shard_map_is_an_error(
+    params: Params, grad_fn: Any, penalize: bool
+) -> None:
+    opt = per_group(gradient_norm_penalty(0.1, 0.5), "data")
+    with pytest.raises(OptimizerError, match="axis_name='data'.*shard_map") as caught:
+        opt.update(
+            clean(grad_fn, params), opt.init(params), params, grad_fn=grad_fn, penalize=penalize
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -138,6 +138,68 @@ def test_bfloat16_keeps_its_dtype_and_computes_in_float32() -> None:
     assert np.all(difference <= np.abs(expected) / 256 + 1e-5)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["g", "u"])
+def test_a_penalised_step_that_is_not_finite_leaves_the_direction(where: str, bad: float) -> None:
+    good, poisoned = jnp.array([1.0, 0.0, 2.0]), jnp.array([1.0, bad, 2.0])
+    there = jnp.array([1.0, 1.0, 2.0])
+    opt = looksam(gradient_norm_penalty(0.1, 1.0), WEIGHT)
+    _, state = opt.update(good, opt.init(good), good, grad_fn=fixed(there))
+    first, other = (poisoned, there) if where == "g" else (good, poisoned)
+    u, after = opt.update(first, state, good, grad_fn=fixed(other))
+    assert where == "g" or not np.all(np.isfinite(u))
+    assert np.any(flat(state.direction)) and after.count == 2
+    np.testing.assert_array_equal(after.direction, state.direction)
+    # And before the first one it leaves the steps plain.
+    _, after = opt.update(first, opt.init(good), good, grad_fn=fixed(other))
+    result, _ = opt.update(good, after, good, penalize=False)
+    np.testing.assert_array_equal(result, good)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_plain_step_that_is_not_finite_passes_unchanged(bad: float) -> None:
+    gradient = jnp.array([1.0, -0.0, bad])
+    opt = looksam(gradient_norm_penalty(0.1, 1.0), WEIGHT)
+    state = opt.init(gradient)
+    result, _ = opt.update(gradient, state, gradient, penalize=False)
+    assert np.asarray(result).tobytes() == np.asarray(gradient).tobytes()
+    _, state = opt.update(jnp.ones(3), state, gradient, grad_fn=fixed(jnp.arange(3.0)))
+    assert np.any(flat(state.direction))
+    result, _ = opt.update(gradient, state, gradient, penalize=False)
+    np.testing.assert_array_equal(result, gradient)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("share", [0.6, 2.0])
+def test_a_direction_counts_from_eps_on(dtype: str, share: float) -> None:
+    eps = float(jnp.finfo(dtype).eps)
+    g, there = jnp.array([1.0, 0.0], dtype), jnp.array([1.0, share * eps], dtype)
+    opt = looksam(gradient_norm_penalty(0.1, 1.0), WEIGHT)
+    _, state = opt.update(g, opt.init(g), g, grad_fn=fixed(there))
+    np.testing.assert_array_equal(state.direction, [0.0, 1.0 if share > 1 else 0.0])
+
+
+def test_float32_stays_float32_where_float64_is_allowed(params: Any) -> None:
+    with jax.enable_x64(True):
+        opt = looksam(gradient_norm_penalty(0.3, 1.0), jnp.float64(WEIGHT))
+        state = opt.init(params)
+        for penalize in (True, False):
+            jaxpr = jax.make_jaxpr(
+                lambda g, p=penalize: opt.update(g, state, g, grad_fn=lambda q: q, penalize=p)
+            )(params)
+            wide = [v for e in jaxpr.eqns for v in e.outvars if v.aval.dtype == "float64"]
+            assert not [v for v in wide if v.aval.ndim]
+
+
+def test_strict_promotion_of_dtypes() -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        g, there = jnp.array([1.0, 0.0], jnp.bfloat16), jnp.array([1.0, 1.0], jnp.bfloat16)
+        opt = looksam(gradient_norm_penalty(0.1, 1.0), jnp.asarray(0.5, jnp.bfloat16))
+        _, state = opt.update(g, opt.init(g), g, grad_fn=fixed(there))
+        result, _ = opt.update(g, state, g, penalize=False)
+        np.testing.assert_array_equal(np.asarray(result, np.float32), [1.0, 0.5])
+
+
 @settings(max_examples=200, deadline=None)
 @given(exponent=st.integers(-33, 36), seed=st.integers(0, 1000), weight=st.floats(0, 2))
 def test_the_reused_part_has_its_length_at_every_scale(
@@ -233,8 +295,43 @@ def test_wrong_arguments(params: Any) -> None:
         looksam(penalty, -1)
     with pytest.raises(OptimizerError, match="penalty must take grad_fn and penalize"):
         looksam(optax.identity, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(OptimizerError, match="weight must be one number"):
+        looksam(penalty, jnp.ones(2))
+    with pytest.raises(OptimizerError, match="looksam needs real parameters"):
+        looksam(penalty, 0.5).init(jnp.ones(2, jnp.complex64))
+    for momentum in (optax.sgd(0.1, momentum=0.9), optax.chain(penalty, optax.trace(0.9))):
+        opt = looksam(optax.with_extra_args_support(momentum), 0.5)
+        with pytest.raises(OptimizerError, match="put it behind"):
+            opt.init(params)
     opt = looksam(penalty, 0.5)
     with pytest.raises(OptimizerError, match="needs grad_fn"):
         opt.update(params, opt.init(params), params)
     with pytest.raises(OptimizerError, match="Python bool"):
         opt.update(params, opt.init(params), params, penalize=jnp.array(True))
+
+
+def test_a_penalty_that_penalises_nothing_is_an_error(params: Any) -> None:
+    grad_fn = jax.grad(curved)
+    opt = looksam(optax.with_extra_args_support(optax.sgd(0.1)), 0.5)
+    state = opt.init(params)
+    for options in ({"grad_fn": grad_fn}, {}):
+        with pytest.raises(OptimizerError, match="calls no grad_fn") as caught:
+            opt.update(params, state, params, **options)
+        assert "\n" not in str(caught.value)
+    # Our own with r = 0 penalises nothing either, and says so by its state.
+    for penalty in (gradient_norm_penalty(0.0, 0.5), optax.chain(gradient_norm_penalty(0.1, 0.0))):
+        opt = looksam(penalty, 0.5)
+        result, _ = opt.update(params, opt.init(params), params, grad_fn=grad_fn)
+        np.testing.assert_array_equal(flat(result), flat(params))
+
+
+def test_a_penalty_of_ones_own_is_accepted() -> None:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
+    ) -> Any:
+        return (grad_fn(params) if extra["penalize"] else updates), state
+
+    own = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    g, there = jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])
+    _, state = looksam(own, 0.5).update(g, looksam(own, 0.5).init(g), g, grad_fn=fixed(there))
+    np.testing.assert_array_equal(state.direction, [0.0, 1.0])

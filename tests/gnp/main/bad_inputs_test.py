@@ -83,8 +83,16 @@ def test_config_values(refused, override, said):
     [
         (["gnp.sync_perturbations=False", "gnp.m=7"], "gnp.m = 7 does not divide batch_size = 64"),
         (["opt.opt_type=SGDG", "opt.grassmann_where=("], "is no regular expression"),
-        (["opt.opt_type=SGDG", "opt.grassmann_where=Norm"], "finds none of the parameters"),
+        (["opt.opt_type=SGDG", "opt.grassmann_where=Norm"], "finds no parameter for the Grassmann"),
+        (["opt.opt_type=SGDG", "opt.grassmann_where=Conv"], "finds Conv_0/kernel of shape"),
+        (["opt.opt_type=SGDG", "model.model_params.features=(32,)"], "finds no parameter for the"),
+        (["opt.opt_type=SGDG", "opt.opt_params.grad_clip=0"], "opt.opt_params.grad_clip=0 must"),
         (["opt.opt_type=AdamG", "opt.opt_params.grad_clip=-1"], "opt.opt_params.grad_clip=-1"),
+        (["gnp.r=0", "gnp.alpha=0", "gnp.where=others"], "gnp.where = 'others' with gnp.r = 0"),
+        (["gnp.r=0", "gnp.alpha=0", "gnp.sync_perturbations=False", "gnp.m=8"], "gnp.m = 8 with"),
+        (["gnp.reuse=1", "use_hybrid_training=True", "hybrid_config.p=0"], "gnp.reuse = 1.0 needs"),
+        (["opt.omega=5"], "opt.omega = 5.0 needs opt.opt_type = SGDG or AdamG, not Momentum"),
+        (["opt.centralize_at=update"], "opt.centralize_at = 'update' with opt.centralize = 'none'"),
     ],
 )
 def test_values_that_do_not_go_together(refused, words, said):

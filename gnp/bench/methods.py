@@ -341,7 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--seeds, --runs and --jobs must be at least 1")
     if options.page and list(options.methods) != list(METHODS):
         parser.error("--page takes the table of all methods: leave --methods out")
-    signal.signal(signal.SIGTERM, _stop)
+    for each in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell ignores it for its jobs
+        signal.signal(each, _stop)
     try:
         if options.page:
             _around_the_table(options.page)

@@ -114,11 +114,16 @@ def test_stopped(tmp_path, gnp_environment, number):
         env=gnp_environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     config = tmp_path / "out" / "SGD" / "seed_0" / "config.json"
-    while not config.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
+    try:
+        while not config.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("stopped; the same command goes on in")

@@ -207,7 +207,28 @@ KEYS = (
     ),
     # Model.
     Key("model.model_name", "WideResNet_16_4", text(), "a name that the registry knows"),
-    Key("model.model_params", {}, mapping(), "its keyword arguments, such as dropout_rate"),
+    Key("model.model_params", {}, mapping(), "its keyword arguments, such as dropout_rate, remat"),
+    Key(
+        "model.pretrained",
+        None,
+        optional(text()),
+        "file of weights to start from, .safetensors or .npz, named as by PyTorch (timm) or, for "
+        "ViT, by vision_transformer; read when a run begins, not when it goes on; none: start "
+        "from init_seeds alone",
+    ),
+    Key(
+        "model.pretrained_strict",
+        True,
+        boolean(),
+        "stop where pretrained weights and model do not match; False: say what is left at its "
+        "initial value, and go on",
+    ),
+    Key(
+        "precision",
+        "float32",
+        choice("float32", "bfloat16"),
+        "of the model's computation; parameters, statistics, softmax and loss are float32",
+    ),
     # Data.
     Key("dataset.dataset_name", "cifar10", text(), "digits, or a TFDS name"),
     Key(

@@ -1,19 +1,52 @@
 """Flax models and their registry: names to modules called as `module(x, train)`."""
 
-from model import small, wide_resnet
+from model import (
+    cait,
+    evolution,
+    perceptron,
+    pyramidnet,
+    resnet,
+    shake_shake,
+    small,
+    swin,
+    vgg,
+    vit,
+    wide_resnet,
+)
 from model.compiler import compiler_options
 from model.describe import Layer, describe
-from model.registry import ModelError, build_model, get_model, model_names, register
+from model.pretrained import PretrainedError, Report, load_pretrained
+from model.registry import (
+    PRECISIONS,
+    ModelError,
+    build_model,
+    get_model,
+    model_names,
+    register,
+)
 
 __all__ = [
+    "PRECISIONS",
     "Layer",
     "ModelError",
+    "PretrainedError",
+    "Report",
     "build_model",
+    "cait",
     "compiler_options",
     "describe",
+    "evolution",
     "get_model",
+    "load_pretrained",
     "model_names",
+    "perceptron",
+    "pyramidnet",
     "register",
+    "resnet",
+    "shake_shake",
     "small",
+    "swin",
+    "vgg",
+    "vit",
     "wide_resnet",
 ]

@@ -1,13 +1,16 @@
 """Layers that the families share, in the formulations that measure fastest.
 
-All images are [b, h, w, c]; everything is float32. Each layer equals its counterpart in
-flax.linen, parameter names included. What differs is the way to the same numbers, and only on
-the CPU (see `conv`).
+All images are [b, h, w, c]. Each layer equals its counterpart in flax.linen, parameter names
+included; where there is a difference, it is in the way to the same numbers, and only on the CPU
+(see `conv`).
+
+Precision: parameters and batch statistics are float32. `dtype` is that of the computation and of
+the output, float32 or bfloat16; what adds up many values (statistics, means) does so in float32.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -18,36 +21,62 @@ from jax.custom_derivatives import SymbolicZero
 from model.registry import ModelError
 
 Initializer = Callable[..., jax.Array]
+DType = Any
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def conv(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int = 1,
+    padding: str | int = "SAME",
+    groups: int = 1,
+) -> jax.Array:
     """y[b, i, j, o] = sum_{u, v, c} x[b, s i + u - p, s j + v - p, c] kernel[u, v, c, o].
 
-    Same-padded convolution, as `lax.conv_general_dilated` does it. Only for one input channel on
-    the CPU, where that is six times slower, its value is a sum of shifted products; the derivative
-    in the kernel's direction stays that of the plain one. Forward and reverse differentiation,
-    and one over the other, work in every case.
+    As `lax.conv_general_dilated` does it. Only for one input channel in float32 on the CPU, where
+    that is six times slower, the value of the same-padded one is a sum of shifted products; the
+    derivative in the kernel's direction stays that of the plain one. Forward and reverse
+    differentiation, and one over the other, work in every case.
 
     Args:
-        x: [b, h, w, c] float32.
-        kernel: [kh, kw, c, o] float32.
+        x: [b, h, w, c].
+        kernel: [kh, kw, c / groups, o], of the same dtype.
         strides: step in pixels, in both directions.
+        padding: "SAME", "VALID", or the pixels p of zeros at each edge. With strides of 2, "SAME"
+            puts the odd pixel at the end of an even side; PyTorch's p puts one at both ends.
+        groups: parts of the channels that are convolved each on its own.
 
     Returns:
-        [b, ceil(h / strides), ceil(w / strides), o].
+        [b, ceil(h / strides), ceil(w / strides), o] for "SAME"; the sides of others are
+        floor((h + 2 p - kh) / strides) + 1.
 
     Example:
         >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
         [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
-    if x.shape[-1] == 1 and strides == 1 and jax.default_backend() == "cpu":
+    # In bfloat16 a sum of products would round at each term.
+    one_channel = x.shape[-1] == 1 and x.dtype == jnp.float32
+    if one_channel and (strides, padding) == (1, "SAME") and jax.default_backend() == "cpu":
         return _one_channel_conv(x, kernel)
-    return _plain_conv(x, kernel, strides)
+    return _plain_conv(x, kernel, strides, padding, groups)
 
 
-def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
+def _plain_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int = 1,
+    padding: str | int = "SAME",
+    groups: int = 1,
+) -> jax.Array:
+    edges = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return lax.conv_general_dilated(
-        x, kernel, (strides, strides), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (strides, strides),
+        edges,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -100,14 +129,17 @@ def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """Same-padded convolution of [b, h, w, c], parameters as in `nn.Conv`; see `conv`.
+    """Convolution of [b, h, w, c], parameters as in `nn.Conv`; see `conv`.
 
     Attributes:
         features: output channels.
         window: kernel height and width in pixels.
         strides: step in pixels, in both directions.
         use_bias: add a bias to each channel.
-        kernel_init: initialiser of the kernel [kh, kw, c, features].
+        kernel_init: initialiser of the kernel [kh, kw, c / groups, features].
+        padding: "SAME", "VALID", or pixels of zeros at each edge.
+        groups: parts of the channels that are convolved each on its own.
+        dtype: of the computation and the output.
 
     Example:
         >>> variables = Conv(16).init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
@@ -120,15 +152,30 @@ class Conv(nn.Module):
     strides: int = 1
     use_bias: bool = False
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    padding: str | int = "SAME"
+    groups: int = 1
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
-        shape = (*self.window, x.shape[-1], self.features)
-        y = conv(x, self.param("kernel", self.kernel_init, shape), self.strides)
+        """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features] for "SAME"."""
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ModelError(
+                f"{x.shape[-1]} and {self.features} channels do not divide into {self.groups} "
+                "groups of a convolution"
+            )
+        shape = (*self.window, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.strides,
+            self.padding,
+            self.groups,
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + lax.broadcast_in_dim(bias, y.shape, (y.ndim - 1,))
+            y = y + lax.broadcast_in_dim(bias.astype(self.dtype), y.shape, (y.ndim - 1,))
         return y
 
 
@@ -138,11 +185,14 @@ class BatchNorm(nn.Module):
     In training, mean and var are the batch's, over all other axes (of the global batch, where it
     is sharded), with var = E[x^2] - E[x]^2, and the running ones move towards them:
     running <- momentum * running + (1 - momentum) * batch. In evaluation they are the running
-    ones. Values, parameters and statistics are those of `nn.BatchNorm`.
+    ones. Values, parameters and statistics are those of `nn.BatchNorm`. All of it is computed in
+    float32, whatever the dtype of x and y.
 
     Attributes:
         momentum: weight of the running statistics' old value.
         epsilon: added to the variance.
+        use_scale: multiply by a parameter; else by 1.
+        dtype: of the output.
 
     Example:
         >>> x = jnp.array([[1.0], [3.0]])
@@ -158,14 +208,17 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[..., c] -> [..., c]."""
         shape = x.shape[-1:]
+        x = at_least_float32(x)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape) if self.use_scale else None
         bias = self.param("bias", nn.initializers.zeros, shape)
         mean, var = running_mean.value, running_var.value
         if train:
@@ -176,8 +229,11 @@ class BatchNorm(nn.Module):
                 running_mean.value = self._moved(running_mean.value, mean)
                 running_var.value = self._moved(running_var.value, var)
         spread = partial(lax.broadcast_in_dim, shape=x.shape, broadcast_dimensions=(x.ndim - 1,))
-        factor = lax.rsqrt(var + self.epsilon) * scale
-        return (x - spread(mean)) * spread(factor) + spread(bias)
+        factor = lax.rsqrt(var + self.epsilon)
+        if scale is not None:
+            factor = factor * scale
+        y = (x - spread(mean)) * spread(factor) + spread(bias)
+        return y.astype(self.dtype)
 
     def _moved(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return self.momentum * running + (1 - self.momentum) * batch
@@ -209,11 +265,112 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
-def check_dropout_rate(rate: float) -> None:
+def mean_of_pixels(x: jax.Array) -> jax.Array:
+    """y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
+
+    Args:
+        x: [b, h, w, c].
+
+    Returns:
+        [b, c], float32 also where x is bfloat16.
+
+    Example:
+        >>> mean_of_pixels(jnp.arange(4, dtype=jnp.bfloat16).reshape(1, 2, 2, 1)).tolist()
+        [[1.5]]
+    """
+    return jnp.mean(at_least_float32(x), axis=(1, 2))
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """The array in float32 where its dtype has fewer bits, else the array itself.
+
+    Example:
+        >>> at_least_float32(jnp.ones(1, jnp.bfloat16)).dtype.name
+        'float32'
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def drop_path(x: jax.Array, rate: float, train: bool, key: jax.Array | None) -> jax.Array:
+    """y[b] = x[b] k[b] / (1 - rate), with k[b] = 1 with probability 1 - rate, else 0.
+
+    Stochastic depth: x is the branch of a residual block, which is left out for whole examples.
+    The division keeps the expectation, so evaluation returns x as it is.
+
+    Args:
+        x: [b, ...].
+        rate: probability that an example's branch is dropped, at least 0 and below 1.
+        train: False: return x.
+        key: of the draw; None where nothing is drawn (rate 0, or evaluation).
+
+    Returns:
+        [b, ...], of the dtype of x.
+
+    Example:
+        >>> y = drop_path(jnp.ones((6, 2)), 0.5, True, jax.random.key(0))
+        >>> sorted(set(y.ravel().tolist()))
+        [0.0, 2.0]
+
+    References:
+        Huang et al., 2016: https://arxiv.org/abs/1603.09382
+    """
+    if not train or rate == 0:
+        return x
+    if key is None:
+        raise ModelError("stochastic depth in training needs a random key")
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    # The mask has x's shape before the product: a select of one, and dtypes stay.
+    return jnp.where(jnp.broadcast_to(keep, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+
+class StochasticDepth(nn.Module):
+    """`drop_path` with a key of the stream `dropout`; holds no parameters.
+
+    Attributes:
+        rate: probability that an example's branch is dropped in training.
+
+    Example:
+        >>> StochasticDepth(0.1).apply({}, jnp.ones((1, 2)), train=False).tolist()
+        [[1.0, 1.0]]
+
+    References:
+        Huang et al., 2016: https://arxiv.org/abs/1603.09382
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, ...] -> [b, ...]."""
+        key = self.make_rng("dropout") if train and self.rate > 0 else None
+        return drop_path(x, self.rate, train, key)
+
+
+def checkpointed(block: type[Module], remat: bool) -> type[Module]:
+    """The block's class, or one whose activations are computed again in the backward pass.
+
+    Parameters, their names (the block needs a `name`), values and random masks stay the same.
+
+    Args:
+        block: a module called as `block(x, train)`.
+        remat: False: return the class itself.
+
+    Example:
+        >>> checkpointed(StochasticDepth, False) is StochasticDepth
+        True
+    """
+    return nn.remat(block, static_argnums=(2,)) if remat else block
+
+
+def check_dropout_rate(rate: float, name: str = "dropout_rate") -> None:
     """Raises ModelError unless 0 <= rate < 1.
+
+    Args:
+        rate: a probability.
+        name: of the model's parameter, for the message.
 
     Example:
         >>> check_dropout_rate(0.5)
     """
     if not 0 <= rate < 1:
-        raise ModelError(f"model_params.dropout_rate = {rate}: must be at least 0 and below 1")
+        raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")

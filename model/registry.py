@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
+
+# config.precision -> dtype of the computation.
+PRECISIONS = types.MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfloat16})
 
 
 class ModelError(ValueError):
@@ -25,7 +29,7 @@ class Entry(NamedTuple):
 
 
 _FIELD = re.compile(r"\{(\w+)(?::(int))?\}")
-_SET_BY_US = {"num_classes", "parent", "name"}
+_SET_BY_US = {"num_classes", "dtype", "parent", "name"}
 _entries: list[Entry] = []
 
 Model = typing.TypeVar("Model", bound=type[nn.Module])
@@ -62,13 +66,14 @@ def register(pattern: str, *, examples: tuple[str, ...] = ()) -> Callable[[Model
     return add
 
 
-def get_model(name: str, num_classes: int, **params: Any) -> nn.Module:
+def get_model(name: str, num_classes: int, dtype: Any = jnp.float32, **params: Any) -> nn.Module:
     """The model of a name, called as `module(x, train)`, with logits [b, num_classes] in float32.
 
     Args:
         name: such as "WideResNet_28_10"; see `model_names`.
         num_classes: number of logits, at least 1.
-        params: the model's own keyword arguments, such as dropout_rate.
+        dtype: of the computation. Parameters, statistics, softmax and logits are float32 anyway.
+        params: the model's own keyword arguments, such as dropout_rate or remat.
 
     Raises:
         ModelError: an unknown name or parameter, a wrong type, or a value that is not allowed.
@@ -82,18 +87,19 @@ def get_model(name: str, num_classes: int, **params: Any) -> nn.Module:
         model.registry.ModelError: unknown model_name 'WideResnet_16_4'; did you mean
         'WideResNet_16_4'? Allowed: ...
     """
-    return _build(name, num_classes, params)
+    return _build(name, num_classes, dtype, params)
 
 
 def build_model(config: Any, num_classes: int) -> nn.Module:
     """The model that a config's `model.model_name` and `model.model_params` ask for.
 
     Args:
-        config: any object with these attributes; `model_params` is a mapping.
+        config: any object with these attributes; `model_params` is a mapping. Its `precision`,
+            "float32" where it has none, is the dtype of the computation.
         num_classes: number of logits.
 
     Raises:
-        ModelError: as `get_model`.
+        ModelError: as `get_model`, or an unknown precision.
 
     Example:
         >>> from types import SimpleNamespace
@@ -103,8 +109,11 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
         >>> build_model(config, 10).dropout_rate
         0.1
     """
-    params = config.model.model_params
-    return _build(config.model.model_name, num_classes, {key: params[key] for key in params})
+    precision = getattr(config, "precision", "float32")
+    if precision not in PRECISIONS:
+        raise ModelError(f"unknown precision {precision!r}. Allowed: {', '.join(PRECISIONS)}")
+    params = {key: config.model.model_params[key] for key in config.model.model_params}
+    return _build(config.model.model_name, num_classes, PRECISIONS[precision], params)
 
 
 def model_names() -> tuple[str, ...]:
@@ -117,7 +126,7 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(name for entry in _entries for name in entry.examples))
 
 
-def _build(name: str, num_classes: int, params: Mapping[str, Any]) -> nn.Module:
+def _build(name: str, num_classes: int, dtype: Any, params: Mapping[str, Any]) -> nn.Module:
     entry, fields = _find(name)
     allowed = _allowed(entry.build)
     own = {key: kind for key, kind in allowed.items() if key not in fields}
@@ -130,7 +139,18 @@ def _build(name: str, num_classes: int, params: Mapping[str, Any]) -> nn.Module:
     checked = {key: _checked(name, key, value, own[key]) for key, value in params.items()}
     if not _fits(num_classes, int) or num_classes < 1:
         raise ModelError(f"num_classes = {num_classes!r}: choose a whole number of at least 1")
-    return entry.build(num_classes=num_classes, **fields, **checked)
+    return entry.build(
+        num_classes=num_classes, **fields, **checked, **_precision(entry, name, dtype)
+    )
+
+
+def _precision(entry: Entry, name: str, dtype: Any) -> dict[str, Any]:
+    """The keyword argument for the dtype, which a model of one's own need not have."""
+    if "dtype" in inspect.signature(entry.build).parameters:
+        return {"dtype": dtype}
+    if jnp.dtype(dtype) != jnp.float32:
+        raise ModelError(f"{name} computes in float32 alone: set precision to float32")
+    return {}
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

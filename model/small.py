@@ -1,9 +1,21 @@
 """Small convolutional networks for small images."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from model.layers import BatchNorm, Conv, check_dropout_rate, max_pool
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    at_least_float32,
+    check_dropout_rate,
+    max_pool,
+)
 from model.registry import ModelError, register
 
 
@@ -18,6 +30,8 @@ class DigitsCNN(nn.Module):
         features: channels of each block.
         dense: width of the dense layer.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each block's activations again in the backward pass, for less memory.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,6 +46,8 @@ class DigitsCNN(nn.Module):
     features: tuple[int, ...] = (32, 64)
     dense: int = 128
     dropout_rate: float = 0.0
+    dtype: DType = jnp.float32
+    remat: bool = False
 
     def __post_init__(self) -> None:
         _check_widths("features", self.features)
@@ -42,14 +58,26 @@ class DigitsCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
-        for features in self.features:
-            x = Conv(features, kernel_init=nn.initializers.he_normal())(x)
-            x = nn.relu(BatchNorm()(x, train))
-            x = max_pool(x)
+        he = nn.initializers.he_normal()
+        for number, features in enumerate(self.features):
+            x = _run(partial(_digits_block, features=features, number=number, train=train), self, x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(self.dense, kernel_init=nn.initializers.he_normal())(x))
+        x = nn.relu(nn.Dense(self.dense, kernel_init=he, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes)(at_least_float32(x))
+
+
+def _digits_block(
+    model: DigitsCNN, x: jax.Array, features: int, number: int, train: bool
+) -> jax.Array:
+    conv = Conv(
+        features,
+        kernel_init=nn.initializers.he_normal(),
+        dtype=model.dtype,
+        name=f"Conv_{number}",
+    )
+    norm = BatchNorm(dtype=model.dtype, name=f"BatchNorm_{number}")
+    return max_pool(nn.relu(norm(conv(x), train)))
 
 
 @register("MnistTutorialCNN")
@@ -63,6 +91,8 @@ class MnistTutorialCNN(nn.Module):
     Attributes:
         num_classes: number of logits.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each block's activations again in the backward pass, for less memory.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,6 +105,8 @@ class MnistTutorialCNN(nn.Module):
 
     num_classes: int
     dropout_rate: float = 0.5
+    dtype: DType = jnp.float32
+    remat: bool = False
 
     def __post_init__(self) -> None:
         check_dropout_rate(self.dropout_rate)
@@ -84,20 +116,43 @@ class MnistTutorialCNN(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 8."""
         glorot = nn.initializers.glorot_uniform()
+        first = 0
         for features, convolutions in ((16, 1), (32, 2), (64, 3)):
-            for _ in range(convolutions):
-                x = nn.relu(Conv(features, use_bias=True, kernel_init=glorot)(x))
-                x = _keras_batch_norm(x, train)
-            x = max_pool(x)
+            numbers = range(first, first + convolutions)
+            x = _run(
+                partial(_mnist_block, features=features, numbers=numbers, train=train), self, x
+            )
+            first += convolutions
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(256, kernel_init=glorot)(x))
-        x = _keras_batch_norm(x, train)
+        x = nn.relu(nn.Dense(256, kernel_init=glorot, dtype=self.dtype)(x))
+        x = _keras_batch_norm(self, first)(x, train)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, kernel_init=glorot)(x)
+        return nn.Dense(self.num_classes, kernel_init=glorot)(at_least_float32(x))
 
 
-def _keras_batch_norm(x: jax.Array, train: bool) -> jax.Array:
-    return BatchNorm(momentum=0.99, epsilon=1e-3)(x, train)
+def _mnist_block(
+    model: MnistTutorialCNN, x: jax.Array, features: int, numbers: range, train: bool
+) -> jax.Array:
+    for number in numbers:
+        conv = Conv(
+            features,
+            use_bias=True,
+            kernel_init=nn.initializers.glorot_uniform(),
+            dtype=model.dtype,
+            name=f"Conv_{number}",
+        )
+        x = _keras_batch_norm(model, number)(nn.relu(conv(x)), train)
+    return max_pool(x)
+
+
+def _keras_batch_norm(model: MnistTutorialCNN, number: int) -> BatchNorm:
+    return BatchNorm(momentum=0.99, epsilon=1e-3, dtype=model.dtype, name=f"BatchNorm_{number}")
+
+
+def _run(block: Callable[..., jax.Array], model: Any, x: jax.Array) -> jax.Array:
+    """A block inside a model, whose modules it names itself: `remat` starts to count anew."""
+    run = nn.remat(block) if model.remat else block
+    return run(model, x)
 
 
 def _check_widths(name: str, widths: tuple[int, ...]) -> None:

@@ -1,10 +1,19 @@
 """Wide residual networks for images of 32 x 32 pixels (Zagoruyko and Komodakis, 2016)."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import BatchNorm, Conv, check_dropout_rate
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    check_dropout_rate,
+    checkpointed,
+    mean_of_pixels,
+)
 from model.registry import ModelError, register
 
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -18,23 +27,26 @@ class Block(nn.Module):
         features: output channels.
         strides: step of the first convolution, in pixels.
         dropout_rate: share of the inputs of the second convolution that is dropped in training.
+        dtype: of the computation.
     """  # noqa: D205
 
     features: int
     strides: int
     dropout_rate: float
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, h / strides, w / strides, features]."""
-        y = nn.relu(BatchNorm(name="norm_1")(x, train))
+        conv = partial(Conv, kernel_init=_HE, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        y = nn.relu(norm(name="norm_1")(x, train))
         if x.shape[-1] != self.features or self.strides != 1:
-            shortcut = Conv(self.features, (1, 1), self.strides, kernel_init=_HE, name="shortcut")
-            x = shortcut(y)
-        y = Conv(self.features, strides=self.strides, kernel_init=_HE, name="conv_1")(y)
-        y = nn.relu(BatchNorm(name="norm_2")(y, train))
+            x = conv(self.features, (1, 1), self.strides, name="shortcut")(y)
+        y = conv(self.features, strides=self.strides, name="conv_1")(y)
+        y = nn.relu(norm(name="norm_2")(y, train))
         y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-        return x + Conv(self.features, kernel_init=_HE, name="conv_2")(y)
+        return x + conv(self.features, name="conv_2")(y)
 
 
 @register(
@@ -49,6 +61,8 @@ class WideResNet(nn.Module):
         depth: number of convolutions, 6 n + 4.
         width: factor of the channels.
         dropout_rate: share dropped between the convolutions of a block, in training.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each block's activations again in the backward pass, for less memory.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -65,6 +79,8 @@ class WideResNet(nn.Module):
     depth: int
     width: int
     dropout_rate: float = 0.0
+    dtype: DType = jnp.float32
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.depth < 10 or (self.depth - 4) % 6:
@@ -79,15 +95,16 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
-        x = Conv(16, kernel_init=_HE, name="stem")(x)
+        block_class = checkpointed(Block, self.remat)
+        x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
         for group in range(3):
             for block in range((self.depth - 4) // 6):
-                x = Block(
+                x = block_class(
                     features=16 * self.width * 2**group,
                     strides=2 if group > 0 and block == 0 else 1,
                     dropout_rate=self.dropout_rate,
+                    dtype=self.dtype,
                     name=f"group_{group + 1}_block_{block + 1}",
                 )(x, train)
-        x = nn.relu(BatchNorm(name="norm")(x, train))
-        x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, name="head")(x)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
+        return nn.Dense(self.num_classes, name="head")(mean_of_pixels(x))

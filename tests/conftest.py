@@ -47,6 +47,17 @@ def gnp_environment() -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def registered_models(gnp_environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that model registers, without those that tests and examples add."""
+    program = "import model; print(*model.model_names())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True, check=True, env=dict(gnp_environment), text=True,
+    )  # fmt: skip
+    return tuple(done.stdout.split())
+
+
 @pytest.fixture
 def run_gnp(
     tmp_path: Path, gnp_environment: Mapping[str, str]

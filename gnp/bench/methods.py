@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import optimizer
 from config import default, load_config
+from gnp.bench.pages import PageError, read_page, write_page
 from gnp.bench.step import CompiledStep, about_this_machine, measure_in_turn
 from gnp.main.build import config_as_json, regularizer
 from gnp.training.files import read_rows
@@ -35,7 +36,7 @@ from gnp.training.files import read_rows
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "mnist_methods.py"
 MODEL, BATCH_SIZE = "WideResNet_16_4", 64
-START, END = "<!-- table of gnp.bench.methods -->", "<!-- end of the table -->"
+MARKS = ("<!-- table of gnp.bench.methods -->", "<!-- end of the table -->")
 
 _GNP = {"gnp.r": 0.05, "gnp.alpha": 0.8}
 _SAM = {"gnp.r": 0.05, "gnp.alpha": 1.0}
@@ -81,10 +82,6 @@ class Row(NamedTuple):
     ratio: float
     ratio_spread: float
     errors: tuple[float | None, ...]
-
-
-class PageError(ValueError):
-    """A page that cannot take the table; one line."""
 
 
 def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDict:
@@ -198,27 +195,6 @@ def _error(errors: Sequence[float | None]) -> str:
         text = f"{text[:-1]} ± {statistics.stdev(values):.2%}"
     failed = len(errors) - len(values)
     return f"{text} ({failed} of {len(errors)} failed)".strip() if failed else text
-
-
-def write_page(page: Path, text: str) -> None:
-    """Puts a text between the marks of a page.
-
-    Raises:
-        PageError: the page has not both marks, or cannot be read.
-    """
-    before, after = _around_the_table(page)
-    page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
-
-
-def _around_the_table(page: Path) -> tuple[str, str]:
-    try:
-        before, start, rest = page.read_text().partition(START)
-    except OSError as error:
-        raise PageError(f"--page={page}: {error.strerror}") from error
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise PageError(f"--page={page}: it needs the lines {START} and {END}")
-    return before, after
 
 
 def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
@@ -345,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(each, _stop)
     try:
         if options.page:
-            _around_the_table(options.page)
+            read_page(options.page, MARKS)
         options.out.mkdir(parents=True, exist_ok=True)
         failures = _compare(options)
     except KeyboardInterrupt:
@@ -381,7 +357,7 @@ def _compare(options: argparse.Namespace) -> list[str]:
     print(text)
     print(f"in {options.out}: methods.md, methods.json, a run directory for each method and seed")
     if options.page:
-        write_page(options.page, text)
+        write_page(options.page, MARKS, text)
     return failures
 
 

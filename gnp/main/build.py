@@ -27,6 +27,8 @@ from gnp.training.state import (
 )
 from gnp.training.step import EvaluationStep, Groups, build_evaluation_step, build_train_step
 
+Pretrained = Callable[[Params, ModelState], tuple[Params, ModelState, model.Report]]
+
 
 class Run(NamedTuple):
     """The parts of a run, built from its config.
@@ -34,6 +36,8 @@ class Run(NamedTuple):
     Attributes:
         dataset: where examples come from.
         initialise: key -> (params, model_state).
+        pretrained: (params, model_state) -> the same with the values of `model.pretrained`, and
+            what became of each; reads the file. None where the config names none.
         optimizer: the chain.
         scalars: step number -> learning_rate, alpha, r.
         plan: lengths and intervals.
@@ -44,12 +48,20 @@ class Run(NamedTuple):
 
     dataset: ds_pipeline.Dataset
     initialise: Initialise
+    pretrained: Pretrained | None
     optimizer: optax.GradientTransformationExtraArgs
     scalars: Callable[[int], dict[str, float]]
     plan: Plan
     steps: Steps
     evaluation_step: EvaluationStep
     mesh: jax.sharding.Mesh
+
+
+class Begun(NamedTuple):
+    """The state before the first step, and what became of pretrained weights, if any."""
+
+    state: TrainState
+    pretrained: model.Report | None
 
 
 # So many that every fraction of an epoch is a whole step: the real number is known with the data.
@@ -201,9 +213,11 @@ def build_run(config: ml_collections.ConfigDict, training: bool = True) -> Run:
         )
         return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
 
+    labels = optimizer.build_labels(config)
     return Run(
         dataset,
-        _on_the_manifold(initialise, optimizer.build_labels(config)),
+        _on_the_manifold(initialise, labels),
+        _pretrained(config, labels),
         chain,
         scalars,
         plan,
@@ -242,6 +256,29 @@ def _on_the_manifold(initialise: Initialise, labels: Callable[[Params], Any]) ->
     return initialise_there
 
 
+def _pretrained(
+    config: ml_collections.ConfigDict, labels: Callable[[Params], Any]
+) -> Pretrained | None:
+    """Reads the weights that the config names; the Grassmann group's at length 1 after that."""
+    if config.model.pretrained is None:
+        return None
+
+    def load(params: Params, model_state: ModelState) -> tuple[Params, ModelState, model.Report]:
+        try:
+            params, model_state, report = model.load_pretrained(
+                config.model.pretrained, params, model_state, strict=config.model.pretrained_strict
+            )
+        except model.PretrainedError as error:
+            if not config.model.pretrained_strict:
+                raise
+            raise model.ModelError(
+                f"{error}\nmodel.pretrained_strict=False goes on without these"
+            ) from error
+        return optimizer.unit_norm(params, labels(params)), model_state, report
+
+    return load
+
+
 def build_functions(
     config: ml_collections.ConfigDict,
     normalize: Callable[[jax.Array], jax.Array],
@@ -253,9 +290,14 @@ def build_functions(
     return from_linen(module, normalize, shape)
 
 
-def initial_state(run: Run, seed: int) -> TrainState:
+def initial_state(run: Run, seed: int) -> Begun:
     """The state before the first step, on every device."""
-    return replicate(jax.jit(_initialiser(run))(jax.random.key(seed)), run.mesh)
+    if run.pretrained is None:
+        state = jax.jit(_initialiser(run))(jax.random.key(seed))
+        return Begun(replicate(state, run.mesh), None)
+    params, model_state, report = run.pretrained(*jax.jit(run.initialise)(jax.random.key(seed)))
+    state = TrainState(params, model_state, jax.jit(run.optimizer.init)(params))
+    return Begun(replicate(state, run.mesh), report)
 
 
 def abstract_state(run: Run) -> TrainState:

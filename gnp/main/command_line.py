@@ -82,7 +82,9 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         try:
             loaded, problems = configs.read_config(values.config, overrides)
             wrong += problems
-            if not any(line.startswith(("model.", "opt.", "config key")) for line in problems):
+            if not any(
+                line.startswith(("model.", "opt.", "precision", "config key")) for line in problems
+            ):
                 wrong += build.name_problems(loaded)
         except configs.ConfigError as error:
             wrong += str(error).splitlines()

@@ -35,6 +35,9 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     )
     parts = build.build_run(config)
     like = build.abstract_state(parts)
+    # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
+    begins = config.retrain or not any((working_dir / "checkpoints").glob("[0-9]*"))
+    begun = build.initial_state(parts, config.init_seeds) if parts.pretrained and begins else None
     active = jax.process_index() == 0
     # Only now: a command that cannot run leaves the directory as it was.
     if active:
@@ -42,7 +45,7 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     with catch_signals() as interrupt:
         checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
         try:
-            progress = _train(config, working_dir, parts, checkpoints, like, interrupt)
+            progress = _train(config, working_dir, parts, checkpoints, like, begun, interrupt)
         finally:
             checkpoints.close()
     if active:
@@ -71,17 +74,24 @@ def _train(
     parts: build.Run,
     checkpoints: Checkpoints,
     like: TrainState,
+    begun: build.Begun | None,
     interrupt: Interrupt,
 ) -> Progress:
     restored = checkpoints.restore(like)
     for warning in restored.warnings if restored else []:
         print(f"warning: {warning}", file=sys.stderr)
     progress = Progress(restored.progress if restored else None)
-    state = restored.state if restored else build.initial_state(parts, config.init_seeds)
+    if restored:
+        begun = build.Begun(restored.state, None)
+    state, pretrained = begun or build.initial_state(parts, config.init_seeds)
     active = jax.process_index() == 0
     log = Log(working_dir, from_step=progress.step, active=active)
     if restored:
         log.say(f"going on in {working_dir} after step {progress.step}")
+    if pretrained:
+        log.say(f"{config.model.pretrained}: {pretrained.summary()}")
+        for line in pretrained.lines() if active else []:
+            print(f"warning: pretrained weights, {line}", file=sys.stderr)
 
     def measure(state: TrainState) -> dict[str, float]:
         values, _ = evaluate(parts.evaluation_step, state, build.evaluation_batches(parts))

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from model.layers import BatchNorm, Conv, check_dropout_rate, conv, max_pool
+from model.layers import (
+    BatchNorm,
+    Conv,
+    StochasticDepth,
+    check_dropout_rate,
+    conv,
+    drop_path,
+    max_pool,
+    mean_of_pixels,
+)
 from model.registry import ModelError
 
 # [b, h, w, c], window, strides; the ones with one channel have a formulation of their own.
@@ -44,6 +53,38 @@ def test_conv_equals_flax(key, shape, window, strides):
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
 
     assert_close(value_and_gradients(ours), value_and_gradients(theirs))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "padding", "groups"),
+    [
+        ((2, 6, 5, 3), 2, 1, 1),
+        ((2, 6, 5, 3), 1, 0, 3),
+        ((2, 6, 5, 4), 2, "SAME", 2),
+        ((2, 6, 5, 1), 1, 2, 1),
+        ((2, 6, 5, 1), 1, "VALID", 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_padding_groups_and_dtype_equal_those_of_flax(key, shape, strides, padding, groups, dtype):
+    x = jax.random.normal(key, shape)
+    ours = Conv(6, (3, 2), strides, True, padding=padding, groups=groups, dtype=dtype)
+    theirs = nn.Conv(6, (3, 2), strides, padding=padding, feature_group_count=groups, dtype=dtype)
+    shapes = jax.eval_shape(theirs.init, key, x)
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), "f4"), shapes)
+    own = jax.eval_shape(ours.init, key, x)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), own) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), shapes
+    )
+    y, expected = (jax.jit(module.apply)(variables, x) for module in (ours, theirs))
+    assert (y.shape, y.dtype) == (expected.shape, dtype)
+    assert_close(y.astype("f4"), expected.astype("f4"))
+
+
+def test_groups_that_do_not_divide_the_channels(key):
+    with pytest.raises(ModelError, match="3 and 4 channels do not divide into 2 groups"):
+        Conv(4, groups=2).init(key, jnp.ones((1, 4, 4, 3)))
 
 
 @pytest.mark.parametrize(("shape", "window", "strides"), CONVOLUTIONS[:3])
@@ -118,6 +159,24 @@ def test_batch_norm_equals_flax(key, shape, train):
     )
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_in_bfloat16_counts_in_float32(key, train):
+    x = (jax.random.normal(key, (6, 4, 3, 5)) + 8).astype(jnp.bfloat16)
+    ours = BatchNorm(0.9, 1e-3, use_scale=False, dtype=jnp.bfloat16)
+    theirs = nn.BatchNorm(
+        not train, momentum=0.9, epsilon=1e-3, use_scale=False, dtype=jnp.bfloat16
+    )
+    variables = jax.tree.map(lambda leaf: leaf + 0.2, theirs.init(key, x))
+    shapes = jax.eval_shape(lambda: ours.init(key, x, train=train))
+    assert jax.tree.structure(shapes) == jax.tree.structure(variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    y, state = ours.apply(variables, x, train=train, mutable=["batch_stats"])
+    expected, their_state = theirs.apply(variables, x, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert_close(y.astype("f4"), expected.astype("f4"))
+    assert_close(state, their_state)
+
+
 def test_batch_norm_starts_from_the_initial_statistics(key):
     x = jax.random.normal(key, (6, 3))
     stats = BatchNorm().init(key, x, train=True)["batch_stats"]
@@ -146,6 +205,45 @@ def test_max_pool_shares_the_gradient_of_ties():
 def test_max_pool_refuses_an_image_that_is_too_small():
     with pytest.raises(ModelError, match="1 x 4 pixels cannot be halved"):
         max_pool(jnp.ones((2, 1, 4, 3)))
+
+
+def test_mean_of_pixels_adds_up_in_float32():
+    # In bfloat16 a sum of 1024 pixels would stop growing at 256.
+    x = jnp.ones((1, 32, 32, 2), jnp.bfloat16)
+    np.testing.assert_array_equal(mean_of_pixels(x), jnp.ones((1, 2)))
+    assert mean_of_pixels(x).dtype == jnp.float32
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_expectation(key):
+    x = jnp.arange(1.0, 7.0).reshape(1, 2, 3) * jnp.ones((20000, 1, 1))
+    y = drop_path(x, 0.3, True, key)
+    kept = np.asarray(y[:, 0, 0] != 0)
+    assert kept.mean() == pytest.approx(0.7, abs=0.02)
+    np.testing.assert_array_equal(y[~kept], 0)
+    np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+    np.testing.assert_allclose(y.mean(0), x[0], rtol=0.03)
+    assert drop_path(x.astype(jnp.bfloat16), 0.3, True, key).dtype == jnp.bfloat16
+
+
+def test_drop_path_draws_nothing_without_need():
+    x = jnp.ones((3, 2))
+    assert drop_path(x, 0.5, False, None) is x
+    assert drop_path(x, 0.0, True, None) is x
+    with pytest.raises(ModelError, match="needs a random key"):
+        drop_path(x, 0.5, True, None)
+
+
+def test_stochastic_depth_draws_from_the_stream_of_dropout(key):
+    x = jnp.ones((64, 2))
+    module = StochasticDepth(0.5)
+    assert module.init(key, x, train=False) == {}
+    first, again, other = (
+        module.apply({}, x, train=True, rngs={"dropout": jax.random.key(seed)})
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(module.apply({}, x, train=False), x)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])

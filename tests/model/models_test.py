@@ -1,5 +1,7 @@
 """What every registered family has in common, and the published sizes."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,28 +15,78 @@ SIZES = [
     ("WideResNet_22_8", (32, 32, 3), 17_158_106),
     ("WideResNet_28_10", (32, 32, 3), 36_479_194),
     ("WideResNet_40_10", (32, 32, 3), 55_841_754),
+    ("WideResNet_2_96_ShakeShake", (32, 32, 3), 26_192_922),
+    ("PyramidNet_164_48", (32, 32, 3), 1_715_410),
+    ("PyramidNet_164_270", (32, 32, 3), 27_215_989),
+    ("PyramidNet_200_240", (32, 32, 3), 26_752_670),
+    ("PyramidNet_272_200", (32, 32, 3), 26_210_810),
+    # And a batch norm of 16 channels behind the first convolution.
+    ("PyramidNet_164_48_ShakeDrop", (32, 32, 3), 1_715_442),
     ("MnistTutorialCNN", (28, 28, 1), 257_738),
     ("DigitsCNN", (8, 8, 1), 53_098),
 ]
-# Name, parameters of the model, the smallest useful input.
-SMALL = [
-    ("WideResNet_10_1", {"dropout_rate": 0.5}, (4, 4, 3)),
-    ("MnistTutorialCNN", {}, (8, 8, 1)),
-    ("DigitsCNN", {"features": (4, 4), "dense": 8, "dropout_rate": 0.5}, (4, 4, 1)),
-]
+# Name -> parameters of the model, a small input.
+SMALL = {
+    "WideResNet_10_1": ({"dropout_rate": 0.5}, (4, 4, 3)),
+    "WideResNet_2_4_ShakeShake": ({"depth": 8}, (6, 6, 3)),
+    "PyramidNet_11_5_ShakeDrop": ({}, (6, 6, 3)),
+    "MnistTutorialCNN": ({}, (8, 8, 1)),
+    "DigitsCNN": ({"features": (4, 4), "dense": 8, "dropout_rate": 0.5}, (4, 4, 1)),
+}
 
 
-def filled(module, shape):
-    """Input and variables of a module, random but drawn without compiling its initialisers."""
+def drawn(name):
+    """Input and variables of a small model as a run might have them, drawn without compiling."""
+    params, shape = SMALL[name]
+    module = get_model(name, 3, **params)
     draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(size=(4, *shape)), jnp.float32)
+    # Images that differ: over a few of noise alone, batch norm has little but rounding to go by.
+    patches = draw.normal(size=(16, 2, 2, shape[-1]))
+    x = np.kron(patches, np.ones((1, shape[0] // 2, shape[1] // 2, 1)))
+    x = (x + 0.2 * draw.normal(size=x.shape)).astype(np.float32)
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
-    def fill(leaf):
-        # Positive, because some are variances.
-        return jnp.asarray(draw.uniform(0.2, 0.8, leaf.shape), leaf.dtype)
+    def value(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return draw.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        size = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if len(leaf.shape) > 1 else 0.1
+        return (size * draw.normal(size=leaf.shape)).astype(np.float32)
 
-    return x, jax.tree.map(fill, variables)
+    return x, jax.tree_util.tree_map_with_path(value, variables)
+
+
+def forward(name, dtype=jnp.float32, remat=False):
+    """(variables, x, seed) -> logits of evaluation, logits and statistics of training."""
+    module = get_model(name, 3, dtype, remat=remat, **SMALL[name][0])
+
+    def run(variables, x, seed):
+        logits, state = module.apply(
+            variables,
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(seed)},
+        )
+        return module.apply(variables, x, train=False), logits, dict(state)
+
+    return run
+
+
+@cache
+def passes(name, remat=False):
+    """What `forward` gives, and the gradients of a loss of training's logits; compiled."""
+    run = forward(name, remat=remat)
+
+    def run_and_differentiate(variables, x, seed):
+        def loss(params):
+            outputs = run({**variables, "params": params}, x, seed)
+            return jnp.sum(jnp.square(outputs[1] - 1)), outputs
+
+        gradients, outputs = jax.grad(loss, has_aux=True)(variables["params"])
+        return *outputs, gradients
+
+    return jax.jit(run_and_differentiate)
 
 
 @pytest.mark.parametrize(("name", "shape", "parameters"), SIZES)
@@ -51,35 +103,16 @@ def test_published_size_and_logits(name, shape, parameters):
     assert set(variables) == {"params", "batch_stats"}
 
 
-@pytest.mark.parametrize(("name", "params", "shape"), SMALL)
-def test_training_and_evaluation(name, params, shape):
-    module = get_model(name, 3, **params)
-    x, variables = filled(module, shape)
-
-    @jax.jit
-    def train(params, seed):
-        def loss(params):
-            logits, state = module.apply(
-                {**variables, "params": params},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(seed)},
-            )
-            return jnp.sum(jnp.square(logits - 1)), (logits, dict(state))
-
-        gradients, (logits, state) = jax.grad(loss, has_aux=True)(params)
-        return logits, state, gradients
-
-    @jax.jit
-    def evaluate(stats):
-        return module.apply({**variables, "batch_stats": stats}, x, train=False)
-
-    logits, state, gradients = train(variables["params"], 0)
-    assert (logits.shape, logits.dtype) == ((4, 3), jnp.float32)
+@pytest.mark.parametrize("name", SMALL)
+def test_training_and_evaluation(name):
+    x, variables = drawn(name)
+    run = passes(name)
+    evaluated, logits, state, gradients = run(variables, x, 0)
+    assert (logits.shape, logits.dtype) == ((16, 3), jnp.float32)
     # The same key drops the same units; another key, others.
-    np.testing.assert_array_equal(logits, train(variables["params"], 0)[0])
-    assert not np.allclose(logits, train(variables["params"], 1)[0])
+    again, other = run(variables, x, 0), run(variables, x, 1)
+    np.testing.assert_array_equal(logits, again[1])
+    assert not np.allclose(logits, other[1])
     # Every parameter has a gradient, every running statistic moved.
     for path, leaf in jax.tree.leaves_with_path(gradients):
         assert leaf.dtype == jnp.float32
@@ -88,8 +121,35 @@ def test_training_and_evaluation(name, params, shape):
     for path, leaf in jax.tree.leaves_with_path(jax.tree.map(jnp.subtract, new, old)):
         assert np.all(leaf != 0), jax.tree_util.keystr(path)
     # Evaluation draws nothing and uses the running statistics.
-    np.testing.assert_array_equal(evaluate(new), evaluate(new))
-    assert not np.allclose(evaluate(new), evaluate(old))
+    np.testing.assert_array_equal(evaluated, other[0])
+    assert not np.allclose(evaluated, run({**variables, **state}, x, 0)[0])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_is_near_float32(name):
+    x, variables = drawn(name)
+    *logits, state = jax.jit(forward(name, jnp.bfloat16))(variables, x, 0)
+    *exact, _, _ = passes(name)(variables, x, 0)
+    for leaf in jax.tree.leaves((logits, state)):
+        assert leaf.dtype == jnp.float32
+    # The tutorial's CNN has its batch norms behind ReLUs: of a dense unit that is above 0 for few
+    # examples they make large values, and of its rounding too.
+    limits = (0.02, 0.1 if name == "MnistTutorialCNN" else 0.02)
+    for ours, theirs, limit in zip(logits, exact, limits, strict=True):
+        assert 0 < np.abs(ours - theirs).max() < limit * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_remat_changes_nothing_but_memory(name):
+    x, variables = drawn(name)
+    plain, remat = passes(name), passes(name, remat=True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        remat(variables, x, 0),
+        plain(variables, x, 0),
+    )
+    assert "remat2[" not in str(jax.make_jaxpr(plain)(variables, x, 0))
+    assert "remat2[" in str(jax.make_jaxpr(remat)(variables, x, 0))
 
 
 def test_dropout_rate_zero_draws_nothing():

@@ -1,9 +1,10 @@
 """The registry: names, patterns, parameters, and what is said when they are wrong."""
 
+import inspect
 from types import SimpleNamespace
 
 import flax.linen as nn
-import jax
+import jax.numpy as jnp
 import pytest
 
 from model import ModelError, build_model, get_model, model_names, registry
@@ -51,17 +52,18 @@ def test_unknown_name_with_a_near_one(name, suggestion):
 
 @pytest.mark.parametrize("name", ["", "zzz", "WideResNet_x_4", "WideResNet_016_4", "DigitsCNN\n"])
 def test_unknown_name(name):
-    assert "Allowed: DigitsCNN" in error_of(name)
+    allowed = error_of(name).partition(" Allowed: ")[2]
+    assert {"DigitsCNN", "WideResNet_{depth}_{width}"} <= set(allowed.split(", "))
 
 
 def test_unknown_parameter():
     message = error_of("WideResNet_16_4", droput_rate=0.1)
     assert "model_params.droput_rate" in message
     assert "did you mean 'dropout_rate'?" in message
-    assert "Allowed: dropout_rate" in message
+    assert message.endswith("Allowed: dropout_rate, remat")
 
 
-@pytest.mark.parametrize("key", ["depth", "num_classes", "parent", "name"])
+@pytest.mark.parametrize("key", ["depth", "num_classes", "dtype", "parent", "name"])
 def test_a_parameter_that_the_name_or_the_data_set(key):
     name = "WideResNet_16_4"
     config = SimpleNamespace(model=SimpleNamespace(model_name=name, model_params={key: 1}))
@@ -104,6 +106,36 @@ def test_build_model_leaves_the_config_alone():
     assert params == {"features": [4, 8]}
 
 
+@pytest.mark.parametrize(("precision", "dtype"), registry.PRECISIONS.items())
+def test_precision_of_a_config_is_the_dtype(precision, dtype):
+    names = SimpleNamespace(model_name="DigitsCNN", model_params={"remat": True})
+    module = build_model(SimpleNamespace(model=names, precision=precision), 10)
+    assert module.dtype == dtype
+    assert module.remat
+    assert get_model("DigitsCNN", 10, dtype=dtype) == get_model("DigitsCNN", 10, dtype)
+
+
+def test_a_config_without_precision_computes_in_float32():
+    names = SimpleNamespace(model_name="DigitsCNN", model_params={})
+    assert build_model(SimpleNamespace(model=names), 10).dtype == jnp.float32
+
+
+def test_unknown_precision():
+    names = SimpleNamespace(model_name="DigitsCNN", model_params={})
+    with pytest.raises(ModelError) as error:
+        build_model(SimpleNamespace(model=names, precision="float16"), 10)
+    assert str(error.value) == "unknown precision 'float16'. Allowed: float32, bfloat16"
+
+
+def test_every_model_has_dtype_and_remat():
+    ours = [entry for entry in registry._entries if entry.build.__module__ != registry.__name__]
+    for entry in ours:  # not the one of register's example
+        fields = list(inspect.signature(entry.build).parameters.values())
+        own = [field for field in fields if field.name not in ("parent", "name")]
+        assert [field.name for field in own[-2:]] == ["dtype", "remat"], entry.pattern
+        assert [field.default for field in own[-2:]] == [jnp.float32, False], entry.pattern
+
+
 def test_a_model_of_ones_own(entries, key):
     @register("Widths_{width:int}_{kind}", examples=("Widths_3_a",))
     class Widths(nn.Module):
@@ -118,9 +150,12 @@ def test_a_model_of_ones_own(entries, key):
 
     module = get_model("Widths_12_b", 5, bias=True)
     assert (module.width, module.kind) == (12, "b")
-    assert module.init_with_output(key, jax.numpy.ones((2, 3)), train=True)[0].shape == (2, 5)
+    assert module.init_with_output(key, jnp.ones((2, 3)), train=True)[0].shape == (2, 5)
     assert "Widths_3_a" in model_names()
     assert "did you mean 'Widths_3_a'?" in error_of("Width_3_a")
+    # It has no dtype, so float32 is what it computes in.
+    with pytest.raises(ModelError, match="Widths_3_a computes in float32 alone"):
+        get_model("Widths_3_a", 5, dtype=jnp.bfloat16)
     assert "must be bool | None, is int" in error_of("Widths_3_a", bias=1)
 
 

@@ -77,16 +77,6 @@ def test_failed_runs_are_in_the_table():
     assert methods.table([row._replace(errors=(None,))]).endswith("| (1 of 1 failed) |")
 
 
-def test_the_page_keeps_what_is_around_the_table(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{methods.START}\nold\n{methods.END}\nafter\n")
-    methods.write_page(page, "new")
-    assert page.read_text() == f"before\n{methods.START}\n\nnew\n\n{methods.END}\nafter\n"
-    page.write_text("no marks")
-    with pytest.raises(methods.PageError, match="it needs the lines"):
-        methods.write_page(page, "new")
-
-
 def test_a_wrong_page_is_refused_before_anything_is_trained(tmp_path):
     words = ["--data_dir=x", f"--out={tmp_path / 'out'}", f"--page={tmp_path / 'none.md'}"]
     with pytest.raises(SystemExit, match=r"none\.md: No such file"):
@@ -136,7 +126,7 @@ def test_stopped(tmp_path, gnp_environment, number):
 def test_the_whole_command(tmp_path, monkeypatch):
     write_tfds_set(tmp_path / "data", "mnist", n_train=2000, n_test=20, shape=(28, 28, 1))
     page = tmp_path / "page.md"
-    page.write_text(f"{methods.START}\n{methods.END}\n")
+    page.write_text("{}\n{}\n".format(*methods.MARKS))
     words = [f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", f"--page={page}",
              "--seeds=2", "--runs=2"]  # fmt: skip
     monkeypatch.setattr(methods, "METHODS", {

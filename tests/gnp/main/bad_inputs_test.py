@@ -47,6 +47,7 @@ def refused(run_gnp_here, tmp_path):
         ("opt.opt_type=Adamm", ["Adamm", "did you mean Adam?"]),
         ("opt.opt_params.wieght_decay=0.1", ["wieght_decay", "Momentum"]),
         ("lr_schedule_type=cosin", ["cosin", "did you mean cosine?"]),
+        ("precision=float16", ["precision = 'float16'", "float32 | bfloat16"]),
         ("gr_warmup_strategy=lamda", ["lamda", "did you mean lambda?"]),
         ("gnp.r=-0.1", ["gnp.r = -0.1", ">= 0"]),
         ("gnp.alpha=-1", ["gnp.alpha = -1.0", ">= 0"]),

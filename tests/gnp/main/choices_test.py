@@ -3,6 +3,7 @@
 import pytest
 
 import ds_pipeline.augment
+import model
 import optimizer
 from config import default, load_config
 from gnp.main import build
@@ -18,6 +19,7 @@ from gnp.main import build
         ("gnp.where", optimizer.WHERE),
         ("opt.centralize", optimizer.CENTRALIZE),
         ("opt.centralize_at", optimizer.CENTRALIZE_AT),
+        ("precision", model.PRECISIONS),
         ("dataset.image_level_augmentations", ds_pipeline.augment.IMAGE_LEVEL),
         ("dataset.batch_level_augmentations", ds_pipeline.augment.BATCH_LEVEL),
     ],

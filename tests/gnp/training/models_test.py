@@ -12,16 +12,44 @@ from gnp.training.step import build_train_step
 from model import get_model
 from optimizer import gradient_norm_penalty
 
+# Every family once, as small as it can be with everything in it: name, parameters, input.
 MODELS = [
-    ("DigitsCNN", (8, 8, 1)),
-    ("MnistTutorialCNN", (28, 28, 1)),
-    ("WideResNet_10_1", (8, 8, 3)),
+    ("DigitsCNN", {}, (8, 8, 1)),
+    ("MnistTutorialCNN", {}, (28, 28, 1)),
+    ("WideResNet_10_1", {}, (8, 8, 3)),
+    ("WideResNet_2_4_ShakeShake", {"depth": 8}, (8, 8, 3)),
+    ("PyramidNet_11_5", {}, (8, 8, 3)),
+    ("PyramidNet_11_5_ShakeDrop", {}, (8, 8, 3)),
+    ("ResNet18", {"stages": (1, 1), "widths": (4, 8), "stem": "imagenet"}, (16, 16, 3)),
+    ("ResNet50", {"stages": (1, 1), "widths": (4, 8), "stem_features": 4}, (8, 8, 3)),
+    ("VGG11", {"widths": (4,) * 5, "head": "imagenet", "dense": 8}, (32, 32, 3)),
+    ("VGG11BN", {"widths": (4,) * 5}, (32, 32, 3)),
+    ("VGG11Riemannian", {"widths": (4,) * 5, "dense": 8, "dropout_rate": 0.3}, (32, 32, 3)),
+    ("HorsesOrHumansCNN", {"features": (4, 4, 4), "dense": 8}, (24, 24, 3)),
+    ("EvolutionMnistCNN", {"features": (4, 4)}, (12, 12, 1)),
+    ("EvolutionCifarCNN", {"features": (4, 4), "dense": 8}, (12, 12, 3)),
+    ("EvolutionFordACNN", {"features": (4, 4)}, (16, 1)),
+    ("EvolutionIrisMLP", {}, (4,)),
+    ("EvolutionBostonMLP", {}, (13,)),
+    ("MLP", {"widths": (8,)}, (4,)),
 ]
+# tests/model/transformer_test.py takes their step.
+TRANSFORMERS = ("ViT_", "Swin_", "CaiT_")
 
 
-@pytest.mark.parametrize(("name", "shape"), MODELS, ids=[name for name, _ in MODELS])
-def test_a_penalised_step_is_finite_and_changes_everything(name, shape):
-    initialise, apply = from_linen(get_model(name, num_classes=10), lambda x: x, shape)
+def test_every_family_is_here(registered_models):
+    tested = {type(get_model(name, num_classes=10, **params)) for name, params, _ in MODELS}
+    registered = {
+        type(get_model(name, num_classes=10))
+        for name in registered_models
+        if not name.startswith(TRANSFORMERS)
+    }
+    assert registered == tested
+
+
+@pytest.mark.parametrize(("name", "params", "shape"), MODELS, ids=[each[0] for each in MODELS])
+def test_a_penalised_step_is_finite_and_changes_everything(name, params, shape):
+    initialise, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)
     optimizer = optax.chain(gradient_norm_penalty(0.05, 0.8), optax.adam(1e-3))
     objective = build_objective("softmax_cross_entropy")
     step = jax.jit(build_train_step(apply, objective, optimizer, penalize=True))
@@ -32,8 +60,18 @@ def test_a_penalised_step_is_finite_and_changes_everything(name, shape):
         "label": (np.arange(64) % 10).astype(np.int32),
     }
     before = TrainState(params, model_state, optimizer.init(params))
-    after, metrics = step(before, batch, jax.random.key(1), np.uint32(1))
+    key = jax.random.key(1)
+    after, metrics = step(before, batch, key, np.uint32(1))
     assert metrics["finite"] == 1
+    # The batch statistics are those of one pass, the clean one, with the step's masks.
+    _, clean = jax.jit(lambda p, s: apply(p, s, batch["image"], True, jax.random.fold_in(key, 1)))(
+        params, model_state
+    )
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6),
+        after.model_state,
+        clean,
+    )
     old_leaves = jax.tree_util.tree_leaves_with_path((before.params, before.model_state))
     new_leaves = jax.tree.leaves((after.params, after.model_state))
     for (path, old), new in zip(old_leaves, new_leaves, strict=True):

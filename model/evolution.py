@@ -1,0 +1,286 @@
+"""Networks of the gradient-centralization and the gradient-evolution experiments.
+
+Each is the one by which the Keras or TensorFlow examples know its data set, with Keras' defaults:
+Glorot's uniform initialisation, batch norms of momentum 0.99 and epsilon 0.001.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.layers import BatchNorm, Conv, DType, at_least_float32, check_dropout_rate, max_pool
+from model.perceptron import MLP
+from model.registry import ModelError, register
+
+_GLOROT = nn.initializers.glorot_uniform()
+
+_conv = partial(Conv, use_bias=True, kernel_init=_GLOROT)
+_dense = partial(nn.Dense, kernel_init=_GLOROT)
+
+
+@register("HorsesOrHumansCNN")
+class HorsesOrHumansCNN(nn.Module):
+    """Five unpadded 3 x 3 convolutions with ReLU, each before a 2 x 2 max-pool; a dense layer.
+
+    Dropout comes behind the second and the third convolution, in front of their pooling, and
+    behind the flattening. With `num_classes=1` the logit is that of "human", for the loss
+    sigmoid_cross_entropy.
+
+    Attributes:
+        num_classes: number of logits.
+        features: channels of each convolution.
+        dense: width of the dense layer.
+        dropout_rate: share dropped at each of the three places, in training.
+        dtype: of the computation; parameters and logits are float32.
+        remat: compute the convolutions again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
+        >>> model = HorsesOrHumansCNN(1)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        1704097
+
+    References:
+        Dagli, 2021: https://keras.io/examples/vision/gradient_centralization
+    """
+
+    num_classes: int
+    features: tuple[int, ...] = (16, 32, 64, 64, 64)
+    dense: int = 512
+    dropout_rate: float = 0.5
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("features", self.features)
+        _check_positive("dense", (self.dense,))
+        check_dropout_rate(self.dropout_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]; h and w at least 94 for five convolutions."""
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+
+        def convolutions(module: nn.Module, x: jax.Array) -> jax.Array:
+            for i, features in enumerate(self.features):
+                conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{i + 1}")
+                x = nn.relu(conv(x))
+                if i in (1, 2):
+                    x = dropout(name=f"dropout_{i + 1}")(x)
+                x = max_pool(x)
+            return x
+
+        x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
+        x = dropout(name="dropout")(x.reshape(x.shape[0], -1))
+        x = nn.relu(_dense(self.dense, dtype=self.dtype, name="dense")(x))
+        return _dense(self.num_classes, name="head")(at_least_float32(x))
+
+
+@register("EvolutionMnistCNN")
+class EvolutionMnistCNN(nn.Module):
+    """Two unpadded 3 x 3 convolutions with ReLU, each before a 2 x 2 max-pool; dropout; logits.
+
+    For MNIST (28 x 28 x 1).
+
+    Attributes:
+        num_classes: number of logits.
+        features: channels of each convolution.
+        dropout_rate: share of the flattened image that is dropped in training.
+        dtype: of the computation; parameters and logits are float32.
+        remat: compute the convolutions again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+        >>> model = EvolutionMnistCNN(10)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        34826
+
+    References:
+        Chollet, 2015: https://keras.io/examples/vision/mnist_convnet
+    """
+
+    num_classes: int
+    features: tuple[int, ...] = (32, 64)
+    dropout_rate: float = 0.5
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("features", self.features)
+        check_dropout_rate(self.dropout_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two convolutions."""
+
+        def convolutions(module: nn.Module, x: jax.Array) -> jax.Array:
+            for i, features in enumerate(self.features):
+                conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{i + 1}")
+                x = max_pool(nn.relu(conv(x)))
+            return x
+
+        x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return _dense(self.num_classes, name="head")(at_least_float32(x))
+
+
+@register("EvolutionCifarCNN")
+class EvolutionCifarCNN(nn.Module):
+    """Blocks of a padded and an unpadded 3 x 3 convolution with ReLU, pooled; a dense layer.
+
+    For CIFAR-10 and CIFAR-100 (32 x 32 x 3). Dropout comes behind each block's 2 x 2 max-pool and
+    behind the dense layer.
+
+    Attributes:
+        num_classes: number of logits.
+        features: channels of each block.
+        dense: width of the dense layer.
+        block_dropout_rate: share of each block's outputs that is dropped in training.
+        dropout_rate: share of the dense layer's outputs that is dropped in training.
+        dtype: of the computation; parameters and logits are float32.
+        remat: compute each block's activations again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        >>> model = EvolutionCifarCNN(10)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        1250858
+
+    References:
+        Chollet et al., 2015: https://github.com/keras-team/keras/blob/2.3.1/examples/cifar10_cnn.py
+    """
+
+    num_classes: int
+    features: tuple[int, ...] = (32, 64)
+    dense: int = 512
+    block_dropout_rate: float = 0.25
+    dropout_rate: float = 0.5
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("features", self.features)
+        _check_positive("dense", (self.dense,))
+        check_dropout_rate(self.block_dropout_rate, "block_dropout_rate")
+        check_dropout_rate(self.dropout_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two blocks."""
+        conv = partial(_conv, dtype=self.dtype)
+
+        def block(module: nn.Module, x: jax.Array, *, features: int, name: str) -> jax.Array:
+            x = nn.relu(conv(features, name=f"{name}_conv_1")(x))
+            return max_pool(nn.relu(conv(features, padding="VALID", name=f"{name}_conv_2")(x)))
+
+        for i, features in enumerate(self.features):
+            body = partial(block, features=features, name=f"block_{i + 1}")
+            x = (nn.remat(body) if self.remat else body)(self, x)
+            x = nn.Dropout(self.block_dropout_rate, deterministic=not train)(x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(_dense(self.dense, dtype=self.dtype, name="dense")(x))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return _dense(self.num_classes, name="head")(at_least_float32(x))
+
+
+@register("EvolutionFordACNN")
+class EvolutionFordACNN(nn.Module):
+    """Three 1-D convolutions of width 3, each with batch norm and ReLU; the mean over time; logits.
+
+    For FordA (500 values of one sensor, 2 classes) and other time series.
+
+    Attributes:
+        num_classes: number of logits.
+        features: channels of each convolution.
+        window: width of the convolutions, in time steps.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each convolution's activations again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 500, 1), jnp.float32)
+        >>> model = EvolutionFordACNN(2)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        25474
+
+    References:
+        Fawaz, 2020: https://keras.io/examples/timeseries/timeseries_classification_from_scratch
+        Wang et al., 2017: https://arxiv.org/abs/1611.06455
+    """
+
+    num_classes: int
+    features: tuple[int, ...] = (64, 64, 64)
+    window: int = 3
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("features", self.features)
+        _check_positive("window", (self.window,))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, length, channels] -> [b, num_classes]; [b, length] has one channel."""
+        if x.ndim not in (2, 3):
+            raise ModelError(
+                f"EvolutionFordACNN: a series is [length] or [length, channels], is {x.shape[1:]}"
+            )
+
+        def block(module: nn.Module, x: jax.Array, *, features: int, number: int) -> jax.Array:
+            conv = _conv(features, (self.window, 1), dtype=self.dtype, name=f"conv_{number}")
+            norm = BatchNorm(0.99, 1e-3, dtype=self.dtype, name=f"norm_{number}")
+            return nn.relu(norm(conv(x), train))
+
+        # A series is an image of width 1, which has the convolutions of images.
+        x = x.reshape(*x.shape[:2], 1, -1)
+        for i, features in enumerate(self.features):
+            body = partial(block, features=features, number=i + 1)
+            x = (nn.remat(body) if self.remat else body)(self, x)
+        return _dense(self.num_classes, name="head")(at_least_float32(x).mean((1, 2)))
+
+
+@register("EvolutionIrisMLP")
+class EvolutionIrisMLP(MLP):
+    """`MLP` for Iris (4 features, 3 classes): two hidden layers of 10.
+
+    Example:
+        >>> EvolutionIrisMLP(3).widths
+        (10, 10)
+
+    References:
+        TensorFlow's walkthrough:
+        https://www.tensorflow.org/tutorials/customization/custom_training_walkthrough
+    """
+
+    widths: tuple[int, ...] = (10, 10)
+
+
+@register("EvolutionBostonMLP")
+class EvolutionBostonMLP(MLP):
+    """`MLP` for Boston Housing (13 features, one price): two hidden layers of 64.
+
+    Example:
+        >>> EvolutionBostonMLP(1).widths
+        (64, 64)
+
+    References:
+        Chollet, 2017, Deep Learning with Python, section 3.6:
+        https://github.com/fchollet/deep-learning-with-python-notebooks
+    """
+
+    widths: tuple[int, ...] = (64, 64)
+
+
+def _check_positive(name: str, sizes: tuple[int, ...]) -> None:
+    if not sizes or min(sizes) < 1:
+        raise ModelError(f"model_params.{name} = {sizes}: must be whole numbers of at least 1")

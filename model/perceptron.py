@@ -1,0 +1,60 @@
+"""Multilayer perceptrons."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.layers import DType, at_least_float32, check_dropout_rate
+from model.registry import ModelError, register
+
+
+@register("MLP")
+class MLP(nn.Module):
+    """Dense layers with ReLU and dropout of a flattened input, then logits.
+
+    Attributes:
+        num_classes: number of logits.
+        widths: outputs of each hidden layer; empty: a linear model.
+        dropout_rate: share of each hidden layer's outputs that is dropped in training.
+        dtype: of the computation; parameters and logits are float32.
+        remat: compute the hidden layers again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
+        >>> model = MLP(10, widths=(300, 100))
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> shapes["params"]["dense_1"]["kernel"].shape
+        (784, 300)
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (128, 128)
+    dropout_rate: float = 0.0
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if any(width < 1 for width in self.widths):
+            raise ModelError(
+                f"model_params.widths = {self.widths}: must be whole numbers of at least 1"
+            )
+        check_dropout_rate(self.dropout_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, ...] -> [b, num_classes]."""
+        # Keras' default, which the examples that these networks come from were made with.
+        glorot = nn.initializers.glorot_uniform()
+        x = x.reshape(x.shape[0], -1)
+
+        def hidden(module: nn.Module, x: jax.Array) -> jax.Array:
+            for i, width in enumerate(self.widths):
+                name = f"dense_{i + 1}"
+                x = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=name)(x)
+                x = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.relu(x))
+            return x
+
+        x = (nn.remat(hidden) if self.remat else hidden)(self, x)
+        x = at_least_float32(x)
+        return nn.Dense(self.num_classes, kernel_init=glorot, name="head")(x)

@@ -1,0 +1,209 @@
+"""Pyramidal residual networks for images of 32 x 32 pixels (Han et al., 2016), and ShakeDrop."""
+
+from fractions import Fraction
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.layers import BatchNorm, Conv, DType, checkpointed, mean_of_pixels
+from model.registry import ModelError, register
+
+_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_STEM = 16  # channels that the first block starts from
+
+
+def shake_drop(
+    x: jax.Array, survival: float, alphas: tuple[float, ...], key: jax.Array | None
+) -> jax.Array:
+    """y[b] = x[b] (k[b] + a[b] - k[b] a[b]): x itself where k = 1, a x where k = 0.
+
+    k is 1 with probability p and a uniform in `alphas`, both for each example. Evaluation (no
+    key) multiplies by the expectation, p + (1 - p) E[a].
+
+    The backward pass has the same k and a, so the derivative is the one of the value. The paper
+    draws another factor (beta) there, and what it then follows is the gradient of no function.
+    The gradient-norm penalty needs one: it compares the gradient at theta with that at a second
+    point.
+
+    Args:
+        x: [b, h, w, c], the branch of a residual block.
+        survival: p.
+        alphas: lower and upper bound of a.
+        key: of the draws; None in evaluation.
+
+    Returns:
+        [b, h, w, c], of the dtype of x.
+
+    Example:
+        >>> shake_drop(jnp.ones((1, 1, 1, 1)), 0.5, (-1.0, 1.0), None).item()
+        0.5
+
+    References:
+        Yamada et al., 2018, equation 6: https://arxiv.org/abs/1802.02375
+    """
+    low, high = alphas
+    if key is None:
+        return x * (survival + (1 - survival) * (low + high) / 2)
+    keep_key, alpha_key = jax.random.split(key)
+    shape = (x.shape[0], 1, 1, 1)
+    keep = jax.random.bernoulli(keep_key, jnp.float32(survival), shape)
+    alpha = jax.random.uniform(alpha_key, shape, jnp.float32, low, high)
+    return x * jnp.where(keep, jnp.float32(1), alpha).astype(x.dtype)
+
+
+class Bottleneck(nn.Module):
+    """shortcut(x) + shake_drop(bn(1x1(relu(bn(3x3(relu(bn(1x1(bn(x)))))))))).
+
+    The shortcut has no parameters: an average over 2 x 2 pixels where the block has strides of 2,
+    and channels of zeros for those that x does not have.
+
+    Attributes:
+        features: channels inside; the output has four times as many.
+        strides: step of the 3 x 3 convolution, in pixels.
+        survival: probability that the branch is kept as it is; at 1 nothing is drawn.
+        alphas: bounds of the factor otherwise; see `shake_drop`.
+        dtype: of the computation.
+    """
+
+    features: int
+    strides: int
+    survival: float
+    alphas: tuple[float, ...]
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), 4 features]."""
+        conv = partial(Conv, kernel_init=_HE, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        y = conv(self.features, (1, 1), name="conv_1")(norm(name="norm_1")(x, train))
+        y = nn.relu(norm(name="norm_2")(y, train))
+        y = conv(self.features, strides=self.strides, name="conv_2")(y)
+        y = nn.relu(norm(name="norm_3")(y, train))
+        y = conv(4 * self.features, (1, 1), name="conv_3")(y)
+        y = norm(name="norm_4")(y, train)
+        if self.survival < 1:
+            key = self.make_rng("dropout") if train else None
+            y = shake_drop(y, self.survival, self.alphas, key)
+        return self._shortcut(x) + y
+
+    def _shortcut(self, x: jax.Array) -> jax.Array:
+        if self.strides > 1:
+            window = (self.strides, self.strides)
+            x = nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 4 * self.features - x.shape[-1])))
+
+
+@register(
+    "PyramidNet_{depth:int}_{alpha:int}",
+    examples=(
+        "PyramidNet_164_48",
+        "PyramidNet_164_270",
+        "PyramidNet_200_240",
+        "PyramidNet_272_200",
+    ),
+)
+class PyramidNet(nn.Module):
+    """Three groups of n = (depth - 2) / 9 bottlenecks, each wider than the one before.
+
+    Bottleneck k = 1 .. 3n has 16 + alpha k / (3n) channels inside, rounded, and four times as many
+    outside. The paper's formula cuts the fraction off instead of rounding it; SAM and the
+    gradient-norm penalty were published with rounding and without a batch norm behind the first
+    convolution (`stem_norm`), and so are the sizes of this class.
+
+    Attributes:
+        num_classes: number of logits.
+        depth: number of convolutions and the dense layer, 9 n + 2.
+        alpha: channels that the bottlenecks gain in all.
+        stem_norm: batch norm behind the first convolution, as in the paper's code.
+        survival: probability that the last branch is kept as it is in training; that of
+            bottleneck k is 1 - (1 - survival) k / (3n). 1: no ShakeDrop.
+        alphas: bounds of ShakeDrop's factor where a branch is not kept; see `shake_drop`.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each block's activations again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        >>> model = PyramidNet(10, depth=164, alpha=48)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        1715410
+
+    References:
+        Han et al., 2016: https://arxiv.org/abs/1610.02915
+        Foret et al., 2020: https://arxiv.org/abs/2010.01412
+    """
+
+    num_classes: int
+    depth: int
+    alpha: int
+    stem_norm: bool = False
+    survival: float = 1.0
+    alphas: tuple[float, ...] = (-1.0, 1.0)
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth < 11 or (self.depth - 2) % 9:
+            nearest = max(11, 2 + 9 * round((self.depth - 2) / 9))
+            raise ModelError(
+                f"PyramidNet_{self.depth}_{self.alpha}: the depth must be 9n + 2, at least 11; "
+                f"nearest: {nearest}"
+            )
+        if not 0 < self.survival <= 1:
+            raise ModelError(
+                f"model_params.survival = {self.survival}: must be above 0 and at most 1"
+            )
+        if len(self.alphas) != 2 or not self.alphas[0] <= self.alphas[1]:
+            raise ModelError(
+                f"model_params.alphas = {self.alphas}: must be a lower and an upper bound"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]."""
+        block_class = checkpointed(Bottleneck, self.remat)
+        blocks = (self.depth - 2) // 9
+        x = Conv(_STEM, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
+        if self.stem_norm:
+            x = BatchNorm(dtype=self.dtype, name="stem_norm")(x, train)
+        for number in range(1, 3 * blocks + 1):
+            group, block = divmod(number - 1, blocks)
+            share = Fraction(number, 3 * blocks)
+            x = block_class(
+                # Exact, so that a half is rounded the same for every alpha: to the even number.
+                features=round(_STEM + self.alpha * share),
+                strides=2 if group > 0 and block == 0 else 1,
+                survival=1 - (1 - self.survival) * float(share),
+                alphas=self.alphas,
+                dtype=self.dtype,
+                name=f"group_{group + 1}_block_{block + 1}",
+            )(x, train)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
+        return nn.Dense(self.num_classes, name="head")(mean_of_pixels(x))
+
+
+@register(
+    "PyramidNet_{depth:int}_{alpha:int}_ShakeDrop",
+    examples=("PyramidNet_164_48_ShakeDrop", "PyramidNet_272_200_ShakeDrop"),
+)
+class PyramidNetShakeDrop(PyramidNet):
+    """`PyramidNet` with ShakeDrop, and with batch norm behind the first convolution.
+
+    Attributes:
+        stem_norm: True, as the variants with ShakeDrop were published (32 parameters more).
+        survival: 1/2, and so 1 - k / (6n) for bottleneck k of 3n.
+
+    Example:
+        >>> PyramidNetShakeDrop(10, depth=272, alpha=200).survival
+        0.5
+
+    References:
+        Yamada et al., 2018: https://arxiv.org/abs/1802.02375
+    """
+
+    stem_norm: bool = True
+    survival: float = 0.5

@@ -1,0 +1,175 @@
+"""The residual network with Shake-Shake for images of 32 x 32 pixels (Gastaldi, 2017)."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.layers import BatchNorm, Conv, DType, checkpointed, mean_of_pixels
+from model.registry import ModelError, register
+
+_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array:
+    """y[b] = w[b] first[b] + (1 - w[b]) second[b], with w uniform in [0, 1], or 1/2 without a key.
+
+    The backward pass has the same w, so the derivative is the one of the value. The paper draws
+    another weight there, and what it then follows is the gradient of no function. The
+    gradient-norm penalty needs one: it compares the gradient at theta with that at a second
+    point, and with a weight of its own in each backward pass the difference would be noise
+    instead of the Hessian's product with the direction.
+
+    Args:
+        first: [b, h, w, c].
+        second: [b, h, w, c].
+        key: of the draw; None in evaluation.
+
+    Returns:
+        [b, h, w, c], of the dtype of first.
+
+    Example:
+        >>> mix(jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)), None).item()
+        0.5
+    """
+    if key is None:
+        return 0.5 * (first + second)
+    weight = jax.random.uniform(key, (first.shape[0], 1, 1, 1), jnp.float32).astype(first.dtype)
+    return second + weight * (first - second)
+
+
+class Branch(nn.Module):
+    """bn(conv(relu(bn(conv(relu(x)))))).
+
+    Attributes:
+        features: output channels.
+        strides: step of the first convolution, in pixels.
+        dtype: of the computation.
+    """
+
+    features: int
+    strides: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
+        conv = partial(Conv, self.features, kernel_init=_HE, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        y = conv(strides=self.strides, name="conv_1")(nn.relu(x))
+        y = nn.relu(norm(name="norm_1")(y, train))
+        return norm(name="norm_2")(conv(name="conv_2")(y), train)
+
+
+class Shortcut(nn.Module):
+    """Batch norm of two halves: 1 x 1 convolutions of x and of x moved up and left by one pixel.
+
+    With strides of 2, the two read the even and the odd pixels of each direction.
+
+    Attributes:
+        features: output channels, an even number.
+        strides: step of both convolutions, in pixels.
+        dtype: of the computation.
+    """
+
+    features: int
+    strides: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
+        half = partial(
+            Conv, self.features // 2, (1, 1), self.strides, kernel_init=_HE, dtype=self.dtype
+        )
+        zero = jnp.zeros((), x.dtype)
+        moved = jax.lax.pad(x, zero, ((0, 0, 0), (-1, 1, 0), (-1, 1, 0), (0, 0, 0)))
+        y = jnp.concatenate([half(name="conv_1")(x), half(name="conv_2")(moved)], axis=-1)
+        return BatchNorm(dtype=self.dtype, name="norm")(y, train)
+
+
+class Block(nn.Module):
+    """x + mix(branch_1(x), branch_2(x)); a `Shortcut` of x where the number of channels changes.
+
+    Attributes:
+        features: output channels, an even number.
+        strides: step in pixels.
+        dtype: of the computation.
+    """
+
+    features: int
+    strides: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
+        shape = (self.features, self.strides, self.dtype)
+        first = Branch(*shape, name="branch_1")(x, train)
+        second = Branch(*shape, name="branch_2")(x, train)
+        y = mix(first, second, self.make_rng("dropout") if train else None)
+        if x.shape[-1] != self.features:
+            x = Shortcut(*shape, name="shortcut")(x, train)
+        return x + y
+
+
+@register("WideResNet_2_{width:int}_ShakeShake", examples=("WideResNet_2_96_ShakeShake",))
+class ShakeShake(nn.Module):
+    """Three groups of (depth - 2) / 6 blocks of 1, 2 and 4 times width channels.
+
+    Each block adds up two branches, with a random weight for each example in training and with
+    1/2 in evaluation; see `mix`. The structure is that of the models that SAM and the
+    gradient-norm penalty were published with; their 2 x 96 has 26,192,922 parameters.
+
+    Attributes:
+        num_classes: number of logits.
+        width: channels of the first group, an even number.
+        depth: number of convolutions on a path from the image to the logits and the dense layer,
+            6 n + 2.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each block's activations again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        >>> model = ShakeShake(10, width=96)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        26192922
+
+    References:
+        Gastaldi, 2017: https://arxiv.org/abs/1705.07485
+        Foret et al., 2020: https://arxiv.org/abs/2010.01412
+    """
+
+    num_classes: int
+    width: int
+    depth: int = 26
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        name = f"WideResNet_2_{self.width}_ShakeShake"
+        if self.width < 2 or self.width % 2:
+            raise ModelError(f"{name}: the width must be even, at least 2")
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ModelError(
+                f"{name}: model_params.depth = {self.depth} must be 6n + 2, at least 8"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]."""
+        block_class = checkpointed(Block, self.remat)
+        x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
+        x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+        for group in range(3):
+            for block in range((self.depth - 2) // 6):
+                x = block_class(
+                    features=self.width * 2**group,
+                    strides=2 if group > 0 and block == 0 else 1,
+                    dtype=self.dtype,
+                    name=f"group_{group + 1}_block_{block + 1}",
+                )(x, train)
+        return nn.Dense(self.num_classes, name="head")(mean_of_pixels(nn.relu(x)))

@@ -1,0 +1,391 @@
+"""Swin transformers: attention within shifted windows (Liu et al., 2021)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.layers import DType, StochasticDepth, checkpointed, mean_of_pixels
+from model.registry import ModelError, register
+from model.transformer import (
+    NORMAL,
+    Mlp,
+    PatchEmbed,
+    check_heads,
+    check_rates,
+    check_sizes,
+    dense,
+    growing_rates,
+    softmax,
+    split_heads,
+)
+
+_EPSILON = 1e-5
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within each window, with a bias by head and relative position.
+
+    weights = softmax(q k^T / sqrt(d) + table[row and column of the query less those of the key]).
+
+    Attributes:
+        window: height and width of a window in tokens.
+        shift: by how many tokens the map was moved up and left; windows that then hold what does
+            not belong together attend to it region by region.
+        num_heads: number of heads.
+        dropout_rate: share of the outputs that is dropped in training.
+        attention_dropout_rate: share of the softmax's values that is dropped in training.
+        dtype: of the computation and the output.
+    """
+
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    num_heads: int
+    dropout_rate: float
+    attention_dropout_rate: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, h, w, c], h and w multiples of the window's."""
+        b, h, w, c = x.shape
+        rows, columns = self.window
+        table = self.param(
+            "relative_position_bias_table",
+            NORMAL,
+            ((2 * rows - 1) * (2 * columns - 1), self.num_heads),
+        )
+        qkv = dense(3 * c, self.dtype, "qkv")(x)
+        # Axes: b image, n and m window, i and j query's row and column, k and l the key's, h head.
+        # The windows stay where they are in the map: nothing is cut out and put back.
+        qkv = qkv.reshape(b, h // rows, rows, w // columns, columns, 3 * c)
+        query, key, value = split_heads(qkv, 3, self.num_heads)
+        query = query * query.shape[-1] ** -0.5
+        scores = jnp.einsum("bnimjhd,bnkmlhd->bnmhijkl", query, key)
+        shape, area = scores.shape, rows * columns
+        scores = scores.reshape(b, -1, self.num_heads, area, area).astype(jnp.float32)
+        # The table is turned, rather than the bias, which is many times larger.
+        bias = table.T[:, relative_positions(self.window)]
+        scores = scores + bias[None, None]
+        if any(self.shift):
+            same = same_region((h, w), self.window, self.shift)
+            scores = jnp.where(same[None, :, None], scores, -jnp.inf)
+        weights = softmax(scores, self.dtype)
+        weights = nn.Dropout(self.attention_dropout_rate, deterministic=not train)(weights)
+        y = jnp.einsum("bnkmlhd,bnmhijkl->bnimjhd", value, weights.reshape(shape))
+        y = dense(c, self.dtype, "proj")(y.reshape(x.shape))
+        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+
+
+def relative_positions(window: tuple[int, int]) -> np.ndarray:
+    """Index into the table of biases for each pair of tokens of a window.
+
+    With (r, s) the query's row and column less the key's, it is (r + rows - 1) times
+    (2 columns - 1), plus s + columns - 1.
+
+    Args:
+        window: rows and columns.
+
+    Returns:
+        [query, key], whole numbers.
+
+    Example:
+        >>> relative_positions((1, 2)).tolist()
+        [[1, 0], [2, 1]]
+    """
+    rows, columns = window
+    row, column = (axis.ravel() for axis in np.indices(window))
+    apart = row[:, None] - row + rows - 1
+    index: np.ndarray = apart * (2 * columns - 1) + column[:, None] - column + columns - 1
+    return index
+
+
+def same_region(
+    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> np.ndarray:
+    """Which pairs of a window's tokens were neighbours before the map was moved up and left.
+
+    The last windows of each axis then hold `shift` rows or columns from the other end of the map,
+    as parts that attend to themselves alone.
+
+    Args:
+        size: height and width of the map.
+        window: height and width of a window, divisors of the map's.
+        shift: how far the map was moved; 0 for an axis that was not.
+
+    Returns:
+        [window, query, key], True where they belong together.
+
+    Example:
+        >>> same_region((1, 4), (1, 2), (0, 1)).tolist()
+        [[[True, True], [True, True]], [[True, False], [False, True]]]
+    """
+    wrapped = [np.arange(length) >= length - far for length, far in zip(size, shift, strict=True)]
+    region = 2 * wrapped[0][:, None] + wrapped[1]
+    (h, w), (rows, columns) = size, window
+    region = region.reshape(h // rows, rows, w // columns, columns).swapaxes(1, 2)
+    region = region.reshape(-1, rows * columns)
+    same: np.ndarray = region[:, :, None] == region[:, None, :]
+    return same
+
+
+class Block(nn.Module):
+    """x <- x + attention(norm(x)); x <- x + mlp(norm(x)), attention within windows.
+
+    Where the map is no larger than the window, the window is the map, and nothing is shifted.
+
+    Attributes:
+        window_size: side of a window in tokens.
+        shifted: move the windows by half of their side.
+        num_heads: number of heads.
+        mlp_ratio: hidden units of the MLP over channels of a token.
+        dropout_rate: share dropped behind each product, in training.
+        attention_dropout_rate: share of the softmax's values dropped in training.
+        stochastic_depth_rate: probability that an example goes round a branch in training.
+        dtype: of the computation and the output.
+    """
+
+    window_size: int
+    shifted: bool
+    num_heads: int
+    mlp_ratio: int
+    dropout_rate: float
+    attention_dropout_rate: float
+    stochastic_depth_rate: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, h, w, c]."""
+        (rows, down), (columns, right) = (self._window_and_shift(side) for side in x.shape[1:3])
+        attention = WindowAttention(
+            (rows, columns),
+            (down, right),
+            self.num_heads,
+            self.dropout_rate,
+            self.attention_dropout_rate,
+            self.dtype,
+            name="attn",
+        )
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dropout_rate, self.dtype, name="mlp")
+        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm1")(x)
+        y = attention(_moved(y, -down, -right), train)
+        x = x + StochasticDepth(self.stochastic_depth_rate)(_moved(y, down, right), train)
+        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm2")(x)
+        return x + StochasticDepth(self.stochastic_depth_rate)(mlp(y, train), train)
+
+    def _window_and_shift(self, side: int) -> tuple[int, int]:
+        if side <= self.window_size:
+            return side, 0
+        if side % self.window_size:
+            raise ModelError(
+                f"a map with a side of {side} tokens does not divide into windows of "
+                f"{self.window_size}: choose another image size, model_params.patch_size or "
+                "model_params.window_size"
+            )
+        return self.window_size, self.window_size // 2 if self.shifted else 0
+
+
+def _moved(x: jax.Array, down: int, right: int) -> jax.Array:
+    return jnp.roll(x, (down, right), axis=(1, 2)) if down or right else x
+
+
+class PatchMerging(nn.Module):
+    """Each 2 x 2 tokens, one after another, to one of twice the channels: norm, then a matrix.
+
+    Attributes:
+        dtype: of the computation and the output.
+    """
+
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, h, w, c] -> [b, h / 2, w / 2, 2 c]."""
+        b, h, w, c = x.shape
+        if h % 2 or w % 2:
+            raise ModelError(
+                f"a map of {h} x {w} tokens cannot be halved: choose another image size or "
+                "model_params.patch_size, or fewer stages in model_params.depths"
+            )
+        # Column by column, as the published weights have it.
+        x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
+        x = x.reshape(b, h // 2, w // 2, 4 * c)
+        x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x)
+        return dense(2 * c, self.dtype, "reduction", use_bias=False)(x)
+
+
+class Stage(nn.Module):
+    """Blocks on a map of one size, every second one with shifted windows; first, merging.
+
+    Attributes:
+        merge: begin with `PatchMerging`.
+        window_size: side of a window in tokens.
+        num_heads: number of heads.
+        mlp_ratio: hidden units of an MLP over channels of a token.
+        dropout_rate: share dropped behind each product, in training.
+        attention_dropout_rate: share of the softmax's values dropped in training.
+        stochastic_depth_rates: of each block.
+        dtype: of the computation and the output.
+        remat: compute each block's activations again in the backward pass.
+    """
+
+    merge: bool
+    window_size: int
+    num_heads: int
+    mlp_ratio: int
+    dropout_rate: float
+    attention_dropout_rate: float
+    stochastic_depth_rates: tuple[float, ...]
+    dtype: DType
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> the same, or with merging [b, h / 2, w / 2, 2 c]."""
+        if self.merge:
+            x = PatchMerging(self.dtype, name="downsample")(x)
+        for index, rate in enumerate(self.stochastic_depth_rates):
+            x = checkpointed(Block, self.remat)(
+                self.window_size,
+                index % 2 == 1,
+                self.num_heads,
+                self.mlp_ratio,
+                self.dropout_rate,
+                self.attention_dropout_rate,
+                rate,
+                self.dtype,
+                name=f"blocks_{index}",
+            )(x, train)
+        return x
+
+
+class Head(nn.Module):
+    """Logits in float32 from the mean over a map, as the layer `fc`.
+
+    Attributes:
+        num_classes: number of logits.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]."""
+        return dense(self.num_classes, jnp.float32, "fc")(mean_of_pixels(x))
+
+
+class Swin(nn.Module):
+    """Stages of blocks on a map of patches that halves, while the channels double.
+
+    The subclasses are the published sizes. Their patches of 4 and windows of 7 are for images
+    whose sides are multiples of 224; 32 x 32 pixels go with patch_size=2 and window_size=4.
+
+    Attributes:
+        num_classes: number of logits.
+        patch_size: side of a patch in pixels; must divide the image's sides.
+        window_size: side of a window in tokens; must divide each stage's map unless the map is
+            smaller, when the window is the map.
+        embed_dim: channels of a token in the first stage.
+        depths: blocks of each stage.
+        num_heads: heads of each stage; must divide its channels.
+        mlp_ratio: hidden units of an MLP over the channels of a token.
+        dropout_rate: share dropped behind patches, attention and products, in training.
+        attention_dropout_rate: share of the softmax's values dropped in training.
+        stochastic_depth_rate: probability that an example goes round a branch of the last block,
+            in training; it grows in equal steps from 0 at the first.
+        dtype: of the computation; parameters, softmax and logits are float32.
+        remat: compute each block's activations again in the backward pass, to save memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+        >>> model = SwinTiny(1000)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        28288354
+
+    References:
+        Liu et al., 2021: https://arxiv.org/abs/2103.14030
+    """
+
+    num_classes: int
+    patch_size: int = 4
+    window_size: int = 7
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    mlp_ratio: int = 4
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.2
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.depths or len(self.depths) != len(self.num_heads):
+            raise ModelError(
+                f"model_params.depths = {self.depths} and num_heads = {self.num_heads}: must have "
+                "one number for each stage"
+            )
+        for stage, heads in enumerate(self.num_heads):
+            check_heads(self.embed_dim * 2**stage, heads)
+        check_sizes(
+            patch_size=self.patch_size,
+            window_size=self.window_size,
+            depths=min(self.depths),
+            mlp_ratio=self.mlp_ratio,
+        )
+        check_rates(
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            stochastic_depth_rate=self.stochastic_depth_rate,
+        )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]."""
+        patches = PatchEmbed(
+            self.embed_dim, self.patch_size, norm=True, dtype=self.dtype, name="patch_embed"
+        )
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(patches(x))
+        rates = growing_rates(self.stochastic_depth_rate, sum(self.depths))
+        for index, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
+            first = sum(self.depths[:index])
+            x = Stage(
+                merge=index > 0,
+                window_size=self.window_size,
+                num_heads=heads,
+                mlp_ratio=self.mlp_ratio,
+                dropout_rate=self.dropout_rate,
+                attention_dropout_rate=self.attention_dropout_rate,
+                stochastic_depth_rates=rates[first : first + depth],
+                dtype=self.dtype,
+                remat=self.remat,
+                name=f"layers_{index}",
+            )(x, train)
+        x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x)
+        return Head(self.num_classes, name="head")(x)
+
+
+@register("Swin_Tiny")
+class SwinTiny(Swin):
+    """`Swin` of 96 channels, 2, 2, 6 and 2 blocks."""
+
+
+@register("Swin_Small")
+class SwinSmall(Swin):
+    """`Swin` of 96 channels, 2, 2, 18 and 2 blocks."""
+
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    stochastic_depth_rate: float = 0.3
+
+
+@register("Swin_Base")
+class SwinBase(Swin):
+    """`Swin` of 128 channels, 2, 2, 18 and 2 blocks."""
+
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    stochastic_depth_rate: float = 0.5

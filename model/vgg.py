@@ -1,0 +1,260 @@
+"""VGG networks (Simonyan and Zisserman, 2015), and the variant of the Riemannian optimizers."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    at_least_float32,
+    check_dropout_rate,
+    max_pool,
+    mean_of_pixels,
+)
+from model.registry import ModelError, register
+
+# Depth -> convolutions of each group; a 2 x 2 max-pool follows each group.
+_GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_HEADS = ("cifar", "imagenet")
+# Images up to this width get the CIFAR head, in pixels.
+_SMALL = 64
+# Side of what the ImageNet head is given, in pixels.
+_POOLED = 7
+
+_conv = partial(Conv, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+_dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
+
+
+def adaptive_mean_pool(x: jax.Array, side: int) -> jax.Array:
+    """y[b, i, j, c] = mean of x[b, p, q, c] over the window (i, j) of side x side windows.
+
+    Window i of n pixels starts at floor(i n / side) and ends before ceil((i + 1) n / side), so
+    that windows overlap where side does not divide n, and repeat pixels where n < side. As
+    `torch.nn.AdaptiveAvgPool2d`.
+
+    Args:
+        x: [b, h, w, c].
+        side: height and width of y, in pixels.
+
+    Returns:
+        [b, side, side, c].
+
+    Example:
+        >>> adaptive_mean_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
+        [[2.0, 3.0], [5.0, 6.0]]
+    """
+    if x.shape[1:3] == (side, side):
+        return x
+    rows, columns = (jnp.asarray(_window_means(n, side), x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("ip,jq,bpqc->bijc", rows, columns, x)
+
+
+def _window_means(size: int, side: int) -> np.ndarray:
+    """[side, size]: the weight of each pixel in each window."""
+    index, pixel = np.arange(side)[:, None], np.arange(size)[None, :]
+    inside = (pixel >= index * size // side) & (pixel < -(-(index + 1) * size // side))
+    return inside / inside.sum(1, keepdims=True)
+
+
+def _check_groups(name: str, depth: int, widths: tuple[int, ...], dense: int) -> None:
+    if depth not in _GROUPS:
+        allowed = ", ".join(map(str, _GROUPS))
+        raise ModelError(f"{name}: the depth must be one of {allowed}")
+    if len(widths) != 5 or min(*widths, dense) < 1:
+        raise ModelError(
+            f"model_params.widths = {widths}, dense = {dense}: must be five whole numbers and "
+            "one, of at least 1"
+        )
+
+
+def _check_image(name: str, x: jax.Array) -> None:
+    if min(x.shape[1:3]) < 32:
+        raise ModelError(
+            f"{name} halves an image five times: it must be at least 32 x 32 pixels, "
+            f"is {x.shape[1]} x {x.shape[2]}"
+        )
+
+
+def _group(
+    module: nn.Module, body: Callable[[nn.Module, jax.Array], jax.Array], remat: bool, x: jax.Array
+) -> jax.Array:
+    """body(module, x), whose activations are computed again in the backward pass with remat."""
+    return (nn.remat(body) if remat else body)(module, x)
+
+
+@register("VGG{depth:int}", examples=tuple(f"VGG{depth}" for depth in _GROUPS))
+class VGG(nn.Module):
+    """Five groups of 3 x 3 convolutions with ReLU, each before a 2 x 2 max-pool, and dense layers.
+
+    The ImageNet head averages what is left to 7 x 7 pixels (which they are for images of 224) and
+    has two dense layers of 4096 with ReLU and dropout. The CIFAR head is one dense layer of the
+    mean over what is left (one pixel for images of 32). Parameters are named as in PyTorch,
+    `features.3` as `features_3`. Pixels enter `classifier_0` channel by channel as they do there,
+    so that its kernel is the transposed weight.
+
+    Attributes:
+        num_classes: number of logits.
+        depth: 11, 13, 16 or 19.
+        batch_norm: a batch norm behind each convolution.
+        head: "cifar", "imagenet", or None: the first for images up to 64 pixels wide.
+        widths: channels of each group's convolutions.
+        dense: width of the ImageNet head's dense layers.
+        dropout_rate: share of each dense layer's outputs that is dropped in training.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each group's activations again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+        >>> model = VGG(1000, depth=16)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        138357544
+
+    References:
+        Simonyan and Zisserman, 2015: https://arxiv.org/abs/1409.1556
+    """
+
+    num_classes: int
+    depth: int
+    batch_norm: bool = False
+    head: str | None = None
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    dense: int = 4096
+    dropout_rate: float = 0.5
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_groups(f"VGG{self.depth}", self.depth, self.widths, self.dense)
+        if self.head not in (None, *_HEADS):
+            raise ModelError(
+                f"model_params.head = {self.head!r}: must be one of {', '.join(_HEADS)}, or None"
+            )
+        check_dropout_rate(self.dropout_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]."""
+        _check_image(f"VGG{self.depth}", x)
+        head = self.head or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
+        place = 0
+        for count, features in zip(_GROUPS[self.depth], self.widths, strict=True):
+            body = partial(_convolutions, train=train, place=place, count=count, features=features)
+            x = max_pool(_group(self, body, self.remat, x))
+            place += count * (3 if self.batch_norm else 2) + 1
+        if head == "cifar":
+            return nn.Dense(self.num_classes, name="classifier")(mean_of_pixels(x))
+        x = adaptive_mean_pool(x, _POOLED)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        for name in ("classifier_0", "classifier_3"):
+            x = nn.relu(_dense(self.dense, dtype=self.dtype, name=name)(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return _dense(self.num_classes, name="classifier_6")(at_least_float32(x))
+
+
+def _convolutions(
+    vgg: VGG, x: jax.Array, *, train: bool, place: int, count: int, features: int
+) -> jax.Array:
+    """One group, in front of its pooling; `place` is its first layer's number in PyTorch."""
+    for _ in range(count):
+        conv = _conv(features, use_bias=True, dtype=vgg.dtype, name=f"features_{place}")
+        x = conv(x)
+        if vgg.batch_norm:
+            x = BatchNorm(dtype=vgg.dtype, name=f"features_{place + 1}")(x, train)
+        x = nn.relu(x)
+        place += 3 if vgg.batch_norm else 2
+    return x
+
+
+@register("VGG{depth:int}BN", examples=tuple(f"VGG{depth}BN" for depth in _GROUPS))
+class VGGBN(VGG):
+    """`VGG` with a batch norm behind each convolution.
+
+    Example:
+        >>> VGGBN(10, depth=16).batch_norm
+        True
+
+    References:
+        Simonyan and Zisserman, 2015: https://arxiv.org/abs/1409.1556
+        Ioffe and Szegedy, 2015: https://arxiv.org/abs/1502.03167
+    """
+
+    batch_norm: bool = True
+
+
+@register("VGG{depth:int}Riemannian", examples=("VGG13Riemannian", "VGG19Riemannian"))
+class VGGRiemannian(nn.Module):
+    """VGG for images of 32 pixels, every convolution and dense layer followed by a batch norm.
+
+    relu(bn(w x)) throughout, two dense layers of 512, and logits w x + b. The batch norms have no
+    scale and the layers in front no bias: the length of w changes nothing, so that each column of
+    a kernel is a point of a Grassmann manifold.
+
+    Dropout comes behind each group's pooling, at one rate, and is off by default: that is where
+    the authors' code has it, and their published command for VGG leaves it off.
+
+    Attributes:
+        num_classes: number of logits.
+        depth: 11, 13, 16 or 19.
+        widths: channels of each group's convolutions.
+        dense: width of the dense layers.
+        dropout_rate: share of each group's outputs that is dropped in training.
+        dtype: of the computation; parameters, statistics and logits are float32.
+        remat: compute each group's activations again in the backward pass, for less memory.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        >>> model = VGGRiemannian(10, depth=13)
+        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        9935434
+
+    References:
+        Cho and Lee, 2017: https://arxiv.org/abs/1709.09603
+        Their code, 2017: https://github.com/MinhyungCho/riemannian-batch-normalization
+    """
+
+    num_classes: int
+    depth: int
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    dense: int = 512
+    dropout_rate: float = 0.0
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_groups(f"VGG{self.depth}Riemannian", self.depth, self.widths, self.dense)
+        check_dropout_rate(self.dropout_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]."""
+        _check_image(f"VGG{self.depth}Riemannian", x)
+        norm = partial(BatchNorm, momentum=0.99, use_scale=False, dtype=self.dtype)
+
+        def convolutions(
+            module: nn.Module, x: jax.Array, *, group: str, n: int, c: int
+        ) -> jax.Array:
+            for i in range(n):
+                x = _conv(c, dtype=self.dtype, name=f"{group}_conv_{i + 1}")(x)
+                x = nn.relu(norm(name=f"{group}_norm_{i + 1}")(x, train))
+            return x
+
+        sizes = zip(_GROUPS[self.depth], self.widths, strict=True)
+        for group, (count, features) in enumerate(sizes):
+            body = partial(convolutions, group=f"group_{group + 1}", n=count, c=features)
+            x = max_pool(_group(self, body, self.remat, x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x = x.reshape(x.shape[0], -1)
+        for name in ("dense_1", "dense_2"):
+            dense = nn.Dense(self.dense, use_bias=False, dtype=self.dtype, name=name)
+            x = nn.relu(norm(name=f"{name}_norm")(dense(x), train))
+        return nn.Dense(self.num_classes, name="head")(at_least_float32(x))

@@ -1,0 +1,172 @@
+"""`model.pretrained` on the command line: read when a run begins, and only then."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import model
+from config import load_config
+from gnp.main import build
+
+DIGITS = str(Path(__file__).resolve().parents[3] / "config" / "digits.py")
+PARAMS = "{'embed_dim': 8, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 1}"
+WORDS = (
+    ("model.model_name", "ViT_TI4"),
+    ("model.model_params", PARAMS),
+    ("total_epochs", "1"),
+    ("warmup_epochs", "0"),
+    ("base_lr", "0"),
+    ("gnp.r", "0"),
+    ("gnp.alpha", "0"),
+    ("dataset.subset", "64"),
+)
+
+
+@pytest.fixture
+def weights():
+    """PyTorch's names and layout of the model that WORDS ask for."""
+    draw = np.random.default_rng(0)
+    shapes = {
+        "cls_token": (1, 1, 8),
+        "pos_embed": (1, 5, 8),
+        "patch_embed.proj.weight": (8, 1, 4, 4),
+        "patch_embed.proj.bias": (8,),
+        "blocks.0.norm1.weight": (8,),
+        "blocks.0.norm1.bias": (8,),
+        "blocks.0.attn.qkv.weight": (24, 8),
+        "blocks.0.attn.qkv.bias": (24,),
+        "blocks.0.attn.proj.weight": (8, 8),
+        "blocks.0.attn.proj.bias": (8,),
+        "blocks.0.norm2.weight": (8,),
+        "blocks.0.norm2.bias": (8,),
+        "blocks.0.mlp.fc1.weight": (8, 8),
+        "blocks.0.mlp.fc1.bias": (8,),
+        "blocks.0.mlp.fc2.weight": (8, 8),
+        "blocks.0.mlp.fc2.bias": (8,),
+        "norm.weight": (8,),
+        "norm.bias": (8,),
+        "head.weight": (7, 8),
+        "head.bias": (7,),
+    }
+    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def gnp(run_gnp_here, tmp_path):
+    def gnp(*words, command=()):
+        settings = [f"--config.{name}={value}" for name, value in (*WORDS, *words)]
+        return run_gnp_here(
+            f"--config={DIGITS}", f"--working_dir={tmp_path / 'run'}", *settings, *command
+        )
+
+    return gnp
+
+
+def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tmp_path):
+    file = tmp_path / "weights.npz"
+    np.savez(file, **weights)
+    words = (("model.pretrained", file),)
+    result = gnp(*words)
+    assert result.returncode == 0, result
+    said = "18 arrays loaded; as initialised: head/bias (file 7, model 10), head/kernel (file 7, m"
+    assert f"{file}: {said}" in result.stderr
+    assert "warning" not in result.stderr
+
+    # The file is needed no more; another one is another run.
+    file.unlink()
+    result = gnp(*words)
+    assert result.returncode == 0, result
+    assert "going on" in result.stderr
+    assert gnp(*words, command=["--mode=eval"]).returncode == 0
+    result = gnp(("model.pretrained", "other.npz"))
+    assert result.returncode == 2
+    assert f"model.pretrained (there '{file}', here 'other.npz')" in result.stderr
+    result = gnp(*words, ("retrain", "True"))
+    assert result.returncode == 2
+    assert result.stderr == f"gnp: pretrained weights {file}: no such file\n"
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+def test_the_state_before_the_first_step(weights, tmp_path):
+    np.savez(tmp_path / "weights.npz", **weights)
+    config = load_config(DIGITS, [*WORDS, ("model.pretrained", str(tmp_path / "weights.npz"))])
+    run = build.build_run(config)
+    state, report = build.initial_state(run, 0)
+    assert report.fits
+    np.testing.assert_array_equal(
+        state.params["patch_embed"]["proj"]["kernel"],
+        weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+    )
+    # The head is the one of a run without weights, and everything else is as it expects.
+    plain, nothing = build.initial_state(run._replace(pretrained=None), 0)
+    assert nothing is None
+    np.testing.assert_array_equal(state.params["head"]["kernel"], plain.params["head"]["kernel"])
+    like = build.abstract_state(run)
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        assert (leaf.shape, leaf.dtype, leaf.sharding) == (
+            expected.shape,
+            expected.dtype,
+            expected.sharding,
+        )
+
+
+def test_weights_that_do_not_fit_claim_nothing(gnp, weights, tmp_path):
+    file = tmp_path / "weights.npz"
+    np.savez(file, **{name: weights[name] for name in weights if "fc2" not in name}, extra=1)
+    result = gnp(("model.pretrained", file))
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"gnp: pretrained weights {file} do not match the model: 16 of its 20 arrays fit",
+        "gnp: missing: blocks_0/mlp/fc2/bias, blocks_0/mlp/fc2/kernel",
+        "gnp: unexpected: extra",
+        "gnp: model.pretrained_strict=False goes on without these",
+    ]
+    assert list((tmp_path / "run").iterdir()) == []
+
+    result = gnp(("model.pretrained", file), ("model.pretrained_strict", "False"))
+    assert result.returncode == 0
+    assert "16 arrays loaded" in result.stderr
+    assert result.stderr.splitlines()[-2:] == [
+        "warning: pretrained weights, missing: blocks_0/mlp/fc2/bias, blocks_0/mlp/fc2/kernel",
+        "warning: pretrained weights, unexpected: extra",
+    ]
+
+
+def test_inspect_shows_the_key(gnp):
+    result = gnp(("model.pretrained", "weights.safetensors"), command=["--mode=inspect"])
+    assert result.returncode == 0
+    assert "weights.safetensors" in result.stdout
+
+
+def test_grassmann_groups_have_unit_columns_after_loading(tmp_path):
+    """A residual network's file in the layout of PyTorch, made from another seed's state."""
+    words = [
+        ("model.model_name", "ResNet18"),
+        ("model.model_params", "{'stages': [1], 'widths': [4], 'stem_features': 4}"),
+        ("opt.opt_type", "SGDG"),
+        ("model.pretrained", str(tmp_path / "weights.npz")),
+    ]
+    run = build.build_run(load_config(DIGITS, words))
+    params, model_state = jax.eval_shape(run.initialise, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    weights = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path((params, model_state["batch_stats"])):
+        *parts, kind = (key.key for key in path[1:])
+        name = ".".join(parts).replace("layer1_0", "layer1.0")
+        kind = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
+        kind = {"mean": "running_mean", "var": "running_var"}.get(kind, kind)
+        value = draw.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        weights[f"{name}.{kind}"] = value.transpose(*range(value.ndim)[:-3:-1], *range(
+            value.ndim - 2)) if value.ndim > 1 else value  # fmt: skip
+    np.savez(tmp_path / "weights.npz", **weights)
+    _, _, report = model.load_pretrained(tmp_path / "weights.npz", params, model_state)
+    assert report.fits
+    state, _ = build.initial_state(run, 0)
+    kernel = np.asarray(state.params["layer1_0"]["conv1"]["kernel"]).reshape(-1, 4)
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, rtol=1e-5)
+    loaded = weights["layer1.0.conv1.weight"].transpose(2, 3, 1, 0).reshape(-1, 4)
+    np.testing.assert_allclose(kernel, loaded / np.linalg.norm(loaded, axis=0), rtol=1e-5)
+    mean = state.model_state["batch_stats"]["bn1"]["mean"]
+    np.testing.assert_array_equal(mean, weights["bn1.running_mean"])

@@ -1,11 +1,13 @@
 """Class-attention in image transformers, CaiT (Touvron et al., 2021)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from model.layers import DType, StochasticDepth, checkpointed
-from model.registry import register
+from model.registry import ModelError, register
 from model.transformer import (
     NORMAL,
     Mlp,
@@ -83,22 +85,18 @@ class TalkingHeads(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Attention of the class token alone, to itself and to all patches.
+    """Attention of the class token alone, to itself and to all patches; without dropout.
 
     Attributes:
         num_heads: number of heads.
-        dropout_rate: share of the outputs that is dropped in training.
-        attention_dropout_rate: share of the softmax's values that is dropped in training.
         dtype: of the computation and the output.
     """
 
     num_heads: int
-    dropout_rate: float
-    attention_dropout_rate: float
     dtype: DType
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[b, 1 + n, c], the class token first -> [b, 1, c]."""
         c = x.shape[-1]
         (query,) = split_heads(dense(c, self.dtype, "q")(x[:, 0]), 1, self.num_heads)
@@ -106,10 +104,8 @@ class ClassAttention(nn.Module):
         (value,) = split_heads(dense(c, self.dtype, "v")(x), 1, self.num_heads)
         query = query * query.shape[-1] ** -0.5
         weights = softmax(jnp.einsum("bhd,bkhd->bhk", query, key), self.dtype)
-        weights = nn.Dropout(self.attention_dropout_rate, deterministic=not train)(weights)
         y = jnp.einsum("bkhd,bhk->bhd", value, weights).reshape(-1, 1, c)
-        y = dense(c, self.dtype, "proj")(y)
-        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+        return dense(c, self.dtype, "proj")(y)
 
 
 class Block(nn.Module):
@@ -154,36 +150,28 @@ class Block(nn.Module):
 class ClassBlock(nn.Module):
     """The block as it is for the class token alone; the patches are read and stay as they are.
 
+    As the authors have it, nothing is dropped here, whatever the model's rates.
+
     Attributes:
         num_heads: number of heads.
         mlp_ratio: hidden units of the MLP over channels of a token.
         layer_scale: what gamma_1 and gamma_2 start with.
-        dropout_rate: share dropped behind each product, in training.
-        attention_dropout_rate: share of the attention's weights dropped in training.
         dtype: of the computation; x and the output are float32.
     """
 
     num_heads: int
     mlp_ratio: int
     layer_scale: float
-    dropout_rate: float
-    attention_dropout_rate: float
     dtype: DType
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, 1 + n, c], the class token first -> the class token [b, 1, c]."""
-        attention = ClassAttention(
-            self.num_heads,
-            self.dropout_rate,
-            self.attention_dropout_rate,
-            self.dtype,
-            name="attn",
-        )
-        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dropout_rate, self.dtype, name="mlp")
+        attention = ClassAttention(self.num_heads, self.dtype, name="attn")
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp")
         gamma_1, gamma_2 = _layer_scales(self, x.shape[-1], self.layer_scale)
         y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm1")(x)
-        token = x[:, :1] + gamma_1 * attention(y, train)
+        token = x[:, :1] + gamma_1 * attention(y)
         y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm2")(token)
         return token + gamma_2 * mlp(y, train)
 
@@ -213,10 +201,12 @@ class CaiT(nn.Module):
         embed_dim: channels of a token.
         num_heads: heads of an attention; must divide embed_dim.
         mlp_ratio: hidden units of an MLP over embed_dim.
-        layer_scale: what each branch is multiplied with at the start. None: as published, 0.1 up
-            to a depth of 18, 1e-5 up to 24, 1e-6 above.
-        dropout_rate: share dropped behind position embedding, attention and products, in training.
-        attention_dropout_rate: share of the attention's weights dropped in training.
+        layer_scale: what each branch is multiplied with at the start. None: 0.1 up to a depth of
+            18, 1e-5 up to 24, 1e-6 above, as the paper and an author say; the code released later
+            has 1e-5 for XXS36.
+        dropout_rate: share dropped behind position embedding, and behind attention and products
+            of the blocks of self-attention, in training.
+        attention_dropout_rate: share of the self-attention's weights dropped in training.
         stochastic_depth_rate: probability that an example goes round a branch, the same in every
             block of self-attention; in training. None: as published for the nearest depth that is
             not larger (0.05 to 0.4), 0 for smaller ones.
@@ -233,6 +223,7 @@ class CaiT(nn.Module):
 
     References:
         Touvron et al., 2021: https://arxiv.org/abs/2103.17239
+        An author on layer scale, 2021: https://github.com/facebookresearch/deit/issues/122
     """
 
     num_classes: int
@@ -262,6 +253,11 @@ class CaiT(nn.Module):
             attention_dropout_rate=self.attention_dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate or 0.0,
         )
+        if self.layer_scale is not None and not 0 <= self.layer_scale < math.inf:
+            raise ModelError(
+                f"model_params.layer_scale = {self.layer_scale}: must be a finite number of at "
+                "least 0, or None"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -278,8 +274,6 @@ class CaiT(nn.Module):
             "layer_scale": initial_layer_scale(self.depth)
             if self.layer_scale is None
             else self.layer_scale,
-            "dropout_rate": self.dropout_rate,
-            "attention_dropout_rate": self.attention_dropout_rate,
             "dtype": self.dtype,
         }
         rate = (
@@ -289,7 +283,13 @@ class CaiT(nn.Module):
         )
         for index in range(self.depth):
             block = checkpointed(Block, self.remat)
-            x = block(**shared, stochastic_depth_rate=rate, name=f"blocks_{index}")(x, train)
+            x = block(
+                **shared,
+                dropout_rate=self.dropout_rate,
+                attention_dropout_rate=self.attention_dropout_rate,
+                stochastic_depth_rate=rate,
+                name=f"blocks_{index}",
+            )(x, train)
         token = self.param("cls_token", NORMAL, (1, 1, c))
         token = jnp.broadcast_to(token, (b, 1, c))
         for index in range(self.class_depth):

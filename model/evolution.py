@@ -34,7 +34,7 @@ class HorsesOrHumansCNN(nn.Module):
         dense: width of the dense layer.
         dropout_rate: share dropped at each of the three places, in training.
         dtype: of the computation; parameters and logits are float32.
-        remat: compute the convolutions again in the backward pass, for less memory.
+        remat: compute each convolution again in the backward pass, for less memory.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
@@ -63,18 +63,21 @@ class HorsesOrHumansCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 94 for five convolutions."""
+        _check_image("HorsesOrHumansCNN", x, self.features)
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
-        def convolutions(module: nn.Module, x: jax.Array) -> jax.Array:
-            for i, features in enumerate(self.features):
-                conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{i + 1}")
-                x = nn.relu(conv(x))
-                if i in (1, 2):
-                    x = dropout(name=f"dropout_{i + 1}")(x)
-                x = max_pool(x)
-            return x
+        def convolution(
+            module: nn.Module, x: jax.Array, *, features: int, number: int
+        ) -> jax.Array:
+            conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{number}")
+            x = nn.relu(conv(x))
+            if number in (2, 3):
+                x = dropout(name=f"dropout_{number}")(x)
+            return max_pool(x)
 
-        x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
+        for i, features in enumerate(self.features):
+            body = partial(convolution, features=features, number=i + 1)
+            x = (nn.remat(body) if self.remat else body)(self, x)
         x = dropout(name="dropout")(x.reshape(x.shape[0], -1))
         x = nn.relu(_dense(self.dense, dtype=self.dtype, name="dense")(x))
         return _dense(self.num_classes, name="head")(at_least_float32(x))
@@ -91,7 +94,7 @@ class EvolutionMnistCNN(nn.Module):
         features: channels of each convolution.
         dropout_rate: share of the flattened image that is dropped in training.
         dtype: of the computation; parameters and logits are float32.
-        remat: compute the convolutions again in the backward pass, for less memory.
+        remat: compute each convolution again in the backward pass, for less memory.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
@@ -118,14 +121,17 @@ class EvolutionMnistCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two convolutions."""
+        _check_image("EvolutionMnistCNN", x, self.features)
 
-        def convolutions(module: nn.Module, x: jax.Array) -> jax.Array:
-            for i, features in enumerate(self.features):
-                conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{i + 1}")
-                x = max_pool(nn.relu(conv(x)))
-            return x
+        def convolution(
+            module: nn.Module, x: jax.Array, *, features: int, number: int
+        ) -> jax.Array:
+            conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{number}")
+            return max_pool(nn.relu(conv(x)))
 
-        x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
+        for i, features in enumerate(self.features):
+            body = partial(convolution, features=features, number=i + 1)
+            x = (nn.remat(body) if self.remat else body)(self, x)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return _dense(self.num_classes, name="head")(at_least_float32(x))
@@ -176,6 +182,7 @@ class EvolutionCifarCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two blocks."""
+        _check_image("EvolutionCifarCNN", x, self.features)
         conv = partial(_conv, dtype=self.dtype)
 
         def block(module: nn.Module, x: jax.Array, *, features: int, name: str) -> jax.Array:
@@ -279,6 +286,19 @@ class EvolutionBostonMLP(MLP):
     """
 
     widths: tuple[int, ...] = (64, 64)
+
+
+def _check_image(name: str, x: jax.Array, features: tuple[int, ...]) -> None:
+    """Raises ModelError where an image ends before the unpadded 3 x 3 convolutions, pooled, do."""
+    # From the last pooling's one pixel back: each is of twice as many, and a convolution takes two.
+    least = 1
+    for _ in features:
+        least = 2 * least + 2
+    if min(x.shape[1:3]) < least:
+        raise ModelError(
+            f"{name} with features = {features}: an image must be at least {least} x {least} "
+            f"pixels, is {x.shape[1]} x {x.shape[2]}"
+        )
 
 
 def _check_positive(name: str, sizes: tuple[int, ...]) -> None:

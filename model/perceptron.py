@@ -1,5 +1,7 @@
 """Multilayer perceptrons."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ class MLP(nn.Module):
         widths: outputs of each hidden layer; empty: a linear model.
         dropout_rate: share of each hidden layer's outputs that is dropped in training.
         dtype: of the computation; parameters and logits are float32.
-        remat: compute the hidden layers again in the backward pass, for less memory.
+        remat: compute each hidden layer again in the backward pass, for less memory.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
@@ -48,13 +50,17 @@ class MLP(nn.Module):
         glorot = nn.initializers.glorot_uniform()
         x = x.reshape(x.shape[0], -1)
 
-        def hidden(module: nn.Module, x: jax.Array) -> jax.Array:
-            for i, width in enumerate(self.widths):
-                name = f"dense_{i + 1}"
-                x = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=name)(x)
-                x = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.relu(x))
-            return x
+        def hidden(module: nn.Module, x: jax.Array, *, width: int, number: int) -> jax.Array:
+            name = f"dense_{number}"
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=name)(x)
+            # remat starts to count unnamed modules anew: each layer would drop the same units.
+            dropout = nn.Dropout(
+                self.dropout_rate, deterministic=not train, name=f"Dropout_{number - 1}"
+            )
+            return dropout(nn.relu(x))
 
-        x = (nn.remat(hidden) if self.remat else hidden)(self, x)
+        for i, width in enumerate(self.widths):
+            body = partial(hidden, width=width, number=i + 1)
+            x = (nn.remat(body) if self.remat else body)(self, x)
         x = at_least_float32(x)
         return nn.Dense(self.num_classes, kernel_init=glorot, name="head")(x)

@@ -62,6 +62,10 @@ def _window_means(size: int, side: int) -> np.ndarray:
     return inside / inside.sum(1, keepdims=True)
 
 
+def _name(depth: int, batch_norm: bool) -> str:
+    return f"VGG{depth}BN" if batch_norm else f"VGG{depth}"
+
+
 def _check_groups(name: str, depth: int, widths: tuple[int, ...], dense: int) -> None:
     if depth not in _GROUPS:
         allowed = ", ".join(map(str, _GROUPS))
@@ -84,7 +88,11 @@ def _check_image(name: str, x: jax.Array) -> None:
 def _group(
     module: nn.Module, body: Callable[[nn.Module, jax.Array], jax.Array], remat: bool, x: jax.Array
 ) -> jax.Array:
-    """body(module, x), whose activations are computed again in the backward pass with remat."""
+    """body(module, x), whose activations are computed again in the backward pass with remat.
+
+    The body ends with its group's pooling: in front of it, the next group's input is four times
+    as large, and would be kept.
+    """
     return (nn.remat(body) if remat else body)(module, x)
 
 
@@ -131,7 +139,7 @@ class VGG(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_groups(f"VGG{self.depth}", self.depth, self.widths, self.dense)
+        _check_groups(_name(self.depth, self.batch_norm), self.depth, self.widths, self.dense)
         if self.head not in (None, *_HEADS):
             raise ModelError(
                 f"model_params.head = {self.head!r}: must be one of {', '.join(_HEADS)}, or None"
@@ -142,12 +150,12 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
-        _check_image(f"VGG{self.depth}", x)
+        _check_image(_name(self.depth, self.batch_norm), x)
         head = self.head or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
         place = 0
         for count, features in zip(_GROUPS[self.depth], self.widths, strict=True):
             body = partial(_convolutions, train=train, place=place, count=count, features=features)
-            x = max_pool(_group(self, body, self.remat, x))
+            x = _group(self, body, self.remat, x)
             place += count * (3 if self.batch_norm else 2) + 1
         if head == "cifar":
             return nn.Dense(self.num_classes, name="classifier")(mean_of_pixels(x))
@@ -162,7 +170,7 @@ class VGG(nn.Module):
 def _convolutions(
     vgg: VGG, x: jax.Array, *, train: bool, place: int, count: int, features: int
 ) -> jax.Array:
-    """One group, in front of its pooling; `place` is its first layer's number in PyTorch."""
+    """One group and its pooling; `place` is the first layer's number in PyTorch."""
     for _ in range(count):
         conv = _conv(features, use_bias=True, dtype=vgg.dtype, name=f"features_{place}")
         x = conv(x)
@@ -170,7 +178,7 @@ def _convolutions(
             x = BatchNorm(dtype=vgg.dtype, name=f"features_{place + 1}")(x, train)
         x = nn.relu(x)
         place += 3 if vgg.batch_norm else 2
-    return x
+    return max_pool(x)
 
 
 @register("VGG{depth:int}BN", examples=tuple(f"VGG{depth}BN" for depth in _GROUPS))
@@ -246,12 +254,12 @@ class VGGRiemannian(nn.Module):
             for i in range(n):
                 x = _conv(c, dtype=self.dtype, name=f"{group}_conv_{i + 1}")(x)
                 x = nn.relu(norm(name=f"{group}_norm_{i + 1}")(x, train))
-            return x
+            return max_pool(x)
 
         sizes = zip(_GROUPS[self.depth], self.widths, strict=True)
         for group, (count, features) in enumerate(sizes):
             body = partial(convolutions, group=f"group_{group + 1}", n=count, c=features)
-            x = max_pool(_group(self, body, self.remat, x))
+            x = _group(self, body, self.remat, x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         for name in ("dense_1", "dense_2"):

@@ -93,7 +93,8 @@ class ViT(nn.Module):
     """Patches as tokens, a class token before them, `depth` blocks; logits of the class token.
 
     The subclasses are the published sizes. Defaults of the dropout rates are those of the
-    gradient-norm penalty's experiments; weights start as the authors of timm start them.
+    gradient-norm penalty's experiments. Weights start as the authors of timm start them, but for
+    `patch_embed`: they leave it PyTorch's default, here it is LeCun's normal distribution.
 
     Attributes:
         num_classes: number of logits.

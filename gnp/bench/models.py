@@ -34,7 +34,7 @@ _INPUTS: tuple[tuple[str, tuple[int, ...], int], ...] = (
     ("HorsesOrHumansCNN", (300, 300, 3), 1),
     ("ResNet.*|VGG.*|ViT_.*|Swin_.*|CaiT_.*", (224, 224, 3), 1000),
 )
-_SOURCE = re.compile(r"(\S.*?), (\d{4})[^:]*: (https?://\S+)")
+_SOURCE = re.compile(r"(\S[^:]*?)(?:(, \d{4})[^:]*)?:\s+(https?://\S+)")
 
 
 class Row(NamedTuple):
@@ -76,7 +76,7 @@ def describe(name: str) -> Row:
 
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda x: module.init(key, x, train=False), x)
-    costs = jax.jit(forward).lower(variables, x).cost_analysis() or {}
+    costs = jax.jit(forward).lower(variables, x).cost_analysis() or {"flops": 0.0}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return Row(name, _source(type(module)), shape, classes, parameters, costs["flops"])
 
@@ -122,7 +122,7 @@ def _source(build: type) -> str:
     for each in build.__mro__:
         _, _, references = (each.__doc__ or "").partition("References:")
         if found := _SOURCE.search(references):
-            return f"[{found[1]}, {found[2]}]({found[3]})"
+            return f"[{found[1]}{found[2] or ''}]({found[3]})"
     return ""
 
 

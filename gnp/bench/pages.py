@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from gnp.training.files import write_atomic
+
 
 class PageError(ValueError):
     """A page that cannot take a table; one line."""
@@ -19,9 +21,11 @@ def read_page(page: Path, marks: tuple[str, str]) -> tuple[str, str]:
     """
     start, end = marks
     try:
-        before, found, rest = page.read_text().partition(start)
+        before, found, rest = page.read_text(encoding="utf-8").partition(start)
     except OSError as error:
         raise PageError(f"--page={page}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PageError(f"--page={page} is no text in UTF-8") from error
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise PageError(f"--page={page}: it needs the lines {start} and {end}")
@@ -35,4 +39,4 @@ def write_page(page: Path, marks: tuple[str, str], text: str) -> None:
         PageError: as `read_page`.
     """
     before, after = read_page(page, marks)
-    page.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
+    write_atomic(page, f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")

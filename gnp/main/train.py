@@ -36,7 +36,8 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     parts = build.build_run(config)
     like = build.abstract_state(parts)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
-    begins = config.retrain or not any((working_dir / "checkpoints").glob("[0-9]*"))
+    saved = (path.name for path in (working_dir / "checkpoints").glob("*"))
+    begins = config.retrain or not any(name.isdigit() for name in saved)
     begun = build.initial_state(parts, config.init_seeds) if parts.pretrained and begins else None
     active = jax.process_index() == 0
     # Only now: a command that cannot run leaves the directory as it was.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import get_model
+from model import ModelError, get_model
 from model.cait import Block, ClassAttention, ClassBlock, TalkingHeads
 from model.layers import StochasticDepth
 
@@ -29,11 +29,11 @@ def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def drawn(module, x, deviation=0.3):
-    """Variables of a module for x, without compiling its initialisers."""
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train=False))
+def drawn(module, *arguments):
+    """Variables of a module for its arguments, without compiling its initialisers."""
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: draw.normal(0, deviation, leaf.shape).astype("f4"), variables)
+    return jax.tree.map(lambda leaf: draw.normal(0, 0.3, leaf.shape).astype("f4"), variables)
 
 
 def tokens(count=5, channels=6):
@@ -81,6 +81,12 @@ def test_layer_scale_follows_the_depth_unless_given():
     assert start("CaiT_XXS2", layer_scale=1e-3) == pytest.approx([1e-3, 1e-3])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+def test_layer_scale_out_of_range(value):
+    with pytest.raises(ModelError, match=r"layer_scale = .*: must be a finite number"):
+        get_model("CaiT_XXS2", 10, layer_scale=value)
+
+
 def test_stochastic_depth_is_the_published_one_unless_given():
     def rates(name, **params):
         module, found = get_model(name, 10, patch_size=4, **params), []
@@ -105,7 +111,7 @@ def test_stochastic_depth_is_the_published_one_unless_given():
 def test_talking_heads_against_the_definition():
     x, heads = tokens(), 2
     module = TalkingHeads(heads, 0.0, 0.0, jnp.float32)
-    variables = drawn(module, x)
+    variables = drawn(module, x, False)
     p = variables["params"]
 
     def affine(layer, x):
@@ -125,9 +131,9 @@ def test_talking_heads_against_the_definition():
 
 def test_class_attention_asks_for_the_first_token_alone():
     x = tokens()
-    module = ClassAttention(2, 0.0, 0.0, jnp.float32)
+    module = ClassAttention(2, jnp.float32)
     variables = drawn(module, x)
-    apply = jax.jit(lambda x: module.apply(variables, x, train=False))
+    apply = jax.jit(lambda x: module.apply(variables, x))
     y = apply(x)
     assert y.shape == (2, 1, 6)
     # The order of the patches does not matter, which token is first does.

@@ -24,7 +24,7 @@ SMALL = [
     ("EvolutionMnistCNN", {"features": (2,)}, (4, 4, 1)),
     ("EvolutionCifarCNN", {"features": (2,), "dense": 3}, (6, 6, 3)),
     ("EvolutionFordACNN", {"features": (2, 2)}, (5, 1)),
-    ("MLP", {"widths": (4, 3), "dropout_rate": 0.5}, (2, 3)),
+    ("MLP", {"widths": (4, 4), "dropout_rate": 0.5}, (2, 3)),
 ]
 
 
@@ -156,6 +156,26 @@ def test_errors_name_the_parameter(name, params, message):
         get_model(name, 3, **params)
 
 
-def test_images_that_are_too_small_are_an_error():
-    with pytest.raises(ModelError, match="cannot be halved"):
-        shapes_of(get_model("HorsesOrHumansCNN", 1), (93, 94, 3))
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("HorsesOrHumansCNN", 94), ("EvolutionMnistCNN", 10), ("EvolutionCifarCNN", 10)],
+)
+def test_images_that_are_too_small_are_an_error(name, least):
+    module = get_model(name, 1)
+    assert shapes_of(module, (least, least, 3))[0].shape == (2, 1)
+    message = rf"{name} .* at least {least} x {least} pixels, is {least - 1} x {least}"
+    with pytest.raises(ModelError, match=message):
+        shapes_of(module, (least - 1, least, 3))
+
+
+@pytest.mark.parametrize(("name", "params", "shape"), SMALL)
+def test_remat_is_of_each_layer(name, params, shape):
+    x, variables = jnp.ones((2, *shape)), shapes_of(get_model(name, 3, **params), shape)[1]
+
+    def rematerialised(remat):
+        module = get_model(name, 3, remat=remat, **params)
+        jaxpr = jax.make_jaxpr(lambda v: module.apply(v, x, train=False))(variables)
+        return sum("remat" in str(equation.primitive) for equation in jaxpr.eqns)
+
+    layers = params.get("features", params.get("widths"))
+    assert (rematerialised(False), rematerialised(True)) == (0, len(layers))

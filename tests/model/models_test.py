@@ -152,6 +152,39 @@ def test_remat_changes_nothing_but_memory(name):
     assert "remat2[" in str(jax.make_jaxpr(remat)(variables, x, 0))
 
 
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("WideResNet_10_1", {}),
+        ("VGG11", {"widths": (2, 2, 2, 3, 3)}),
+        ("ViT_S8", {"embed_dim": 12, "num_heads": 2, "depth": 2}),
+    ],
+)
+def test_remat_keeps_less_for_the_backward_pass(name, params):
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+    def kept(remat):
+        module = get_model(name, 3, remat=remat, **params)
+        variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+
+        def residuals(variables, x):
+            def logits(params):
+                return module.apply(
+                    {**variables, "params": params},
+                    x,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": jax.random.key(0)},
+                )[0]
+
+            return jax.vjp(logits, variables["params"])[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(residuals, variables, x))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    assert kept(remat=True) < kept(remat=False)
+
+
 def test_dropout_rate_zero_draws_nothing():
     module = get_model("WideResNet_10_1", 3)
     x = jax.ShapeDtypeStruct((4, 4, 4, 3), jnp.float32)

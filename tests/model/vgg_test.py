@@ -173,6 +173,25 @@ def test_remat_marks_each_group(name):
     assert (rematerialised(False), rematerialised(True)) == (0, 5)
 
 
+@pytest.mark.parametrize("name", ["VGG11", "VGG11BN", "VGG11Riemannian"])
+def test_remat_keeps_of_a_group_what_its_pooling_leaves(name):
+    module = get_model(name, 10, remat=True, **TINY)
+    variables = shapes(name, **TINY)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+    def residuals(params, rest, x):
+        def logits(params):
+            rngs, mutable = {"dropout": jax.random.key(0)}, ["batch_stats"]
+            return module.apply({**rest, "params": params}, x, True, rngs=rngs, mutable=mutable)[0]
+
+        return jax.vjp(logits, params)[1]
+
+    params = variables.pop("params")
+    kept = jax.tree.leaves(jax.eval_shape(residuals, params, variables, x))
+    # The largest are the image and what enters the second group.
+    assert sorted(leaf.size for leaf in kept)[-2:] == [16 * 16 * 2, 32 * 32 * 3]
+
+
 def test_adaptive_mean_pool_has_pytorchs_windows():
     x = jnp.arange(10.0).reshape(1, 5, 2, 1)
     y = jax.jit(lambda x: adaptive_mean_pool(x, 3))(x)[0, :, :, 0]
@@ -188,7 +207,7 @@ def test_adaptive_mean_pool_has_pytorchs_windows():
     ("name", "params", "message"),
     [
         ("VGG12", {}, "VGG12: the depth must be one of 11, 13, 16, 19"),
-        ("VGG14BN", {}, "the depth must be one of"),
+        ("VGG14BN", {}, "VGG14BN: the depth must be one of"),
         ("VGG14Riemannian", {}, "the depth must be one of"),
         ("VGG16", {"head": "large"}, "must be one of cifar, imagenet"),
         ("VGG16", {"dropout_rate": 1.0}, "dropout_rate"),
@@ -200,7 +219,7 @@ def test_errors_say_what_is_allowed(name, params, message):
         get_model(name, 10, **params)
 
 
-@pytest.mark.parametrize("name", ["VGG16", "VGG13Riemannian"])
+@pytest.mark.parametrize("name", ["VGG16", "VGG16BN", "VGG13Riemannian"])
 def test_small_images_are_an_error(name):
-    with pytest.raises(ModelError, match="at least 32 x 32 pixels, is 28 x 28"):
+    with pytest.raises(ModelError, match=f"^{name} halves .* at least 32 x 32 pixels, is 28 x 28"):
         shapes(name, 28)

@@ -20,6 +20,12 @@ def test_a_line_of_the_page_is_what_the_command_gives(name):
     assert models.table([models.describe(name)]).splitlines()[-1] in PAGE.read_text()
 
 
+@pytest.mark.slow
+def test_the_whole_page_is_what_the_command_gives(registered_models):
+    rows = [models.describe(name) for name in registered_models]
+    assert models.table(rows) in PAGE.read_text()
+
+
 @pytest.mark.parametrize(
     ("flops", "text"), [(380, "380"), (9_960, "10 k"), (1.234e6, "1.2 M"), (1.1e11, "110 G")]
 )

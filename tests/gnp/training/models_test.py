@@ -78,3 +78,49 @@ def test_a_penalised_step_is_finite_and_changes_everything(name, params, shape):
         assert new.dtype == old.dtype
         assert jnp.isfinite(new).all(), path
         assert not np.array_equal(new, old), path
+
+
+RANDOM = [
+    ("WideResNet_2_4_ShakeShake", {"depth": 8}, (8, 8, 3)),
+    ("PyramidNet_11_5_ShakeDrop", {}, (8, 8, 3)),
+    ("ViT_TI4", {"embed_dim": 8, "num_heads": 2, "depth": 2, "dropout_rate": 0.3,
+                 "stochastic_depth_rate": 0.5, "remat": True}, (8, 8, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "params", "shape"), RANDOM, ids=[each[0] for each in RANDOM])
+def test_both_passes_draw_the_same_masks(name, params, shape):
+    """The step is g(theta + r g / |g|) of one function, whose masks are fixed by the step's key."""
+    r, key = 0.1, jax.random.key(1)
+    initialise, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)
+    params, model_state = jax.jit(initialise)(jax.random.key(0))
+    draw = np.random.default_rng(0)
+    batch = {
+        "image": draw.normal(size=(8, *shape)).astype(np.float32),
+        "label": (np.arange(8) % 10).astype(np.int32),
+    }
+    objective = build_objective("softmax_cross_entropy")
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            outputs, _ = apply(
+                params, model_state, batch["image"], True, jax.random.fold_in(key, 3)
+            )
+            return objective.loss(outputs, batch["label"]).mean()
+
+        return jax.grad(loss)(params)
+
+    optimizer = optax.chain(gradient_norm_penalty(r, 1.0), optax.sgd(1.0))
+    step = jax.jit(build_train_step(apply, objective, optimizer, penalize=True))
+    state = TrainState(params, model_state, optimizer.init(params))
+    after, _ = step(state, batch, key, np.uint32(3))
+    here = gradient(params)
+    norm = optax.tree.norm(here)
+    there = gradient(jax.tree.map(lambda p, g: p + r * g / norm, params, here))
+    taken = jax.tree.map(lambda p, new: p - new, params, after.params)
+    error = optax.tree.norm(jax.tree.map(lambda a, e: a - e, taken, there))
+    assert error < 1e-3 * optax.tree.norm(there)
+    # The perturbation shows: without it the step would be another.
+    plain = optax.tree.norm(jax.tree.map(lambda a, e: a - e, taken, here))
+    assert plain > 1e-2 * norm

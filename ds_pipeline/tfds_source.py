@@ -413,7 +413,7 @@ def _check_readable_folder(folder: Path) -> None:
     if not os.path.exists(folder):
         raise DataError(
             f"the data folder {folder} does not exist; set dataset.data_dir to the folder that "
-            "holds the prepared TFDS sets"
+            "holds the prepared TFDS sets (recipe/prepare_data.sh prepares one)"
         )
     if not os.path.isdir(folder):
         raise DataError(

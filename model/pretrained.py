@@ -165,7 +165,7 @@ class _Fitting:
         array = self._weights[target.name]
         shape = tuple(target.leaf.shape)
         if array.dtype.kind not in "fiub" and array.dtype != jnp.bfloat16:
-            self._wrong_shape.append(f"{target.path} (not real numbers)")
+            self._wrong_shape.append(f"{target.path} (not numbers)")
             return None
         with np.errstate(over="ignore"):  # what overflows is infinite, and said to be
             array = array.astype(np.float32)

@@ -28,6 +28,7 @@ def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint:
             build.config_as_json(build.with_group_size(config, saved)),
             default.FREE_KEYS,
             build.config_as_json(default.get_config()),
+            advice="leave --config out, or give the keys that it was trained with",
         )
     if not (working_dir / "checkpoints").is_dir():
         raise CheckpointError(f"no checkpoint in {working_dir}: train first")

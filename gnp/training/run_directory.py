@@ -104,6 +104,7 @@ def refuse_other_config(
     config: Mapping[str, Any],
     free: Collection[str],
     defaults: Mapping[str, Any] | None = None,
+    advice: str = "choose another directory, or start over with --config.retrain=True",
 ) -> None:
     """Raises where a directory's config differs in a key that is not free.
 
@@ -112,6 +113,7 @@ def refuse_other_config(
         config: dotted key -> JSON value, complete.
         free: keys that may differ.
         defaults: of keys that an older run does not know.
+        advice: what to do, for the message.
 
     Raises:
         RunDirectoryError: names each such key with both values.
@@ -126,5 +128,5 @@ def refuse_other_config(
     if different:
         raise RunDirectoryError(
             f"--working_dir={path} holds a run with another config: {', '.join(different)}; "
-            "choose another directory, or start over with --config.retrain=True"
+            f"{advice}"
         )

@@ -102,10 +102,11 @@ def _kill_and_go_on(start, directory: Path, times: int, seed: int) -> int:
             time.sleep(0.005)
         written = rows.stat().st_mtime_ns
         time.sleep(draw.uniform(0.0, 2.0))
-        if process.poll() is not None:
-            break
+        ended = process.poll() is not None
         process.kill()
         process.communicate()
+        if ended:
+            break
         hits += rows.stat().st_mtime_ns != written or bool(steps_of(directory))
     code, _, err = finish(start(directory))
     assert code == 0, err

@@ -4,7 +4,8 @@ r"""Two thousand examples of MNIST, on which the methods of docs/methods.md are 
         --config.dataset.data_dir=DATA_DIR
 
 The tutorial's CNN, batch 64, 20 epochs, Nesterov momentum 0.9 at 0.05 with a cosine, no weight
-decay; evaluated once, on all 10,000 test examples. About 15 seconds on two cores. The whole table:
+decay; evaluated once, on all 10,000 test examples: 2.61% test error (five seeds), 24 seconds on two
+cores, 13 of them training. The whole table:
 python -m gnp.bench.methods --data_dir=DATA_DIR --out=runs/methods
 """
 

@@ -34,7 +34,6 @@ from .groups import map_groups as map_groups
 from .groups import per_group as per_group
 from .looksam import LookSAMState as LookSAMState
 from .looksam import looksam as looksam
-from .parameters import KINDS as KINDS
 from .parameters import is_normalization as is_normalization
 from .parameters import parameter_kinds as parameter_kinds
 from .recorder import GradientEvolution as GradientEvolution

@@ -8,8 +8,6 @@ import optax
 
 from ._checks import OptimizerError
 
-KINDS = ("weight", "bias", "scale", "offset")
-
 # The names of leaves that are multiplied or added, in Flax, Haiku and Keras.
 SCALES = ("scale", "gamma")
 OFFSETS = ("offset", "beta")

@@ -230,17 +230,66 @@ KEYS = (
         "of the model's computation; parameters, statistics, softmax and loss are float32",
     ),
     # Data.
-    Key("dataset.dataset_name", "cifar10", text(), "digits, or a TFDS name"),
+    Key(
+        "dataset.dataset_name",
+        "cifar10",
+        text(),
+        "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
+        "npz; or a TFDS name (tfds/NAME is always TFDS)",
+    ),
     Key(
         "dataset.data_dir",
         None,
         optional(text()),
-        "folder of the prepared TFDS sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets",
+        "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
+        "image_folder, ucr: their folder. csv, npz: the file",
     ),
-    Key("dataset.image_level_augmentations", "none", choice("none", "basic"), "per image"),
-    Key("dataset.batch_level_augmentations", "none", choice("none", "cutout"), "per batch"),
+    Key("dataset.train_split", "train", text(), "TFDS: split to train on, such as train+extra"),
+    Key("dataset.target", None, optional(text()), "csv: name of the column to predict"),
+    Key(
+        "dataset.task",
+        None,
+        optional(choice("classification", "regression")),
+        "csv, npz: what the target is; none: classification (diabetes is always regression)",
+    ),
+    Key(
+        "dataset.image_level_augmentations",
+        "none",
+        choice("none", "basic", "autoaugment", "aa-only", "randaugment", "keras", "inception"),
+        "per image; inception, for encoded photographs: a random crop at any scale",
+    ),
+    Key(
+        "dataset.batch_level_augmentations",
+        "none",
+        choice("none", "cutout", "mixup", "mixcut", "cutmix"),
+        "per batch; mixcut: mixup, then cutout",
+    ),
+    Key(
+        "dataset.autoaugment_policy",
+        None,
+        optional(
+            choice("cifar", "svhn", "imagenet", "cifar-paper", "svhn-paper", "imagenet-paper")
+        ),
+        "autoaugment, aa-only: the policy, of the published code or of the paper's tables; none: "
+        "the published code's for the data set's name, else its imagenet",
+    ),
+    Key("dataset.randaugment_layers", 2, integer(1), "randaugment: operations an image"),
+    Key(
+        "dataset.randaugment_magnitude",
+        9.0,
+        number(at_least=0, at_most=10),
+        "randaugment: their strength, up to 10",
+    ),
+    Key("dataset.mixup_alpha", 1.0, number(above=0), "mixup, mixcut: of Beta(alpha, alpha)"),
+    Key("dataset.cutmix_alpha", 1.0, number(above=0), "cutmix: of Beta(alpha, alpha)"),
     Key("dataset.cutout_size", 16, integer(1), "side of cutout's square, in pixels"),
-    Key("dataset.image_size", None, optional(integer(1)), "expected side in pixels; none: any"),
+    Key(
+        "dataset.image_size",
+        None,
+        optional(integer(1)),
+        "encoded photographs (image_folder, imagenet2012): side in pixels they are brought to; "
+        "none: 224. Others: expected side; none: any",
+    ),
     Key("dataset.num_classes", None, optional(integer(1)), "expected classes; none: any"),
     Key("dataset.num_channels", None, optional(integer(1)), "expected channels; none: any"),
     Key(
@@ -250,11 +299,43 @@ KEYS = (
         "share of the training split that is held out where use_test_set is False",
     ),
     Key(
+        "dataset.test_fraction",
+        0.2,
+        number(above=0, at_most=0.9),
+        "share of the examples that is the test set where the data come without one "
+        "(scikit-learn's sets, csv, npz)",
+    ),
+    Key(
         "dataset.subset",
         None,
         optional(number(above=0)),
         "training examples to use, the same share of each class: a whole number from 1 up, or a "
         "share below 1; none: all",
+    ),
+    Key(
+        "dataset.label_noise",
+        0.0,
+        number(at_least=0, at_most=1),
+        "share of the training labels that are replaced by another class",
+    ),
+    Key(
+        "dataset.mean",
+        None,
+        optional(numbers(0, increasing=False)),
+        "images: subtracted from each channel, where 1 is the largest uint8 value; none: the "
+        "data set's published ones, else the training set's own",
+    ),
+    Key(
+        "dataset.std",
+        None,
+        optional(numbers(0, increasing=False, above=True)),
+        "images: what each channel is divided by after that; none: likewise",
+    ),
+    Key(
+        "dataset.workers",
+        None,
+        optional(integer(0)),
+        "processes that read and augment; 0: threads of this one; none: as fits the machine",
     ),
     Key("use_test_set", True, boolean(), "evaluate on the test set; False: on a held-out part"),
     # What is measured and kept.
@@ -276,6 +357,7 @@ KEYS = (
 FREE_KEYS = (
     "retrain",
     "dataset.data_dir",
+    "dataset.workers",
     "save_ckpt_every_n_epochs",
     "keep_checkpoints",
     "log_every_n_steps",

@@ -122,8 +122,13 @@ def choice(*names: str) -> Kind:
     return Kind(" | ".join(names), str, lambda value: value in names, names)
 
 
-def numbers(at_least: float) -> Kind:
-    """A tuple of increasing numbers, written `60,120,160`.
+def numbers(at_least: float, increasing: bool = True, above: bool = False) -> Kind:
+    """A tuple of numbers, written `60,120,160`.
+
+    Args:
+        at_least: the smallest allowed.
+        increasing: each is larger than the one before.
+        above: at_least itself is not allowed.
 
     Example:
         >>> numbers(at_least=0).parse("60,120")
@@ -136,11 +141,16 @@ def numbers(at_least: float) -> Kind:
     def check(value: Any) -> bool:
         if not isinstance(value, (tuple, list)):
             return False
-        return all(_is_number(v, (int, float)) and v >= at_least for v in value) and all(
-            low < high for low, high in zip(value, value[1:], strict=False)
+        large_enough = all(
+            _is_number(v, (int, float)) and (v > at_least if above else v >= at_least)
+            for v in value
+        )
+        return large_enough and (
+            not increasing or all(low < high for low, high in zip(value, value[1:], strict=False))
         )
 
-    return Kind(f"increasing numbers >= {at_least}, such as 60,120,160", parse, check)
+    order, sign = ("increasing ", "60,120,160") if increasing else ("", "0.5,0.4,0.4")
+    return Kind(f"{order}numbers {'>' if above else '>='} {at_least}, such as {sign}", parse, check)
 
 
 def mapping() -> Kind:

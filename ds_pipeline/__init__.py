@@ -1,17 +1,19 @@
 """Data sources, augmentation and the loader: from a config to batches of numpy arrays."""
 
-from ds_pipeline.augment import Augment
+from ds_pipeline.augment import Augment, Mix
 from ds_pipeline.dataset import Dataset, build_dataset, dataset_names
 from ds_pipeline.errors import DataError
 from ds_pipeline.loader import count_steps, evaluation_batches, train_batches
-from ds_pipeline.source import Batch, InMemorySource, Source, SubsetSource
+from ds_pipeline.source import Batch, EncodedImage, InMemorySource, Source, SubsetSource
 
 __all__ = [
     "Augment",
     "Batch",
     "DataError",
     "Dataset",
+    "EncodedImage",
     "InMemorySource",
+    "Mix",
     "Source",
     "SubsetSource",
     "build_dataset",

@@ -10,41 +10,41 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from ds_pipeline.augment import Augment, get_augment
-from ds_pipeline.digits import load_digits
+from ds_pipeline import bundled
+from ds_pipeline.augment import Augment, Mix, chain, get_augment, get_erase, get_mix
+from ds_pipeline.csv_file import load_csv
+from ds_pipeline.decode import DecodedSource, center_crop, inception_crop
 from ds_pipeline.errors import DataError
+from ds_pipeline.image_folder import load_image_folder
+from ds_pipeline.label_noise import with_label_noise
+from ds_pipeline.loader import default_workers
+from ds_pipeline.npz_file import load_npz
+from ds_pipeline.parts import Parts, numbered
 from ds_pipeline.source import (
     InMemorySource,
     Source,
     SubsetSource,
     channel_statistics,
-    chunks,
     stratified_draw,
     stratified_split,
 )
-from ds_pipeline.tfds_source import (
-    TfdsSplit,
-    find_directory,
-    in_memory,
-    open_builder,
-    parse_name,
-    prepared_names,
-)
-
-# Mean and standard deviation of the training split's channels, for values from 0 to 1, as they
-# are in common use; those of mnist and cifar10 agree with the files of TFDS to all digits.
-_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "mnist": ((0.13066048,), (0.30810779,)),
-    # The pair of the PyTorch and torchvision examples.
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    # Used by the SAM and GNP authors' pipelines, among many.
-    "cifar10": ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
-    "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
-    # Of the 73,257 training images, without the extra ones.
-    "svhn_cropped": ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614)),
-}
+from ds_pipeline.tfds_source import load_tfds, prepared_names
+from ds_pipeline.ucr import load_ucr
 
 _SUBSET_TAG = 0x5375
+
+# For encoded photographs: the published mean and deviation of ImageNet's training images, from 0
+# to 1, and the side to which they are brought.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_ENCODED_SIZE = 224
+# Image-level augmentations that begin with a random crop at any scale of encoded photographs,
+# and what follows it: the crop flips, so the policy needs no basic augmentation.
+_AFTER_CROP = {
+    "inception": "none",
+    "autoaugment": "aa-only",
+    "aa-only": "aa-only",
+    "randaugment": "randaugment",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,16 @@ class Dataset:
         train: examples to train on.
         evaluation: examples to evaluate on.
         evaluation_name: 'test' or 'validation'.
-        shape: of an image, (h, w, c).
-        num_classes: labels are 0 to num_classes - 1.
-        class_names: one a class.
+        shape: of an input: (h, w, c), (length, c) or (d,).
+        num_classes: labels are 0 to num_classes - 1; 1 for a regression.
+        class_names: one a class; () for a regression.
         mean: float32 [c], in the units of the raw values (0 to 255 for uint8 photographs).
-        std: float32 [c], in the same units.
+        std: likewise.
         augment: changes training batches; None: nothing does.
+        mix: mixes each of them with a second one, after that.
+        erase: changes them after that.
+        workers: processes that read and augment; 0: threads.
+        warnings: what the user should know of the data, a line each.
     """
 
     name: str
@@ -74,36 +78,43 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     augment: Augment | None = None
+    mix: Mix | None = None
+    erase: Augment | None = None
+    workers: int = 0
+    warnings: tuple[str, ...] = ()
 
-    def normalize(self, images: npt.ArrayLike | jax.Array) -> jax.Array:
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are float32 numbers to predict, not classes."""
+        return not self.class_names
+
+    def normalize(self, inputs: npt.ArrayLike | jax.Array) -> jax.Array:
         """(x - mean) / std, to be called inside the compiled step: raw bytes go to the device.
 
         Args:
-            images: [b, h, w, c], uint8 or float32, raw values.
+            inputs: [b, ..., c], uint8 or float32, raw values.
 
         Returns:
-            float32 [b, h, w, c].
+            float32 [b, ..., c].
 
         Example:
-            >>> images, labels = np.full((4, 8, 8, 1), 3, np.uint8), np.zeros(4)
+            >>> images, labels = np.full((4, 8, 8, 1), 3, np.uint8), np.zeros(4, int)
             >>> data = from_arrays("three", (images, labels), (images, labels))
             >>> float(data.normalize(images).max())
             0.0
         """
-        values = jnp.asarray(images).astype(jnp.float32)
+        values = jnp.asarray(inputs).astype(jnp.float32)
         channels = (1,) * (values.ndim - 1) + (-1,)
         return (values - self.mean.reshape(channels)) / self.std.reshape(channels)
 
 
-def build_dataset(config: Any) -> Dataset:
+def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
     """The data set that a config asks for, with its augmentation.
 
     Args:
-        config: reads `seeds` (of the splits), `use_test_set` and from `dataset`: `dataset_name`,
-            `data_dir` (None: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets),
-            `validation_fraction`, `subset` (None: all training examples),
-            `image_level_augmentations`, `batch_level_augmentations`, `cutout_size`, and what the
-            data must match where it is not None: `image_size`, `num_classes`, `num_channels`.
+        config: reads `seeds` (of splits, subset and label noise), `use_test_set` and all keys of
+            `dataset` that config/default.py lists.
+        cache_dir: where lists of an image folder's files are kept; None: nowhere.
 
     Raises:
         DataError: an unknown name, data that are missing, damaged or of another kind, or that
@@ -112,45 +123,67 @@ def build_dataset(config: Any) -> Dataset:
     Example:
         >>> from types import SimpleNamespace
         >>> keys = SimpleNamespace(
-        ...     dataset_name="digits", data_dir=None, validation_fraction=0.1,
+        ...     dataset_name="digits", data_dir=None, train_split="train", target=None, task=None,
+        ...     validation_fraction=0.1, test_fraction=0.2, subset=None, label_noise=0.0,
         ...     image_level_augmentations="none", batch_level_augmentations="none",
-        ...     cutout_size=16, image_size=8, num_classes=10, num_channels=None, subset=None)
+        ...     autoaugment_policy=None, randaugment_layers=2, randaugment_magnitude=9.0,
+        ...     mixup_alpha=1.0, cutmix_alpha=1.0, cutout_size=16, image_size=8, num_classes=10,
+        ...     num_channels=None, mean=None, std=None, workers=None)
         >>> data = build_dataset(SimpleNamespace(seeds=0, use_test_set=False, dataset=keys))
         >>> data.evaluation_name, len(data.train), len(data.evaluation)
         ('validation', 1294, 144)
     """
     keys = config.dataset
-    if keys.dataset_name == "digits":
-        parts = _digits(config.seeds, config.use_test_set)
-    else:
-        parts = _tfds(keys.dataset_name, _data_dir(keys.data_dir), config.use_test_set)
+    parts = _read(keys, config.seeds, config.use_test_set, cache_dir)
     _check_requested(keys, parts)
-    train, evaluation = parts.train, parts.evaluation
-    if evaluation is None:
-        kept, held_out = stratified_split(_labels(train), keys.validation_fraction, config.seeds)
-        train, evaluation = SubsetSource(train, kept), SubsetSource(train, held_out)
+    num_classes = len(parts.class_names) or 1
+    train, evaluation, evaluation_name = _split(config, parts)
     if keys.subset is not None:
         train = _subset(train, keys.subset, config.seeds)
-    mean, std = _statistics(parts.statistics_name, parts.shape[-1], train)
+    train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
+    mean, std = _statistics(keys, parts, train)
+    shape = parts.shape
+    crop, level = None, keys.image_level_augmentations
+    if shape is None:
+        size = keys.image_size or _ENCODED_SIZE
+        shape = (size, size, 3)
+        train, evaluation, crop = _decoded(train, evaluation, size, level)
+        level = _AFTER_CROP.get(level, level)
     augment = get_augment(
-        keys.image_level_augmentations,
-        keys.batch_level_augmentations,
-        shape=parts.shape,
-        mean=mean,
+        level,
+        shape=shape,
         dtype=parts.dtype,
-        cutout_size=keys.cutout_size,
+        policy=_policy(keys),
+        randaugment_layers=keys.randaugment_layers,
+        randaugment_magnitude=keys.randaugment_magnitude,
     )
     return Dataset(
         name=keys.dataset_name,
         train=train,
         evaluation=evaluation,
-        evaluation_name=parts.evaluation_name,
-        shape=parts.shape,
-        num_classes=len(parts.class_names),
+        evaluation_name=evaluation_name,
+        shape=shape,
+        num_classes=num_classes,
         class_names=parts.class_names,
         mean=mean,
         std=std,
-        augment=augment,
+        augment=chain([step for step in (crop, augment) if step is not None]),
+        mix=get_mix(
+            keys.batch_level_augmentations,
+            num_classes=num_classes,
+            mixup_alpha=keys.mixup_alpha,
+            cutmix_alpha=keys.cutmix_alpha,
+            shape=shape,
+        ),
+        erase=get_erase(
+            keys.batch_level_augmentations,
+            shape=shape,
+            mean=mean,
+            dtype=parts.dtype,
+            cutout_size=keys.cutout_size,
+        ),
+        workers=_workers(keys.workers, parts.train),
+        warnings=parts.warnings,
     )
 
 
@@ -160,11 +193,12 @@ def from_arrays(
     evaluation: tuple[np.ndarray, npt.ArrayLike],
     augment: Augment | None = None,
 ) -> Dataset:
-    """A data set from arrays in memory, with the training images' mean and deviation.
+    """A data set from arrays in memory, with the training inputs' mean and deviation.
 
     Args:
         name: for messages.
-        train: (images [n, h, w, c], labels [n]).
+        train: (inputs [n, ..., c], labels [n]): whole numbers from 0 for classes, else numbers
+            to predict.
         evaluation: the same of the examples to evaluate on.
         augment: changes training batches; None: nothing does.
 
@@ -174,16 +208,18 @@ def from_arrays(
         3
     """
     source, held_out = InMemorySource(*train), InMemorySource(*evaluation)
-    num_classes = int(max(source.labels.max(), held_out.labels.max())) + 1
+    class_names: tuple[str, ...] = ()
+    if source.labels().dtype == np.int32:
+        class_names = numbered(int(max(source.labels().max(), held_out.labels().max())) + 1)
     mean, std = channel_statistics(source)
     return Dataset(
         name=name,
         train=source,
         evaluation=held_out,
         evaluation_name="test",
-        shape=source.images.shape[1:],
-        num_classes=num_classes,
-        class_names=tuple(str(i) for i in range(num_classes)),
+        shape=source.inputs.shape[1:],
+        num_classes=len(class_names) or 1,
+        class_names=class_names,
         mean=mean,
         std=std,
         augment=augment,
@@ -191,7 +227,7 @@ def from_arrays(
 
 
 def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
-    """Names of the data sets that can be loaded right now: digits, and what is prepared.
+    """Names of the data sets that can be loaded right now: the bundled ones, and TFDS sets.
 
     Args:
         data_dir: folder of the prepared TFDS sets; None: the environment's TFDS_DATA_DIR, else
@@ -199,98 +235,104 @@ def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
 
     Example:
         >>> dataset_names("a-folder-that-does-not-exist")
-        ('digits',)
+        ('digits', 'iris', 'wine', 'breast_cancer', 'diabetes')
     """
-    return ("digits", *prepared_names(_data_dir(data_dir)))
+    return (*bundled.NAMES, *prepared_names(_tfds_dir(data_dir)))
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """A data set as its files give it; evaluation is None where a part of train is held out."""
-
-    train: Source
-    evaluation: Source | None
-    evaluation_name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    class_names: tuple[str, ...]
-    statistics_name: str
-
-
-def _digits(seed: int, use_test_set: bool) -> _Parts:
-    train, test = load_digits(seed)
-    return _Parts(
-        train=train,
-        evaluation=test if use_test_set else None,
-        evaluation_name="test" if use_test_set else "validation",
-        shape=train.images.shape[1:],
-        dtype=train.images.dtype,
-        class_names=tuple(str(i) for i in range(10)),
-        statistics_name="digits",
-    )
-
-
-def _tfds(text: str, data_dir: Path, use_test_set: bool) -> _Parts:
-    name = parse_name(text)
-    directory = find_directory(data_dir, name)
-    evaluation_split = _evaluation_split(directory) if use_test_set else None
-    train = TfdsSplit(directory, "train")
-    evaluation = TfdsSplit(directory, evaluation_split) if evaluation_split else None
-    if evaluation is not None and evaluation.shape != train.shape:
+def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> Parts:
+    """The files of the kind of data set that its name says."""
+    name = keys.dataset_name
+    if name in bundled.NAMES:
+        parts = bundled.load_bundled(name, keys.test_fraction, seed)
+    elif name == "image_folder":
+        parts = load_image_folder(_named_path(keys, "the image folder"), use_test_set, cache_dir)
+    elif name.startswith("ucr/"):
+        parts = load_ucr(_named_path(keys, "the folder of the UCR sets"), name.removeprefix("ucr/"))
+    elif name == "csv":
+        file, is_regression = _named_path(keys, "the CSV file"), keys.task == "regression"
+        parts = load_csv(file, keys.target, is_regression, keys.test_fraction, seed)
+    elif name == "npz":
+        file, is_regression = _named_path(keys, "the .npz file"), keys.task == "regression"
+        parts = load_npz(file, is_regression, keys.test_fraction, seed)
+    else:
+        data_dir = _tfds_dir(keys.data_dir)
+        return load_tfds(name.removeprefix("tfds/"), data_dir, keys.train_split, use_test_set)
+    if keys.train_split != "train":
         raise DataError(
-            f"{directory}: images of shape {train.shape} in split 'train' and "
-            f"{evaluation.shape} in split '{evaluation.split}'"
+            f"dataset.train_split {keys.train_split} is for TFDS sets; '{name}' has 'train' alone"
         )
-    return _Parts(
-        train=in_memory(train, name.full),
-        evaluation=None if evaluation is None else in_memory(evaluation, name.full),
-        evaluation_name=evaluation_split or "validation",
-        shape=train.shape,
-        dtype=train.dtype,
-        class_names=train.class_names,
-        statistics_name=name.name if train.dtype == np.uint8 else "",
-    )
+    return parts
 
 
-def _evaluation_split(directory: Path) -> str:
-    splits = list(open_builder(directory).info.splits)
-    for split in ("test", "validation"):
-        if split in splits:
-            return split
-    raise DataError(
-        f"{directory} has neither a split 'test' nor 'validation', only {', '.join(splits)}; "
-        "set use_test_set to False to hold out a part of 'train'"
-    )
-
-
-def _data_dir(data_dir: str | None) -> Path:
+def _tfds_dir(data_dir: str | None) -> Path:
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return _path(data_dir, "the folder that holds the prepared TFDS sets")
+
+
+def _named_path(keys: Any, meaning: str) -> Path:
+    if keys.data_dir is None:
+        raise DataError(f"'{keys.dataset_name}' needs dataset.data_dir: set it to {meaning}")
+    return _path(keys.data_dir, meaning)
+
+
+def _path(data_dir: str, meaning: str) -> Path:
     if not data_dir.strip():
-        raise DataError(
-            "dataset.data_dir is empty; set it to the folder that holds the prepared TFDS sets"
-        )
+        raise DataError(f"dataset.data_dir is empty; set it to {meaning}")
     return Path(data_dir).expanduser()
 
 
-def _check_requested(keys: Any, parts: _Parts) -> None:
-    height, width, channels = parts.shape
-    found: tuple[tuple[str, Any, bool, str], ...] = (
-        ("image_size", keys.image_size, height == width == keys.image_size, f"{height} x {width}"),
-        ("num_channels", keys.num_channels, channels == keys.num_channels, str(channels)),
-        (
-            "num_classes",
-            keys.num_classes,
-            len(parts.class_names) == keys.num_classes,
-            str(len(parts.class_names)),
-        ),
+def _check_requested(keys: Any, parts: Parts) -> None:
+    """Whether the data are as the config expects them; encoded images get any size."""
+    shape = parts.shape or (keys.image_size, keys.image_size, 3)
+    is_image = len(shape) == 3
+    size = f"{shape[0]} x {shape[1]}" if is_image else "no images"
+    channels = str(shape[-1]) if len(shape) > 1 else "vectors"
+    classes = str(len(parts.class_names)) if parts.class_names else "numbers to predict"
+    found = (
+        ("image_size", is_image and shape[0] == shape[1] == keys.image_size, size),
+        ("num_channels", channels == str(keys.num_channels), channels),
+        ("num_classes", len(parts.class_names) == keys.num_classes, classes),
     )
-    for key, wanted, matches, actual in found:
+    for key, matches, actual in found:
+        wanted = getattr(keys, key)
         if wanted is not None and not matches:
             raise DataError(
                 f"dataset.{key} {wanted} does not match '{keys.dataset_name}', whose data have "
                 f"{actual}; set it to that, or to None"
             )
+
+
+def _split(config: Any, parts: Parts) -> tuple[Source, Source, str]:
+    """(train, evaluation, its name): the test set, or a part held out of train."""
+    train = parts.train
+    if config.use_test_set and parts.evaluation is not None:
+        return train, parts.evaluation, parts.evaluation_name
+    kept, held_out = stratified_split(
+        train.labels(), config.dataset.validation_fraction, config.seeds
+    )
+    return SubsetSource(train, kept), SubsetSource(train, held_out), "validation"
+
+
+def _decoded(
+    train: Source, evaluation: Source, size: int, level: str
+) -> tuple[Source, Source, Augment | None]:
+    """Encoded images brought to one size: (train, evaluation, crop of the training images)."""
+    if level in _AFTER_CROP:
+        center = center_crop(size, size / (size + 32))
+        return train, DecodedSource(evaluation, center), inception_crop(size)
+    center = center_crop(size, 1.0)
+    return DecodedSource(train, center), DecodedSource(evaluation, center), None
+
+
+def _policy(keys: Any) -> str:
+    """AutoAugment's policy: the one named, or that of the data it was found on."""
+    name = keys.dataset_name.removeprefix("tfds/")
+    for policy in ("cifar", "svhn"):
+        if keys.autoaugment_policy is None and name.startswith(policy):
+            return policy
+    return keys.autoaugment_policy or "imagenet"
 
 
 def _subset(train: Source, subset: float, seed: int) -> Source:
@@ -301,19 +343,42 @@ def _subset(train: Source, subset: float, seed: int) -> Source:
             f"dataset.subset {subset:.10g} asks for {count} of {len(train)} training examples; "
             f"set it to a share below 1, or to a number up to {len(train)}"
         )
-    return SubsetSource(train, stratified_draw(_labels(train), count, (seed, _SUBSET_TAG)))
+    return SubsetSource(train, stratified_draw(train.labels(), count, (seed, _SUBSET_TAG)))
 
 
-def _labels(source: Source) -> np.ndarray:
-    if isinstance(source, InMemorySource):
-        return source.labels
-    return np.concatenate([batch["label"] for batch in chunks(source)])
+def _statistics(keys: Any, parts: Parts, train: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation: the config's, else the published ones, else those of train."""
+    channels = 3 if parts.shape is None else parts.shape[-1]
+    levels = 255 if parts.dtype == np.uint8 else 1
+    mean = _given("mean", keys.mean, channels, levels)
+    std = _given("std", keys.std, channels, levels)
+    if parts.shape is None:
+        published_mean = np.multiply(_IMAGENET_MEAN, levels).astype(np.float32)
+        published_std = np.multiply(_IMAGENET_STD, levels).astype(np.float32)
+    elif parts.mean is not None and parts.std is not None:
+        published_mean, published_std = parts.mean, parts.std
+    elif mean is None or std is None:
+        published_mean, published_std = channel_statistics(train)
+    return published_mean if mean is None else mean, published_std if std is None else std
 
 
-def _statistics(name: str, channels: int, train: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Published mean and deviation in levels from 0 to 255, or those of the training part."""
-    published = _STATISTICS.get(name)
-    if published is None or len(published[0]) != channels:
-        return channel_statistics(train)
-    mean, std = (np.array(values) * 255 for values in published)
-    return mean.astype(np.float32), std.astype(np.float32)
+def _given(
+    name: str, values: tuple[float, ...] | None, channels: int, levels: int
+) -> np.ndarray | None:
+    """The config's statistics in the units of the raw values."""
+    if values is None:
+        return None
+    if len(values) not in (1, channels):
+        raise DataError(
+            f"dataset.{name} has {len(values)} values, the data have {channels} channels; give "
+            f"{channels}, or 1"
+        )
+    return np.full(channels, np.multiply(values, levels), np.float32)
+
+
+def _workers(wanted: int | None, train: Source) -> int:
+    """Worker processes; by default none for data in memory, which each would need a copy of."""
+    if wanted is not None:
+        return wanted
+    whole = train.source if isinstance(train, SubsetSource) else train
+    return default_workers(encoded=not isinstance(whole, InMemorySource))

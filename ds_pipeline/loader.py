@@ -1,21 +1,63 @@
-"""Batches in the order that training and evaluation need them, prefetched by grain's threads."""
+"""Batches in the order that training and evaluation need them, made ahead by grain.
+
+Threads of this process make them, or worker processes. A batch is a function of (seed, step) alone,
+so both give the same ones. Small examples are made in blocks of several batches, since NumPy's and
+grain's cost a call would otherwise be larger than that of the work.
+"""
 
 import functools
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from ds_pipeline.errors import DataError
 from ds_pipeline.source import Batch, Indices, Source
 
 if TYPE_CHECKING:
+    from ds_pipeline.augment import Augment, Mix
     from ds_pipeline.dataset import Dataset
 
 _ORDER_TAG = 0x4F52
-_THREADS = 2
-_PREFETCHED_BATCHES = 4
+# A block has about so many examples, and at most so many values: 16 MiB as float32.
+_BLOCK_EXAMPLES = 1024
+_BLOCK_VALUES = 4 * 2**20
+# Decoding releases Python's lock, so threads serve up to this many cores.
+_MOST_THREADS = 4
+# In grain's message.
+_KILLED = re.compile(r"terminated unexpectedly with (exit code -?\d+)")
+
+
+def default_workers(encoded: bool) -> int:
+    """Worker processes that suit this machine.
+
+    None for data in memory: threads make more batches than a step can use, and processes would
+    each hold a copy. None for encoded images on up to 4 cores: JPEG decoding and resizing release
+    Python's lock, so threads keep all cores busy, without the seconds that processes take to start
+    and the copies of what they send. On more cores the rest of the work, which holds that lock,
+    would be the limit: all but two, which are left to the training's own process.
+
+    Args:
+        encoded: whether images are decoded when they are read.
+
+    Example:
+        >>> default_workers(encoded=False)
+        0
+    """
+    cores = _usable_cores()
+    return cores - 2 if encoded and cores > _MOST_THREADS else 0
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Indices:
@@ -72,10 +114,12 @@ def train_batches(
     With s = n // batch_size steps an epoch, step t takes rows (t mod s) * batch_size onwards of
     the order of epoch t // s; the n - s * batch_size last of that order rest for the epoch. Each
     batch is a function of (seed, t) alone, so a run resumes anywhere, and processes take
-    consecutive slices of the same global batch.
+    consecutive slices of the same global batch. `dataset.augment` changes each example,
+    `dataset.mix` then mixes it with its partner, the global batch read backwards, and
+    `dataset.erase` changes the result.
 
     Args:
-        dataset: the train source and the augmentation.
+        dataset: the train source, what changes its batches, and the number of workers.
         batch_size: examples a step, over all processes.
         seed: of the order and the augmentation, at least 0.
         start_step: first step, counted from the beginning of the training.
@@ -84,12 +128,13 @@ def train_batches(
         process_count: processes, default 1.
 
     Returns:
-        A generator of `{"image": [b, ...], "label": int32 [b]}`, b = batch_size / process_count.
-        Its `close()` stops the threads; its end does so too. An error while a batch is read
-        is raised here, at that batch.
+        A generator of `{"input": [b, ...], "label": [b, ...]}`, b = batch_size / process_count.
+        Its `close()` stops the threads or workers; its end does so too. An error while a batch is
+        read is raised here, at that batch or a few before it.
 
     Raises:
-        DataError: the batch is larger than the data or does not divide among the processes.
+        DataError: the batch is larger than the data or does not divide among the processes; while
+            it runs, damaged data, or a worker that was killed.
 
     Example:
         >>> from ds_pipeline.dataset import from_arrays
@@ -98,29 +143,35 @@ def train_batches(
         >>> [len(batch["label"]) for batch in train_batches(data, 4, 0, 0, 3)]
         [4, 4, 4]
     """
-    source, augment = dataset.train, dataset.augment
     _check_positive(process_count=process_count)
     if seed < 0 or start_step < 0 or not 0 <= process_index < process_count:
         raise DataError(
             f"seed {seed}, start_step {start_step} and process_index {process_index} must be at "
             f"least 0, and the last less than process_count {process_count}"
         )
-    rows = _process_rows(batch_size, process_index, process_count)
     steps_per_epoch = count_steps(dataset, batch_size)
-    # Two: threads may be on both sides of the boundary between epochs.
-    order = functools.lru_cache(maxsize=2)(functools.partial(epoch_order, len(source), seed))
-
-    def make(step: int) -> Batch:
-        epoch, place = divmod(step, steps_per_epoch)
-        indices = order(epoch)[place * batch_size + rows]
-        batch = source.batch(indices)
-        return batch if augment is None else augment(batch, seed, epoch, indices)
-
-    return _prefetched(make, start_step, total_steps)
+    make = _Training(
+        source=dataset.train,
+        augment=dataset.augment,
+        mix=dataset.mix,
+        erase=dataset.erase,
+        seed=seed,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        rows=_process_rows(batch_size, process_index, process_count),
+    )
+    size = _block_steps(dataset.shape, len(make.rows))
+    blocks = _Blocks(start_step, total_steps, steps_per_epoch, size)
+    return _prefetched(make, blocks, dataset.workers)
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, process_index: int = 0, process_count: int = 1
+    source: Source,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    *,
+    workers: int = 0,
 ) -> Generator[Batch, None, None]:
     """This process' share of batches that hold every example once, in order.
 
@@ -131,12 +182,14 @@ def evaluation_batches(
         batch_size: examples a batch, over all processes; may exceed the number of examples.
         process_index: of this process, from 0.
         process_count: processes, default 1.
+        workers: processes that read, default 0: threads of this one.
 
     Returns:
         A generator, as `train_batches` gives, with "mask": float32 [b], 1 for examples that count.
 
     Raises:
-        DataError: the batch does not divide among the processes.
+        DataError: the batch does not divide among the processes; as it runs, damaged data, or a
+            worker that was killed.
 
     Example:
         >>> from ds_pipeline.source import InMemorySource
@@ -146,28 +199,253 @@ def evaluation_batches(
     """
     _check_positive(batch_size=batch_size, process_count=process_count)
     rows = _process_rows(batch_size, process_index, process_count)
-    count = len(source)
+    steps = -(-len(source) // batch_size)
+    make = _Evaluation(source, batch_size, rows)
+    return _prefetched(make, _Blocks(0, steps, steps, 1), workers)
 
-    def make(step: int) -> Batch:
-        places = step * batch_size + rows
-        batch = source.batch(np.minimum(places, count - 1))
-        return {**batch, "mask": (places < count).astype(np.float32)}
 
-    return _prefetched(make, 0, -(-count // batch_size))
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """Makes the training batches of some steps of one epoch; can be pickled."""
+
+    source: Source
+    augment: "Augment | None"
+    mix: "Mix | None"
+    erase: "Augment | None"
+    seed: int
+    batch_size: int
+    steps_per_epoch: int
+    rows: Indices
+
+    def __call__(self, first: int, last: int) -> list[Batch]:
+        indices, block = self._read(first, last, self.rows)
+        epoch = first // self.steps_per_epoch
+        if self.mix is None:
+            if self.erase is not None:
+                block = self.erase(block, self.seed, epoch, indices)
+            return _cut(block, len(self.rows))
+        batches = _cut(block, len(self.rows))
+        for place, partners in enumerate(self._partners(first, last, batches)):
+            batch = self.mix(batches[place], partners, self.seed, first + place)
+            if self.erase is not None:
+                own = indices[place * len(self.rows) : (place + 1) * len(self.rows)]
+                batch = self.erase(batch, self.seed, epoch, own)
+            batches[place] = batch
+        return batches
+
+    def _partners(self, first: int, last: int, batches: Sequence[Batch]) -> list[Batch]:
+        rows = self.batch_size - 1 - self.rows
+        if np.array_equal(rows[::-1], self.rows):
+            return [{key: value[::-1] for key, value in batch.items()} for batch in batches]
+        return _cut(self._read(first, last, rows)[1], len(rows))
+
+    def _read(self, first: int, last: int, rows: Indices) -> tuple[Indices, Batch]:
+        """(indices, augmented examples) of these rows of the global batches, step after step."""
+        epoch, place = divmod(first, self.steps_per_epoch)
+        starts = np.arange(place, place + last - first)[:, None] * self.batch_size
+        order = _kept_order(len(self.source), self.seed, epoch)
+        indices: Indices = order[(starts + rows[None, :]).ravel()]
+        batch = self.source.batch(indices)
+        if self.augment is not None:
+            batch = self.augment(batch, self.seed, epoch, indices)
+        return indices, batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """Makes evaluation batches; can be pickled."""
+
+    source: Source
+    batch_size: int
+    rows: Indices
+
+    def __call__(self, first: int, last: int) -> list[Batch]:
+        starts = np.arange(first, last)[:, None] * self.batch_size
+        places = (starts + self.rows[None, :]).ravel()
+        batch = self.source.batch(np.minimum(places, len(self.source) - 1))
+        mask = (places < len(self.source)).astype(np.float32)
+        return _cut({**batch, "mask": mask}, len(self.rows))
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Steps start to stop - 1 in blocks of `size` steps at most, none over an epoch's end."""
+
+    start: int
+    stop: int
+    steps_per_epoch: int
+    size: int
+
+    def __len__(self) -> int:
+        return self._number(self.stop - 1) - self._number(self.start) + 1
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """(first step, step behind the last)."""
+        epoch, place = divmod(self._number(self.start) + index, self._an_epoch)
+        begin = epoch * self.steps_per_epoch
+        first = begin + place * self.size
+        last = min(first + self.size, begin + self.steps_per_epoch)
+        return max(first, self.start), min(last, self.stop)
+
+    @property
+    def _an_epoch(self) -> int:
+        return -(-self.steps_per_epoch // self.size)
+
+    def _number(self, step: int) -> int:
+        """Of the block that holds a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return epoch * self._an_epoch + place // self.size
+
+
+def _block_steps(shape: tuple[int, ...], rows: int) -> int:
+    """Steps in a block; 1 where a batch is large already, as one of photographs is."""
+    examples = min(_BLOCK_EXAMPLES, _BLOCK_VALUES // max(1, int(np.prod(shape))))
+    return max(1, examples // rows)
+
+
+def _cut(block: Batch, rows: int) -> list[Batch]:
+    """A block as batches of so many rows, without a copy."""
+    starts = range(0, len(block["label"]), rows)
+    return [{key: value[i : i + rows] for key, value in block.items()} for i in starts]
+
+
+@functools.lru_cache(maxsize=2)  # blocks on both sides of the boundary between epochs
+def _kept_order(count: int, seed: int, epoch: int) -> Indices:
+    order = epoch_order(count, seed, epoch)
+    order.setflags(write=False)
+    return order
 
 
 def _prefetched(
-    make: Callable[[int], Batch], start: int, stop: int
+    make: Callable[[int, int], list[Batch]], blocks: _Blocks, workers: int
 ) -> Generator[Batch, None, None]:
-    """make(start), ..., make(stop - 1), a few of them made ahead in threads."""
-    if stop <= start:
+    """The batches of all blocks in order, a few blocks made ahead."""
+    if blocks.stop <= blocks.start:
         return
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCHED_BATCHES)
-    iterator = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
+    numbers = grain.MapDataset.range(len(blocks))
+    if workers:
+        yield from _from_workers(numbers.map(_Guarded(make, blocks)), workers)
+        return
+    threads = 2 if blocks.size > 1 else min(max(2, _usable_cores()), _MOST_THREADS)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+    iterator = iter(numbers.map(lambda i: make(*blocks[i])).to_iter_dataset(options))
     try:
-        yield from iterator
+        for block in iterator:
+            yield from block
     finally:
         iterator.close()
+
+
+def _from_workers(data: Any, workers: int) -> Generator[Batch, None, None]:
+    if not flags.FLAGS.is_parsed():
+        # grain reads flags of its own, and fails outside absl's app: github.com/google/grain 1355.
+        flags.FLAGS.mark_as_parsed()
+    # One block at a time in each process: the processes are what is parallel.
+    alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    iterator = iter(data.to_iter_dataset(alone).mp_prefetch(options, _begin_worker))
+    try:
+        for block in _started(iterator):
+            # Without grain's subclass of arrays that ends shared memory; it stays the base.
+            yield from ({key: np.array(value) for key, value in b.items()} for b in block)
+    except RuntimeError as error:
+        killed = _KILLED.search(str(error))
+        if not killed:
+            raise
+        raise DataError(
+            f"a worker process that reads data was killed ({killed[1]}); where memory or /dev/shm "
+            "ran out, set dataset.workers to less, or to 0"
+        ) from None
+    finally:
+        iterator.close()
+
+
+def _started(iterator: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    """The same, its workers started by a thread that blocks SIGINT and SIGTERM.
+
+    What starts there inherits that from its first moment: Ctrl-C and a job's end, which reach all
+    processes at once, are left to this process, which may still need batches to come to its end.
+    """
+    _start_tracker()
+    first: Future[list[Batch] | None] = Future()
+
+    def start() -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            first.set_result(next(iterator, None))
+        except BaseException as error:
+            first.set_exception(error)
+
+    threading.Thread(target=start, name="start-workers", daemon=True).start()
+    block = first.result()
+    if block is not None:
+        yield block
+        yield from iterator
+
+
+def _start_tracker() -> None:
+    """Starts the process that removes shared memory which others left.
+
+    Now, since its start would unblock the signals, and without its warning, since what is still
+    under way when a run ends, or a worker is killed, is no mistake.
+    """
+    old = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{old},{quiet}" if old else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if old is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = old
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Called in a worker before it reads: no accelerator, and an end with its parent."""
+    del index, count
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """Makes a block, with errors that another process can be sent."""
+
+    make: Callable[[int, int], list[Batch]]
+    blocks: _Blocks
+
+    def __call__(self, index: int) -> list[Batch]:
+        try:
+            return self.make(*self.blocks[index])
+        except Exception as error:
+            if _can_be_sent(error):
+                raise
+            # A queue would drop it, and the reader would wait forever.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+
+
+def _can_be_sent(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _process_rows(batch_size: int, process_index: int, process_count: int) -> Indices:

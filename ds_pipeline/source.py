@@ -1,18 +1,32 @@
 """Random access to examples, whatever they are stored in."""
 
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ds_pipeline.errors import DataError
 
-Batch: TypeAlias = dict[str, np.ndarray]
+Batch: TypeAlias = dict[str, Any]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 _SPLIT_TAG = 0x5370
 _CHUNK_EXAMPLES = 1024
+# Of statistics, whose sums are float64: 32 MiB.
+_CHUNK_VALUES = 2**22
+
+
+class EncodedImage(NamedTuple):
+    """An image as its file holds it.
+
+    Attributes:
+        data: the bytes of a JPEG or PNG.
+        where: the file, or the place in it, for messages.
+    """
+
+    data: bytes
+    where: str
 
 
 class Source(Protocol):
@@ -21,7 +35,15 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Indices) -> Batch:
-        """`{"image": uint8 or float32 [b, ...], "label": int32 [b]}` of these examples."""
+        """`{"input": [b, ...], "label": [b]}` of these examples.
+
+        The inputs are a uint8 or float32 array, or a list of `EncodedImage`; labels are int32
+        classes or float32 targets.
+        """
+        ...
+
+    def labels(self) -> np.ndarray:
+        """All labels in order, [n]; may read all data."""
         ...
 
 
@@ -29,8 +51,9 @@ class InMemorySource:
     """Examples in two arrays.
 
     Args:
-        images: [n, h, w, c], uint8 or float32; raw values, kept as they are.
-        labels: [n], integers; kept as int32.
+        inputs: [n, ...], uint8 or float32; raw values, kept as they are.
+        labels: [n]; whole numbers are classes, kept as int32; others are targets of a
+            regression, kept as float32.
 
     Raises:
         DataError: the two differ in length, or there are no examples.
@@ -41,27 +64,33 @@ class InMemorySource:
         array([4, 2], dtype=int32)
     """
 
-    def __init__(self, images: np.ndarray, labels: npt.ArrayLike) -> None:
-        self.images = images
-        self.labels = np.asarray(labels, np.int32)
-        if len(self.images) != len(self.labels):
-            raise DataError(f"{len(self.images)} images and {len(self.labels)} labels")
-        if not len(self.labels):
+    def __init__(self, inputs: np.ndarray, labels: npt.ArrayLike) -> None:
+        self.inputs = inputs
+        targets = np.asarray(labels)
+        is_class = np.issubdtype(targets.dtype, np.integer)
+        self._labels = targets.astype(np.int32 if is_class else np.float32)
+        if len(self.inputs) != len(self._labels):
+            raise DataError(f"{len(self.inputs)} inputs and {len(self._labels)} labels")
+        if not len(self._labels):
             raise DataError("a source needs at least one example, this one has none")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
 
     def batch(self, indices: Indices) -> Batch:
         """The examples at these indices, copied."""
-        return {"image": self.images[indices], "label": self.labels[indices]}
+        return {"input": self.inputs[indices], "label": self._labels[indices]}
+
+    def labels(self) -> np.ndarray:
+        """All labels in order, [n], int32 or float32."""
+        return self._labels
 
 
 class SubsetSource:
     """Some of another source's examples, in the given order, without a copy of them.
 
     Args:
-        source: where the examples are.
+        source: where the examples are; of a subset, its own source is taken.
         indices: [m], their places in `source`.
 
     Example:
@@ -73,6 +102,8 @@ class SubsetSource:
     def __init__(self, source: Source, indices: Indices) -> None:
         self.source = source
         self.indices = np.asarray(indices, np.int64)
+        if isinstance(source, SubsetSource):
+            self.source, self.indices = source.source, source.indices[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,24 +112,32 @@ class SubsetSource:
         """The examples at these indices of the subset."""
         return self.source.batch(self.indices[indices])
 
+    def labels(self) -> np.ndarray:
+        """All labels in order, [m]."""
+        return self.source.labels()[self.indices]
+
 
 def chunks(source: Source) -> Iterator[Batch]:
-    """All examples in order, some at a time."""
-    for start in range(0, len(source), _CHUNK_EXAMPLES):
-        yield source.batch(np.arange(start, min(start + _CHUNK_EXAMPLES, len(source))))
+    """All examples in order, some at a time: fewer where they are large."""
+    values = np.size(source.batch(np.zeros(1, np.int64))["input"])
+    step = max(1, min(_CHUNK_EXAMPLES, _CHUNK_VALUES // values))
+    for start in range(0, len(source), step):
+        yield source.batch(np.arange(start, min(start + step, len(source))))
 
 
 def stratified_split(
-    labels: npt.NDArray[np.integer], fraction: float, seed: int
+    labels: np.ndarray, fraction: float, seed: int, key: str = "dataset.validation_fraction"
 ) -> tuple[Indices, Indices]:
     """Indices of two disjoint parts, the second with round(fraction * n) examples.
 
-    Each class has its share in both parts to within one example.
+    Each class has its share in both parts to within one example; of float labels, which are no
+    classes, any are drawn.
 
     Args:
-        labels: [n], integers.
+        labels: [n], integers, or floats.
         fraction: share of the second part, between 0 and 1.
         seed: of the shuffle, at least 0.
+        key: config key of the fraction, for messages.
 
     Returns:
         (first, second), each sorted.
@@ -115,23 +154,21 @@ def stratified_split(
     count = round(total * fraction)
     if not 0 < count < total:
         raise DataError(
-            f"a share of {fraction} of {total} examples leaves one part empty; "
-            "change dataset.validation_fraction"
+            f"a share of {fraction} of {total} examples leaves one part empty; change {key}"
         )
     second = np.zeros(total, bool)
     second[stratified_draw(labels, count, (seed, _SPLIT_TAG))] = True
     return np.flatnonzero(~second), np.flatnonzero(second)
 
 
-def stratified_draw(
-    labels: npt.NDArray[np.integer], count: int, seed: tuple[int, ...]
-) -> npt.NDArray[np.int64]:
+def stratified_draw(labels: np.ndarray, count: int, seed: tuple[int, ...]) -> npt.NDArray[np.int64]:
     """Indices of `count` examples in which each class has its share to within one example.
 
-    The examples are shuffled, sorted by label, and taken at even distances.
+    The examples are shuffled, sorted by label, and taken at even distances. Float labels are
+    targets of a regression, and all of one class here.
 
     Args:
-        labels: [n], integers.
+        labels: [n], integers, or floats.
         count: 1 to n.
         seed: of the shuffle, whole numbers of at least 0.
 
@@ -143,6 +180,8 @@ def stratified_draw(
         >>> labels[stratified_draw(labels, 4, seed=(0,))].tolist()
         [0, 1, 1, 1]
     """
+    if np.issubdtype(labels.dtype, np.floating):
+        labels = np.zeros(len(labels), np.int32)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     places = ((np.arange(count) + 0.5) * (len(labels) / count)).astype(np.int64)
@@ -155,7 +194,7 @@ def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     Sums are float64. A constant channel gets the deviation 1, so that it normalises to 0.
 
     Args:
-        source: examples with "image" [b, ..., c].
+        source: examples with "input" [b, ..., c].
 
     Returns:
         (mean, std), float32 [c] each, in the units of the raw values.
@@ -169,7 +208,7 @@ def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     origin: np.ndarray | None = None
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for batch in chunks(source):
-        values = batch["image"].reshape(-1, batch["image"].shape[-1]).astype(np.float64)
+        values = batch["input"].reshape(-1, batch["input"].shape[-1]).astype(np.float64)
         if origin is None:
             origin = values.mean(axis=0, keepdims=True)
             total, squares = np.zeros(values.shape[-1]), np.zeros(values.shape[-1])

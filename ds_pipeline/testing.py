@@ -1,4 +1,4 @@
-"""Tiny data sets in TFDS' format, written without TensorFlow: for tests, and as a reference.
+"""Tiny data sets of every kind, TFDS' without TensorFlow: for tests, and as a reference.
 
 write_tfds_set(tmp_path, "mnist", n_train=32, n_test=8)
 python -m gnp.main.main ... --config.dataset.data_dir=TMP_PATH
@@ -88,21 +88,23 @@ def write_split_files(
     name: str,
     examples: Mapping[str, tuple[Sequence[np.ndarray], Sequence[int]]],
     *,
-    shape: tuple[int | None, int | None, int],
+    shape: tuple[int | None, ...],
     num_classes: int,
     config: str | None = None,
     shards: int = 1,
+    key: str = "image",
 ) -> Path:
     """Writes given examples as a TFDS set, and its description.
 
     Args:
         folder: where; its last part is the version, such as 1.0.0. Created.
         name: of the set.
-        examples: (images, labels) of each split; images uint8 or float32.
+        examples: (inputs, labels) of each split; images uint8 or float32, vectors float32.
         shape: as the description states it; None for a side that varies.
         num_classes: as the description states it.
         config: TFDS' builder config; None: none.
         shards: files a split.
+        key: name of the input, such as 'features'.
 
     Returns:
         The folder.
@@ -119,7 +121,7 @@ def write_split_files(
     dtype = next(iter(examples.values()))[0][0].dtype
     splits = []
     for split, (images, labels) in examples.items():
-        records = [_example(image, label) for image, label in zip(images, labels, strict=True)]
+        records = [_example(key, image, label) for image, label in zip(images, labels, strict=True)]
         parts = np.array_split(np.arange(len(records)), shards)
         for shard, part in enumerate(parts):
             file = folder / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
@@ -137,19 +139,143 @@ def write_split_files(
         "moduleName": f"tensorflow_datasets.image_classification.{name}",
         "name": name,
         "splits": splits,
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": key}, {"featureKey": "label"}]}},
         "version": folder.name,
     }
     if config:
         info["configName"] = config
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    (folder / "features.json").write_text(json.dumps(_features(shape, num_classes, dtype)))
+    (folder / "features.json").write_text(json.dumps(_features(key, shape, num_classes, dtype)))
     (folder / "label.labels.txt").write_text("".join(f"class_{i}\n" for i in range(num_classes)))
     return folder
 
 
+def write_image_folder(
+    folder: Path,
+    *,
+    classes: Sequence[str] = ("cat", "dog"),
+    n_train: int = 4,
+    n_test: int = 2,
+    evaluation: str = "test",
+    sides: tuple[int, int] = (20, 40),
+    suffix: str = ".jpg",
+    seed: int = 0,
+) -> Path:
+    """Writes random photographs of varying size to FOLDER/train/CLASS and FOLDER/test/CLASS.
+
+    Args:
+        folder: DIR, which `dataset.data_dir` names. Created.
+        classes: names of the class folders.
+        n_train: images a class.
+        n_test: images a class.
+        evaluation: name of the evaluation folder.
+        sides: smallest and largest height and width, in pixels.
+        suffix: of the file names, such as .JPEG or .png.
+        seed: of sizes and colours.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = write_image_folder(Path(place), classes=("cat",), n_train=2)
+        ...     sorted(path.name for path in (folder / "train" / "cat").iterdir())
+        ['0.jpg', '1.jpg']
+    """
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", n_train), (evaluation, n_test)):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                height, width = rng.integers(sides[0], sides[1] + 1, 2)
+                # Few large squares: compressible, and not the same everywhere.
+                squares = PIL.Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+                image = squares.resize((int(width), int(height)), PIL.Image.Resampling.BICUBIC)
+                image.save(folder / split / name / f"{i}{suffix}")
+    return folder
+
+
+def write_ucr_set(
+    data_dir: Path,
+    name: str = "Waves",
+    *,
+    n_train: int = 12,
+    n_test: int = 6,
+    length: int = 20,
+    labels: Sequence[int] = (-1, 1),
+    seed: int = 0,
+) -> Path:
+    """Writes noisy waves, a frequency a class, to DATA_DIR/NAME/NAME_TRAIN.tsv and NAME_TEST.tsv.
+
+    Args:
+        data_dir: the folder that `dataset.data_dir` names.
+        name: of the set.
+        n_train: series of the training part.
+        n_test: series of the test part.
+        length: values of a series.
+        labels: of the classes, in turn.
+        seed: of the noise.
+
+    Returns:
+        DATA_DIR/NAME.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = write_ucr_set(Path(place), n_train=3)
+        ...     len((folder / "Waves_TRAIN.tsv").read_text().splitlines())
+        3
+    """
+    rng = np.random.default_rng(seed)
+    folder = data_dir / name
+    folder.mkdir(parents=True)
+    for part, count in (("TRAIN", n_train), ("TEST", n_test)):
+        lines = []
+        for i in range(count):
+            frequency = 1 + i % len(labels)
+            wave = np.sin(2 * np.pi * frequency * np.arange(length) / length)
+            values = wave + rng.normal(scale=0.1, size=length)
+            lines.append("\t".join([str(labels[i % len(labels)]), *map(repr, values.tolist())]))
+        (folder / f"{name}_{part}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_csv_table(
+    file: Path, *, rows: int = 40, columns: int = 3, is_regression: bool = True, seed: int = 0
+) -> Path:
+    """Writes a table: columns a, b, ..., and their sum as `price`, or its sign as `kind`.
+
+    Args:
+        file: where.
+        rows: besides the header.
+        columns: numbers a row besides the target, at most 26.
+        is_regression: the target is `price`, else `kind`: high or low.
+        seed: of the numbers.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     file = write_csv_table(Path(place) / "table.csv", columns=2)
+        ...     file.read_text().splitlines()[0]
+        'a,b,price'
+    """
+    rng = np.random.default_rng(seed)
+    target = "price" if is_regression else "kind"
+    lines = [",".join([*"abcdefghijklmnopqrstuvwxyz"[:columns], target])]
+    for values in rng.normal(size=(rows, columns)).round(3):
+        total = values.sum().round(3)
+        kind = "low" if total < 0 else "high"
+        lines.append(",".join([*map(str, values), str(total) if is_regression else kind]))
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
 def _features(
-    shape: tuple[int | None, int | None, int], num_classes: int, dtype: np.dtype
+    key: str, shape: tuple[int | None, ...], num_classes: int, dtype: np.dtype
 ) -> dict[str, Any]:
     base = "tensorflow_datasets.core.features"
     dimensions = {"dimensions": [str(-1 if size is None else size) for size in shape]}
@@ -169,11 +295,11 @@ def _features(
     }
     return {
         "pythonClassName": f"{base}.features_dict.FeaturesDict",
-        "featuresDict": {"features": {"image": image, "label": label}},
+        "featuresDict": {"features": {key: image, "label": label}},
     }
 
 
-def _example(image: np.ndarray, label: int) -> bytes:
+def _example(key: str, image: np.ndarray, label: int) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
     if image.dtype == np.uint8:
@@ -182,7 +308,7 @@ def _example(image: np.ndarray, label: int) -> bytes:
         floats = tf_feature_pb2.FloatList(value=image.ravel().tolist())
         value = tf_feature_pb2.Feature(float_list=floats)
     number = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[label]))
-    features = tf_feature_pb2.Features(feature={"image": value, "label": number})
+    features = tf_feature_pb2.Features(feature={key: value, "label": number})
     return bytes(tf_example_pb2.Example(features=features).SerializeToString())
 
 

@@ -1,4 +1,4 @@
-"""Image-classification sets in TFDS' format, read without TensorFlow.
+"""Classification sets in TFDS' format, read without TensorFlow.
 
 A set lies in `DATA_DIR/NAME[/CONFIG]/VERSION`: `dataset_info.json`, `features.json`, the class
 names, and each split's examples in array_record files. `recipe/prepare_data.sh` writes them.
@@ -15,14 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from ds_pipeline import bundled
 from ds_pipeline.errors import DataError, nearest, one_line
-from ds_pipeline.source import Batch, Indices, InMemorySource, Source
+from ds_pipeline.parts import Parts, listing
+from ds_pipeline.source import Batch, EncodedImage, Indices, InMemorySource, Source
 
 # Uint8 sets up to this size are decoded once and stay in memory; larger ones are decoded batch
 # by batch.
@@ -31,8 +33,38 @@ IN_MEMORY_BYTES = 2 * 2**30
 _DESCRIPTION_FILES = ("dataset_info.json", "features.json")
 _FILE_FORMAT = "array_record"
 _CHUNK_EXAMPLES = 256
+_CHUNK_BYTES = 2**23
 _PROGRESS_AFTER_SECONDS = 1.0
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# What dataset.dataset_name may be besides a TFDS name.
+OTHER_NAMES = (*bundled.NAMES, "image_folder", "ucr/NAME", "csv", "npz")
+
+# Mean and standard deviation of the training split's channels, for values from 0 to 1, as they
+# are in common use; those of mnist and cifar10 agree with the files of TFDS to all digits.
+_STATISTICS: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {
+    ("mnist", "train"): ((0.13066048,), (0.30810779,)),
+    # The pair of the PyTorch and torchvision examples.
+    ("fashion_mnist", "train"): ((0.2860,), (0.3530,)),
+    # Used by the SAM and GNP authors' pipelines, among many.
+    ("cifar10", "train"): (
+        (0.49139968, 0.48215841, 0.44653091),
+        (0.24703223, 0.24348513, 0.26158784),
+    ),
+    ("cifar100", "train"): (
+        (0.50707516, 0.48654887, 0.44091784),
+        (0.26733429, 0.25643846, 0.27615047),
+    ),
+    # Of the 73,257 training images, without the extra ones, and with them.
+    ("svhn_cropped", "train"): (
+        (0.4376821, 0.4437697, 0.47280442),
+        (0.19803012, 0.20101562, 0.19703614),
+    ),
+    ("svhn_cropped", "train+extra"): (
+        (0.43090966, 0.4302428, 0.44634357),
+        (0.19759192, 0.20029082, 0.19811132),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +99,8 @@ def parse_name(text: str) -> SetName:
     match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::([\w.*]+))?", text)
     if match is None:
         raise DataError(
-            f"'{text}' is no data set name; allowed: 'digits', or NAME, NAME/CONFIG, NAME:VERSION "
-            "of a TFDS set"
+            f"'{text}' is no data set name; allowed: {', '.join(OTHER_NAMES)}, or NAME, "
+            "NAME/CONFIG, NAME:VERSION of a TFDS set"
         )
     return SetName(*match.groups())
 
@@ -114,7 +146,7 @@ def _find_directory(data_dir: Path, name: SetName) -> Path:
     if not os.path.isdir(root):
         raise DataError(
             f"data set '{name.full}' is not prepared in {data_dir} "
-            f"(prepared there: {_listing(prepared_names(data_dir))}); {_how_to(name, data_dir)}"
+            f"(prepared there: {listing(prepared_names(data_dir))}); {_how_to(name, data_dir)}"
         )
     _check_readable_folder(root)
     root = root / name.config if name.config else root
@@ -140,22 +172,97 @@ def _find_directory(data_dir: Path, name: SetName) -> Path:
     return directory
 
 
+def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -> Parts:
+    """A prepared set; small ones are read into memory.
+
+    Args:
+        text: its name, such as `cifar10`.
+        data_dir: where TFDS sets lie.
+        train_split: such as `train` or `train+extra`.
+        use_test_set: read the split 'test', else 'validation', too; of sets whose test split has
+            no labels (imagenet2012), 'validation'.
+
+    Raises:
+        DataError: unknown or not prepared, damaged, no such split, or not classification.
+    """
+    name = parse_name(text)
+    directory = find_directory(data_dir, name)
+    train = TfdsSplit(directory, train_split)
+    evaluation = _evaluation_split(directory, train) if use_test_set else None
+    if evaluation is not None and evaluation.shape != train.shape:
+        raise DataError(
+            f"{directory}: inputs of shape {train.shape} in split '{train_split}' and "
+            f"{evaluation.shape} in split '{evaluation.split}'"
+        )
+    mean, std = _published(name.name, train)
+    return Parts(
+        train=in_memory(train, name.full),
+        evaluation=None if evaluation is None else in_memory(evaluation, name.full),
+        evaluation_name="validation" if evaluation is None else evaluation.split,
+        shape=train.shape,
+        dtype=train.dtype,
+        class_names=train.class_names,
+        mean=mean,
+        std=std,
+    )
+
+
+def _evaluation_split(directory: Path, train: "TfdsSplit") -> "TfdsSplit":
+    splits = train.splits
+    for name in ("test", "validation"):
+        if name in splits:
+            split = TfdsSplit(directory, name)
+            if split.is_labelled:
+                break
+    else:
+        raise DataError(
+            f"{directory} has neither a split 'test' nor 'validation' with labels, only "
+            f"{', '.join(splits)}; set use_test_set to False to hold out a part of 'train'"
+        )
+    if re.search(rf"(^|\+)\s*({name}|all)\b", train.split):
+        raise DataError(
+            f"dataset.train_split {train.split} trains on '{name}', which is evaluated on; leave "
+            "it out, or set use_test_set to False to hold out a part"
+        )
+    return split
+
+
+def _published(name: str, train: "TfdsSplit") -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Published mean and deviation in levels from 0 to 255, where the channels are as published."""
+    published = _STATISTICS.get((name, train.split.replace(" ", "")))
+    fits = train.dtype == np.uint8 and train.shape is not None
+    if not published or not fits or len(published[0]) != (train.shape or ())[-1]:
+        return None, None
+    mean, std = (np.array(values, np.float64) * 255 for values in published)
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+class _File(NamedTuple):
+    """Examples of one file that belong to a split: `take` of them from `skip` on."""
+
+    path: Path
+    skip: int
+    take: int
+
+
 class TfdsSplit:
-    """One split of a prepared set, decoded at each access.
+    """One split of a prepared set, or several, read at each access.
 
     Args:
         directory: with dataset_info.json, features.json and the split's files.
-        split: its name, such as 'train'.
+        split: its name, such as 'train', or several: 'train+extra'.
 
     Attributes:
-        shape: (h, w, c) of every image; an image of another shape raises a DataError when read.
-        dtype: uint8, or float32 for any other image type.
+        shape: of every input, (h, w, c) or (d,); an input of another shape raises a DataError
+            when read. None: images of any size, which are not decoded here.
+        dtype: uint8, or float32 for any other type.
         num_classes: of the labels.
         class_names: one a class.
+        splits: names of all that the set has.
+        is_labelled: the first example's label is a class; test splits of competitions have -1.
 
     Raises:
-        DataError: files missing, damaged or of another kind; not image classification; no
-            examples.
+        DataError: files missing, damaged or of another kind; not classification; no examples.
     """
 
     def __init__(self, directory: Path, split: str) -> None:
@@ -163,61 +270,95 @@ class TfdsSplit:
         self.split = split
         builder = open_builder(directory)
         info = builder.info
-        if split not in info.splits:
-            raise DataError(f"{directory} has no split '{split}'; it has: {', '.join(info.splits)}")
-        self._files = [
-            (Path(part.filename), int(part.take)) for part in info.splits[split].file_instructions
-        ]
+        self.splits = tuple(info.splits)
+        self._files = _split_files(directory, info, split)
+        self._ends = np.cumsum([file.take for file in self._files])
         self._check_files()
-        self._image_key, self._label_key = _feature_keys(info, directory)
+        self._input_key, self._label_key = _feature_keys(info, directory)
         label = info.features[self._label_key]
         self.num_classes = int(label.num_classes or 0)
         self.class_names = _class_names(label)
-        image = info.features[self._image_key]
-        self._channels = image.shape[-1]
+        self._channels = (info.features[self._input_key].shape or (None,))[-1]
+        self._label_cache: np.ndarray | None = None
         self._examples = self._open(builder)
         # TFDS gives its advice at the first image.
         with _quiet():
-            first = self._read(np.zeros(1, np.int64))[0][self._image_key]
-        decoded = self._decode(first, 0)
-        self.shape: tuple[int, ...] = decoded.shape
-        self.dtype = decoded.dtype
-        if len(self.shape) != 3:
-            raise DataError(f"{self._where(0)}: an image of shape {self.shape}, not (h, w, c)")
+            first = self._read(np.zeros(1, np.int64))[0]
+        self.is_labelled = self._label(first[self._label_key], 0) >= 0
+        self.shape: tuple[int, ...] | None = None
+        self.dtype = np.dtype(np.uint8)
+        if not self._any_size:
+            decoded = self._decode(first[self._input_key], 0)
+            self.shape, self.dtype = decoded.shape, decoded.dtype
+            if len(self.shape) not in (1, 3):
+                raise DataError(
+                    f"{self._where(0)}: an input of shape {self.shape}; allowed are images "
+                    "(h, w, c) and vectors (d,)"
+                )
 
     def __len__(self) -> int:
-        return sum(count for _, count in self._files)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: no labels, which it never asks for."""
+        return {**self.__dict__, "_label_cache": None}
 
     def batch(self, indices: Indices) -> Batch:
-        """Reads and decodes these examples.
+        """Reads these examples, and decodes them where all have one shape.
 
         Raises:
             DataError: a damaged file, an undecodable image, one of another shape, a value that
                 is not finite, a label outside the classes; it names the example.
         """
-        images = np.empty((len(indices), *self.shape), self.dtype)
-        labels = np.empty(len(indices), np.int32)
-        for row, example in enumerate(self._read(indices)):
-            index = int(indices[row])
-            image = self._decode(example[self._image_key], index)
-            if image.shape != self.shape:
+        examples = self._read(indices)
+        labels = self._checked_labels(examples, indices)
+        values = [example[self._input_key] for example in examples]
+        if self._any_size:
+            return {"input": self._encoded_images(values, indices), "label": labels}
+        assert self.shape is not None
+        inputs = np.empty((len(indices), *self.shape), self.dtype)
+        for row, (value, index) in enumerate(zip(values, indices, strict=True)):
+            decoded = self._decode(value, int(index))
+            if decoded.shape != self.shape:
                 raise DataError(
-                    f"{self._where(index)}: an image of shape {_by(image.shape)}, but example 0 "
-                    f"has {_by(self.shape)}; only sets whose images have one shape can be read"
+                    f"{self._where(int(index))}: an input of shape {_by(decoded.shape)}, but "
+                    f"example 0 has {_by(self.shape)}, and the set declares one shape"
                 )
-            label = self._label(example[self._label_key], index)
+            inputs[row] = decoded
+        return {"input": inputs, "label": labels}
+
+    def labels(self) -> np.ndarray:
+        """All labels in order, int32 [n]: one pass over the data, without decoding images."""
+        if self._label_cache is None:
+            parts = []
+            for start in range(0, len(self), _CHUNK_EXAMPLES):
+                indices = np.arange(start, min(start + _CHUNK_EXAMPLES, len(self)))
+                parts.append(self._checked_labels(self._read(indices), indices))
+            self._label_cache = np.concatenate(parts)
+        return self._label_cache
+
+    def _checked_labels(self, examples: list[dict[str, Any]], indices: Indices) -> np.ndarray:
+        labels = np.empty(len(indices), np.int32)
+        for row, (example, index) in enumerate(zip(examples, indices, strict=True)):
+            label = self._label(example[self._label_key], int(index))
             if not 0 <= label < self.num_classes:
                 raise DataError(
-                    f"{self._where(index)}: label {label} is outside 0..{self.num_classes - 1}"
+                    f"{self._where(int(index))}: label {label} is outside 0..{self.num_classes - 1}"
                 )
-            images[row] = image
             labels[row] = label
-        return {"image": images, "label": labels}
+        return labels
+
+    def _encoded_images(self, values: list[Any], indices: Indices) -> list[EncodedImage]:
+        places = [self._where(int(index)) for index in indices]
+        for value, place in zip(values, places, strict=True):
+            if not value:
+                raise DataError(f"{place}: it has no '{self._input_key}'")
+        return [EncodedImage(v, place) for v, place in zip(values, places, strict=True)]
 
     def _check_files(self) -> None:
         if not len(self):
             raise DataError(f"split '{self.split}' of {self.directory} has no examples")
-        for file, _ in self._files:
+        for file, _, _ in self._files:
             if not os.path.isfile(file):
                 raise DataError(
                     f"{file} is missing: an incomplete data set; remove {self.directory} and "
@@ -229,10 +370,11 @@ class TfdsSplit:
     def _open(self, builder: Any) -> Any:
         import tensorflow_datasets as tfds
 
-        feature = builder.info.features[self._image_key]
+        feature = builder.info.features[self._input_key]
         # Decoding uint8 images here instead is a third faster, and converts greyscale ones.
         self._encoded = isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
-        decoders = {self._image_key: tfds.decode.SkipDecoding()} if self._encoded else None
+        self._any_size = self._encoded and None in feature.shape[:2]
+        decoders = {self._input_key: tfds.decode.SkipDecoding()} if self._encoded else None
         with _quiet():
             return builder.as_data_source(self.split, decoders=decoders, file_format=_FILE_FORMAT)
 
@@ -251,7 +393,7 @@ class TfdsSplit:
 
     def _decode(self, value: Any, index: int) -> np.ndarray:
         if value is None or (self._encoded and not value):
-            raise DataError(f"{self._where(index)}: it has no '{self._image_key}'")
+            raise DataError(f"{self._where(index)}: it has no '{self._input_key}'")
         try:
             image = _decode_uint8(value, self._channels) if self._encoded else np.asarray(value)
         except Exception as error:
@@ -262,7 +404,7 @@ class TfdsSplit:
             image = image.astype(np.float32)
             if not np.isfinite(image).all():
                 raise DataError(
-                    f"{self._where(index)}: the image holds values that are NaN or infinite"
+                    f"{self._where(index)}: the input holds values that are NaN or infinite"
                 )
         return image
 
@@ -273,12 +415,23 @@ class TfdsSplit:
 
     def _where(self, index: int) -> str:
         """`FILE, example 3 (17 of split 'train')`, the first counted in the file."""
-        place = index
-        for file, count in self._files:
-            if place < count:
-                return f"{file}, example {place} ({index} of split '{self.split}')"
-            place -= count
-        return f"{self.directory}, example {index} of split '{self.split}'"
+        row = int(np.searchsorted(self._ends, index, side="right"))
+        if row == len(self._ends):
+            return f"{self.directory}, example {index} of split '{self.split}'"
+        file = self._files[row]
+        place = index - int(self._ends[row]) + file.take + file.skip
+        return f"{file.path}, example {place} ({index} of split '{self.split}')"
+
+
+def _split_files(directory: Path, info: Any, split: str) -> list[_File]:
+    try:
+        instructions = info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError):
+        raise DataError(
+            f"{directory} has no split '{split}'; it has: {', '.join(info.splits)}, and several "
+            "are joined by +"
+        ) from None
+    return [_File(Path(part.filename), int(part.skip), int(part.take)) for part in instructions]
 
 
 def open_builder(directory: Path) -> Any:
@@ -319,22 +472,26 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
         DataError: as `TfdsSplit.batch`.
     """
     total = len(split)
-    if total * int(np.prod(split.shape)) * split.dtype.itemsize > IN_MEMORY_BYTES:
+    if split.shape is None:
         return split
-    images = np.empty((total, *split.shape), split.dtype)
+    example_bytes = int(np.prod(split.shape)) * split.dtype.itemsize
+    if total * example_bytes > IN_MEMORY_BYTES:
+        return split
+    step = max(1, min(_CHUNK_EXAMPLES, _CHUNK_BYTES // example_bytes))
+    inputs = np.empty((total, *split.shape), split.dtype)
     labels = np.empty(total, np.int32)
 
     def read(start: int) -> int:
-        indices = np.arange(start, min(start + _CHUNK_EXAMPLES, total))
+        indices = np.arange(start, min(start + step, total))
         batch = split.batch(indices)
-        images[indices[0] : indices[-1] + 1] = batch["image"]
+        inputs[indices[0] : indices[-1] + 1] = batch["input"]
         labels[indices[0] : indices[-1] + 1] = batch["label"]
         return len(indices)
 
     bar = tqdm(
         total=total,
         desc=f"reading {name} {split.split}",
-        unit=" images",
+        unit=" examples",
         unit_scale=True,
         disable=None,
         delay=_PROGRESS_AFTER_SECONDS,
@@ -343,11 +500,11 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
         with bar:
-            for count in pool.map(read, range(0, total, _CHUNK_EXAMPLES)):
+            for count in pool.map(read, range(0, total, step)):
                 bar.update(count)
     finally:
         pool.shutdown(cancel_futures=True)
-    return InMemorySource(images, labels)
+    return InMemorySource(inputs, labels)
 
 
 def _decode_uint8(encoded: bytes, channels: int | None) -> np.ndarray:
@@ -363,30 +520,36 @@ def _decode_uint8(encoded: bytes, channels: int | None) -> np.ndarray:
 
 
 def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
-    """Names of the image and of the label, or a DataError where the set has no such pair."""
+    """Names of the input and of the label, or a DataError where the set has no such pair."""
     import tensorflow_datasets as tfds
 
     features = info.features
     images: list[str] = []
+    vectors: list[str] = []
     labels: list[str] = []
     if isinstance(features, tfds.features.FeaturesDict):
         for key, feature in features.items():
+            is_tensor = type(feature) is tfds.features.Tensor and feature.np_dtype.kind in "iuf"
             if isinstance(feature, tfds.features.ClassLabel):
                 labels.append(key)
             elif isinstance(feature, tfds.features.Image) or (
-                type(feature) is tfds.features.Tensor and len(feature.shape) == 3
+                is_tensor and len(feature.shape) == 3
             ):
                 images.append(key)
+            elif is_tensor and len(feature.shape) == 1:
+                vectors.append(key)
     supervised = info.supervised_keys
     if isinstance(supervised, tuple) and len(supervised) == 2:
-        image, label = supervised
-        if image in images and label in labels:
-            return image, label
-    if len(images) == 1 and len(labels) == 1:
-        return images[0], labels[0]
+        key, label = supervised
+        if key in images + vectors and label in labels:
+            return key, label
+    inputs = images or vectors
+    if len(inputs) == 1 and len(labels) == 1:
+        return inputs[0], labels[0]
     raise DataError(
-        f"{directory} is not an image-classification set: it needs one image and one class label, "
-        f"and has the images {_listing(images)} and the labels {_listing(labels)}"
+        f"{directory} is not a classification set: it needs one image or one vector of numbers, "
+        f"and one class label, and has the images {listing(images)}, the vectors "
+        f"{listing(vectors)} and the labels {listing(labels)}"
     )
 
 
@@ -400,12 +563,12 @@ def _class_names(label: Any) -> tuple[str, ...]:
 def _check_known(data_dir: Path, name: SetName) -> None:
     if os.path.isdir(data_dir / name.name):
         return
-    known = ("digits", *prepared_names(data_dir), *tfds_names())
+    known = (*OTHER_NAMES, *prepared_names(data_dir), *tfds_names())
     if name.name not in known:
         raise DataError(
-            f"unknown data set '{name.full}'; allowed: digits, the sets prepared in {data_dir} "
-            f"({_listing(prepared_names(data_dir))}) and the image-classification sets of TFDS"
-            f"{nearest(name.name, known)}"
+            f"unknown data set '{name.full}'; allowed: {', '.join(OTHER_NAMES)}, the sets prepared "
+            f"in {data_dir} ({listing(prepared_names(data_dir))}) and the classification sets of "
+            f"TFDS{nearest(name.name, known)}"
         )
 
 
@@ -463,10 +626,6 @@ def _how_to(name: SetName, data_dir: Path) -> str:
 
 def _again(name: SetName, data_dir: Path) -> str:
     return f"remove it and {_how_to(name, data_dir)}"
-
-
-def _listing(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names) if names else "none"
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -1,109 +1,544 @@
-"""Prepares a TFDS data set as array_record files; run by prepare_data.sh, in its environment.
+"""Prepares data sets, or says what to download by hand; run by prepare_data.sh.
 
-    python recipe/prepare_data.py NAME DATA_DIR
+    python recipe/prepare_data.py [--data_dir=DIR] NAME... [DIR]
 
-Exit codes: 0 prepared (or already there), 1 it failed, 2 the name or the folder is wrong.
+Exit codes: 0 everything is there; 1 something failed or is still to be downloaded by hand; 2 a name
+or the folder is wrong; 130 Ctrl-C. With --without_tensorflow 75 where TensorFlow is needed.
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
+import csv
 import difflib
+import fcntl
 import logging
+import math
 import os
 import re
+import shlex
+import shutil
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
+# The sets that recipes train on and that TFDS downloads by itself: what `all` stands for.
+RECIPES = ("mnist", "cifar10", "cifar100", "svhn_cropped", "horses_or_humans", "iris")
+SCIKIT_LEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes")
+IMAGENET_FILES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
+
+MIB = 2**20
+# Sizes of the prepared sets, from TFDS' catalog; the downloads' are in TFDS itself.
+PREPARED_BYTES = {
+    "mnist": 21.00 * MIB,
+    "cifar10": 132.40 * MIB,
+    "cifar100": 132.03 * MIB,
+    "svhn_cropped": 1.09 * 1024 * MIB,
+    "horses_or_humans": 153.53 * MIB,
+    "imagenet2012": 155.84 * 1024 * MIB,
+}
 
 # Terms that TFDS does not state itself, as the sets' home pages give them.
 LICENCES = {
     "mnist": "CC BY-SA 3.0",
     "fashion_mnist": "MIT",
     "svhn_cropped": "non-commercial use only",
-    "imagenet2012": "non-commercial research and education only; you download it yourself",
+    "imagenet2012": "non-commercial research and education only",
 }
+NOT_STATED = "not stated by TFDS; see the home page"
+
+NEEDS_TENSORFLOW = 75
+
+
+class Set(NamedTuple):
+    """A TFDS set to prepare.
+
+    Attributes:
+        name: as it was asked for.
+        builder: TFDS' builder.
+        download: bytes; 0: not known.
+        prepared: bytes, as an estimate where the catalog's figure is not in this file; 0: not
+            known.
+        done: whether it is there already.
+    """
+
+    name: str
+    builder: Any
+    download: int
+    prepared: int
+    done: bool
+
+
+class Wrong(Exception):
+    """A name or a folder that cannot be used; one line."""
 
 
 def main() -> int:
-    """Prepares the set and returns the exit code."""
+    """Prepares what is named and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="NAME, NAME/CONFIG or NAME:VERSION of a TFDS set")
-    parser.add_argument("data_dir", type=Path, help="where prepared sets lie")
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--without_tensorflow", action="store_true")
+    parser.add_argument("words", nargs="+")
     arguments = parser.parse_args()
-    name, data_dir = arguments.name, arguments.data_dir
-    problem = name_problem(name) or folder_problem(data_dir)
-    if problem:
-        return failed(problem, 2)
     try:
-        return prepare(name, data_dir)
+        names, data_dir = names_and_folder(
+            arguments.words, arguments.data_dir, offline=arguments.without_tensorflow
+        )
+        by_hand = [name for name in names if is_by_hand(name, data_dir)]
+        automatic = [name for name in names if name not in by_hand]
+        if automatic and arguments.without_tensorflow:
+            return NEEDS_TENSORFLOW
+        for name in automatic:
+            check_name(name)
+        if automatic:
+            check_folder(data_dir)
+    except Wrong as error:
+        return failed(str(error), 2)
+    missing = [name for name in by_hand if not by_hand_is_there(name, data_dir)]
+    try:
+        broken = prepare_all(automatic, data_dir) if automatic else []
+    except Wrong as error:
+        return failed(str(error), 1)
     except KeyboardInterrupt:
-        return failed(f"stopped; the same command again prepares '{name}'", 130)
-    except Exception as error:
-        return failed(f"'{name}' was not prepared: {one_line(error)}", 1)
+        return failed("stopped; the same command goes on where it was", 130)
+    for name, reason in broken:
+        failed(f"'{name}' was not prepared: {reason}", 1)
+    if missing:
+        failed(f"to be downloaded by hand, as said above: {', '.join(missing)}", 1)
+    return 1 if broken or missing else 0
 
 
-def prepare(name: str, data_dir: Path) -> int:
-    """Downloads and writes the set, unless it is there."""
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    folder = Path(builder.data_dir)
-    if (folder / "dataset_info.json").is_file():
-        print(f"'{name}' is already prepared in {folder}: nothing to do", flush=True)
-        return 0
-    describe(builder, folder)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    # A line for each of ten attempts says no more than the error at the end.
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    print("a server that does not answer is tried again for some 4 minutes", flush=True)
-    settings = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder.download_and_prepare(download_config=settings, file_format="array_record")
-    counts = {split: info.num_examples for split, info in builder.info.splits.items()}
-    print(f"'{name}' is prepared in {folder}: {counts}", flush=True)
-    return 0
+# ---------------------------------------------------------------------------- the command line
 
 
-def describe(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
-    """Prints what is about to be downloaded, and under whose terms."""
-    info = builder.info
-    stated = info.redistribution_info.license if info.redistribution_info else ""
-    licence = stated or LICENCES.get(builder.name) or "not stated by TFDS; see the home page"
-    print(f"{info.full_name} -> {folder}")
-    print(f"  download: {download_size(builder)}; then the prepared set takes about as much again")
-    print(f"  licence: {licence}")
-    print(f"  home page: {info.homepage or 'not stated'}", flush=True)
+def names_and_folder(
+    words: Sequence[str], data_dir: Path | None, *, offline: bool
+) -> tuple[list[str], Path]:
+    """Data sets and folder: the last of several words is the folder where it is no known name."""
+    names = list(words)
+    if data_dir is None and len(names) > 1 and is_folder(names[-1], offline=offline):
+        data_dir = Path(names.pop())
+    if data_dir is None:
+        data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    names = [part for name in names for part in (RECIPES if name == "all" else (name,))]
+    for name in names:
+        if name in SCIKIT_LEARN and name not in RECIPES:
+            raise Wrong(f"'{name}' comes with scikit-learn and needs no preparation")
+    return list(dict.fromkeys(names)), data_dir.expanduser()
 
 
-def download_size(builder: tfds.core.DatasetBuilder) -> str:
-    """The size of what TFDS' checksums list, such as `162.2 MiB`; of all configs, if it has any."""
-    total = builder.info.download_size or sum(url.size for url in builder.url_infos.values())
-    if not total:
-        return "size not known beforehand"
-    at_most = "at most " if builder.builder_configs else ""
-    return f"{at_most}{total / 2**20:.1f} MiB"
+def is_folder(word: str, *, offline: bool) -> bool:
+    """Whether the last word is the folder of the data."""
+    if word.startswith((".", "/", "~")):
+        return True
+    if is_name(word, offline=offline):
+        return False
+    if Path(word).is_dir() or offline:
+        return True
+    matches = difflib.get_close_matches(word.lower(), known_names(), n=1, cutoff=0.8)
+    if matches:
+        raise Wrong(
+            f"'{word}' is no data set; did you mean '{matches[0]}'? If it is to be the folder: "
+            f"--data_dir={word}"
+        )
+    return True
 
 
-def name_problem(name: str) -> str | None:
-    """What is wrong with a data set's name, in one line, or None."""
-    if name == "digits":
-        return "'digits' comes with scikit-learn and needs no preparation"
-    known = tfds.list_builders(with_community_datasets=False)
-    base = re.split("[/:]", name)[0]
+def is_name(word: str, *, offline: bool) -> bool:
+    """Whether a word names a data set that this script knows."""
+    base = re.split("[/:]", word.removeprefix("tfds/"))[0]
+    own = ("all", "FordA", "ucr", "boston_housing", "image_folder", "imagenet2012")
+    if base in (*own, *RECIPES, *SCIKIT_LEARN):
+        return True
+    return not offline and base in known_names()
+
+
+def known_names() -> list[str]:
+    """The names that TFDS knows."""
+    import tensorflow_datasets as tfds
+
+    return list(tfds.list_builders(with_community_datasets=False))
+
+
+def check_name(name: str) -> None:
+    """Whether TFDS knows a data set.
+
+    Raises:
+        Wrong: it does not; with the nearest name.
+    """
+    known = known_names()
+    base = re.split("[/:]", name.removeprefix("tfds/"))[0]
     if base in known:
-        return None
+        return
     matches = difflib.get_close_matches(base.lower(), known, n=1)
     hint = f"; did you mean '{matches[0]}'?" if matches else ""
-    return f"unknown TFDS data set '{name}'{hint or '; see www.tensorflow.org/datasets/catalog'}"
+    raise Wrong(
+        f"unknown TFDS data set '{name}'{hint or '; see www.tensorflow.org/datasets/catalog'}"
+    )
 
 
-def folder_problem(data_dir: Path) -> str | None:
-    """What is wrong with the place for the data, in one line, or None; creates it."""
+def check_folder(data_dir: Path) -> None:
+    """Creates the place for the data.
+
+    Raises:
+        Wrong: it cannot hold data.
+    """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return f"the data folder {data_dir} cannot be created: {error.strerror}"
+        raise Wrong(f"the data folder {data_dir} cannot be created: {error.strerror}") from error
     if not os.access(data_dir, os.W_OK | os.X_OK):
-        return f"the data folder {data_dir} is not writable"
-    return None
+        raise Wrong(f"the data folder {data_dir} is not writable")
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Keeps a second preparation out of a folder while one is at work there.
+
+    Raises:
+        Wrong: one is.
+    """
+    folder = os.open(data_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(folder)
+        raise Wrong(f"another prepare_data is at work in {data_dir}; wait for its end") from error
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+# ------------------------------------------------------------------------------ TFDS data sets
+
+
+def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
+    """Prepares the sets that are not there yet, whatever happens to the others.
+
+    Returns:
+        (name, reason) of each that could not be prepared.
+
+    Raises:
+        Wrong: another process prepares sets in the same folder.
+    """
+    interrupted: list[int] = []
+
+    def on_interrupt(number: int, _: object) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    with locked(data_dir):
+        return _prepare_all(names, data_dir, interrupted)
+
+
+def _prepare_all(
+    names: Sequence[str], data_dir: Path, interrupted: Sequence[int]
+) -> list[tuple[str, str]]:
+    sets, broken = [], []
+    for name in names:
+        try:
+            sets.append(look_at(name, data_dir))
+        except Exception as error:
+            broken.append((name, one_line(error)))
+    if sets:
+        print_table(sets, data_dir)
+    todo = [each for each in sets if not each.done]
+    if not sys.stderr.isatty() and todo:
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
+    # A line for each of ten attempts says no more than the error at the end.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    if todo:
+        print("a server that does not answer is tried again for some 4 minutes", flush=True)
+    for number, each in enumerate(todo, 1):
+        print(f"[{number}/{len(todo)}] {each.name}", flush=True)
+        try:
+            prepare(each, data_dir)
+        except Exception as error:
+            if interrupted:  # which TFDS may have wrapped into an error of its own
+                raise KeyboardInterrupt from error
+            broken.append((each.name, one_line(error)))
+            print(f"'{each.name}' failed: {broken[-1][1]}", flush=True)
+    return broken
+
+
+def look_at(name: str, data_dir: Path) -> Set:
+    """What TFDS knows of a set before anything is downloaded."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(
+        name.removeprefix("tfds/"), data_dir=data_dir, file_format="array_record"
+    )
+    folder = Path(builder.data_dir)
+    done = (folder / "dataset_info.json").is_file()
+    if folder.exists() and not done:
+        raise RuntimeError(f"{folder} has no dataset_info.json: an incomplete copy; remove it")
+    download = int(
+        builder.info.download_size or sum(url.size for url in builder.url_infos.values())
+    )
+    prepared = builder.info.dataset_size or PREPARED_BYTES.get(builder.name, 0)
+    return Set(name, builder, download, int(prepared), done)
+
+
+def prepare(each: Set, data_dir: Path) -> None:
+    """Downloads and writes a set; what is downloaded already is not downloaded again."""
+    import tensorflow_datasets as tfds
+
+    folder = Path(each.builder.data_dir)
+    # TFDS writes into such a folder and renames it at the end; one is left by a killed process.
+    for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
+        shutil.rmtree(left)
+    settings = tfds.download.DownloadConfig(try_download_gcs=False)
+    each.builder.download_and_prepare(download_config=settings, file_format="array_record")
+    counts = {split: info.num_examples for split, info in each.builder.info.splits.items()}
+    print(f"'{each.name}' is prepared in {folder}: {counts}", flush=True)
+    own = each.name.removeprefix("tfds/")
+    settings = {
+        "dataset_name": f"tfds/{own}" if own in SCIKIT_LEARN else own,
+        "data_dir": shlex.quote(str(data_dir)),
+    }
+    print("in gnp:", *(f"--config.dataset.{key}={value}" for key, value in settings.items()))
+
+
+def print_table(sets: Sequence[Set], data_dir: Path) -> None:
+    """What is about to be done: sizes, time, terms, and whether the disk has room for it."""
+    rows = [("data set", "state", "download", "prepared", "time", "licence")]
+    for each in sets:
+        info = each.builder.info
+        stated = info.redistribution_info.license if info.redistribution_info else ""
+        rows.append(
+            (
+                info.full_name,
+                "there, skipped" if each.done else "to prepare",
+                size(each.download, at_most=bool(each.builder.builder_configs)),
+                size(each.prepared),
+                "-" if each.done else time_class(each.download),
+                stated or LICENCES.get(each.builder.name) or NOT_STATED,
+            )
+        )
+    todo = [each for each in sets if not each.done]
+    download, prepared = sum(s.download for s in todo), sum(s.prepared for s in todo)
+    if todo:
+        rows.append(("total", f"{len(todo)} to prepare", size(download), size(prepared)))
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(6)]
+    for row in rows:
+        line = "  ".join(
+            cell.rjust(width) if i in (2, 3) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        print(line.rstrip())
+    for each in sets:
+        print(f"{each.builder.name}: {each.builder.info.homepage or 'no home page stated'}")
+    free = shutil.disk_usage(data_dir).free
+    print(f"free in {data_dir}: {size(free)}; times are a rule of thumb, without the download")
+    if todo and download + prepared > free:
+        print("WARNING: that may not be enough; prepare some at a time, or elsewhere (--data_dir)")
+    sys.stdout.flush()
+
+
+def size(count: float, *, at_most: bool = False) -> str:
+    """Bytes as people read them: `162.2 MiB`."""
+    if not count:
+        return "not known"
+    power = min(int(math.log(count, 1024)), 3) if count >= 1 else 0
+    text = f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+    return f"at most {text}" if at_most else text
+
+
+def time_class(download: int) -> str:
+    """How long writing a set takes, by the size of its download."""
+    for limit, text in ((64 * MIB, "seconds"), (16 * 1024 * MIB, "minutes")):
+        if download < limit:
+            return text if download else "not known"
+    return "hours"
+
+
+# ------------------------------------------------------------------- data sets put there by hand
+
+
+def is_by_hand(name: str, data_dir: Path) -> bool:
+    """Whether a set cannot be downloaded by a program, or comes as files that gnp reads itself."""
+    if name == "imagenet2012":
+        manual = data_dir / "downloads" / "manual"
+        prepared = any(data_dir.glob("imagenet2012/*/dataset_info.json"))
+        return not prepared and not all((manual / file).is_file() for file in IMAGENET_FILES)
+    return name in ("FordA", "boston_housing", "image_folder") or name.startswith("ucr/")
+
+
+def by_hand_is_there(name: str, data_dir: Path) -> bool:
+    """Says what to download, or, where the files are in place, how to train on them."""
+    look, instructions = {
+        "boston_housing": (look_at_boston, boston_instructions),
+        "image_folder": (look_at_folder, folder_instructions),
+        "imagenet2012": (None, imagenet_instructions),
+    }.get(name, (look_at_series, series_instructions))
+    try:
+        found = look(name, data_dir) if look else None
+    except (OSError, ValueError) as error:
+        print(f"{name}: {one_line(error)}")
+        found = None
+    if found is None:
+        print(instructions(name, data_dir), flush=True)
+        return False
+    description, config, settings = found
+    print(f"{name} is in place: {description}. To train:\n{command(config, settings)}", flush=True)
+    return True
+
+
+def command(config: str, settings: Sequence[str]) -> str:
+    """The command that trains with a config of config/ and these settings."""
+    words = [f"--config=config/{config}.py", f"--working_dir=runs/{config}"]
+    words += [f"--config.{setting}" for setting in settings]
+    return "  python -m gnp.main.main " + " ".join(shlex.quote(word) for word in words)
+
+
+def look_at_series(name: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
+    """What is in the two files of a UCR set; None: they are not there."""
+    name = name.removeprefix("ucr/")
+    places = (data_dir / name, data_dir)
+    place = next((p for p in places if (p / f"{name}_TRAIN.tsv").is_file()), None)
+    if place is None:
+        return None
+    lengths, counts = set(), []
+    for part in ("TRAIN", "TEST"):
+        with (place / f"{name}_{part}.tsv").open() as file:
+            rows = list(numbers(file, place / f"{name}_{part}.tsv", "\t"))
+        counts.append(len(rows))
+        lengths |= {len(row) - 1 for row in rows}
+    if not all(counts) or len(lengths) != 1:
+        raise ValueError(f"{place}: empty files, or series of different lengths")
+    text = f"{counts[0]} series to train on and {counts[1]} to test, {lengths.pop()} values each"
+    settings = [f"dataset.dataset_name=ucr/{name}", f"dataset.data_dir={data_dir}"]
+    return text, "ucr", settings
+
+
+def look_at_boston(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
+    """The rows of the table; None: it is not there."""
+    path = next((p for p in boston_files(data_dir) if p.is_file()), None)
+    if path is None:
+        return None
+    with path.open(newline="") as file:
+        header = [cell.strip().strip('"') for cell in file.readline().split(",")]
+        rows = list(numbers(file, path, ","))
+    target = next((column for column in header if column.lower() == "medv"), None)
+    if target is None or len(header) != 14:
+        raise ValueError(f"{path}: 14 columns are needed, with medv among them, not {header}")
+    if any(len(row) != 14 for row in rows):
+        raise ValueError(f"{path}: a row has not as many numbers as the header has names")
+    settings = [f"dataset.data_dir={path}", f"dataset.target={target}"]
+    return f"{path}, {len(rows)} rows", "boston", settings
+
+
+def numbers(lines: Iterator[str], path: Path, delimiter: str) -> Iterator[list[float]]:
+    """The rows of a table of numbers; ValueError names the line that is none."""
+    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
+        try:
+            yield [float(cell) for cell in row]
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+
+
+def look_at_folder(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
+    """The classes of an image folder; None: it has no two splits."""
+    splits = [s for s in ("train", "val", "test") if (data_dir / s).is_dir()]
+    if "train" not in splits or len(splits) < 2:
+        return None
+    classes = sorted(p.name for p in (data_dir / "train").iterdir() if p.is_dir())
+    empty = [name for name in classes if not has_image(data_dir / "train" / name)]
+    if not classes or empty:
+        raise ValueError(f"{data_dir / 'train'}: no image in {', '.join(empty) or 'any folder'}")
+    description = f"{', '.join(splits)} in {data_dir}, {len(classes)} classes"
+    return description, "imagenet_folder", [f"dataset.data_dir={data_dir}"]
+
+
+def has_image(folder: Path) -> bool:
+    """Whether a folder holds a JPEG or PNG."""
+    return any(p.suffix.lower() in IMAGE_ENDINGS for p in folder.iterdir())
+
+
+def boston_files(data_dir: Path) -> list[Path]:
+    """Where the table may lie."""
+    return [data_dir / name for name in ("boston_housing.csv", "BostonHousing.csv")]
+
+
+def series_instructions(name: str, data_dir: Path) -> str:
+    """Where a UCR set is, and where it goes."""
+    name = name.removeprefix("ucr/")
+    lines = [
+        f"ucr/{name}: download it by hand from the UCR Time Series Archive,",
+        "  https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (all 128 sets in one archive; its",
+        "  page says how to open it), or as one set from https://www.timeseriesclassification.com",
+        "  (take the text files; gnp reads .tsv, with the label first).",
+    ]
+    if name == "FordA":
+        lines += [
+            "  FordA alone, as Keras' time-series example takes it:",
+            "  https://raw.githubusercontent.com/hfawaz/cd-diagram/master/FordA/FordA_TRAIN.tsv",
+            "  https://raw.githubusercontent.com/hfawaz/cd-diagram/master/FordA/FordA_TEST.tsv",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "  Those who use the archive are asked to cite it: Dau et al., The UCR Time Series",
+            "  Archive, 2019.",
+            f"  Then put it there: {data_dir / name / name}_TRAIN.tsv and {name}_TEST.tsv",
+            "  and give the same command again, which checks them.",
+        ]
+    )
+
+
+def boston_instructions(_: str, data_dir: Path) -> str:
+    """Where the table is, what is wrong with it, and where it goes."""
+    return "\n".join(
+        [
+            "boston_housing: download the table by hand, 506 rows of 13 columns and medv, such as",
+            "  https://raw.githubusercontent.com/selva86/datasets/master/BostonHousing.csv",
+            "  (the original, in another layout: http://lib.stat.cmu.edu/datasets/boston).",
+            "  It has a known ethical problem: its column b was made on the assumption that racial",
+            "  self-segregation raises house prices. scikit-learn removed it in 1.2 and advises",
+            "  against using it but to teach about that; a substitute without a download is",
+            "  --config.dataset.dataset_name=diabetes.",
+            f"  Then put it there: {boston_files(data_dir)[0]}",
+            "  and give the same command again, which checks it.",
+        ]
+    )
+
+
+def folder_instructions(_: str, data_dir: Path) -> str:
+    """How a folder of images has to look."""
+    return "\n".join(
+        [
+            f"image_folder: no folders train and val (or test) in {data_dir}. Put images there:",
+            f"  {data_dir / 'train'}/CLASS/*.JPEG (also .jpg, .png)",
+            f"  {data_dir / 'val'}/CLASS/*.JPEG, with the same classes",
+            "  and give the same command again, which checks them.",
+        ]
+    )
+
+
+def imagenet_instructions(_: str, data_dir: Path) -> str:
+    """What to register for, and the two ways to read it."""
+    return "\n".join(
+        [
+            "imagenet2012: register on https://image-net.org/download-images (non-commercial",
+            f"  research and education only) and download {IMAGENET_FILES[0]} (137.7 GiB)",
+            f"  and {IMAGENET_FILES[1]} (6.3 GiB) by hand. Then either put both into",
+            f"  {data_dir / 'downloads' / 'manual'}",
+            "  and give the same command again: TFDS writes 155.8 GiB more; or unpack them to",
+            "  DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, which is read as it is, with",
+            "  --config.dataset.dataset_name=image_folder --config.dataset.data_dir=DIR",
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------- messages
 
 
 def one_line(error: BaseException) -> str:

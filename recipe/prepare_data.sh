@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# Prepares a TFDS data set, so that gnp can read it without TensorFlow.
+# Prepares data sets, so that gnp can read them without TensorFlow.
 #
-#     bash recipe/prepare_data.sh NAME [DATA_DIR]
+#     bash recipe/prepare_data.sh [--data_dir=DIR] NAME... [DIR]
 #
-# NAME: a TFDS name, such as cifar10, emnist/letters or mnist:3.0.1.
-# DATA_DIR: where prepared sets lie, relative to where you are; default: TFDS_DATA_DIR, else
-#     ~/tensorflow_datasets. Hand the same folder to gnp: --config.dataset.data_dir=DATA_DIR
+# NAME: a TFDS name, such as cifar10, emnist/letters or mnist:3.0.1 (tfds/NAME is the same);
+#     all: those of the recipes (mnist, cifar10, cifar100, svhn_cropped, horses_or_humans, iris);
+#     FordA or ucr/NAME, boston_housing, image_folder, imagenet2012: what to download by hand and
+#     where to put it; once it is there, a check, and the command that trains on it.
+# DIR: where the data lie, relative to where you are. The last of several words is DIR where it is
+#     no data set that is known. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets. Hand the same
+#     folder to gnp: --config.dataset.data_dir=DIR
+#
+# Sizes, times and licences are printed first. A set that is already prepared is skipped. After an
+# interruption the same command goes on: downloads are kept, the set that was being written is
+# written anew. One set that fails does not stop the others.
 #
 # TensorFlow is needed only here, so it gets an environment of its own, about 2 GB:
 # .venv-tensorflow beside this folder, or GNP_TF_VENV. PYTHON: the interpreter that creates it.
-# A set that is already prepared is left as it is. Exit code 0: the set is there.
+# Exit code 0: all are there; 1: something failed or is to be downloaded by hand; 2: a wrong name.
 set -euo pipefail
 
 ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -19,37 +27,52 @@ REQUIREMENTS=(
     "tensorflow-datasets>=4.9.9,<5"
     "importlib_resources"
     "array_record>=0.7"
+    "scipy>=1.11,<2" # svhn_cropped comes in MATLAB's format
 )
+NEEDS_TENSORFLOW=75
 
 fail() {
     echo "prepare_data: $1" >&2
     exit "${2:-1}"
 }
 
-usage="usage: bash recipe/prepare_data.sh NAME [DATA_DIR]"
+usage="usage: bash recipe/prepare_data.sh [--data_dir=DIR] NAME... [DIR]"
 case "${1:-}" in
     -h | --help)
-        echo "$usage"
+        sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
         exit 0
         ;;
 esac
-if (($# < 1 || $# > 2)); then
-    fail "$usage" 2
-fi
-NAME="$1"
-DATA_DIR="${2:-${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}}"
+names=0
+for word in "$@"; do
+    case "$word" in
+        --data_dir=?*) ;;
+        -*) fail "$word is no option; $usage" 2 ;;
+        "") fail "an empty word; $usage" 2 ;;
+        *) names=$((names + 1)) ;;
+    esac
+done
+((names > 0)) || fail "$usage" 2
+
+# Wrong words and what is downloaded by hand need no TensorFlow.
+PYTHON="${PYTHON:-python3}"
+command -v "$PYTHON" >/dev/null || fail "there is no $PYTHON; set PYTHON to a Python 3.11 or newer"
+status=0
+"$PYTHON" "$ROOT/recipe/prepare_data.py" --without_tensorflow "$@" || status=$?
+((status == NEEDS_TENSORFLOW)) || exit "$status"
 
 # The stamp is written last: an interrupted installation is completed by the next call.
 STAMP="$VENV/gnp-requirements"
 if [[ ! -f "$STAMP" || "$(cat "$STAMP")" != "${REQUIREMENTS[*]}" ]]; then
     echo "installing TensorFlow and TFDS in $VENV (once, some minutes)"
-    "${PYTHON:-python3}" -m venv "$VENV" ||
-        fail "no virtual environment could be made in $VENV with ${PYTHON:-python3} (on Debian: apt-get install python3-venv)"
+    "$PYTHON" -m venv "$VENV" ||
+        fail "no virtual environment could be made in $VENV with $PYTHON (on Debian: apt-get install python3-venv)"
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check "${REQUIREMENTS[@]}" ||
         fail "TensorFlow and TFDS could not be installed in $VENV; the same command tries again"
     echo "${REQUIREMENTS[*]}" >"$STAMP"
 fi
 
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+export TF_ENABLE_ONEDNN_OPTS=0 # its notice, which the line above does not silence
 export CUDA_VISIBLE_DEVICES=""
-exec "$VENV/bin/python" "$ROOT/recipe/prepare_data.py" "$NAME" "$DATA_DIR"
+exec "$VENV/bin/python" "$ROOT/recipe/prepare_data.py" "$@"

@@ -178,12 +178,12 @@ def random_batch(batch_size: int, shape: Sequence[int]) -> dict[str, jax.Array]:
         shape: of one image.
 
     Example:
-        >>> random_batch(4, (8, 8, 1))["image"].shape
+        >>> random_batch(4, (8, 8, 1))["input"].shape
         (4, 8, 8, 1)
     """
     draw = np.random.default_rng(0)
     return {
-        "image": jnp.asarray(draw.normal(size=(batch_size, *shape)), jnp.float32),
+        "input": jnp.asarray(draw.normal(size=(batch_size, *shape)), jnp.float32),
         "label": jnp.asarray(draw.integers(0, 10, batch_size), jnp.int32),
     }
 

@@ -1,6 +1,8 @@
 """From a config to the parts of a run. Nothing below here sees a ConfigDict."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -160,19 +162,23 @@ def _group_size(config: ml_collections.ConfigDict) -> int:
     return config.gnp.m or config.batch_size // jax.device_count()
 
 
-def build_run(config: ml_collections.ConfigDict, training: bool = True) -> Run:
+def build_run(
+    config: ml_collections.ConfigDict, training: bool = True, directory: Path | None = None
+) -> Run:
     """Reads the data set and builds everything that a run needs.
 
     Args:
         config: checked and complete.
         training: False: for evaluation alone, on whatever devices.
+        directory: of the run, where the index of an image folder is kept; None: nowhere.
 
     Raises:
         ConfigError, DataError, ModelError, OptimizerError: one line each.
     """
     check_names(config)
     check_devices(config)
-    dataset = ds_pipeline.build_dataset(config)
+    dataset = ds_pipeline.build_dataset(config, directory)
+    check_objective(config, dataset)
     steps_per_epoch = ds_pipeline.count_steps(dataset, config.batch_size)
     initialise, apply = build_functions(
         config, dataset.normalize, dataset.shape, dataset.num_classes
@@ -231,6 +237,49 @@ def build_run(config: ml_collections.ConfigDict, training: bool = True) -> Run:
     )
 
 
+def check_objective(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset) -> None:
+    """Whether the loss and the metrics fit what is predicted.
+
+    Raises:
+        ConfigError: real numbers are to be predicted by a loss for classes.
+    """
+    if dataset.is_regression and config.loss != "squared_error":
+        raise configs.ConfigError(
+            f"loss = {config.loss} is for classes, and the target of '{dataset.name}' is a real "
+            "number: set loss to squared_error"
+        )
+
+
+@contextlib.contextmanager
+def inputs_fit(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Says in one line that a model cannot take inputs of a shape.
+
+    Args:
+        name: of the model.
+        shape: of one input.
+
+    Raises:
+        ModelError: instead of whatever the model's layers raised.
+
+    Example:
+        >>> with inputs_fit("DigitsCNN", (4,)):
+        ...     raise TypeError("no height")
+        Traceback (most recent call last):
+        ...
+        model.registry.ModelError: model.model_name = DigitsCNN cannot take inputs of ...
+    """
+    try:
+        yield
+    except (model.ModelError, optimizer.OptimizerError):
+        raise
+    except Exception as error:  # layers raise several types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise model.ModelError(
+            f"model.model_name = {name} cannot take inputs of shape {shape}: {reason}; "
+            "docs/models.md says what each model is for"
+        ) from error
+
+
 def regularizer(config: ml_collections.ConfigDict) -> Regularizer:
     """The costs of the parameters that a config asks for."""
     return build_regularizer(
@@ -287,7 +336,13 @@ def build_functions(
 ) -> tuple[Initialise, Apply]:
     """The config's model as `initialise` and `apply`, for inputs of a shape."""
     module = model.build_model(config, output_size(config.loss, num_classes))
-    return from_linen(module, normalize, shape)
+    initialise, apply = from_linen(module, normalize, shape)
+
+    def initialise_or_say(key: jax.Array) -> tuple[Params, ModelState]:
+        with inputs_fit(config.model.model_name, shape):
+            return initialise(key)
+
+    return initialise_or_say, apply
 
 
 def initial_state(run: Run, seed: int) -> Begun:
@@ -325,13 +380,21 @@ def training_batches(run: Run, seed: int, start_step: int) -> Iterator[Any]:
         seed=seed,
         start_step=start_step,
         total_steps=run.plan.total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     return (shard_batch(batch, run.mesh) for batch in host)
 
 
 def evaluation_batches(run: Run) -> Iterator[Any]:
     """The evaluation set once, on the devices."""
-    host = ds_pipeline.evaluation_batches(run.dataset.evaluation, run.plan.batch_size)
+    host = ds_pipeline.evaluation_batches(
+        run.dataset.evaluation,
+        run.plan.batch_size,
+        jax.process_index(),
+        jax.process_count(),
+        workers=run.dataset.workers,
+    )
     return (shard_batch(batch, run.mesh) for batch in host)
 
 

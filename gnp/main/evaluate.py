@@ -32,7 +32,7 @@ def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint:
         )
     if not (working_dir / "checkpoints").is_dir():
         raise CheckpointError(f"no checkpoint in {working_dir}: train first")
-    parts = build.build_run(config, training=False)
+    parts = build.build_run(config, training=False, directory=working_dir)
     checkpoints = Checkpoints(working_dir, config.keep_checkpoints, read_only=True)
     try:
         restored = checkpoints.restore(build.abstract_state(parts), checkpoint)
@@ -40,7 +40,7 @@ def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint:
         checkpoints.close()
     if restored is None:
         raise CheckpointError(f"no checkpoint in {working_dir}: train first")
-    for warning in restored.warnings:
+    for warning in (*parts.dataset.warnings, *restored.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     values, examples = evaluate(
         parts.evaluation_step, restored.state, build.evaluation_batches(parts)

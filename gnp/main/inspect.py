@@ -21,7 +21,8 @@ def run(config: ml_collections.ConfigDict) -> int:
     outputs = output_size(config.loss, num_classes)
     module = model.build_model(config, outputs)
     inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    params, layers = model.describe(module, inputs)
+    with build.inputs_fit(config.model.model_name, shape):
+        params, layers = model.describe(module, inputs)
     print_config(build.config_as_json(config))
     print_layers(layers, config.model.model_name)
     print_parameters(_parameters(config, params))

@@ -37,7 +37,11 @@ def print_results(rows: Sequence[Mapping[str, Any]], working_dir: Path) -> None:
         for name in ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints")
         if (working_dir / name).exists()
     )
-    print(f"{rows[-1]['epoch']} epochs, {rows[-1]['step']} steps, {seconds:.1f} s of training")
+    epochs = rows[-1]["epoch"]
+    print(
+        f"{epochs} epoch{'s' if epochs > 1 else ''}, {rows[-1]['step']} steps, "
+        f"{seconds:.1f} s of training"
+    )
     print(f"in {working_dir}: {files}", flush=True)
 
 

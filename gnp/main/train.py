@@ -33,7 +33,9 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
         free=default.FREE_KEYS,
         defaults=build.config_as_json(default.get_config()),
     )
-    parts = build.build_run(config)
+    parts = build.build_run(config, directory=working_dir)
+    for warning in parts.dataset.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     like = build.abstract_state(parts)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
     saved = (path.name for path in (working_dir / "checkpoints").glob("*"))

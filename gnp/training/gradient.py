@@ -35,7 +35,7 @@ def build_loss(
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, ModelState]]:
-        outputs, new_state = apply(params, model_state, batch["image"], True, key)
+        outputs, new_state = apply(params, model_state, batch["input"], True, key)
         data_loss = objective.loss(outputs, batch["label"]).mean()
         costs = regularize(params) if regularize else {}
         metrics = {

@@ -66,6 +66,7 @@ class Progress:
         self.step: int = saved["step"]
         self.means = Means(saved["sums"], saved["count"])
         self.seconds: float = saved["seconds"]
+        self.data_seconds: float = saved.get("data_seconds", 0.0)
         self.skipped: int = saved["skipped"]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,12 +76,21 @@ class Progress:
             "sums": dict(self.means.sums),  # it is written while the next steps add to them
             "count": self.means.count,
             "seconds": self.seconds,
+            "data_seconds": self.data_seconds,
             "skipped": self.skipped,
         }
 
     def start_epoch(self) -> None:
         """Forgets the last epoch."""
-        self.means, self.seconds, self.skipped = Means(), 0.0, 0
+        self.means, self.skipped = Means(), 0
+        self.seconds = self.data_seconds = 0.0
+
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        """The next batch; counts the seconds that it lets the loop wait."""
+        started = time.perf_counter()
+        batch = next(batches)
+        self.data_seconds += time.perf_counter() - started
+        return batch
 
 
 def train(
@@ -162,13 +172,13 @@ def _train_epoch(
     )
     before, started = progress.seconds, time.perf_counter()
     unread: tuple[int, dict[str, jax.Array]] | None = None
-    batch = next(batches)
+    batch = progress.next_batch(batches)
     while True:
         state, metrics = steps(state, batch, key, progress.step)
         progress.step += 1
         done = progress.step == end or bool(interrupt)
         if not done:
-            batch = next(batches)
+            batch = progress.next_batch(batches)
         if unread is not None:
             _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite)
         unread = (progress.step, metrics)
@@ -255,6 +265,7 @@ def _row(
     if progress.skipped:
         row["skipped_steps"] = progress.skipped
     row["epoch_seconds"] = round(progress.seconds, 3)
+    row["data_seconds"] = round(progress.data_seconds, 3)
     examples = plan.steps_per_epoch * plan.batch_size
     row["examples_per_second"] = round(examples / progress.seconds, 1)
     return row

@@ -20,8 +20,11 @@ def data_mesh() -> Mesh:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays [b, ...] onto the devices, b split over them; returns before they are there."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+    """This process' rows [b, ...] of a batch onto its devices; returns before they are there."""
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -14,7 +14,8 @@ class Objective(NamedTuple):
     """What is minimised and what is reported.
 
     Attributes:
-        loss: (outputs [b, k], labels [b]) -> loss of each example [b], float32.
+        loss: (outputs [b, k], labels) -> loss of each example [b], float32. Labels are classes
+            [b], targets [b], or shares of the classes [b, k] as mixup gives them.
         metrics: name -> the same for each metric.
     """
 
@@ -28,7 +29,8 @@ def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False
     softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed towards 1/C;
     sigmoid_cross_entropy: -y log s(z) - (1 - y) log(1 - s(z)), summed over outputs;
     squared_error: (z - y)^2, averaged over outputs.
-    The label is one-hot where there are several outputs, else the number itself.
+    The label is one-hot where there are several outputs, else the number itself; a label that is
+    mixed of several classes counts as the largest of them in the error rates.
 
     Args:
         loss: one of the three names.
@@ -74,10 +76,25 @@ def output_size(loss: str, num_classes: int) -> int:
 
 
 def targets(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Labels [b] in the shape of the outputs [b, k]: one-hot for k > 1."""
-    if outputs.shape[-1] == 1:
+    """Labels [b] or [b, classes] in the shape of the outputs [b, k]: one-hot for k > 1.
+
+    Example:
+        >>> targets(jnp.zeros((1, 3)), jnp.array([2])).tolist()
+        [[0.0, 0.0, 1.0]]
+        >>> targets(jnp.zeros((1, 1)), jnp.array([[0.25, 0.75]])).tolist()
+        [[0.75]]
+    """
+    single = outputs.shape[-1] == 1
+    if labels.ndim == 2:
+        return (labels[:, 1:] if single else labels).astype(outputs.dtype)
+    if single:
         return labels.astype(outputs.dtype)[:, None]
     return jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+
+
+def _classes(labels: jax.Array) -> jax.Array:
+    """The class [b] of labels [b], or the largest share's of labels [b, classes]."""
+    return labels.argmax(-1) if labels.ndim == 2 else labels
 
 
 def _smooth_binary(target: jax.Array, share: float) -> jax.Array:
@@ -86,15 +103,16 @@ def _smooth_binary(target: jax.Array, share: float) -> jax.Array:
 
 def error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """1 for each example that is classified wrongly, else 0. Ties go to the first class."""
+    classes = _classes(labels)
     single = outputs.shape[-1] == 1
-    guess = (outputs[:, 0] > 0).astype(labels.dtype) if single else outputs.argmax(-1)
-    return (guess != labels).astype(jnp.float32)
+    guess = (outputs[:, 0] > 0).astype(classes.dtype) if single else outputs.argmax(-1)
+    return (guess != classes).astype(jnp.float32)
 
 
 def top_5_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """1 for each example whose class is not among the five largest outputs."""
     _, best = jax.lax.top_k(outputs, min(5, outputs.shape[-1]))
-    return 1.0 - (best == labels[:, None]).any(-1).astype(jnp.float32)
+    return 1.0 - (best == _classes(labels)[:, None]).any(-1).astype(jnp.float32)
 
 
 def absolute_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -73,7 +73,7 @@ def build_train_step(
             the mesh's axis.
 
     Returns:
-        A function of a TrainState, a batch {"image" [b, ...], "label" [b]}, the run's key and the
+        A function of a TrainState, a batch {"input" [b, ...], "label" [b]}, the run's key and the
         step's number. Metrics: "loss" (of the data alone), the objective's, the costs',
         "gradient_norm" (of the clean gradient, costs included), "finite" (1 where loss, gradient
         and update are), float32 scalars.
@@ -193,7 +193,7 @@ def build_evaluation_step(apply: Apply, objective: Objective) -> EvaluationStep:
     """
 
     def step(params: Params, model_state: Any, batch: Batch) -> Metrics:
-        outputs, _ = apply(params, model_state, batch["image"], False, None)
+        outputs, _ = apply(params, model_state, batch["input"], False, None)
         per_example = {"loss": objective.loss, **objective.metrics}
         mask = batch["mask"]
         sums = {

@@ -1,30 +1,56 @@
 """From a config to a data set."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
+import ds_pipeline.dataset
+import ds_pipeline.tfds_source
 from ds_pipeline import DataError, build_dataset, dataset_names, evaluation_batches, train_batches
-from ds_pipeline.testing import write_tfds_set
+from ds_pipeline.augment import IMAGE_LEVEL
+from ds_pipeline.bundled import NAMES
+from ds_pipeline.testing import (
+    write_csv_table,
+    write_image_folder,
+    write_split_files,
+    write_tfds_set,
+    write_ucr_set,
+)
 
 
 def config_of(use_test_set: bool = True, seeds: int = 0, **keys: Any) -> SimpleNamespace:
     defaults = {
         "dataset_name": "digits",
         "data_dir": None,
-        "validation_fraction": 0.1,
+        "train_split": "train",
+        "target": None,
+        "task": None,
         "image_level_augmentations": "none",
         "batch_level_augmentations": "none",
+        "autoaugment_policy": None,
+        "randaugment_layers": 2,
+        "randaugment_magnitude": 9.0,
+        "mixup_alpha": 1.0,
+        "cutmix_alpha": 1.0,
         "cutout_size": 16,
         "image_size": None,
         "num_classes": None,
         "num_channels": None,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.2,
         "subset": None,
+        "label_noise": 0.0,
+        "mean": None,
+        "std": None,
+        "workers": None,
     }
     dataset = SimpleNamespace(**{**defaults, **keys})
     return SimpleNamespace(seeds=seeds, use_test_set=use_test_set, dataset=dataset)
@@ -43,14 +69,14 @@ def test_digits() -> None:
     assert (data.name, data.evaluation_name, data.shape) == ("digits", "test", (8, 8, 1))
     assert (len(data.train), len(data.evaluation), data.num_classes) == (1438, 359, 10)
     assert data.augment is None
-    images = data.train.batch(np.arange(len(data.train)))["image"]
+    images = data.train.batch(np.arange(len(data.train)))["input"]
     np.testing.assert_allclose(data.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(data.std, images.std(axis=(0, 1, 2)), rtol=1e-6)
 
 
 def test_normalize_is_traceable_and_float32() -> None:
     data = build_dataset(config_of())
-    images = data.train.batch(np.arange(1438))["image"]
+    images = data.train.batch(np.arange(1438))["input"]
     found = jax.jit(data.normalize)(images)
     expected = (images.astype(np.float64) - data.mean.item()) / data.std.item()
     assert found.dtype == np.float32
@@ -66,7 +92,7 @@ def test_the_published_statistics_are_used_where_they_fit(tmp_path: Path) -> Non
     np.testing.assert_allclose(published.std, [0.30810779 * 255], rtol=1e-6)
     # Named cifar10, but with one channel.
     own = build_dataset(config_of(dataset_name="cifar10", data_dir=str(tmp_path)))
-    images = own.train.batch(np.arange(32))["image"]
+    images = own.train.batch(np.arange(32))["input"]
     np.testing.assert_allclose(own.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
 
 
@@ -74,17 +100,17 @@ def test_a_part_of_train_is_held_out(tmp_path: Path) -> None:
     write_tfds_set(tmp_path, "mine", n_train=100, shape=(6, 6, 3))
     keys: dict[str, Any] = {"dataset_name": "mine", "data_dir": str(tmp_path)}
     data = build_dataset(config_of(use_test_set=False, validation_fraction=0.2, **keys))
-    whole = build_dataset(config_of(**keys)).train.batch(np.arange(100))["image"]
+    whole = build_dataset(config_of(**keys)).train.batch(np.arange(100))["input"]
     train = data.train.batch(np.arange(80))
     held_out = data.evaluation.batch(np.arange(20))
     assert (len(data.train), len(data.evaluation), data.evaluation_name) == (80, 20, "validation")
     assert np.bincount(held_out["label"]).tolist() == [2] * 10
-    parts = {image.tobytes() for image in np.concatenate([train["image"], held_out["image"]])}
+    parts = {image.tobytes() for image in np.concatenate([train["input"], held_out["input"]])}
     assert parts == {image.tobytes() for image in whole}
     # Statistics come from what is trained on.
-    np.testing.assert_allclose(data.mean, train["image"].mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(data.mean, train["input"].mean(axis=(0, 1, 2)), rtol=1e-6)
     other = build_dataset(config_of(use_test_set=False, seeds=1, validation_fraction=0.2, **keys))
-    assert (other.evaluation.batch(np.arange(20))["image"] != held_out["image"]).any()
+    assert (other.evaluation.batch(np.arange(20))["input"] != held_out["input"]).any()
 
 
 def test_a_validation_split_stands_in_for_a_missing_test_split(tmp_path: Path) -> None:
@@ -109,9 +135,10 @@ def test_augmentation_is_that_of_the_config(tmp_path: Path) -> None:
     data = build_dataset(config_of(**keys))
     batch = next(train_batches(data, 8, 0, 0, 1))
     fill = np.rint(data.mean).astype(np.uint8)
-    assert (batch["image"] == fill[None, None, None]).all(axis=-1).sum() >= 8 * 64
+    assert (batch["input"] == fill[None, None, None]).all(axis=-1).sum() >= 8 * 64
+    assert data.mix is None and data.erase is not None
     plain = next(evaluation_batches(data.evaluation, 8))
-    np.testing.assert_array_equal(plain["image"], data.evaluation.batch(np.arange(8))["image"])
+    np.testing.assert_array_equal(plain["input"], data.evaluation.batch(np.arange(8))["input"])
 
 
 @pytest.mark.parametrize(("subset", "count"), [(500, 500), (0.5, 719), (1438, 1438)])
@@ -124,7 +151,7 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
     assert len(part.evaluation) == len(whole.evaluation)
     again = build_dataset(config_of(subset=subset)).train
     np.testing.assert_array_equal(
-        part.train.batch(np.arange(count))["image"], again.batch(np.arange(count))["image"]
+        part.train.batch(np.arange(count))["input"], again.batch(np.arange(count))["input"]
     )
 
 
@@ -142,6 +169,24 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
         ({"num_classes": 100}, "dataset.num_classes 100 does not match"),
         ({"num_channels": 3}, "dataset.num_channels 3 does not match"),
         ({"image_level_augmentations": "bassic"}, "did you mean 'basic'"),
+        ({"dataset_name": "iris", "image_size": 8}, "whose data have no images"),
+        ({"dataset_name": "iris", "num_channels": 4}, "whose data have vectors"),
+        ({"dataset_name": "diabetes", "num_classes": 2}, "whose data have numbers to predict"),
+        ({"dataset_name": "diabetes", "label_noise": 0.1}, "dataset.label_noise replaces a class"),
+        ({"dataset_name": "diabetes", "batch_level_augmentations": "mixup"}, "have no classes"),
+        ({"dataset_name": "iris", "image_level_augmentations": "basic"}, "is for images"),
+        ({"dataset_name": "iris", "batch_level_augmentations": "cutout"}, "is for images"),
+        ({"dataset_name": "iris", "batch_level_augmentations": "cutmix"}, "is for images"),
+        ({"image_level_augmentations": "inception"}, "is for encoded photographs"),
+        ({"mean": (0.1, 0.2)}, "dataset.mean has 2 values, the data have 1 channels; give 1"),
+        ({"std": (0.1, 0.2, 0.3)}, "dataset.std has 3 values"),
+        ({"train_split": "train+extra"}, "dataset.train_split train+extra is for TFDS sets"),
+        ({"test_fraction": 0.0001}, "change dataset.test_fraction"),
+        ({"dataset_name": "image_folder"}, "needs dataset.data_dir: set it to the image folder"),
+        ({"dataset_name": "ucr/FordA"}, "needs dataset.data_dir: set it to the folder of the UCR"),
+        ({"dataset_name": "csv"}, "needs dataset.data_dir: set it to the CSV file"),
+        ({"dataset_name": "npz"}, "needs dataset.data_dir: set it to the .npz file"),
+        ({"dataset_name": "image_foldr"}, "did you mean 'image_folder'"),
         ({"subset": 1439}, "asks for 1439 of 1438 training examples"),
         ({"subset": 0.0001}, "asks for 0 of 1438 training examples"),
         ({"batch_level_augmentations": "cutout"}, "cutout_size 16 covers the whole 8 x 8 image"),
@@ -159,19 +204,267 @@ def test_the_data_folder_comes_from_the_environment_where_none_is_given(
 ) -> None:
     write_tfds_set(tmp_path, "mine", n_train=4, n_test=2, shape=(4, 4, 1))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert dataset_names() == ("digits", "mine")
+    assert dataset_names() == (*NAMES, "mine")
     assert len(build_dataset(config_of(dataset_name="mine")).train) == 4
 
 
-def test_splits_of_different_shapes_are_refused(tmp_path: Path) -> None:
-    from ds_pipeline.testing import write_split_files
+def image_folder(tmp_path: Path, **keys: Any) -> SimpleNamespace:
+    if not (tmp_path / "train").exists():
+        write_image_folder(tmp_path, n_train=6)
+    return config_of(dataset_name="image_folder", data_dir=str(tmp_path), **keys)
 
+
+def test_photographs_get_one_size(tmp_path: Path) -> None:
+    data = build_dataset(image_folder(tmp_path, image_size=24))
+    assert data.shape == (24, 24, 3) and data.augment is None
+    train, test = (s.batch(np.arange(4))["input"] for s in (data.train, data.evaluation))
+    assert train.shape == test.shape == (4, 24, 24, 3) and train.dtype == np.uint8
+    assert build_dataset(image_folder(tmp_path)).shape == (224, 224, 3)
+    np.testing.assert_allclose(data.mean, [123.675, 116.28, 103.53], rtol=1e-6)
+    np.testing.assert_allclose(data.std, [58.395, 57.12, 57.375], rtol=1e-6)
+    # Half of the shorter side, where the training images are cropped at random scales.
+    keys = {"image_size": 32, "image_level_augmentations": "inception"}
+    cropped = build_dataset(image_folder(tmp_path, **keys)).evaluation.batch(np.arange(4))["input"]
+    whole = build_dataset(image_folder(tmp_path, image_size=32)).evaluation.batch(np.arange(4))
+    assert (cropped != whole["input"]).any()
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVEL)
+def test_every_augmentation_takes_photographs(tmp_path: Path, level: str) -> None:
+    data = build_dataset(
+        image_folder(
+            tmp_path,
+            image_size=24,
+            image_level_augmentations=level,
+            batch_level_augmentations="mixcut",
+            use_test_set=False,
+            validation_fraction=0.25,
+            subset=8,
+            label_noise=0.25,
+        )
+    )
+    batch = next(train_batches(data, 4, 0, 0, 1))
+    assert batch["input"].shape == (4, 24, 24, 3) and batch["label"].shape == (4, 2)
+    plain = next(evaluation_batches(data.evaluation, 3))
+    assert plain["input"].shape == (3, 24, 24, 3) and plain["input"].dtype == np.uint8
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b""),
+        truncate,
+        lambda file: file.write_text("a text file that is named as an image"),
+        lambda file: file.unlink(),
+    ],
+    ids=["zero-byte", "truncated", "text", "missing"],
+)
+@pytest.mark.parametrize("level", ["none", "inception"])
+def test_a_damaged_photograph_ends_the_run_and_is_named(
+    tmp_path: Path, damage: Callable[[Path], object], level: str
+) -> None:
+    data = build_dataset(image_folder(tmp_path, image_size=16, image_level_augmentations=level))
+    file = tmp_path / "train" / "dog" / "1.jpg"
+    damage(file)
+    with pytest.raises(DataError) as raised:
+        for _ in train_batches(data, 4, 0, 0, 3):
+            pass
+    assert str(file) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_other_kinds_of_images_are_converted(tmp_path: Path) -> None:
+    config = image_folder(tmp_path, image_size=8)
+    folder = tmp_path / "train" / "cat"
+    colour = PIL.Image.new("RGB", (8, 8), (200, 200, 200))
+    colour.convert("CMYK").save(folder / "0.jpg")
+    colour.convert("L").save(folder / "1.jpg")
+    PIL.Image.fromarray(np.full((8, 8), 200 * 257, np.uint16)).save(folder / "2.png")
+    colour.quantize(2).save(folder / "3.png")
+    (folder / "2.jpg").unlink()
+    (folder / "3.jpg").unlink()
+    images = build_dataset(config).train.batch(np.arange(4))["input"]
+    assert np.abs(images.astype(int) - 200).max() <= 2
+
+
+def test_tfds_sets_of_any_size_are_photographs(tmp_path: Path) -> None:
+    sizes = [(30, 20, 3), (20, 30, 3), (25, 25, 3), (40, 20, 3)]
+    images = [np.full(size, 50 * i, np.uint8) for i, size in enumerate(sizes)]
+    write_split_files(
+        tmp_path / "photos" / "1.0.0",
+        "photos",
+        {"train": (images, [0, 1, 0, 1]), "validation": (images[:1], [0])},
+        shape=(None, None, 3),
+        num_classes=2,
+    )
+    data = build_dataset(config_of(dataset_name="photos", data_dir=str(tmp_path), image_size=16))
+    batch = data.train.batch(np.array([3, 0]))
+    assert batch["label"].tolist() == [1, 0] and data.shape == (16, 16, 3)
+    assert batch["input"].shape == (2, 16, 16, 3)
+    assert (batch["input"] == np.array([150, 0]).reshape(2, 1, 1, 1)).all()
+    np.testing.assert_allclose(data.mean, [123.675, 116.28, 103.53], rtol=1e-6)
+    assert data.train.labels().tolist() == [0, 1, 0, 1]
+
+
+def test_series_tables_and_arrays(tmp_path: Path) -> None:
+    write_ucr_set(tmp_path)
+    series = build_dataset(config_of(dataset_name="ucr/Waves", data_dir=str(tmp_path)))
+    assert (series.shape, series.num_classes, series.class_names) == ((20, 1), 2, ("-1", "1"))
+    assert (series.mean.tolist(), series.std.tolist()) == ([0], [1])
+
+    file = write_csv_table(tmp_path / "a.csv", columns=4)
+    keys = {"dataset_name": "csv", "data_dir": str(file), "target": "price"}
+    table = build_dataset(config_of(**keys, task="regression"))
+    assert table.is_regression and (table.num_classes, table.class_names) == (1, ())
+    inputs = table.train.batch(np.arange(len(table.train)))["input"]
+    found = np.asarray(table.normalize(inputs))
+    np.testing.assert_allclose(found.mean(axis=0), np.zeros(4), atol=1e-6)
+    np.testing.assert_allclose(found.std(axis=0), np.ones(4), atol=1e-6)
+
+    images = np.random.default_rng(0).random((20, 5, 4, 3))
+    np.savez(tmp_path / "a.npz", x=images, y=np.arange(20) % 2)
+    arrays = build_dataset(config_of(dataset_name="npz", data_dir=str(tmp_path / "a.npz")))
+    assert (arrays.shape, arrays.num_classes, len(arrays.evaluation)) == ((5, 4, 3), 2, 4)
+    assert not arrays.is_regression
+
+
+def test_a_part_of_a_regression_is_held_out() -> None:
+    keys = {"dataset_name": "diabetes", "subset": 100}
+    data = build_dataset(config_of(use_test_set=False, test_fraction=0.5, **keys))
+    assert (len(data.train), len(data.evaluation)) == (100, 22)
+    assert data.train.labels().dtype == np.float32
+
+
+@pytest.mark.parametrize("keys", [{}, {"subset": 500}, {"use_test_set": False}])
+def test_label_noise_has_its_share(keys: dict[str, Any]) -> None:
+    plain, noisy = (
+        build_dataset(config_of(**keys)),
+        build_dataset(config_of(**keys, label_noise=0.4)),
+    )
+    before, after = plain.train.labels(), noisy.train.labels()
+    changed = before != after
+    assert changed.sum() == round(0.4 * len(before)) and after.dtype == np.int32
+    steps = np.bincount((after - before)[changed] % 10, minlength=10)
+    assert steps[0] == 0 and (steps[1:] > 0.5 * changed.sum() / 9).all()
+    every = np.arange(len(before))
+    np.testing.assert_array_equal(noisy.train.batch(every)["label"], after)
+    np.testing.assert_array_equal(
+        noisy.train.batch(every)["input"], plain.train.batch(every)["input"]
+    )
+    np.testing.assert_array_equal(noisy.evaluation.labels(), plain.evaluation.labels())
+    again = build_dataset(config_of(**keys, label_noise=0.4)).train.labels()
+    np.testing.assert_array_equal(after, again)
+    other = build_dataset(config_of(**{**keys, "seeds": 1}, label_noise=1.0)).train.labels()
+    assert len(other) == len(after) and (other != after).any()
+
+
+def test_all_labels_may_be_noise() -> None:
+    plain, noisy = (build_dataset(config_of(label_noise=share)) for share in (0.0, 1.0))
+    assert (plain.train.labels() != noisy.train.labels()).all()
+
+
+def test_the_configs_statistics_win(tmp_path: Path) -> None:
+    """For bytes 1 stands for 255; other values are taken as they are."""
+    keys = {"mean": (0.5, 0.4, 0.3), "std": (0.25,)}
+    data = build_dataset(image_folder(tmp_path, **keys))
+    np.testing.assert_allclose(data.mean, [127.5, 102, 76.5], rtol=1e-6)
+    np.testing.assert_allclose(data.std, [63.75] * 3, rtol=1e-6)
+    only_mean = build_dataset(image_folder(tmp_path, mean=(0.5,)))
+    np.testing.assert_allclose(only_mean.std, [58.395, 57.12, 57.375], rtol=1e-6)
+    iris = build_dataset(config_of(dataset_name="iris", mean=(1.0, 2.0, 3.0, 4.0), std=(2.0,)))
+    assert (iris.mean.tolist(), iris.std.tolist()) == ([1, 2, 3, 4], [2] * 4)
+
+
+def test_svhn_with_its_extra_images(tmp_path: Path) -> None:
+    images = [np.full((4, 4, 3), i, np.uint8) for i in range(6)]
+    write_split_files(
+        tmp_path / "svhn_cropped" / "3.0.0",
+        "svhn_cropped",
+        {"train": (images[:3], [0] * 3), "extra": (images[3:], [1] * 3), "test": (images, [0] * 6)},
+        shape=(4, 4, 3),
+        num_classes=10,
+    )
+    keys = {"dataset_name": "svhn_cropped", "data_dir": str(tmp_path)}
+    plain, both = (
+        build_dataset(config_of(**keys, train_split=split)) for split in ("train", "train+extra")
+    )
+    assert both.train.labels().tolist() == [0, 0, 0, 1, 1, 1] and len(plain.train) == 3
+    np.testing.assert_allclose(plain.mean[0], 0.4376821 * 255, rtol=1e-6)
+    np.testing.assert_allclose(both.mean[0], 0.43090966 * 255, rtol=1e-6)
+    np.testing.assert_allclose(both.std[2], 0.19811132 * 255, rtol=1e-6)
+    for split, message in (
+        ("extr", "has no split 'extr'; it has: train, extra, test, and several"),
+        ("train+", "has no split 'train+'"),
+        ("train+test", "trains on 'test', which is evaluated on"),
+    ):
+        assert message in refusal(config_of(**keys, train_split=split))
+    build_dataset(config_of(**keys, train_split="train+test", use_test_set=False))
+
+
+def test_a_tfds_name_may_be_that_of_a_bundled_set(tmp_path: Path) -> None:
+    vectors = [np.arange(4, dtype=np.float32) + i for i in range(5)]
+    write_split_files(
+        tmp_path / "iris" / "2.0.0",
+        "iris",
+        {"train": (vectors, [0, 1, 2, 0, 1])},
+        shape=(4,),
+        num_classes=3,
+        key="features",
+    )
+    keys = {"data_dir": str(tmp_path), "use_test_set": False, "validation_fraction": 0.2}
+    data = build_dataset(config_of(dataset_name="tfds/iris", **keys))
+    assert (data.shape, len(data.train), len(data.evaluation)) == ((4,), 4, 1)
+    assert len(build_dataset(config_of(dataset_name="iris", **keys)).train) == 96
+
+
+def test_workers_are_for_what_is_read_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ds_pipeline.dataset, "default_workers", lambda encoded: 3 if encoded else 0)
+    assert build_dataset(config_of(subset=100, label_noise=0.1)).workers == 0
+    assert build_dataset(config_of(workers=2)).workers == 2
+    assert build_dataset(image_folder(tmp_path, subset=0.5, label_noise=0.1)).workers == 3
+    assert build_dataset(image_folder(tmp_path, workers=0)).workers == 0
+
+
+def test_warnings_and_the_index_reach_the_caller(tmp_path: Path) -> None:
+    config = image_folder(tmp_path / "data")
+    (tmp_path / "data" / "train" / "cat" / "notes.txt").write_text("x")
+    (line,) = build_dataset(config, tmp_path / "run").warnings
+    assert (
+        "(.jpg, .jpeg, .png): 1, such as" in line
+        and (tmp_path / "run" / "image_folder_train.npz").is_file()
+    )
+
+
+def test_sources_travel_to_workers(tmp_path: Path) -> None:
+    write_tfds_set(tmp_path, "mine", n_train=4, n_test=2, shape=(4, 4, 1))
+    write_ucr_set(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ds_pipeline.tfds_source, "IN_MEMORY_BYTES", 0)
+        configs = (
+            image_folder(tmp_path / "data", image_size=8, subset=4, label_noise=0.5),
+            config_of(dataset_name="mine", data_dir=str(tmp_path)),
+            config_of(dataset_name="ucr/Waves", data_dir=str(tmp_path), use_test_set=False),
+        )
+        for config in configs:
+            source = build_dataset(config).train
+            again = cloudpickle.loads(cloudpickle.dumps(source))
+            found, expected = (s.batch(np.arange(3)) for s in (again, source))
+            np.testing.assert_array_equal(found["input"], expected["input"])
+            np.testing.assert_array_equal(again.labels(), source.labels())
+
+
+def test_splits_of_different_shapes_are_refused(tmp_path: Path) -> None:
     small, large = np.zeros((4, 4, 1), np.uint8), np.zeros((5, 5, 1), np.uint8)
     write_split_files(
         tmp_path / "mine" / "1.0.0",
         "mine",
         {"train": ([small], [0]), "test": ([large], [0])},
-        shape=(None, None, 1),
+        shape=(4, 4, 1),
         num_classes=2,
     )
     found = refusal(config_of(dataset_name="mine", data_dir=str(tmp_path)))
@@ -183,6 +476,6 @@ def test_real_mnist_has_the_published_statistics() -> None:
     if not folder:
         pytest.skip("GNP_DATA_DIR names no folder with the real mnist")
     data = build_dataset(config_of(dataset_name="mnist", data_dir=folder, image_size=28))
-    images = data.train.batch(np.arange(len(data.train)))["image"]
+    images = data.train.batch(np.arange(len(data.train)))["input"]
     np.testing.assert_allclose(data.mean, [images.mean()], rtol=1e-5)
     np.testing.assert_allclose(data.std, [images.std()], rtol=1e-5)

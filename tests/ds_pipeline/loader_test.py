@@ -1,10 +1,14 @@
-"""The order, the shares, resuming, padding, and clean ends."""
+"""The order, the shares, resuming, padding, workers, and clean ends."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,26 +16,71 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_pipeline import DataError, Dataset, evaluation_batches, train_batches
-from ds_pipeline.augment import get_augment
+from ds_pipeline import DataError, Dataset, evaluation_batches, loader, train_batches
+from ds_pipeline.augment import basic, chain, cutout
 from ds_pipeline.dataset import from_arrays
-from ds_pipeline.loader import epoch_order
+from ds_pipeline.loader import default_workers, epoch_order
+from ds_pipeline.source import Batch, Indices
 
 
 def numbered(count: int, augmented: bool = False) -> Dataset:
     """Example i has the label i."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 8, 8, 1)).astype(np.uint8)
-    augment = get_augment(
-        "basic",
-        "cutout",
-        shape=(8, 8, 1),
-        mean=np.zeros(1),
-        dtype=images.dtype,
-        cutout_size=3,
-    )
+    augment = chain([basic((8, 8, 1)), cutout((8, 8, 1), 3, np.zeros(1), images.dtype)])
     arrays = (images, np.arange(count))
     return from_arrays("numbered", arrays, arrays, augment if augmented else None)
+
+
+def mixed(count: int, workers: int = 0) -> Dataset:
+    """With all that may change a batch."""
+    return dataclasses.replace(
+        numbered(count), augment=basic((8, 8, 1)), mix=blend(count), erase=dim, workers=workers
+    )
+
+
+def blend(classes: int) -> Any:
+    def mix(batch: Batch, partners: Batch, seed: int, step: int) -> Batch:
+        weight = np.random.default_rng((seed, step)).uniform(0.5, 1)
+        inputs = weight * batch["input"] + (1 - weight) * partners["input"]
+        label = weight * np.eye(classes)[batch["label"]]
+        label += (1 - weight) * np.eye(classes)[partners["label"]]
+        return {"input": inputs.astype(np.float32), "label": label.astype(np.float32)}
+
+    return mix
+
+
+def dim(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+    """Each example by a factor of its own."""
+    factors = ((indices + 1000 * epoch + seed) % 17 / 17).astype(np.float32)
+    return {**batch, "input": batch["input"] * factors[:, None, None, None]}
+
+
+def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert type(one[key]) is np.ndarray and one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def counted(data: Dataset) -> tuple[Dataset, list[Indices]]:
+    """The same data, and the indices of each read."""
+    reads: list[Indices] = []
+
+    class Counting:
+        def __len__(self) -> int:
+            return len(data.train)
+
+        def batch(self, indices: Indices) -> Batch:
+            reads.append(indices)
+            return data.train.batch(indices)
+
+        def labels(self) -> np.ndarray:
+            return data.train.labels()
+
+    return dataclasses.replace(data, train=Counting()), reads
 
 
 def labels_of(data: Dataset, *args: Any, **kwargs: Any) -> list[list[int]]:
@@ -72,7 +121,7 @@ def test_resuming_gives_the_tail(start: int) -> None:
     tail = list(train_batches(data, 3, 5, start, 20))
     assert len(whole) == 20 and len(tail) == 20 - start
     for expected, found in zip(whole[start:], tail, strict=True):
-        np.testing.assert_array_equal(found["image"], expected["image"])
+        np.testing.assert_array_equal(found["input"], expected["input"])
         np.testing.assert_array_equal(found["label"], expected["label"])
 
 
@@ -85,22 +134,105 @@ def test_processes_share_the_same_global_batch(processes: int) -> None:
         for i in range(processes)
     ]
     for step, expected in enumerate(whole):
-        for key in ("image", "label"):
+        for key in ("input", "label"):
             found = np.concatenate([share[step][key] for share in shares])
             np.testing.assert_array_equal(found, expected[key])
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_mix_with_the_global_batch(processes: int) -> None:
+    data = mixed(30)
+    whole = list(train_batches(data, 12, 1, 0, 5))
+    shares = [list(train_batches(data, 12, 1, 0, 5, i, processes)) for i in range(processes)]
+    joined = [
+        {key: np.concatenate([share[step][key] for share in shares]) for key in whole[0]}
+        for step in range(5)
+    ]
+    assert_equal(joined, whole)
+
+
+def test_the_partner_is_the_global_batch_read_backwards() -> None:
+    count, batch_size, seed = 10, 5, 3
+    plain = dataclasses.replace(numbered(count), augment=basic((8, 8, 1)))
+    whole = dataclasses.replace(plain, mix=blend(count), erase=dim)
+    pairs = zip(
+        train_batches(plain, batch_size, seed, 0, 4),
+        train_batches(whole, batch_size, seed, 0, 4),
+        strict=True,
+    )
+    for step, (batch, found) in enumerate(pairs):
+        back = {key: value[::-1] for key, value in batch.items()}
+        expected = blend(count)(batch, back, seed, step)
+        assert_equal([found], [dim(expected, seed, step // 2, batch["label"])])
+
+
+def test_one_process_reads_nothing_twice() -> None:
+    data, reads = counted(mixed(30))
+    list(train_batches(data, 10, 0, 0, 3))
+    assert sorted(np.concatenate(reads).tolist()) == list(range(30))
+
+
+@pytest.mark.parametrize("start", [0, 37])
+@pytest.mark.parametrize("examples", [1, 7, 16, 10_000])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, start: int, examples: int) -> None:
+    data = mixed(23)
+    expected = [batch for i in range(start, 60) for batch in train_batches(data, 2, 5, i, i + 1)]
+    monkeypatch.setattr(loader, "_BLOCK_EXAMPLES", examples)
+    assert_equal(list(train_batches(data, 2, 5, start, 60)), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    start=st.integers(0, 40),
+    length=st.integers(1, 40),
+    epoch=st.integers(1, 12),
+    size=st.integers(1, 15),
+)
+def test_blocks_hold_every_step_once(start: int, length: int, epoch: int, size: int) -> None:
+    blocks = loader._Blocks(start, start + length, epoch, size)
+    found = [blocks[i] for i in range(len(blocks))]
+    steps = [step for block in found for step in range(*block)]
+    assert steps == list(range(start, start + length))
+    for first, last in found:
+        assert 0 < last - first <= size and first // epoch == (last - 1) // epoch
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "steps"),
+    [
+        ((32, 32, 3), 64, 16),
+        ((8, 8, 1), 2000, 1),
+        ((224, 224, 3), 64, 1),
+        ((13,), 32, 32),
+        ((), 1, 1024),
+    ],
+)
+def test_a_block_is_large_for_small_examples_alone(
+    shape: tuple[int, ...], rows: int, steps: int
+) -> None:
+    assert loader._block_steps(shape, rows) == steps
+
+
+def test_blocks_made_ahead_are_few() -> None:
+    data, reads = counted(numbered(1000))
+    batches = train_batches(data, 10, 0, 0, 10**9)
+    next(batches)
+    time.sleep(0.2)
+    batches.close()
+    assert len(reads) <= 4 and max(map(len, reads)) == 1000
 
 
 def test_augmentation_changes_with_the_epoch_and_not_with_the_place() -> None:
     data = numbered(6, augmented=True)
     batches = list(train_batches(data, 6, 0, 0, 2))
     by_label = [
-        {int(n): batch["image"][i] for i, n in enumerate(batch["label"])} for batch in batches
+        {int(n): batch["input"][i] for i, n in enumerate(batch["label"])} for batch in batches
     ]
     assert any((by_label[0][n] != by_label[1][n]).any() for n in range(6))
     # Another batch size puts the same examples elsewhere; epoch 0 has the same images.
     small = list(train_batches(data, 2, 0, 0, 3))
     for batch in small:
-        for label, image in zip(batch["label"], batch["image"], strict=True):
+        for label, image in zip(batch["label"], batch["input"], strict=True):
             np.testing.assert_array_equal(image, by_label[0][int(label)])
 
 
@@ -113,7 +245,7 @@ def test_evaluation_counts_every_example_once(count: int, batch_size: int) -> No
     seen: list[int] = []
     for left, right in zip(*shares, strict=True):
         for batch in (left, right):
-            assert len(batch["label"]) == len(batch["image"]) == batch_size // 2
+            assert len(batch["label"]) == len(batch["input"]) == batch_size // 2
             assert batch["mask"].dtype == np.float32
             seen += batch["label"][batch["mask"] == 1].tolist()
     assert sum(float(b["mask"].sum()) for share in shares for b in share) == count
@@ -150,10 +282,13 @@ def test_an_error_while_reading_reaches_the_consumer() -> None:
         def __len__(self) -> int:
             return 10
 
-        def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        def batch(self, indices: Indices) -> Batch:
             if 7 in indices:
                 raise DataError("example 7 is damaged")
             return data.train.batch(indices)
+
+        def labels(self) -> np.ndarray:
+            return data.train.labels()
 
     broken = dataclasses.replace(data, train=Broken())
     with pytest.raises(DataError, match="example 7 is damaged"):
@@ -193,3 +328,133 @@ def test_a_process_ends_with_batches_left(ending: str) -> None:
     )
     expected = {"raise SystemExit(3)": 3, "raise KeyError('x')": 1, "import os": 0}[ending]
     assert result.returncode == expected, result.stderr
+
+
+def test_workers_give_the_same_batches() -> None:
+    expected = list(train_batches(mixed(23), 2, 5, 37, 60))
+    assert_equal(list(train_batches(mixed(23, workers=2), 2, 5, 37, 60)), expected)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_evaluation() -> None:
+    source = numbered(23).evaluation
+    expected = list(evaluation_batches(source, 4, 1, 2))
+    assert_equal(list(evaluation_batches(source, 4, 1, 2, workers=2)), expected)
+
+
+def broken(ending: str) -> Dataset:
+    """Two workers, one of which meets its end at example 7."""
+    data = numbered(10)
+
+    class Broken:
+        def __len__(self) -> int:
+            return 10
+
+        def batch(self, indices: Indices) -> Batch:
+            if 7 in indices:
+                if ending == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if ending == "damaged":
+                    raise DataError("a.jpg is damaged")
+                raise KeyError(lambda: "no pickle of this")
+            return data.train.batch(indices)
+
+        def labels(self) -> np.ndarray:
+            return data.train.labels()
+
+    return dataclasses.replace(data, train=Broken(), workers=2)
+
+
+_KILLED = r"was killed \(exit code -9\); .* set dataset.workers to less"
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "message"),
+    [
+        ("damaged", DataError, "^a.jpg is damaged"),
+        pytest.param("killed", DataError, _KILLED, marks=pytest.mark.slow),
+        pytest.param("odd", RuntimeError, "^KeyError: ", marks=pytest.mark.slow),
+    ],
+)
+def test_what_ends_a_worker_reaches_the_consumer(
+    ending: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        list(train_batches(broken(ending), 1, 0, 0, 1000))
+    assert "\n" not in str(raised.value)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_closing_stops_the_workers() -> None:
+    batches = train_batches(mixed(23, workers=2), 2, 5, 0, 10**9)
+    next(batches), next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+_ENDLESS = """
+import dataclasses
+import multiprocessing
+import numpy as np
+from ds_pipeline import train_batches
+from ds_pipeline.dataset import from_arrays
+if __name__ == "__main__":
+    arrays = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
+    data = dataclasses.replace(from_arrays("x", arrays, arrays), workers=2)
+    try:
+        for number, batch in enumerate(train_batches(data, 2, 0, 0, 10**9)):
+            if number == 10:
+                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=str)
+def test_workers_end_with_their_parent(
+    tmp_path: Path, gnp_environment: dict[str, str], number: signal.Signals
+) -> None:
+    """Also where a signal reaches all processes at once, as Ctrl-C does; without a word."""
+    (tmp_path / "program.py").write_text(_ENDLESS)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        env=gnp_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    try:
+        assert len(workers) == 2
+        if number is signal.SIGKILL:
+            parent.kill()
+        else:
+            os.killpg(parent.pid, number)
+        _, stderr = parent.communicate(timeout=60)
+    except BaseException:
+        os.killpg(parent.pid, signal.SIGKILL)
+        raise
+    assert stderr == ""
+    assert parent.returncode == (130 if number is signal.SIGINT else -number)
+    for _ in range(1000):
+        if not any(is_running(worker) for worker in workers):
+            return
+        time.sleep(0.01)
+    raise AssertionError("workers are left")
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_that_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, 0), (4, 0), (5, 3), (16, 14)):
+        monkeypatch.setattr(loader, "_usable_cores", lambda cores=cores: cores)
+        assert (default_workers(encoded=True), default_workers(encoded=False)) == (expected, 0)

@@ -1,8 +1,11 @@
-"""recipe/prepare_data.sh, with a stub for the environment that it makes, and its Python part."""
+"""recipe/prepare_data.sh, with stubs for the environment that it makes and for TFDS."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +14,57 @@ from ds_pipeline.testing import write_tfds_set
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipe" / "prepare_data.sh"
+PROGRAM = ROOT / "recipe" / "prepare_data.py"
 
-# Stands in for `python3`: makes an "environment" whose python writes down how it was called.
-MAKE_ENVIRONMENT = """#!/bin/bash
+# Stands in for `python3`: runs scripts, and makes an "environment" whose python writes down how it
+# was called and runs what it is told to only where RUN is set.
+MAKE_ENVIRONMENT = f"""#!/bin/bash
+if [[ "$1" == *.py ]]; then exec {sys.executable} "$@"; fi
 echo "venv $3" >> "$LOG"
 mkdir -p "$3/bin"
-printf '#!/bin/bash\\necho "$PWD: $*" >> "$LOG"\\n[[ "$2" != pip || -z "${FAIL:-}" ]]\\n' \\
+printf '#!/bin/bash\\necho "$PWD: $*" >> "$LOG"\\n[[ "$2" != pip || -z "${{FAIL:-}}" ]]\\n' \\
     > "$3/bin/python"
 chmod +x "$3/bin/python"
+"""
+
+# Stands in for TFDS: a set is a folder with its description; WHAT names what happens to which.
+TFDS = """
+import os, pathlib, types
+import time
+KNOWN = ["mnist", "cifar10", "cifar100", "svhn_cropped", "horses_or_humans", "iris",
+         "imagenet2012", "emnist"]
+WHAT = dict(pair.split("=") for pair in os.environ.get("WHAT", "").split())
+
+def list_builders(with_community_datasets):
+    return KNOWN
+
+def disable_progress_bar():
+    pass
+
+class builder:
+    def __init__(self, name, data_dir, file_format):
+        self.name, self.data_dir = name, pathlib.Path(data_dir) / name / "1.0.0"
+        self.builder_configs, self.url_infos = {}, {"url": types.SimpleNamespace(size=2**20)}
+        self.info = types.SimpleNamespace(
+            download_size=0, dataset_size=0, full_name=name + "/1.0.0", homepage="http://home",
+            redistribution_info=None, splits={"train": types.SimpleNamespace(num_examples=7)})
+
+    def download_and_prepare(self, download_config, file_format):
+        incomplete = self.data_dir.parent / "incomplete.ABC_1.0.0"
+        incomplete.mkdir(parents=True)
+        what = WHAT.get(self.name)
+        if what == "fails":
+            raise ConnectionError("no network\\nand more")
+        if what == "waits":
+            print("waiting", flush=True)
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt as stop:
+                raise RuntimeError("wrapped") from stop
+        (incomplete / "dataset_info.json").write_text("{}")
+        incomplete.rename(self.data_dir)
+
+download = types.SimpleNamespace(DownloadConfig=lambda try_download_gcs: None)
 """
 
 
@@ -46,16 +92,40 @@ def run_script(
     )
 
 
+@pytest.fixture
+def stub(tmp_path: Path) -> dict[str, str]:
+    """The environment in which the program finds the stub of TFDS."""
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "tensorflow_datasets.py").write_text(TFDS)
+    return {"PYTHONPATH": str(tmp_path / "stub"), "HOME": str(tmp_path / "home")}
+
+
+def run_program(
+    folder: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# The shell script: which Python runs, and when the environment is made.
+
+
 def test_the_environment_is_made_once_and_paths_are_the_callers(tmp_path: Path) -> None:
     assert run_script(tmp_path, "mnist", "some data").returncode == 0
     calls = (tmp_path / "log").read_text().splitlines()
     assert calls[0] == f"venv {tmp_path / 'environment'}"
     assert "pip install" in calls[1] and "tensorflow-cpu" in calls[1]
-    assert calls[2:] == [f"{tmp_path}: {ROOT}/recipe/prepare_data.py mnist some data"]
-    assert run_script(tmp_path, "cifar10").returncode == 0
+    assert calls[2:] == [f"{tmp_path}: {PROGRAM} mnist some data"]
+    assert run_script(tmp_path, "--data_dir=there", "cifar10", "iris").returncode == 0
     calls = (tmp_path / "log").read_text().splitlines()[3:]
-    default = tmp_path / "home" / "tensorflow_datasets"
-    assert calls == [f"{tmp_path}: {ROOT}/recipe/prepare_data.py cifar10 {default}"]
+    assert calls == [f"{tmp_path}: {PROGRAM} --data_dir=there cifar10 iris"]
 
 
 def test_a_failed_installation_is_one_line_and_is_tried_again(tmp_path: Path) -> None:
@@ -65,54 +135,236 @@ def test_a_failed_installation_is_one_line_and_is_tried_again(tmp_path: Path) ->
     assert run_script(tmp_path, "mnist").returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "b", "c")])
+@pytest.mark.parametrize("arguments", [(), ("--data_dir=x",), ("--dir=x", "mnist"), ("mnist", "")])
 def test_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     result = run_script(tmp_path, *arguments)
     assert result.returncode == 2 and "usage: bash recipe/prepare_data.sh" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_says_what_a_name_can_be(tmp_path: Path) -> None:
+    result = run_script(tmp_path, "--help")
+    assert result.returncode == 0 and "svhn_cropped" in result.stdout
+    assert "set -euo" not in result.stdout
+
+
+def test_without_any_python(tmp_path: Path) -> None:
+    result = run_script(tmp_path, "mnist", PYTHON="no-such-python")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "there is no no-such-python" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["FordA", "ucr/Coffee", "boston_housing", "digits"])
+def test_tensorflow_is_not_installed_for_what_it_is_not_needed_for(
+    tmp_path: Path, name: str
+) -> None:
+    assert run_script(tmp_path, name, "data").returncode == (2 if name == "digits" else 1)
+    assert not (tmp_path / "log").exists()
+
+
+# The program: names, folders, and TFDS sets.
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("words", "message"),
     [
-        ("mnsit", "unknown TFDS data set 'mnsit'; did you mean 'mnist'?"),
-        ("digits", "needs no preparation"),
+        (["mnsit"], "unknown TFDS data set 'mnsit'; did you mean 'mnist'?"),
+        (["mnist", "cifra10"], "did you mean 'cifar10'? If it is to be the folder: --data_dir"),
+        (["mnsit", "data"], "unknown TFDS data set 'mnsit'"),
+        (["digits"], "needs no preparation"),
+        (["mnist", "./file"], "cannot be created"),
     ],
 )
-def test_names_that_cannot_be_prepared(tmp_path: Path, name: str, message: str) -> None:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "recipe" / "prepare_data.py"), name, str(tmp_path / "data")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def test_words_that_cannot_be_prepared(
+    tmp_path: Path, stub: dict[str, str], words: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    result = run_program(tmp_path, *words, **stub)
     assert result.returncode == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
-    assert not (tmp_path / "data").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "stub"]
 
 
-def test_a_place_that_cannot_hold_data(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "recipe" / "prepare_data.py"), "mnist", str(tmp_path / "file")],
-        capture_output=True,
+@pytest.mark.parametrize(
+    ("words", "prepared"),
+    [
+        (["mnist", "data"], ["data/mnist"]),
+        (["mnist", "data/tfds"], ["data/tfds/mnist"]),
+        (["tfds/iris", "mnist", "./emnist"], ["emnist/iris", "emnist/mnist"]),
+        (["--data_dir=data", "mnist", "emnist"], ["data/mnist", "data/emnist"]),
+        (["mnist"], ["home/tensorflow_datasets/mnist"]),
+    ],
+)
+def test_where_data_go(
+    tmp_path: Path, stub: dict[str, str], words: list[str], prepared: list[str]
+) -> None:
+    result = run_program(tmp_path, *words, **stub)
+    assert result.returncode == 0, result.stderr
+    name = "tfds/iris" if "tfds/iris" in words else "mnist"
+    assert f"in gnp: --config.dataset.dataset_name={name} --config.dataset" in result.stdout
+    found = {str(p.parents[1].relative_to(tmp_path)) for p in tmp_path.rglob("dataset_info.json")}
+    assert found == set(prepared)
+
+
+def test_all_goes_on_after_a_failure_and_skips_what_is_there(
+    tmp_path: Path, stub: dict[str, str]
+) -> None:
+    first = run_program(tmp_path, "all", "data", **stub, WHAT="cifar100=fails iris=fails")
+    assert first.returncode == 1
+    assert first.stderr.splitlines() == [
+        "prepare_data: 'cifar100' was not prepared: ConnectionError: no network",
+        "prepare_data: 'iris' was not prepared: ConnectionError: no network",
+    ]
+    assert "total" in first.stdout and "6 to prepare" in first.stdout
+    assert "132.4 MiB" in first.stdout and "CC BY-SA 3.0" in first.stdout
+    assert "free in data" in first.stdout
+    # What the failure left is in the way of nothing.
+    assert (tmp_path / "data" / "iris" / "incomplete.ABC_1.0.0").is_dir()
+    again = run_program(tmp_path, "all", "data", **stub)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("there, skipped") == 4 and "2 to prepare" in again.stdout
+    assert not list(tmp_path.rglob("incomplete*"))
+    nothing = run_program(tmp_path, "all", "data", **stub, WHAT="mnist=fails")
+    assert nothing.returncode == 0 and nothing.stdout.count("there, skipped") == 6
+
+
+def test_a_copy_that_is_not_whole_is_not_taken_for_a_set(
+    tmp_path: Path, stub: dict[str, str]
+) -> None:
+    (tmp_path / "data" / "mnist" / "1.0.0").mkdir(parents=True)
+    result = run_program(tmp_path, "mnist", "iris", "data", **stub)
+    assert result.returncode == 1
+    assert "'mnist' was not prepared" in result.stderr and "remove it" in result.stderr
+    assert (tmp_path / "data" / "iris" / "1.0.0").is_dir()
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, stub: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A preparation that hangs in its first of two sets."""
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "mnist", "iris", "data"],
+        cwd=tmp_path,
+        env=os.environ | stub | {"WHAT": "mnist=waits"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
     )
-    assert result.returncode == 2
-    assert "cannot be created" in result.stderr and result.stderr.count("\n") == 1
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "waiting\n":
+            break
+    time.sleep(0.05)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_an_interrupt_ends_it_at_once_and_the_same_command_goes_on(
+    tmp_path: Path, stub: dict[str, str], waiting: subprocess.Popen[str]
+) -> None:
+    waiting.send_signal(signal.SIGINT)
+    _, errors = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert errors == "prepare_data: stopped; the same command goes on where it was\n"
+    assert not (tmp_path / "data" / "iris").exists()
+    assert run_program(tmp_path, "mnist", "iris", "data", **stub).returncode == 0
+
+
+def test_two_do_not_prepare_in_one_folder(
+    tmp_path: Path, stub: dict[str, str], waiting: subprocess.Popen[str]
+) -> None:
+    second = run_program(tmp_path, "iris", "data", **stub)
+    assert second.returncode == 1 and "another prepare_data is at work in data" in second.stderr
+    assert run_program(tmp_path, "iris", "elsewhere", **stub).returncode == 0
 
 
 def test_a_set_in_another_format_is_left_alone(tmp_path: Path) -> None:
     file = write_tfds_set(tmp_path, "mnist", version="3.0.1") / "dataset_info.json"
     file.write_text(file.read_text().replace('"array_record"', '"tfrecord"'))
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "recipe" / "prepare_data.py"), "mnist", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = run_program(tmp_path, "mnist", str(tmp_path))
     assert result.returncode == 1
     assert "in a format other than array_record; give another DATA_DIR" in result.stderr
+
+
+# What is put in place by hand.
+
+
+def write_series(folder: Path, train: str = "1\t0.5\t2\n2\t1\t-1\n") -> None:
+    folder.mkdir(parents=True)
+    (folder / "Coffee_TRAIN.tsv").write_text(train)
+    (folder / "Coffee_TEST.tsv").write_text("1\t0\t0\n")
+
+
+@pytest.mark.parametrize("place", ["data", "data/Coffee"])
+def test_series_that_are_in_place(tmp_path: Path, place: str) -> None:
+    write_series(tmp_path / place)
+    result = run_program(tmp_path, "ucr/Coffee", "./data")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 series to train on and 1 to test, 2 values each" in result.stdout
+    assert "--config.dataset.dataset_name=ucr/Coffee" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [("1\ta\t2\n", "row 1: could not convert"), ("1\t2\n", "different lengths"), ("", "empty")],
+)
+def test_series_that_are_damaged(tmp_path: Path, train: str, message: str) -> None:
+    write_series(tmp_path / "data", train)
+    result = run_program(tmp_path, "ucr/Coffee", "./data")
+    assert result.returncode == 1 and message in result.stdout
+    assert "ucr/Coffee" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_forda_says_what_to_download_and_where_to_put_it(tmp_path: Path) -> None:
+    result = run_program(tmp_path, "FordA", "--data_dir=data")
+    assert result.returncode == 1 and "data/FordA/FordA_TRAIN.tsv" in result.stdout
+    assert "timeseriesclassification.com" in result.stdout
+    assert result.stderr == "prepare_data: to be downloaded by hand, as said above: FordA\n"
+
+
+def test_the_table_of_houses(tmp_path: Path) -> None:
+    missing = run_program(tmp_path, "boston_housing", "./data")
+    assert missing.returncode == 1 and "ethical problem" in missing.stdout
+    (tmp_path / "data").mkdir()
+    table = tmp_path / "data" / "boston_housing.csv"
+    names = [f'"x{i}"' for i in range(13)]
+    table.write_text(",".join([*names, '"medv"']) + "\n" + ",".join(["1"] * 14) + "\n")
+    there = run_program(tmp_path, "boston_housing", "./data")
+    assert there.returncode == 0 and "--config.dataset.target=medv" in there.stdout
+    table.write_text(",".join([*names, '"price"']) + "\n")
+    other = run_program(tmp_path, "boston_housing", "./data")
+    assert other.returncode == 1 and "with medv among them" in other.stdout
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    missing = run_program(tmp_path, "image_folder", "./data")
+    assert missing.returncode == 1 and "data/train/CLASS/*.JPEG" in missing.stdout
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            (tmp_path / "data" / split / name / "a.JPEG").write_bytes(b"x")
+    there = run_program(tmp_path, "image_folder", "./data")
+    assert there.returncode == 0 and "2 classes" in there.stdout
+    (tmp_path / "data" / "train" / "dog" / "a.JPEG").unlink()
+    empty = run_program(tmp_path, "image_folder", "./data")
+    assert empty.returncode == 1 and "no image in dog" in empty.stdout
+
+
+def test_imagenet_is_prepared_once_its_files_are_there(
+    tmp_path: Path, stub: dict[str, str]
+) -> None:
+    missing = run_program(tmp_path, "imagenet2012", "data", **stub)
+    assert missing.returncode == 1 and "image-net.org/download-images" in missing.stdout
+    manual = tmp_path / "data" / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    for name in ("train", "val"):
+        (manual / f"ILSVRC2012_img_{name}.tar").write_bytes(b"")
+    there = run_program(tmp_path, "imagenet2012", "data", **stub)
+    assert there.returncode == 0, there.stderr
+    assert "155.8 GiB" in there.stdout
+
+
+def test_one_by_hand_does_not_stop_the_others(tmp_path: Path, stub: dict[str, str]) -> None:
+    result = run_program(tmp_path, "FordA", "mnist", "data", **stub)
+    assert result.returncode == 1 and "by hand, as said above: FordA" in result.stderr
+    assert (tmp_path / "data" / "mnist" / "1.0.0").is_dir()

@@ -1,14 +1,17 @@
 """TFDS sets: what is read equals what was written, and damage is one clear line."""
 
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import ds_pipeline.tfds_source as tfds_source
@@ -19,6 +22,7 @@ from ds_pipeline.tfds_source import (
     TfdsSplit,
     find_directory,
     in_memory,
+    load_tfds,
     open_builder,
     parse_name,
     prepared_names,
@@ -48,12 +52,12 @@ def test_reads_what_was_written(tmp_path: Path, shape: tuple[int, int, int], dty
     assert split.dtype == dtype
     assert split.class_names == ("class_0", "class_1", "class_2", "class_3")
     batch = split.batch(np.array([6, 0, 3]))
-    np.testing.assert_array_equal(batch["image"], np.stack(images)[[6, 0, 3]])
+    np.testing.assert_array_equal(batch["input"], np.stack(images)[[6, 0, 3]])
     assert batch["label"].tolist() == [1, 3, 0] and batch["label"].dtype == np.int32
     whole = in_memory(split, "set")
     assert isinstance(whole, InMemorySource)
-    np.testing.assert_array_equal(whole.images, np.stack(images))
-    assert whole.labels.tolist() == labels
+    np.testing.assert_array_equal(whole.inputs, np.stack(images))
+    assert whole.labels().tolist() == labels
 
 
 def test_greyscale_files_in_a_colour_set_become_colour(tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_greyscale_files_in_a_colour_set_become_colour(tmp_path: Path) -> None:
         shape=(6, 6, 3),
         num_classes=2,
     )
-    found = TfdsSplit(folder, "train").batch(np.array([1]))["image"][0]
+    found = TfdsSplit(folder, "train").batch(np.array([1]))["input"][0]
     np.testing.assert_array_equal(found, np.repeat(images[1], 3, axis=-1))
 
 
@@ -97,7 +101,7 @@ def test_float_images_stored_as_png(tmp_path: Path) -> None:
     write_float_png_set(tmp_path / "png" / "1.0.0", images)
     split = TfdsSplit(tmp_path / "png" / "1.0.0", "train")
     assert split.shape == (4, 4, 1) and split.dtype == np.float32
-    np.testing.assert_array_equal(split.batch(np.arange(2))["image"], np.stack(images))
+    np.testing.assert_array_equal(split.batch(np.arange(2))["input"], np.stack(images))
 
 
 def test_reading_needs_no_tensorflow_and_prints_nothing(tmp_path: Path) -> None:
@@ -312,7 +316,7 @@ def write_examples(
 def test_examples_that_do_not_fit_are_named(tmp_path: Path) -> None:
     images = images_of(3, (4, 4, 1), np.uint8)
     varying = [*images[:2], images[2][:, :3]]
-    folder = write_examples(tmp_path / "a", varying, [0, 1, 0], (None, None, 1))
+    folder = write_examples(tmp_path / "a", varying, [0, 1, 0], (4, 4, 1))
     found = refusal(lambda: in_memory(TfdsSplit(folder, "train"), "set"))
     assert "example 2 " in found and "4 x 3 x 1, but example 0 has 4 x 4 x 1" in found
 
@@ -330,6 +334,104 @@ def test_examples_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert "example 1 " in found and "NaN" in found
 
 
+def write_varying(folder: Path, labels: list[int]) -> Path:
+    images = images_of(3, (4, 4, 1), np.uint8)
+    return write_examples(folder, [*images[:2], images[2][:, :3]], labels, (None, None, 1))
+
+
+def test_images_of_any_size_stay_encoded(tmp_path: Path) -> None:
+    folder = write_varying(tmp_path, [0, 1, 1])
+    split = TfdsSplit(folder, "train")
+    assert split.shape is None and split.dtype == np.uint8 and in_memory(split, "set") is split
+    batch = split.batch(np.array([2, 0]))
+    place = f"{records(folder)}, example 2 (2 of split 'train')"
+    assert batch["input"][0].where == place and batch["label"].tolist() == [1, 0]
+    with PIL.Image.open(io.BytesIO(batch["input"][0].data)) as image:
+        assert image.size == (3, 4)
+    assert split.labels().tolist() == [0, 1, 1] and split.labels().dtype == np.int32
+
+
+def test_labels_are_read_once_and_without_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = TfdsSplit(write_tfds_set(tmp_path, n_train=600, shape=(2, 2, 1)), "train")
+    monkeypatch.setattr(tfds_source, "_decode_uint8", None)
+    expected = [i % 10 for i in range(600)]
+    assert split.labels().tolist() == expected
+    monkeypatch.setattr(TfdsSplit, "_read", None)
+    assert split.labels().tolist() == expected
+
+
+def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
+    split = TfdsSplit(write_varying(tmp_path, [0, 2, 1]), "train")
+    for read in (split.labels, lambda: split.batch(np.arange(3))):
+        assert "example 1 (1 of split 'train'): label 2 is outside 0..1" in refusal(read)
+
+
+def test_vectors(tmp_path: Path) -> None:
+    vectors = [np.array([i, 0.5, -1, 2], np.float32) for i in range(4)]
+    folder = write_split_files(
+        tmp_path / "iris" / "2.0.0",
+        "iris",
+        {"train": (vectors, [0, 1, 2, 0])},
+        shape=(4,),
+        num_classes=3,
+        key="features",
+    )
+    split = TfdsSplit(folder, "train")
+    assert (split.shape, split.dtype, split.num_classes) == ((4,), np.float32, 3)
+    np.testing.assert_array_equal(split.batch(np.arange(4))["input"], np.stack(vectors))
+
+
+def test_splits_are_joined(tmp_path: Path) -> None:
+    images = images_of(9, (4, 4, 1), np.uint8)
+    folder = write_split_files(
+        tmp_path / "set" / "1.0.0",
+        "set",
+        {"train": (images[:5], [0] * 5), "extra": (images[5:], [1] * 4)},
+        shape=(4, 4, 1),
+        num_classes=2,
+        shards=2,
+    )
+    split = TfdsSplit(folder, "train+extra")
+    np.testing.assert_array_equal(split.batch(np.arange(9))["input"], np.stack(images))
+    assert split.labels().tolist() == [0] * 5 + [1] * 4
+    assert split._where(8).endswith(
+        "set-extra.array_record-00001-of-00002, example 1 (8 of split 'train+extra')"
+    )
+    part = TfdsSplit(folder, "train[80%:]")
+    np.testing.assert_array_equal(part.batch(np.arange(1))["input"], images[4][None])
+    assert "train.array_record-00001-of-00002, example 1 (0 of" in part._where(0)
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path: Path) -> None:
+    """As that of imagenet2012, whose labels are -1."""
+    images = images_of(2, (4, 4, 1), np.uint8)
+    splits = {"train": (images, [0, 1]), "test": (images, [-1, -1]), "validation": (images, [0, 1])}
+    for name, present in (("a", splits), ("b", {k: splits[k] for k in ("train", "test")})):
+        write_split_files(tmp_path / name / "1.0.0", name, present, shape=(4, 4, 1), num_classes=2)
+    parts = load_tfds("a", tmp_path, "train", use_test_set=True)
+    assert parts.evaluation_name == "validation"
+    found = refusal(lambda: load_tfds("b", tmp_path, "train", use_test_set=True))
+    assert "neither a split 'test' nor 'validation' with labels" in found
+
+
+def test_memory_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most half of the images' bytes besides them, for a set of many chunks."""
+    monkeypatch.setattr(tfds_source, "_CHUNK_EXAMPLES", 16)
+    folder = write_tfds_set(tmp_path, "colour", n_train=2000, n_test=1, shape=(32, 32, 3))
+    split = TfdsSplit(folder, "train")
+    split.batch(np.arange(2))
+    tracemalloc.start()
+    try:
+        source = in_memory(split, "colour")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = len(source) * 32 * 32 * 3
+    assert size <= kept < 1.1 * size and peak < 1.5 * size
+
+
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     folder = write_tfds_set(tmp_path, n_train=2, n_test=0)
     assert "no examples" in refusal(lambda: TfdsSplit(folder, "test"))
@@ -343,7 +445,7 @@ def test_other_kinds_of_sets_are_refused(tmp_path: Path, missing: str) -> None:
     del features["featuresDict"]["features"][missing]
     file.write_text(json.dumps(features))
     found = refusal(lambda: TfdsSplit(folder, "train"))
-    assert "is not an image-classification set" in found
+    assert "is not a classification set" in found
 
 
 @pytest.mark.parametrize("key", ["image", "label"])
@@ -373,8 +475,8 @@ def test_real_mnist(real_data: Path) -> None:
     assert set(open_builder(folder).info.splits) == {"train", "test"}
     source = in_memory(TfdsSplit(folder, "test"), "mnist")
     assert isinstance(source, InMemorySource)
-    assert source.images.shape == (10_000, 28, 28, 1) and source.images.dtype == np.uint8
+    assert source.inputs.shape == (10_000, 28, 28, 1) and source.inputs.dtype == np.uint8
     # The test set's published class counts.
-    assert np.bincount(source.labels).tolist() == [
+    assert np.bincount(source.labels()).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip

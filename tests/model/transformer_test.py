@@ -262,7 +262,7 @@ def test_a_penalised_step_is_finite_and_changes_everything(family):
     step = jax.jit(build_train_step(apply, objective, optimizer, penalize=True))
     params = weights(family)
     before = TrainState(params, {}, optimizer.init(params))
-    batch = {"image": images(8), "label": np.arange(8, dtype=np.int32) % 5}
+    batch = {"input": images(8), "label": np.arange(8, dtype=np.int32) % 5}
     after, metrics = step(before, batch, jax.random.key(1), np.uint32(1))
     assert metrics["finite"] == 1
     new_leaves = jax.tree.leaves(after.params)

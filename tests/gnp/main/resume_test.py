@@ -68,7 +68,11 @@ def arrays_of(directory: Path) -> Any:
 def rows_of(directory: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in row.items() if k not in ("epoch_seconds", "examples_per_second")}
+        {
+            k: v
+            for k, v in row.items()
+            if k not in ("epoch_seconds", "data_seconds", "examples_per_second")
+        }
         for row in rows
     ]
 

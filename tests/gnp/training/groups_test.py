@@ -38,7 +38,7 @@ class Deep(nn.Module):
 
 def batch_of(step):
     rng = np.random.default_rng(step)
-    return {{"image": rng.normal(size=({BATCH}, 4)).astype(np.float32),
+    return {{"input": rng.normal(size=({BATCH}, 4)).astype(np.float32),
              "label": rng.integers(0, 3, {BATCH}).astype(np.int32)}}
 
 def train(module, devices, m):

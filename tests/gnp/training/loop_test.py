@@ -42,7 +42,7 @@ EVALUATION = jax.jit(build_evaluation_step(apply, OBJECTIVE))
 def batch_of(step):
     rng = np.random.default_rng(step)
     return {
-        "image": rng.normal(size=(4, 3)).astype(np.float32),
+        "input": rng.normal(size=(4, 3)).astype(np.float32),
         "label": rng.integers(0, 2, 4).astype(np.int32),
     }
 
@@ -62,7 +62,7 @@ def run(directory, *, interrupt=None, poison=None, steps=None, skip=False, plan=
                 signal.signal = "SIGTERM"
             batch = batch_of(step)
             if step == poison:
-                batch["image"][:] = np.nan
+                batch["input"][:] = np.nan
             yield batch
 
     def measure(state):
@@ -95,7 +95,7 @@ def run(directory, *, interrupt=None, poison=None, steps=None, skip=False, plan=
 
 def rows_of(directory, times=False):
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    drop = () if times else ("epoch_seconds", "examples_per_second")
+    drop = () if times else ("epoch_seconds", "data_seconds", "examples_per_second")
     return [{name: value for name, value in row.items() if name not in drop} for row in rows]
 
 
@@ -106,7 +106,8 @@ def test_a_row_an_epoch_with_everything_in_it(tmp_path):
     assert [row["step"] for row in rows] == [5, 10, 15]
     assert set(rows[0]) == {
         "epoch", "step", "train_loss", "train_error_rate", "test_loss", "test_error_rate",
-        "learning_rate", "alpha", "r", "gradient_norm", "epoch_seconds", "examples_per_second",
+        "learning_rate", "alpha", "r", "gradient_norm", "epoch_seconds", "data_seconds",
+        "examples_per_second",
     }  # fmt: skip
 
 

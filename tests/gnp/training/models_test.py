@@ -56,7 +56,7 @@ def test_a_penalised_step_is_finite_and_changes_everything(name, params, shape):
     params, model_state = jax.jit(initialise)(jax.random.key(0))
     draw = np.random.default_rng(0)
     batch = {
-        "image": draw.normal(size=(64, *shape)).astype(np.float32),
+        "input": draw.normal(size=(64, *shape)).astype(np.float32),
         "label": (np.arange(64) % 10).astype(np.int32),
     }
     before = TrainState(params, model_state, optimizer.init(params))
@@ -64,7 +64,7 @@ def test_a_penalised_step_is_finite_and_changes_everything(name, params, shape):
     after, metrics = step(before, batch, key, np.uint32(1))
     assert metrics["finite"] == 1
     # The batch statistics are those of one pass, the clean one, with the step's masks.
-    _, clean = jax.jit(lambda p, s: apply(p, s, batch["image"], True, jax.random.fold_in(key, 1)))(
+    _, clean = jax.jit(lambda p, s: apply(p, s, batch["input"], True, jax.random.fold_in(key, 1)))(
         params, model_state
     )
     jax.tree.map(
@@ -96,7 +96,7 @@ def test_both_passes_draw_the_same_masks(name, params, shape):
     params, model_state = jax.jit(initialise)(jax.random.key(0))
     draw = np.random.default_rng(0)
     batch = {
-        "image": draw.normal(size=(8, *shape)).astype(np.float32),
+        "input": draw.normal(size=(8, *shape)).astype(np.float32),
         "label": (np.arange(8) % 10).astype(np.int32),
     }
     objective = build_objective("softmax_cross_entropy")
@@ -105,7 +105,7 @@ def test_both_passes_draw_the_same_masks(name, params, shape):
     def gradient(params):
         def loss(params):
             outputs, _ = apply(
-                params, model_state, batch["image"], True, jax.random.fold_in(key, 3)
+                params, model_state, batch["input"], True, jax.random.fold_in(key, 3)
             )
             return objective.loss(outputs, batch["label"]).mean()
 

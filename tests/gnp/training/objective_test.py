@@ -71,3 +71,33 @@ def test_error_rates():
 )
 def test_output_size(loss, classes, size):
     assert output_size(loss, classes) == size
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy"])
+def test_a_mixed_label_is_the_mean_of_its_parts_losses(loss):
+    """As the published mixup: the loss is linear in the label."""
+    objective = build_objective(loss, label_smoothing=0.1)
+    others, share = np.array([2, 0, 1]), 0.7
+    mixed = (share * np.eye(3)[LABELS] + (1 - share) * np.eye(3)[others]).astype(np.float32)
+    expected = share * objective.loss(OUTPUTS, LABELS) + (1 - share) * objective.loss(
+        OUTPUTS, others
+    )
+    np.testing.assert_allclose(objective.loss(OUTPUTS, mixed), expected, rtol=1e-5)
+
+
+def test_a_mixed_label_of_one_output_is_the_second_class_share():
+    outputs, mixed = np.array([[1.5]], np.float32), np.array([[0.25, 0.75]], np.float32)
+    objective = build_objective("sigmoid_cross_entropy")
+    p = 1 / (1 + np.exp(-1.5))
+    expected = [-0.75 * np.log(p) - 0.25 * np.log(1 - p)]
+    np.testing.assert_allclose(objective.loss(outputs, mixed), expected, rtol=1e-6)
+
+
+def test_a_mixed_label_counts_as_its_largest_part():
+    objective = build_objective("softmax_cross_entropy", top_5=True)
+    mixed = np.array([[0.6, 0.4, 0], [0.3, 0.7, 0], [0.2, 0, 0.8]], np.float32)
+    np.testing.assert_array_equal(objective.metrics["error_rate"](OUTPUTS, mixed), [0, 1, 1])
+    wide = np.zeros((1, 7), np.float32)
+    wide[0, [1, 6]] = 0.6, 0.4
+    outputs = jnp.arange(7.0)[None]
+    np.testing.assert_array_equal(objective.metrics["top_5_error_rate"](outputs, wide), [1])

@@ -34,7 +34,7 @@ def parts():
     initialise, apply = from_linen(Net(), lambda x: x.astype(jnp.float32), (4,))
     params, model_state = initialise(jax.random.key(0))
     batch = {
-        "image": jax.random.normal(jax.random.key(1), (16, 4)),
+        "input": jax.random.normal(jax.random.key(1), (16, 4)),
         "label": jnp.arange(16) % 3,
     }
     return apply, params, model_state, batch
@@ -53,7 +53,7 @@ def clean_loss(parts):
     key = jax.random.fold_in(jax.random.key(7), 3)
 
     def loss(params):
-        outputs, _ = apply(params, model_state, batch["image"], True, key)
+        outputs, _ = apply(params, model_state, batch["input"], True, key)
         return OBJECTIVE.loss(outputs, batch["label"]).mean()
 
     return loss
@@ -156,7 +156,7 @@ def test_l2_is_in_the_gradient_but_not_in_the_logged_loss(parts):
 @pytest.mark.parametrize("skip", [True, False])
 def test_a_nonfinite_step_is_reported_and_can_be_dropped(parts, skip):
     apply, params, model_state, batch = parts
-    broken = (apply, params, model_state, {**batch, "image": batch["image"].at[0, 0].set(jnp.nan)})
+    broken = (apply, params, model_state, {**batch, "input": batch["input"].at[0, 0].set(jnp.nan)})
     state, metrics = take_step(broken, penalised_sgd(), penalize=True, skip_nonfinite=skip)
     assert metrics["finite"] == 0
     if skip:
@@ -183,6 +183,6 @@ def test_padding_may_hold_anything(parts):
     apply, params, model_state, batch = parts
     step = build_evaluation_step(apply, OBJECTIVE)
     mask = (jnp.arange(16) < 9).astype(jnp.float32)
-    image = batch["image"].at[9:].set(jnp.nan)
-    sums = step(params, model_state, {**batch, "image": image, "mask": mask})
+    image = batch["input"].at[9:].set(jnp.nan)
+    sums = step(params, model_state, {**batch, "input": image, "mask": mask})
     assert np.isfinite(sums["loss"])

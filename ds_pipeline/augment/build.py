@@ -1,0 +1,193 @@
+"""The augmentations that a config names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ds_pipeline.augment.crops import basic, random_flip
+from ds_pipeline.augment.erase import cutout
+from ds_pipeline.augment.keras import keras
+from ds_pipeline.augment.kinds import Augment, Mix, chain, in_parts
+from ds_pipeline.augment.mix import cutmix, mixup
+from ds_pipeline.augment.policies import POLICIES
+from ds_pipeline.augment.policy import autoaugment, randaugment
+from ds_pipeline.errors import DataError, nearest
+
+IMAGE_LEVEL = ("none", "basic", "autoaugment", "aa-only", "randaugment", "keras", "inception")
+BATCH_LEVEL = ("none", "cutout", "mixup", "mixcut", "cutmix")
+
+_UINT8_ONLY = ("autoaugment", "aa-only", "randaugment")
+# OpenCV's border fill.
+_MOST_CHANNELS = 4
+
+
+def get_augment(
+    image_level: str,
+    *,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    policy: str = "cifar",
+    randaugment_layers: int = 2,
+    randaugment_magnitude: float = 9.0,
+) -> Augment | None:
+    """The augmentation of single images with this name, or None for 'none'.
+
+    Args:
+        image_level: one of `IMAGE_LEVEL`. autoaugment: the policy, then basic; aa-only: the policy
+            alone; randaugment: its operations, then a mirror image half of the time.
+        shape: of an example; of images, (h, w, c).
+        dtype: of the images.
+        policy: of autoaugment and aa-only, one of `POLICIES`.
+        randaugment_layers: operations an image, default 2.
+        randaugment_magnitude: 0 to 10, default 9.
+
+    Raises:
+        DataError: an unknown name, or data that it is not for.
+
+    Example:
+        >>> get_augment("none", shape=(8, 8, 1), dtype=np.dtype(np.uint8)) is None
+        True
+    """
+    _check_name("image_level_augmentations", image_level, IMAGE_LEVEL)
+    if image_level == "none":
+        return None
+    key = f"image_level_augmentations '{image_level}'"
+    _check_images(key, shape)
+    if image_level == "inception":
+        raise DataError(
+            f"{key} is for encoded photographs (image_folder, imagenet2012), and these images are "
+            f"pixels of {shape[0]} x {shape[1]} already; use 'basic', 'randaugment' or 'none'"
+        )
+    if image_level in _UINT8_ONLY:
+        _check_uint8(key, shape, dtype)
+    steps: list[Augment] = []
+    if image_level == "keras":
+        _check_channels(key, shape)
+        steps = [keras(shape)]
+    elif image_level == "randaugment":
+        _check_randaugment(randaugment_layers, randaugment_magnitude)
+        steps = [randaugment(shape, randaugment_layers, randaugment_magnitude), random_flip]
+    elif image_level in ("autoaugment", "aa-only"):
+        _check_name("autoaugment_policy", policy, tuple(POLICIES))
+        steps = [autoaugment(shape, policy)]
+    if image_level in ("basic", "autoaugment"):
+        steps.append(basic(shape))
+    augment = chain(steps)
+    return None if augment is None else in_parts(augment)
+
+
+def get_erase(
+    batch_level: str,
+    *,
+    shape: tuple[int, ...],
+    mean: np.ndarray,
+    dtype: np.dtype,
+    cutout_size: int = 16,
+) -> Augment | None:
+    """What comes after mixing: cutout for 'cutout' and 'mixcut', or None.
+
+    Args:
+        batch_level: one of `BATCH_LEVEL`.
+        shape: of an example; of images, (h, w, c).
+        mean: [c], in the units of the raw values.
+        dtype: of the images before mixing, which makes them float32.
+        cutout_size: pixels, default 16.
+
+    Raises:
+        DataError: an unknown name, or images that are too small.
+
+    Example:
+        >>> get_erase("mixup", shape=(8, 8, 1), mean=np.zeros(1), dtype=np.dtype(np.uint8)) is None
+        True
+    """
+    _check_name("batch_level_augmentations", batch_level, BATCH_LEVEL)
+    if batch_level not in ("cutout", "mixcut"):
+        return None
+    _check_images(f"batch_level_augmentations '{batch_level}'", shape)
+    if cutout_size < 1:
+        raise DataError(f"dataset.cutout_size {cutout_size} must be at least 1")
+    return cutout(
+        shape, cutout_size, mean, np.dtype(np.float32) if batch_level == "mixcut" else dtype
+    )
+
+
+def get_mix(
+    batch_level: str,
+    *,
+    num_classes: int,
+    mixup_alpha: float = 1.0,
+    cutmix_alpha: float = 1.0,
+    shape: tuple[int, ...] | None = None,
+) -> Mix | None:
+    """What mixes pairs of examples: for 'mixup', 'mixcut' and 'cutmix', or None.
+
+    Args:
+        batch_level: one of `BATCH_LEVEL`.
+        num_classes: of the labels; 1 for regression, where nothing is mixed.
+        mixup_alpha: above 0, default 1.
+        cutmix_alpha: above 0, default 1.
+        shape: of an example; with it, inputs that are not images are refused at once.
+
+    Raises:
+        DataError: an unknown name, no classes, or data that it is not for.
+
+    Example:
+        >>> get_mix("cutout", num_classes=10) is None
+        True
+    """
+    _check_name("batch_level_augmentations", batch_level, BATCH_LEVEL)
+    if batch_level not in ("mixup", "mixcut", "cutmix"):
+        return None
+    key = f"batch_level_augmentations '{batch_level}'"
+    if num_classes < 2:
+        raise DataError(f"{key} mixes class labels, and these data have no classes; use 'none'")
+    if shape is not None and batch_level != "mixup":
+        _check_images(key, shape)
+    if batch_level == "cutmix":
+        _check_positive("cutmix_alpha", cutmix_alpha)
+        return cutmix(num_classes, cutmix_alpha)
+    _check_positive("mixup_alpha", mixup_alpha)
+    return mixup(num_classes, mixup_alpha)
+
+
+def _check_name(key: str, name: str, allowed: Sequence[str]) -> None:
+    if name not in allowed:
+        raise DataError(
+            f"unknown dataset.{key} {name!r}; allowed: {', '.join(allowed)}{nearest(name, allowed)}"
+        )
+
+
+def _check_images(key: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise DataError(
+            f"{key} is for images, height x width x channels; these examples are of shape {shape}; "
+            "use 'none'"
+        )
+
+
+def _check_uint8(key: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if np.dtype(dtype) != np.uint8 or shape[-1] not in (1, 3):
+        raise DataError(
+            f"{key} is for uint8 images of 1 or 3 channels, these are {np.dtype(dtype)} of "
+            f"{shape[-1]}; use 'basic' or 'none'"
+        )
+
+
+def _check_channels(key: str, shape: tuple[int, ...]) -> None:
+    if shape[-1] > _MOST_CHANNELS:
+        raise DataError(
+            f"{key} is for images of up to {_MOST_CHANNELS} channels, these have {shape[-1]}; "
+            "use 'basic' or 'none'"
+        )
+
+
+def _check_randaugment(layers: int, magnitude: float) -> None:
+    if layers < 1:
+        raise DataError(f"dataset.randaugment_layers {layers} must be at least 1")
+    if not 0 <= magnitude <= 10:
+        raise DataError(f"dataset.randaugment_magnitude {magnitude:.10g} must be from 0 to 10")
+
+
+def _check_positive(key: str, value: float) -> None:
+    if not value > 0:
+        raise DataError(f"dataset.{key} {value:.10g} must be above 0")

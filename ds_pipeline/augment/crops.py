@@ -1,0 +1,131 @@
+"""Mirror images, and random windows of padded images."""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ds_pipeline.augment.kinds import Augment
+from ds_pipeline.augment.random import below, random_bits
+from ds_pipeline.errors import DataError
+from ds_pipeline.source import Batch, Indices
+
+_BASIC_TAG = 0x4241
+_FLIP_TAG = 0x464C
+
+
+def flipped(images: np.ndarray, flip: npt.NDArray[np.bool_]) -> np.ndarray:
+    """A copy of the images, some of them mirrored left to right.
+
+    Args:
+        images: [b, h, w, c], uint8 or float32.
+        flip: [b], True where the image is mirrored.
+
+    Example:
+        >>> images = np.array([[[[1], [2]]], [[[1], [2]]]], np.uint8)
+        >>> flipped(images, np.array([True, False]))[..., 0].tolist()
+        [[[2, 1]], [[1, 2]]]
+    """
+    result = images.copy(order="C")
+    chosen = np.flatnonzero(flip)
+    if len(chosen):
+        rows = result[chosen]
+        height, width, channels = rows.shape[1:]
+        result[chosen] = cv2.flip(rows.reshape(-1, width, channels), 1).reshape(rows.shape)
+    return result
+
+
+def shifted_crop(
+    images: np.ndarray,
+    top: Indices,
+    left: Indices,
+    flip: npt.NDArray[np.bool_],
+    pad: int,
+) -> np.ndarray:
+    """Flips some images, pads all by reflection, and cuts a window of the old size from each.
+
+    All images' rows are padded as those of one tall image; then whole rows of the windows are
+    copied, those above and below an image from inside it.
+
+    Args:
+        images: [b, h, w, c], uint8 or float32.
+        top: [b], first row of the window in the padded image, 0 to 2 * pad.
+        left: [b], its first column, 0 to 2 * pad.
+        flip: [b], True where the image is mirrored, left to right, before padding.
+        pad: pixels on each side, less than h and w.
+
+    Returns:
+        [b, h, w, c], a copy.
+
+    Example:
+        >>> image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1)
+        >>> corner = shifted_crop(image, np.array([0]), np.array([1]), np.array([False]), pad=1)
+        >>> corner[0, :, :, 0].tolist()
+        [[3, 4, 5], [0, 1, 2], [3, 4, 5]]
+    """
+    count, height, width, channels = images.shape
+    if not count:
+        return images.copy()
+    tall = flipped(images, flip).reshape(count * height, width, channels)
+    padded = cv2.copyMakeBorder(tall, 0, 0, pad, pad, cv2.BORDER_REFLECT_101)
+    rows = _reflect(np.arange(height)[None, :] + top[:, None] - pad, height)
+    rows += (np.arange(count) * height)[:, None]
+    pixel = channels * images.itemsize
+    windows = _windows(padded, width * pixel, pixel)
+    chosen: np.ndarray = windows[rows * (width + 2 * pad) + left[:, None]]
+    return chosen.view(images.dtype).reshape(images.shape)
+
+
+def basic(shape: tuple[int, ...], pad: int = 4) -> Augment:
+    """A mirror image half of the time, then a random window of the image padded by reflection.
+
+    Args:
+        shape: of the images, (h, w, c).
+        pad: pixels on each side, default 4.
+
+    Raises:
+        DataError: the images are too small to be padded by so much.
+
+    Example:
+        >>> batch = {"input": np.ones((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
+        >>> basic((8, 8, 1))(batch, 0, 0, np.arange(2))["input"].shape
+        (2, 8, 8, 1)
+    """
+    if min(shape[:2]) <= pad:
+        raise DataError(
+            f"image_level_augmentations 'basic' pads by {pad} pixels and needs images of at least "
+            f"{pad + 1} x {pad + 1}, these are {shape[0]} x {shape[1]}; use 'none'"
+        )
+
+    def augment(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+        bits = random_bits(_BASIC_TAG, seed, epoch, indices, draws=3)
+        top, left = below(bits[0], 2 * pad + 1), below(bits[1], 2 * pad + 1)
+        flip = below(bits[2], 2).astype(bool)
+        return {**batch, "input": shifted_crop(batch["input"], top, left, flip, pad)}
+
+    return augment
+
+
+def random_flip(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+    """A mirror image, left to right, half of the time: an `Augment`.
+
+    Example:
+        >>> batch = {"input": np.ones((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
+        >>> random_flip(batch, 0, 0, np.arange(2))["input"].shape
+        (2, 8, 8, 1)
+    """
+    flip = below(random_bits(_FLIP_TAG, seed, epoch, indices, draws=1)[0], 2).astype(bool)
+    return {**batch, "input": flipped(batch["input"], flip)}
+
+
+def _windows(array: np.ndarray, size: int, step: int) -> np.ndarray:
+    """The array's memory as overlapping items of `size` bytes, one every `step` bytes."""
+    flat = array.reshape(-1).view(np.uint8)
+    item = flat[:size].view(np.dtype((np.void, size)))
+    count = (len(flat) - size) // step + 1
+    return np.lib.stride_tricks.as_strided(item, (count,), (step,), writeable=False)
+
+
+def _reflect(places: Indices, length: int) -> Indices:
+    """Places outside 0..length-1 mirrored back at the first and the last place."""
+    places = np.abs(places)
+    return np.where(places >= length, 2 * (length - 1) - places, places)

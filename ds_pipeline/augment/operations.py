@@ -1,0 +1,386 @@
+"""The operations of AutoAugment and RandAugment on batches of uint8 images.
+
+Each takes images [b, h, w, c] with 1 or 3 channels (red, green, blue) and, where it has a
+parameter, an array [b] with one value an image, and returns new images: the same pixels as
+Pillow gives for one image, to the integer. Images are changed by few calls into OpenCV and NumPy,
+which release Python's lock, so that two threads augment two batches at the same time.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from ds_pipeline.augment.erase import erased
+from ds_pipeline.source import Indices
+
+# The loader's threads take a batch each: threads inside a call would only wait for one another,
+# and a worker process that was forked would wait for ever for those of its parent.
+cv2.setNumThreads(0)
+
+GREY = 128
+"""What geometric operations and their cutout fill with, as in the published code."""
+
+# Pillow's weights of red, green and blue in luminance, in 1 / 65536 (ITU-R 601-2).
+_LUMINANCE = np.array([[19595, 38470, 7471]], np.float32)
+# Pillow's ImageFilter.SMOOTH.
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+# Of whole pixels there is one map; the second holds fractions.
+_NO_MAP = np.empty((0, 0), np.uint16)
+# Coordinate maps of one size of images: AutoAugment's longest policy has some 40 of them.
+_KEPT_MAPS = 64
+
+
+def invert(images: np.ndarray) -> np.ndarray:
+    """255 - x.
+
+    Example:
+        >>> int(invert(np.full((1, 1, 1, 1), 10, np.uint8))[0, 0, 0, 0])
+        245
+    """
+    return 255 - images
+
+
+def posterize(images: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Keeps the highest `bits` bits of each value, 1 to 8.
+
+    Example:
+        >>> int(posterize(np.full((1, 1, 1, 1), 255, np.uint8), np.array([3]))[0, 0, 0, 0])
+        224
+    """
+    masks = (0xFF << (8 - np.asarray(bits, np.int64))) & 0xFF
+    return images & masks.astype(np.uint8)[:, None, None, None]
+
+
+def solarize(images: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """255 - x for values of at least `threshold`, 0 to 256.
+
+    Example:
+        >>> images = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
+        >>> solarize(images, np.array([128])).ravel().tolist()
+        [10, 55]
+    """
+    levels = np.arange(256)[None, :]
+    tables = np.where(levels < np.asarray(threshold)[:, None], levels, 255 - levels)
+    return _looked_up(images, tables)
+
+
+def solarize_add(images: np.ndarray, addition: np.ndarray) -> np.ndarray:
+    """min(255, x + addition) for values below 128; the others stay.
+
+    Example:
+        >>> images = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
+        >>> solarize_add(images, np.array([40])).ravel().tolist()
+        [50, 200]
+    """
+    levels = np.arange(256)[None, :]
+    added = levels + np.asarray(addition)[:, None]
+    return _looked_up(images, np.where(levels < 128, added, levels))
+
+
+def autocontrast(images: np.ndarray) -> np.ndarray:
+    """Stretches each channel of each image to 0..255.
+
+    Example:
+        >>> autocontrast(np.array([10, 60], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
+        [0, 255]
+    """
+    low, high = (values[:, None, :].astype(np.float64) for values in _extremes(images))
+    flat = high <= low
+    scale = np.where(flat, 1.0, 255.0 / np.where(flat, 1.0, high - low))
+    offset = np.where(flat, 0.0, -low * scale)
+    return _looked_up(images, np.arange(256.0)[None, :, None] * scale + offset)
+
+
+def equalize(images: np.ndarray) -> np.ndarray:
+    """Spreads the values of each channel of each image to a nearly flat histogram.
+
+    Example:
+        >>> images = np.arange(100, 164, dtype=np.uint8).repeat(16).reshape(1, 32, 32, 1)
+        >>> np.unique(equalize(images))[:5].tolist()
+        [0, 5, 11, 16, 21]
+    """
+    counts = _histograms(images)
+    pixels = images.shape[1] * images.shape[2]
+    # The highest value that occurs does not count.
+    highest = _extremes(images)[1][:, None, :].astype(np.int64)
+    step = (pixels - np.take_along_axis(counts, highest, axis=1)) // 255
+    flat = step == 0
+    # Exact in float64, and many times faster than a division of integers.
+    spread = np.cumsum(counts, axis=1, dtype=np.float64)
+    spread += step // 2 - counts
+    spread /= np.where(flat, 1, step)
+    return _looked_up(images, np.where(flat, np.arange(256.0)[None, :, None], spread))
+
+
+def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Away from (factor > 1) or towards (< 1) the grey image; at 0, grey.
+
+    Example:
+        >>> red = np.array([255, 0, 0], np.uint8).reshape(1, 1, 1, 3)
+        >>> color(red, np.array([0.5])).ravel().tolist()
+        [165, 38, 38]
+    """
+    if images.shape[-1] == 1:
+        return images.copy()
+    tall = _luminance(images).reshape(-1, images.shape[2])
+    grey = cv2.cvtColor(tall, cv2.COLOR_GRAY2RGB).reshape(images.shape)
+    return _blended(grey, images, factor)
+
+
+def contrast(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Away from (factor > 1) or towards (< 1) the mean luminance.
+
+    Example:
+        >>> images = np.array([100, 200], np.uint8).reshape(1, 1, 2, 1)
+        >>> contrast(images, np.array([0.5])).ravel().tolist()
+        [125, 175]
+    """
+    grey = _luminance(images)
+    mean = np.floor(grey.mean(axis=(1, 2), dtype=np.float64) + 0.5)[:, None]
+    levels = np.arange(256, dtype=np.uint8)[None, :]
+    return _looked_up(images, _blended(mean, levels, factor))
+
+
+def brightness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """`factor` times x.
+
+    Example:
+        >>> int(brightness(np.full((1, 1, 1, 1), 100, np.uint8), np.array([1.5]))[0, 0, 0, 0])
+        150
+    """
+    levels = np.arange(256, dtype=np.uint8)[None, :]
+    return _looked_up(images, _blended(np.zeros((1, 1), np.uint8), levels, factor))
+
+
+def sharpness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Away from (factor > 1) or towards (< 1) the smoothed image; the border stays.
+
+    Example:
+        >>> images = np.zeros((1, 3, 3, 1), np.uint8)
+        >>> images[0, 1, 1] = 130
+        >>> sharpness(images, np.array([0.0]))[0, 1, 1, 0]
+        np.uint8(50)
+    """
+    height, width, channels = images.shape[1:]
+    # All in one call, as a tall image: what crosses from one to the next is border only. No
+    # multiple of 1 / 13 lies halfway between two integers, so rounding errors do no harm.
+    tall = np.ascontiguousarray(images).reshape(-1, width, channels)
+    smooth = cv2.filter2D(tall, cv2.CV_8U, _SMOOTH).reshape(images.shape)
+    for border in (0, height - 1):
+        smooth[:, border] = images[:, border]
+    for border in (0, width - 1):
+        smooth[:, :, border] = images[:, :, border]
+    return _blended(smooth, images, factor)
+
+
+def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Counter-clockwise around the centre, to the nearest pixel, grey outside.
+
+    Example:
+        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
+        >>> rotate(images, np.array([90.0]))[0, :, :, 0].tolist()
+        [[2, 4], [1, 3]]
+    """
+    height, width = images.shape[1:3]
+    return _transformed(images, [_rotation(angle, height, width) for angle in degrees.tolist()])
+
+
+def shear_x(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Pixel (x, y) from (x + slope * y, y), y counted from the top, grey outside.
+
+    Example:
+        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
+        >>> shear_x(images, np.array([1.0]))[0, :, :, 0].tolist()
+        [[2, 128], [128, 128]]
+    """
+    return _transformed(images, [(1.0, value, 0.0, 0.0, 1.0, 0.0) for value in slope.tolist()])
+
+
+def shear_y(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Pixel (x, y) from (x, y + slope * x), x counted from the left, grey outside.
+
+    Example:
+        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
+        >>> shear_y(images, np.array([0.6]))[0, :, :, 0].tolist()
+        [[1, 4], [3, 128]]
+    """
+    return _transformed(images, [(1.0, 0.0, 0.0, value, 1.0, 0.0) for value in slope.tolist()])
+
+
+def translate_x(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """To the left by so many pixels, grey where nothing is left.
+
+    Example:
+        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
+        >>> translate_x(images, np.array([1.0]))[0, :, :, 0].tolist()
+        [[2, 128], [4, 128]]
+    """
+    return _transformed(images, [(1.0, 0.0, value, 0.0, 1.0, 0.0) for value in pixels.tolist()])
+
+
+def translate_y(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Up by so many pixels, grey where nothing is left.
+
+    Example:
+        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
+        >>> translate_y(images, np.array([1.0]))[0, :, :, 0].tolist()
+        [[3, 4], [128, 128]]
+    """
+    return _transformed(images, [(1.0, 0.0, 0.0, 0.0, 1.0, value) for value in pixels.tolist()])
+
+
+def cutout_grey(
+    images: np.ndarray, size: np.ndarray, centre_row: Indices, centre_column: Indices
+) -> np.ndarray:
+    """A grey square of `size` pixels a side around a centre, cut off at the border.
+
+    Example:
+        >>> images = np.zeros((1, 2, 2, 1), np.uint8)
+        >>> zero = np.zeros(1, np.int64)
+        >>> cutout_grey(images, np.array([2.0]), zero, zero)[0, :, :, 0].tolist()
+        [[128, 0], [0, 0]]
+    """
+    fill = np.full(images.shape[-1], GREY, np.uint8)
+    return erased(images, centre_row, centre_column, size.astype(np.int64), fill)
+
+
+OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "AutoContrast": lambda images, _: autocontrast(images),
+    "Equalize": lambda images, _: equalize(images),
+    "Invert": lambda images, _: invert(images),
+    "Posterize": posterize,
+    "Solarize": solarize,
+    "SolarizeAdd": solarize_add,
+    "Color": color,
+    "Contrast": contrast,
+    "Brightness": brightness,
+    "Sharpness": sharpness,
+    "Rotate": rotate,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+}
+"""(images, values) -> images, under the papers' names; Cutout, which needs a place, is apart."""
+
+
+def _looked_up(images: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Each image's values replaced by its table's: tables [b, 256], or [b, 256, c] by channel.
+
+    The tables' values are clipped and rounded down.
+    """
+    result = np.empty(images.shape, np.uint8)
+    tables = np.clip(tables, 0, 255).astype(np.uint8)[:, None]
+    for image, table, target in zip(images, tables, result, strict=True):
+        cv2.LUT(image, table, target)
+    return result
+
+
+def _extremes(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value of each channel of each image, uint8 [b, c] each.
+
+    Both halves of all images are compared until one pixel is left: long rows, where NumPy's
+    reduction would run over three values at a time.
+    """
+    count, height, width, channels = images.shape
+    low = high = images.reshape(count, -1)
+    pixels = height * width
+    while pixels > 1:
+        half = (pixels + 1) // 2 * channels
+        low = np.minimum(low[:, :half], low[:, -half:])
+        high = np.maximum(high[:, :half], high[:, -half:])
+        pixels = (pixels + 1) // 2
+    return low, high
+
+
+def _histograms(images: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel of each image, int64 [b, 256, c]."""
+    channels = images.shape[-1]
+    counts = [
+        cv2.calcHist([image], [channel], None, [256], [0, 256])
+        for image in images
+        for channel in range(channels)
+    ]
+    stacked = np.array(counts).reshape(len(images), channels, 256)
+    return np.ascontiguousarray(stacked.transpose(0, 2, 1)).astype(np.int64)
+
+
+def _luminance(images: np.ndarray) -> np.ndarray:
+    """As Pillow converts to grey, uint8 [b, h, w]."""
+    if images.shape[-1] == 1:
+        return images[..., 0]
+    # Whole numbers below 2**24: float32 holds them exactly, in whatever order they are added.
+    weighted = np.asarray(
+        cv2.transform(images.reshape(-1, 1, 3).astype(np.float32), _LUMINANCE), np.float32
+    )
+    weighted += 32768
+    weighted *= np.float32(1 / 65536)
+    return weighted.astype(np.uint8).reshape(images.shape[:3])
+
+
+def _blended(first: np.ndarray, second: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Clips first + factor * (second - first) and cuts it to integers, as Pillow does.
+
+    Args:
+        first: values from 0 to 255, [b, ...] or [1, ...].
+        second: likewise, [b, ...] or [1, ...].
+        factor: [b].
+    """
+    start = first.astype(np.float32)
+    result = second.astype(np.float32) - start
+    result = result * factor.astype(np.float32).reshape(-1, *(1,) * (result.ndim - 1))
+    result += start
+    return np.clip(result, 0, 255, out=result).astype(np.uint8)
+
+
+_Matrix = tuple[float, float, float, float, float, float]
+
+
+def _transformed(images: np.ndarray, matrices: list[_Matrix]) -> np.ndarray:
+    """Pixel (x, y) of each image from (a x + b y + c, d x + e y + f), to the nearest pixel."""
+    height, width, channels = images.shape[1:]
+    result = np.empty(images.shape, np.uint8)
+    grey = (GREY,) * channels
+    for image, matrix, target in zip(images, matrices, result, strict=True):
+        places = _places(matrix, height, width)
+        cv2.remap(image, places, _NO_MAP, cv2.INTER_NEAREST, target, cv2.BORDER_CONSTANT, grey)
+    return result
+
+
+@functools.lru_cache(maxsize=_KEPT_MAPS)
+def _places(matrix: _Matrix, height: int, width: int) -> np.ndarray:
+    """Where each pixel comes from, int16 [h, w, 2] with x first.
+
+    Pillow counts from the pixels' centres in steps of 1 / 65536 and rounds down; so does this,
+    which makes the two equal.
+    """
+    a, b, c, d, e, f = matrix
+    x, y = np.arange(width)[None, :], np.arange(height)[:, None]
+    column = (_fixed(c + (a + b) / 2) + _fixed(a) * x + _fixed(b) * y) >> 16
+    row = (_fixed(f + (d + e) / 2) + _fixed(d) * x + _fixed(e) * y) >> 16
+    places = np.empty((height, width, 2), np.int16)
+    places[..., 0] = np.clip(column, -1, width)
+    places[..., 1] = np.clip(row, -1, height)
+    return places
+
+
+def _fixed(value: float) -> int:
+    return math.floor(value * 65536 + 0.5)
+
+
+def _rotation(degrees: float, height: int, width: int) -> _Matrix:
+    """The matrix of Pillow's `Image.rotate`."""
+    angle = -math.radians(degrees % 360.0)
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return (
+        cosine,
+        sine,
+        cosine * -x + sine * -y + x,
+        -sine,
+        cosine,
+        -sine * -x + cosine * -y + y,
+    )

@@ -1,0 +1,125 @@
+"""AutoAugment and RandAugment: which operation each image of a batch gets."""
+
+import numpy as np
+
+from ds_pipeline.augment.kinds import Augment
+from ds_pipeline.augment.operations import OPERATIONS, cutout_grey
+from ds_pipeline.augment.policies import POLICIES, RANDAUGMENT, SIGNED, Policy, parameter
+from ds_pipeline.augment.random import below, random_bits, signs, uniform
+from ds_pipeline.source import Batch, Indices
+
+_AUTOAUGMENT_TAG = 0x4141
+_RANDAUGMENT_TAG = 0x5241
+# Whether to apply it, its sign, and the row and column of Cutout's centre.
+_DRAWS_A_STEP = 4
+
+_NAMES = (*OPERATIONS, "Cutout", "Identity")
+_CODES = {name: code for code, name in enumerate(_NAMES)}
+_IDENTITY = _CODES["Identity"]
+
+
+def autoaugment(shape: tuple[int, ...], policy: str | Policy) -> Augment:
+    """One sub-policy an image: its two operations in turn, each with its probability.
+
+    Args:
+        shape: of the images, (h, w, c), uint8 with 1 or 3 channels.
+        policy: a name from `POLICIES`, or a policy of one's own.
+
+    Example:
+        >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+        >>> batch = {"input": images, "label": np.zeros(2, np.int32)}
+        >>> autoaugment((8, 8, 1), "svhn")(batch, 0, 0, np.arange(2))["input"].shape
+        (2, 8, 8, 1)
+
+    References:
+        Cubuk, Zoph, Mane, Vasudevan, Le: AutoAugment: Learning Augmentation Policies from Data,
+        arXiv 1805.09501, 2018.
+    """
+    subpolicies, published = POLICIES[policy] if isinstance(policy, str) else policy
+    codes = np.array([[_CODES[step.operation] for step in pair] for pair in subpolicies])
+    chances = np.array([[step.probability for step in pair] for pair in subpolicies])
+    values = np.array(
+        [
+            [_parameter(step.operation, step.level, shape, published) for step in pair]
+            for pair in subpolicies
+        ]
+    )
+    draws = 1 + 2 * _DRAWS_A_STEP
+
+    def augment(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+        bits = random_bits(_AUTOAUGMENT_TAG, seed, epoch, indices, draws)
+        chosen = below(bits[0], len(subpolicies))
+        images = batch["input"].copy(order="C")
+        for half in (0, 1):
+            mine = bits[1 + half * _DRAWS_A_STEP :][:_DRAWS_A_STEP]
+            applied = uniform(mine[0]) < chances[chosen, half]
+            operations = np.where(applied, codes[chosen, half], _IDENTITY)
+            _apply(images, operations, values[chosen, half], mine[1:])
+        return {**batch, "input": images}
+
+    return augment
+
+
+def randaugment(shape: tuple[int, ...], layers: int, magnitude: float) -> Augment:
+    """`layers` operations an image, drawn with replacement from the paper's fourteen.
+
+    Args:
+        shape: of the images, (h, w, c), uint8 with 1 or 3 channels.
+        layers: operations an image, N in the paper.
+        magnitude: their common level, 0 to 10, M in the paper.
+
+    Example:
+        >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+        >>> batch = {"input": images, "label": np.zeros(2, np.int32)}
+        >>> randaugment((8, 8, 1), 2, 9.0)(batch, 0, 0, np.arange(2))["input"].shape
+        (2, 8, 8, 1)
+
+    References:
+        Cubuk, Zoph, Shlens, Le: RandAugment: Practical automated data augmentation with a reduced
+        search space, arXiv 1909.13719, 2019.
+    """
+    codes = np.array([_CODES[name] for name in RANDAUGMENT])
+    values = np.array([_parameter(name, magnitude, shape, False) for name in RANDAUGMENT])
+
+    def augment(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+        bits = random_bits(_RANDAUGMENT_TAG, seed, epoch, indices, layers * _DRAWS_A_STEP)
+        images = batch["input"].copy(order="C")
+        for layer in range(layers):
+            mine = bits[layer * _DRAWS_A_STEP :][:_DRAWS_A_STEP]
+            chosen = below(mine[0], len(codes))
+            _apply(images, codes[chosen], values[chosen], mine[1:])
+        return {**batch, "input": images}
+
+    return augment
+
+
+def _parameter(operation: str, level: float, shape: tuple[int, ...], published: bool) -> float:
+    side = shape[0] if operation == "TranslateY" else shape[1]
+    return parameter(operation, level, side, published)
+
+
+def _apply(images: np.ndarray, operations: Indices, values: np.ndarray, bits: np.ndarray) -> None:
+    """Changes the images in place, all those with the same operation at once.
+
+    Args:
+        images: uint8 [b, h, w, c].
+        operations: codes [b].
+        values: their parameters [b], without sign.
+        bits: random words [3, b].
+    """
+    for code in np.unique(operations).tolist():
+        name = _NAMES[code]
+        if name == "Identity":
+            continue
+        rows = np.flatnonzero(operations == code)
+        mine, level = images[rows], values[rows]
+        if name == "Cutout":
+            row, column = (
+                below(bits[1, rows], images.shape[1]),
+                below(bits[2, rows], images.shape[2]),
+            )
+            images[rows] = cutout_grey(mine, level, row, column)
+        else:
+            images[rows] = OPERATIONS[name](
+                mine, level * signs(bits[0, rows]) if name in SIGNED else level
+            )

@@ -1,0 +1,77 @@
+"""Symmetric label noise: the usual test of how a method bears wrong labels."""
+
+import numpy as np
+
+from ds_pipeline.errors import DataError
+from ds_pipeline.source import Batch, Indices, Source
+
+_TAG = 0x4E6F
+
+
+class RelabelledSource:
+    """Another source's inputs with other labels.
+
+    Args:
+        source: where the inputs are.
+        labels: [n], one for each of its examples.
+
+    Example:
+        >>> from ds_pipeline.source import InMemorySource
+        >>> source = InMemorySource(np.zeros((2, 3), np.float32), [0, 1])
+        >>> RelabelledSource(source, np.array([1, 1])).batch(np.array([0]))["label"]
+        array([1])
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray) -> None:
+        self.source = source
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: Indices) -> Batch:
+        """The inputs at these indices, and the new labels."""
+        return {**self.source.batch(indices), "label": self._labels[indices]}
+
+    def labels(self) -> np.ndarray:
+        """All new labels in order, [n]."""
+        return self._labels
+
+
+def with_label_noise(source: Source, share: float, num_classes: int, seed: int) -> Source:
+    """The source with round(share * n) labels replaced by one of the other classes.
+
+    Which examples, and which of the num_classes - 1 others, is uniform, from the seed alone.
+
+    Args:
+        source: labels are classes.
+        share: between 0 and 1; 0 gives the source itself.
+        num_classes: labels are 0 to num_classes - 1.
+        seed: at least 0.
+
+    Raises:
+        DataError: there is no other class, as in a regression.
+
+    Example:
+        >>> from ds_pipeline.source import InMemorySource
+        >>> source = InMemorySource(np.zeros((10, 3), np.float32), [0] * 10)
+        >>> int((with_label_noise(source, 0.3, 5, seed=0).labels() > 0).sum())
+        3
+
+    References:
+        Foret et al.: Sharpness-Aware Minimization for Efficiently Improving Generalization,
+        ICLR 2021, section 3.3.
+    """
+    if share == 0:
+        return source
+    if num_classes < 2:
+        raise DataError(
+            "dataset.label_noise replaces a class by another, and these data have no classes or "
+            "one; set it to 0"
+        )
+    labels = source.labels().copy()
+    rng = np.random.default_rng((seed, _TAG))
+    chosen = rng.permutation(len(labels))[: round(share * len(labels))]
+    steps = rng.integers(1, num_classes, len(chosen))
+    labels[chosen] = (labels[chosen] + steps) % num_classes
+    return RelabelledSource(source, labels)

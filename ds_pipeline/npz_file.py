@@ -1,0 +1,146 @@
+"""Arrays in .npz files: x and y, and x_test and y_test where there is a test part."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_pipeline.errors import DataError, one_line
+from ds_pipeline.files import check_file
+from ds_pipeline.parts import Parts, encode_classes, listing, split_off_test
+from ds_pipeline.source import InMemorySource, Source
+
+
+def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -> Parts:
+    """A data set from arrays; nothing that needs pickle is read.
+
+    Args:
+        file: with x [n, h, w, c], [n, h, w] (uint8 or float) or [n, d] (any numbers) and y [n]
+            (classes as whole numbers or text, or numbers to predict); x_test and y_test alike.
+        is_regression: y holds numbers to predict, not classes.
+        test_fraction: share of the test part, where the file has none.
+        seed: of that split, at least 0.
+
+    Returns:
+        Inputs uint8 or float32 [n, h, w, c], or float32 [n, d].
+
+    Raises:
+        DataError: the file is missing, damaged or no .npz; an array is missing, of objects, of
+            another type, shape or length than allowed, or not finite.
+    """
+    arrays = _read(file)
+    x, y = _inputs(file, "x", arrays), _targets(file, "y", arrays, is_regression)
+    has_test = "x_test" in arrays
+    x_test = _inputs(file, "x_test", arrays) if has_test else x[:0]
+    y_test = _targets(file, "y_test", arrays, is_regression) if has_test else y[:0]
+    if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
+        raise DataError(
+            f"{file}: x holds {x.dtype} {list(x.shape[1:])} an example and x_test "
+            f"{x_test.dtype} {list(x_test.shape[1:])}; they must be alike"
+        )
+    for suffix, inputs, targets in (("", x, y), ("_test", x_test, y_test)):
+        if len(inputs) != len(targets):
+            raise DataError(
+                f"{file}: x{suffix} has {len(inputs)} examples and y{suffix} {len(targets)}; they "
+                "must be as many"
+            )
+    class_names: tuple[str, ...] = ()
+    if not is_regression:
+        y, y_test, class_names = encode_classes(f"{file}, y", _texts(y), _texts(y_test))
+    source = InMemorySource(x, y)
+    parts: tuple[Source, Source] = (
+        (source, InMemorySource(x_test, y_test))
+        if has_test
+        else split_off_test(f"{file}, y", source, test_fraction, seed, class_names)
+    )
+    return Parts(
+        train=parts[0],
+        evaluation=parts[1],
+        evaluation_name="test",
+        shape=x.shape[1:],
+        dtype=x.dtype,
+        class_names=class_names,
+    )
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    check_file(file, "the .npz file")
+    if not zipfile.is_zipfile(file):
+        raise DataError(f"{file} is no .npz file; write one by numpy.savez(FILE, x=..., y=...)")
+    try:
+        # Opened here: numpy leaves open what it finds damaged.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            wanted = [n for n in ("x", "y", "x_test", "y_test") if n in stored.files]
+            missing = [n for n in ("x", "y") if n not in wanted]
+            if len(wanted) == 3 and not missing:
+                missing = [n for n in ("x_test", "y_test") if n not in wanted]
+            if missing:
+                raise DataError(
+                    f"{file} has no array {missing[0]}; it needs x and y, may have x_test and "
+                    f"y_test, and has {listing(stored.files)}"
+                )
+            return {name: _array(file, name, stored) for name in wanted}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is damaged ({one_line(error)}); write it again") from error
+
+
+def _array(file: Path, name: str, stored: Any) -> np.ndarray:
+    try:
+        array: np.ndarray = stored[name]
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise DataError(
+            f"{file}: {name} is an array of Python objects, which need pickle and are never read; "
+            "save it as numbers or text"
+        ) from None
+    if array.ndim == 0 or not len(array):
+        raise DataError(f"{file}: {name} has no examples")
+    return array
+
+
+def _inputs(file: Path, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    x = arrays.pop(name)
+    is_float, is_image = np.issubdtype(x.dtype, np.floating), x.ndim in (3, 4)
+    is_number = is_float or np.issubdtype(x.dtype, np.integer)
+    if x.ndim not in (2, 3, 4) or 0 in x.shape:
+        raise DataError(
+            f"{file}: {name} has the shape {list(x.shape)}; allowed are images [n, h, w, c] or "
+            "[n, h, w] and vectors [n, d]"
+        )
+    if not is_number or (is_image and not is_float and x.dtype != np.uint8):
+        raise DataError(
+            f"{file}: {name} holds {x.dtype}; allowed are uint8 and floats for images, and any "
+            "real numbers for vectors"
+        )
+    if is_float and not np.isfinite(x).all():
+        row = int(np.argwhere(~np.isfinite(x))[0][0])
+        raise DataError(f"{file}: {name}[{row}] holds values that are NaN or infinite")
+    if not (is_image and x.dtype == np.uint8):
+        x = x.astype(np.float32, copy=False)
+    return x[..., None] if x.ndim == 3 else x
+
+
+def _targets(
+    file: Path, name: str, arrays: dict[str, np.ndarray], is_regression: bool
+) -> np.ndarray:
+    y = arrays[name]
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise DataError(f"{file}: {name} has the shape {list(y.shape)}; allowed is [n]")
+    is_number = np.issubdtype(y.dtype, np.floating) or np.issubdtype(y.dtype, np.integer)
+    if not is_number and (is_regression or y.dtype.kind != "U"):
+        allowed = "numbers" if is_regression else "whole numbers and text"
+        raise DataError(f"{file}: {name} holds {y.dtype}; allowed are {allowed}")
+    if is_number and not np.isfinite(y).all():
+        raise DataError(f"{file}: {name} holds values that are NaN or infinite")
+    return y.astype(np.float32) if is_regression else y
+
+
+def _texts(y: np.ndarray) -> list[str]:
+    return [str(value) for value in y.tolist()]

@@ -1,0 +1,149 @@
+"""What every kind of data set is read into, and what the kinds share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ds_pipeline.errors import DataError, nearest
+from ds_pipeline.source import InMemorySource, Source, SubsetSource, stratified_split
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A data set as its files give it.
+
+    Args:
+        train: the training split.
+        evaluation: examples to evaluate on; None: some of train are to be held out.
+        evaluation_name: 'test' or 'validation'.
+        shape: of an input; None: encoded images of any size.
+        dtype: of the inputs, once decoded.
+        class_names: one a class; (): a regression.
+        mean: published, of each channel, in the units of the raw values; None: there is none.
+        std: likewise.
+        warnings: what the user should know, a line each.
+    """
+
+    train: Source
+    evaluation: Source | None
+    evaluation_name: str
+    shape: tuple[int, ...] | None
+    dtype: np.dtype
+    class_names: tuple[str, ...]
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def encode_classes(
+    where: str, train: Sequence[str], test: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Labels 0, 1, ... for the sorted distinct values of the training examples.
+
+    Values that are all whole numbers are sorted as numbers, others as text.
+
+    Args:
+        where: the file, for messages.
+        train: value of each training example.
+        test: of each test example.
+
+    Returns:
+        (labels of train, labels of test, class names), labels int32.
+
+    Raises:
+        DataError: a value is a number with a fraction; fewer than two classes; a value occurs in
+            the test examples alone.
+
+    Example:
+        >>> encode_classes("a.csv", ["10", "9", "10.0"])[::2]
+        (array([1, 0, 1], dtype=int32), ('9', '10'))
+    """
+    train, test = (
+        [_class_name(where, text) for text in train],
+        [_class_name(where, t) for t in test],
+    )
+    values = set(train)
+    names = tuple(sorted(values, key=int) if all(map(_is_whole, values)) else sorted(values))
+    if len(names) < 2:
+        raise DataError(f"{where}: a classification needs two classes, all labels are {names[0]}")
+    label_of = {name: label for label, name in enumerate(names)}
+    unknown = sorted(set(test) - set(names))
+    if unknown:
+        raise DataError(
+            f"{where}: class '{unknown[0]}' occurs in the test part alone; the training part has "
+            f"{listing(names)}"
+        )
+    return (
+        np.array([label_of[name] for name in train], np.int32),
+        np.array([label_of[name] for name in test], np.int32),
+        names,
+    )
+
+
+def _class_name(where: str, text: str) -> str:
+    """The text, or the whole number it stands for, so that 1, 1.0 and 1e0 are one class."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not value.is_integer():
+        raise DataError(
+            f"{where}: label {text} is no class: allowed are text and whole numbers; for numbers "
+            "to predict set dataset.task to regression"
+        )
+    return str(int(value))
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def split_off_test(
+    where: str,
+    source: InMemorySource,
+    fraction: float,
+    seed: int,
+    class_names: Sequence[str],
+) -> tuple[Source, Source]:
+    """(train, test) of data that come without a test part.
+
+    Stratified by class; random for a regression.
+
+    Args:
+        where: the data set or file, for messages.
+        source: all examples.
+        fraction: share of the test part, dataset.test_fraction.
+        seed: of the shuffle, at least 0.
+        class_names: one a class; empty: a regression.
+
+    Raises:
+        DataError: a part would be empty, or a class would have no training example.
+    """
+    labels = source.labels()
+    train, test = stratified_split(labels, fraction, seed, "dataset.test_fraction")
+    if class_names:
+        missing = np.setdiff1d(labels[test], labels[train])
+        if len(missing):
+            raise DataError(
+                f"{where}: class '{class_names[missing[0]]}' has too few examples for a share in "
+                "the training part and in the test part; remove it, add examples, or lower "
+                "dataset.test_fraction"
+            )
+    return SubsetSource(source, train), SubsetSource(source, test)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """'0', '1', ...: names of classes that have none."""
+    return tuple(str(i) for i in range(count))
+
+
+def listing(names: Sequence[str], limit: int = 10) -> str:
+    """The names with commas between them, not more than `limit`; 'none' where there are none."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + more
+
+
+def unknown_name(what: str, name: str, allowed: Sequence[str]) -> str:
+    """`WHAT 'name'; allowed: a, b; did you mean 'a'?`."""
+    return f"{what} '{name}'; allowed: {listing(allowed)}{nearest(name, allowed)}"

@@ -1,0 +1,193 @@
+"""A picture of every augmentation, on a photograph that scikit-learn brings along.
+
+python -m gnp.analysis.augmentations --out=docs/augmentations.png
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from sklearn.datasets import load_sample_image
+
+from ds_pipeline import Batch
+from ds_pipeline.augment import Augment, Mix, get_augment, get_erase, get_mix
+from ds_pipeline.augment.operations import OPERATIONS, cutout_grey
+from ds_pipeline.augment.policies import parameter
+
+_SIDE = 96
+_COLUMNS = 6
+_LEVEL = 9
+# Decimals and unit of each operation's parameter.
+_UNITS: dict[str, tuple[int, str]] = {
+    "Posterize": (0, " bits"),
+    "Solarize": (0, " threshold"),
+    "SolarizeAdd": (0, " added"),
+    "Color": (2, " times"),
+    "Contrast": (2, " times"),
+    "Brightness": (2, " times"),
+    "Sharpness": (2, " times"),
+    "Rotate": (0, " degrees"),
+    "ShearX": (2, " slope"),
+    "ShearY": (2, " slope"),
+    "TranslateX": (0, " pixels"),
+    "TranslateY": (0, " pixels"),
+    "Cutout": (0, " pixels"),
+}
+
+
+class Panel(NamedTuple):
+    """One picture of the grid.
+
+    Attributes:
+        name: of the augmentation.
+        strength: its parameter with a unit, or what it is.
+        image: uint8 [h, w, 3].
+    """
+
+    name: str
+    strength: str
+    image: np.ndarray
+
+
+def draw_panels() -> list[Panel]:
+    """The photograph, what each operation makes of it, and the named augmentations.
+
+    Example:
+        >>> [panel.name for panel in draw_panels()][:3]
+        ['original', 'AutoContrast', 'Equalize']
+    """
+    image, partner = (_photograph(name) for name in ("china.jpg", "flower.jpg"))
+    panels = [Panel("original", f"{_SIDE} x {_SIDE} pixels", image)]
+    panels += [_operation(name, image) for name in (*OPERATIONS, "Cutout")]
+    panels += _named(image, partner)
+    return panels
+
+
+def plot_augmentations(path: Path) -> None:
+    """Draws all panels with their names.
+
+    Args:
+        path: the PNG to write; replaced whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    panels = draw_panels()
+    rows = math.ceil(len(panels) / _COLUMNS)
+    figure, axes = plt.subplots(
+        rows, _COLUMNS, figsize=(2 * _COLUMNS, 2.45 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        axis.imshow(panel.image, interpolation="nearest")
+        axis.set_title(f"{panel.name}\n{panel.strength}", fontsize=10)
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    try:
+        figure.savefig(temporary, dpi=90)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
+
+
+def _photograph(name: str) -> np.ndarray:
+    """The middle square, made smaller."""
+    whole = load_sample_image(name)
+    side = min(whole.shape[:2])
+    top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
+    square = np.ascontiguousarray(whole[top : top + side, left : left + side])
+    return np.asarray(cv2.resize(square, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
+
+
+def _operation(name: str, image: np.ndarray) -> Panel:
+    value = parameter(name, _LEVEL, _SIDE, published=False)
+    values = np.array([value])
+    if name == "Cutout":
+        place = np.array([_SIDE // 2])
+        result = cutout_grey(image[None], values, place, place)[0]
+    else:
+        result = OPERATIONS[name](image[None], values)[0]
+    if name not in _UNITS:
+        return Panel(name, "no parameter", result)
+    decimals, unit = _UNITS[name]
+    return Panel(name, f"level {_LEVEL}: {value:.{decimals}f}{unit}", result)
+
+
+def _named(image: np.ndarray, partner: np.ndarray) -> list[Panel]:
+    shape, dtype = image.shape, image.dtype
+    mean = image.mean(axis=(0, 1))
+    single = {
+        name: get_augment(name, shape=shape, dtype=dtype)
+        for name in ("basic", "autoaugment", "randaugment", "keras")
+    }
+    single["cutout"] = get_erase(
+        "cutout", shape=shape, mean=mean, dtype=dtype, cutout_size=_SIDE // 2
+    )
+    mixes = {name: get_mix(name, num_classes=2) for name in ("mixup", "cutmix")}
+    strengths = {
+        "basic": "flip, pad 4, crop",
+        "autoaugment": "cifar, then basic",
+        "randaugment": "2 of level 9, flip",
+        "keras": "flips, turn, zoom",
+        "cutout": f"{_SIDE // 2} pixels, mean",
+    }
+    batch, other = (
+        {"input": x[None], "label": np.array([y])} for x, y in ((image, 0), (partner, 1))
+    )
+    panels = [
+        Panel(name, strengths[name], _changed(augment, batch)) for name, augment in single.items()
+    ]
+    return panels + [_mixed(name, mix, batch, other) for name, mix in mixes.items()]
+
+
+def _changed(augment: Augment | None, batch: Batch) -> np.ndarray:
+    """The first of examples 0, 1, 2, ... that differs much and still shows something."""
+    assert augment is not None
+    before = batch["input"][0]
+    image = before
+    for index in range(100):
+        image = augment(batch, 0, 0, np.array([index]))["input"][0]
+        if image.std() > 30 and np.abs(image.astype(float) - before).mean() > 40:
+            break
+    return np.asarray(image)
+
+
+def _mixed(name: str, mix: Mix | None, batch: Batch, partner: Batch) -> Panel:
+    """The first step that leaves the image between 60% and 70% of the weight."""
+    assert mix is not None
+    for step in range(100):
+        mixed = mix(batch, partner, 0, step)
+        weight = float(mixed["label"][0, 0])
+        if 0.6 <= weight <= 0.7:
+            break
+    return Panel(
+        name, f"label {weight:.2f} and {1 - weight:.2f}", mixed["input"][0].astype(np.uint8)
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the picture; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Draws every augmentation.")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    path = parser.parse_args(arguments).out
+    try:
+        plot_augmentations(path)
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

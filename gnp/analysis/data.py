@@ -1,0 +1,338 @@
+r"""Looks at the data set of a config: numbers on the screen and in DIR/data.json, and pictures.
+
+python -m gnp.analysis.data --config=FILE --out=DIR [--split=train|evaluation] [--seconds=N]
+    [--config.KEY=VALUE ...]
+"""
+
+import csv
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# What libraries have to say reaches people as an exception, told in one line below.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import ml_collections
+import numpy as np
+import numpy.typing as npt
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+import config as configs
+import ds_pipeline
+from gnp.analysis import data_pictures as pictures
+from gnp.analysis.data_examples import plot_examples
+from gnp.analysis.data_numbers import (
+    decoded,
+    image_sizes,
+    kind,
+    label_facts,
+    measure,
+    size_facts,
+    speed,
+    statistics_facts,
+)
+from gnp.training.files import write_json
+
+USAGE = """\
+python -m gnp.analysis.data --config=FILE --out=DIR [--split=SPLIT] [--seconds=N]
+                            [--config.KEY=VALUE]...
+
+  --config=FILE         whose data set to look at; config/ holds ready ones
+  --out=DIR             where data.json and the pictures are written
+  --split=train         what is trained on, augmented (default)
+  --split=evaluation    what is evaluated on
+  --seconds=5           how long the pipeline's speed is measured; 0: not at all
+  --config.KEY=VALUE    any of the config's keys, such as --config.dataset.dataset_name=iris
+
+Exit codes: 0 done; 2 the command line or a config value is wrong by itself; 1 anything that data
+or files show; 130 Ctrl-C.
+"""
+
+_MOST_ROWS = 30
+FILES = ("data.json", "class_counts.png", "targets.png", "sizes.png", "examples.png")
+
+
+class UsageError(ValueError):
+    """A command line that cannot be run; each line of the message is one problem."""
+
+
+class CommandLine(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+        config: checked and complete.
+        out: the folder to write to.
+        split: train or evaluation.
+        seconds: for the measurement of the speed.
+    """
+
+    config: ml_collections.ConfigDict
+    out: Path
+    split: str
+    seconds: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line and returns the exit code.
+
+    Args:
+        arguments: without the program's name.
+
+    Example:
+        >>> main(["--split=train"])
+        2
+    """
+    try:
+        line = parse(arguments)
+        if line is None:
+            print(USAGE)
+            return 0
+        look(line.config, line.out, line.split, line.seconds)
+        return 0
+    except (UsageError, configs.ConfigError) as error:
+        return _fail(error, 2)
+    except (ds_pipeline.DataError, OSError) as error:
+        return _fail(error, 1)
+    except MemoryError:
+        return _fail(RuntimeError("out of memory; try a smaller dataset.subset"), 1)
+    except KeyboardInterrupt:
+        return _fail(RuntimeError("interrupted"), 130)
+
+
+def parse(arguments: Sequence[str]) -> CommandLine | None:
+    """The command line, checked; None where help was asked for.
+
+    Args:
+        arguments: without the program's name.
+
+    Raises:
+        UsageError: what is wrong, a line each.
+
+    Example:
+        >>> parse(["--config=config/digits.py", "--out=pictures"]).split
+        'train'
+    """
+    if any(argument in ("-h", "--help", "-help") for argument in arguments):
+        return None
+    rest, overrides, wrong = configs.split_overrides(arguments)
+    values = _define_flags()
+    try:
+        positional = values(["gnp", *rest])[1:]
+    except flags.Error as error:
+        raise UsageError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
+    wrong += [f"{word!r} is not a flag; --help shows the usage" for word in positional]
+    if not values.out:
+        wrong.append("--out=DIR is missing, where the pictures and data.json are written")
+    if not values.config:
+        wrong.append("--config=FILE is missing, such as --config=config/digits.py")
+    loaded = None
+    if values.config:
+        try:
+            loaded, problems = configs.read_config(values.config, overrides)
+            wrong += problems
+        except configs.ConfigError as error:
+            wrong += str(error).splitlines()
+    if wrong or loaded is None:
+        raise UsageError("\n".join(wrong))
+    return CommandLine(loaded, Path(values.out), values.split, values.seconds)
+
+
+def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: float) -> None:
+    """Prints what a data set holds and writes it to a folder.
+
+    Args:
+        config: checked and complete.
+        out: created; gets data.json, class_counts.png (targets.png for a regression),
+            examples.png, and sizes.png where encoded images differ in size.
+        split: train or evaluation.
+        seconds: for the measurement of the speed; 0: none.
+
+    Raises:
+        DataError: the data are missing or damaged.
+        OSError: the folder cannot be written to.
+    """
+    dataset = ds_pipeline.build_dataset(config)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in FILES:  # those of a look at other data
+        (out / file).unlink(missing_ok=True)
+    source = dataset.train if split == "train" else dataset.evaluation
+    name = "train" if split == "train" else dataset.evaluation_name
+    labels, column_names = source.labels(), names_of_columns(config.dataset)
+    title = f"{_title(config.dataset)}, {name}: {len(source):,} examples"
+    for warning in dataset.warnings:
+        print(f"gnp: {warning}", file=sys.stderr)
+    facts: dict[str, Any] = {
+        "dataset": dataset.name,
+        "split": name,
+        "examples": len(source),
+        "input": kind(dataset, source),
+        "shape": list(dataset.shape),
+        "task": "regression" if dataset.is_regression else "classification",
+        "augmentation": {
+            "image_level": config.dataset.image_level_augmentations,
+            "batch_level": config.dataset.batch_level_augmentations,
+        },
+        "warnings": list(dataset.warnings),
+        **label_facts(labels, dataset.class_names),
+    }
+    _print_overview(facts)
+    _plot_labels(labels, dataset.class_names, title, out)
+    if facts["input"] == "encoded images":
+        sizes = image_sizes(source)
+        facts["sizes"] = size_facts(sizes)
+        _print_sizes(facts["sizes"])
+        if len(facts["sizes"]["counts"]) > 1:
+            part = f"; {len(sizes):,} of them" if len(sizes) < len(source) else ""
+            pictures.plot_sizes(sizes, title + part, out / "sizes.png")
+    statistics = measure(decoded(source, dataset.shape))
+    facts["statistics"] = statistics_facts(statistics, dataset, column_names)
+    _print_statistics(facts)
+    changes = [name for name in facts["augmentation"].values() if name != "none"]
+    if split == "train" and changes:
+        title += f"; {', '.join(changes)}"
+    plot_examples(dataset, source, split, config.seeds, title, column_names, out / "examples.png")
+    if seconds > 0:
+        facts["speed"] = speed(dataset, split, config.batch_size, config.seeds, seconds)
+        _print_speed(facts)
+    write_json(out / "data.json", facts)
+    print(f"in {out}: {', '.join(file for file in FILES if (out / file).exists())}", flush=True)
+
+
+def names_of_columns(keys: Any) -> tuple[str, ...]:
+    """Names of a table's columns, where its source has them.
+
+    Args:
+        keys: the config's `dataset`, of a data set that can be read.
+
+    Example:
+        >>> keys = ml_collections.ConfigDict({"dataset_name": "iris"})
+        >>> names_of_columns(keys)[0]
+        'sepal length (cm)'
+    """
+    if keys.dataset_name == "csv":
+        with Path(keys.data_dir).expanduser().open(newline="", encoding="utf-8-sig") as file:
+            header = next(csv.reader(file, skipinitialspace=True))
+        return tuple(name.strip() for name in header if name.strip() != keys.target)
+    if keys.dataset_name in ("iris", "wine", "breast_cancer", "diabetes"):
+        import sklearn.datasets
+
+        loaded = getattr(sklearn.datasets, f"load_{keys.dataset_name}")()
+        return tuple(str(name) for name in loaded.feature_names)
+    return ()
+
+
+def _title(keys: Any) -> str:
+    """The data set's name; of the kinds that are no name, with the file or folder."""
+    if keys.dataset_name not in ("image_folder", "csv", "npz"):
+        return str(keys.dataset_name)
+    return f"{keys.dataset_name} {Path(keys.data_dir).expanduser().resolve().name}"
+
+
+def _plot_labels(
+    labels: npt.NDArray[Any], class_names: Sequence[str], title: str, out: Path
+) -> None:
+    if class_names:
+        counts = np.bincount(labels, minlength=len(class_names)).tolist()
+        pictures.plot_class_counts(class_names, counts, title, out / "class_counts.png")
+    else:
+        pictures.plot_targets(labels, title, out / "targets.png")
+
+
+def _print_overview(facts: Mapping[str, Any]) -> None:
+    table = Table(title=f"{facts['dataset']}, {facts['split']}", show_header=False)
+    shape = " x ".join(map(str, facts["shape"]))
+    table.add_row("examples", f"{facts['examples']:,}")
+    table.add_row("input", f"{facts['input']}, {shape}")
+    table.add_row("task", facts["task"])
+    for level, name in facts["augmentation"].items():
+        table.add_row(f"{level.replace('_', ' ')} augmentation", name)
+    if "target" in facts:
+        for name, value in facts["target"].items():
+            table.add_row(f"target, {name}", f"{value:.6g}")
+    _console().print(table)
+    if "classes" in facts:
+        _print_classes(facts["classes"], facts["examples"])
+
+
+def _print_classes(classes: Sequence[Mapping[str, Any]], total: int) -> None:
+    counts = [each["examples"] for each in classes]
+    low, high = min(counts), max(counts)
+    each_of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    table = Table(title=f"{len(classes):,} classes of {each_of} example{'s' * (high != 1)}")
+    for title in ("class", "name", "examples", "share"):
+        table.add_column(title, justify="left" if title == "name" else "right")
+    for number, each in enumerate(classes[:_MOST_ROWS]):
+        share = f"{each['examples'] / total:.2%}"
+        table.add_row(str(number), each["name"], f"{each['examples']:,}", share)
+    if len(classes) > _MOST_ROWS:
+        table.add_row("", f"and {len(classes) - _MOST_ROWS:,} more, in data.json", "", "")
+    _console().print(table)
+
+
+def _print_sizes(sizes: Mapping[str, Any]) -> None:
+    counts = sizes["counts"]
+    table = Table(title=f"image sizes ({sizes['examined']:,} read)")
+    for title in ("width x height", "images"):
+        table.add_column(title, justify="right")
+    for each in counts[:8]:
+        table.add_row(f"{each['width']} x {each['height']}", f"{each['examples']:,}")
+    for side in ("width", "height") if len(counts) > 1 else ():
+        low, middle, high = (sizes[side][key] for key in ("min", "median", "max"))
+        table.add_row(f"{side}, least, median, most", f"{low:g}, {middle:g}, {high:g}")
+    _console().print(table)
+
+
+def _print_statistics(facts: Mapping[str, Any]) -> None:
+    what = "column" if facts["input"] == "vectors" else "channel"
+    each = facts["statistics"]["each"]
+    examined = facts["statistics"]["examined"]
+    all_of_them = "all" if examined == facts["examples"] else f"{examined:,}"
+    table = Table(title=f"raw values of {all_of_them} examples, by {what}")
+    table.add_column(what)
+    for title in ("mean", "deviation", "min", "max", "normalised by mean", "and deviation"):
+        table.add_column(title, justify="right")
+    for number, values in enumerate(each[:_MOST_ROWS], 1):
+        shown = [f"{value:.5g}" for key, value in values.items() if key != "name"]
+        table.add_row(values.get("name", str(number)), *shown)
+    if len(each) > _MOST_ROWS:
+        table.add_row(f"and {len(each) - _MOST_ROWS:,} more, in data.json", *[""] * 6)
+    _console().print(table)
+
+
+def _print_speed(facts: Mapping[str, Any]) -> None:
+    measured = facts["speed"]
+    noun = "images" if "images" in facts["input"] else "examples"
+    print(
+        f"{measured['examples_per_second']:,.0f} {noun}/s in batches of {measured['batch_size']}, "
+        f"{measured['workers']} workers, over {measured['seconds']:.1f} s; the first batch took "
+        f"{measured['first_batch_seconds']:.2f} s"
+    )
+
+
+def _console() -> Console:
+    """As wide as the terminal, 160 columns where there is none; `[...]` in a name is no markup."""
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=160)
+
+
+def _define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file", flag_values=values)
+    flags.DEFINE_string("out", None, "folder to write to", flag_values=values)
+    flags.DEFINE_enum("split", "train", ["train", "evaluation"], "which", flag_values=values)
+    flags.DEFINE_float("seconds", 5.0, "of measurement", lower_bound=0, flag_values=values)
+    return values
+
+
+def _fail(error: BaseException, code: int) -> int:
+    for line in str(error).splitlines():
+        print(f"gnp: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

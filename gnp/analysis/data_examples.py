@@ -1,0 +1,223 @@
+"""Which examples of a data set a picture shows, and how they look after augmentation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+import ds_pipeline
+from ds_pipeline.decode import decode_image
+from ds_pipeline.source import EncodedImage
+from gnp.analysis import data_pictures as pictures
+from gnp.analysis.data_numbers import encoded, evenly, is_encoded
+
+_GRID = 8
+_SERIES = 24
+_SEED_TAG = 0x4C6F
+
+
+def plot_examples(
+    dataset: ds_pipeline.Dataset,
+    source: ds_pipeline.Source,
+    split: str,
+    seed: int,
+    title: str,
+    column_names: Sequence[str],
+    path: Path,
+) -> None:
+    """Draws examples: images before and after augmentation, series as lines, tables by column.
+
+    Args:
+        dataset: whose augmentation is applied to the training split.
+        source: of the split.
+        split: train or evaluation.
+        seed: of the choice and of the augmentation.
+        title: of the picture.
+        column_names: of a table; (): none are known.
+        path: the PNG to write.
+    """
+    labels = source.labels()
+    if len(dataset.shape) == 1:
+        indices = evenly(len(source), 5000)
+        inputs = source.batch(indices)["input"]
+        columns = column_names or [f"column {i + 1}" for i in range(inputs.shape[1])]
+        pictures.plot_columns(inputs, labels[indices], dataset.class_names, columns, title, path)
+    elif len(dataset.shape) == 2:
+        indices = choose(labels, _SERIES, seed)
+        series = source.batch(indices)["input"]
+        pictures.plot_series(
+            series, _classes(labels[indices]), dataset.class_names or ("",), title, path
+        )
+    elif split == "train" and _changes(dataset):
+        _plot_augmented(dataset, source, seed, title, path)
+    else:
+        _plot_originals(dataset, source, seed, title, path)
+
+
+def choose(labels: npt.NDArray[Any], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Indices of examples at random, of as many classes as there are, sorted by class.
+
+    Example:
+        >>> labels = np.array([0] * 98 + [1, 2])
+        >>> labels[choose(labels, 4, seed=0)].tolist()
+        [0, 0, 1, 2]
+    """
+    rng = np.random.default_rng((seed, _SEED_TAG))
+    shuffled = rng.permutation(len(labels))
+    if labels.dtype.kind == "f":
+        return np.sort(shuffled[:count])
+    # The first of each class, then the second of each, and so on; classes in a random order.
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.flatnonzero(np.diff(labels[ordered], prepend=-1))
+    sizes = np.diff(starts, append=len(ordered))
+    turn = np.arange(len(ordered)) - np.repeat(starts, sizes)
+    rank = np.repeat(rng.permutation(len(sizes)), sizes)
+    chosen = ordered[np.lexsort((rank, turn))][:count]
+    return chosen[np.argsort(labels[chosen], kind="stable")]
+
+
+def _plot_originals(
+    dataset: ds_pipeline.Dataset, source: ds_pipeline.Source, seed: int, title: str, path: Path
+) -> None:
+    indices = choose(source.labels(), _GRID * _GRID, seed)
+    images = _originals(source, indices, dataset.shape)
+    names = [_label_name(label, dataset, 18) for label in source.labels()[indices]]
+    rows = range(0, len(images), _GRID)
+    pictures.plot_images(
+        [images[i : i + _GRID] for i in rows], (), (), [names[i : i + _GRID] for i in rows],
+        title, path,
+    )  # fmt: skip
+
+
+def _plot_augmented(
+    dataset: ds_pipeline.Dataset, source: ds_pipeline.Source, seed: int, title: str, path: Path
+) -> None:
+    """A row an example: as it is, then as the first epochs see it."""
+    indices = choose(source.labels(), _GRID, seed)
+    labels = source.labels()[indices]
+    columns = [_originals(source, indices, dataset.shape)]
+    names = [[""] * len(indices)]
+    limits = _limits(source)
+    for epoch in range(_GRID - 1):
+        batch = augmented(dataset, source, indices, seed, epoch)
+        columns.append([as_pixels(image, *limits) for image in batch["input"]])
+        names.append(
+            [
+                _mixture(label, own, dataset)
+                for label, own in zip(batch["label"], labels, strict=True)
+            ]
+        )
+    mixed = any(name for column in names for name in column)
+    pictures.plot_images(
+        list(zip(*columns, strict=True)),
+        [_label_name(label, dataset, 24) for label in labels],
+        ["original", *(f"epoch {epoch + 1}" for epoch in range(_GRID - 1))],
+        list(zip(*names, strict=True)) if mixed else (),
+        title,
+        path,
+    )
+
+
+def augmented(
+    dataset: ds_pipeline.Dataset,
+    source: ds_pipeline.Source,
+    indices: npt.NDArray[np.int64],
+    seed: int,
+    epoch: int,
+) -> ds_pipeline.Batch:
+    """Examples as training sees them; mixed with one another, the last with the first."""
+    batch = source.batch(indices)
+    if dataset.augment is not None:
+        batch = dataset.augment(batch, seed, epoch, indices)
+    if dataset.mix is not None:
+        partners = {key: values[::-1] for key, values in batch.items()}
+        batch = dataset.mix(batch, partners, seed, epoch)
+    if dataset.erase is not None:
+        batch = dataset.erase(batch, seed, epoch, indices)
+    return batch
+
+
+def as_pixels(
+    image: npt.NDArray[Any], low: float = 0.0, high: float = 255.0
+) -> npt.NDArray[np.uint8]:
+    """An image to look at: uint8 [h, w, 3].
+
+    Args:
+        image: [h, w, c]; of other than 1, 3 or 4 channels the mean is shown.
+        low: shown as black.
+        high: shown as white.
+
+    Example:
+        >>> as_pixels(np.array([[[0.0], [8.0]]]), 0, 16)[0, 1].tolist()
+        [128, 128, 128]
+    """
+    scaled = (np.asarray(image, np.float64) - low) * (255 / max(high - low, 1e-12))
+    pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if pixels.shape[-1] in (3, 4):
+        return pixels[..., :3]
+    grey = pixels.mean(axis=-1, keepdims=True).astype(np.uint8)
+    return np.repeat(grey, 3, axis=-1)
+
+
+def _originals(
+    source: ds_pipeline.Source, indices: npt.NDArray[np.int64], shape: Sequence[int]
+) -> list[npt.NDArray[np.uint8]]:
+    """Images as they are stored; encoded ones whole, not only their centre."""
+    if not is_encoded(source):
+        limits = _limits(source)
+        return [as_pixels(image, *limits) for image in source.batch(indices)["input"]]
+    whole = encoded(source).batch(indices)["input"]
+    return [_thumbnail(image, shape[0]) for image in whole]
+
+
+def _thumbnail(image: EncodedImage, size: int) -> npt.NDArray[np.uint8]:
+    """The whole image, its longer side at most `size`, centred on a light square."""
+    picture = PIL.Image.fromarray(decode_image(image))
+    picture.thumbnail((size, size))
+    square = PIL.Image.new("RGB", (max(picture.size),) * 2, "#eeeeee")
+    square.paste(
+        picture, ((square.width - picture.width) // 2, (square.height - picture.height) // 2)
+    )
+    return np.asarray(square)
+
+
+def _limits(source: ds_pipeline.Source) -> tuple[float, float]:
+    """The values that are shown as black and white: of photographs 0 and 255."""
+    if is_encoded(source):
+        return 0.0, 255.0
+    inputs = source.batch(evenly(len(source), 256))["input"]
+    low, high = float(inputs.min()), float(inputs.max())
+    if inputs.dtype == np.uint8:
+        return 0.0, 255.0 if high > 127 else max(high, 1.0)
+    return low, high
+
+
+def _changes(dataset: ds_pipeline.Dataset) -> bool:
+    return any(step is not None for step in (dataset.augment, dataset.mix, dataset.erase))
+
+
+def _classes(labels: npt.NDArray[Any]) -> list[int]:
+    return [int(label) if labels.dtype.kind == "i" else 0 for label in labels]
+
+
+def _label_name(label: Any, dataset: ds_pipeline.Dataset, most: int) -> str:
+    if dataset.is_regression:
+        return f"{float(label):.4g}"
+    return pictures.shortened(dataset.class_names[int(label)], most)
+
+
+def _mixture(label: Any, own: int, dataset: ds_pipeline.Dataset) -> str:
+    """`70% + 30% of dog` of a soft label, the row's own class first; nothing of a single class."""
+    if np.ndim(label) == 0:
+        return ""
+    others = np.array(label)
+    others[own] = 0
+    partner = int(others.argmax())
+    text = f"{label[own]:.0%}"
+    if others[partner] > 0.005:
+        name = pictures.shortened(dataset.class_names[partner], 12)
+        text += f" + {others[partner]:.0%} of {name}"
+    return text

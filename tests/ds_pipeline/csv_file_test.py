@@ -1,0 +1,121 @@
+"""CSV tables: read, split, and damage is one clear line."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ds_pipeline import DataError
+from ds_pipeline.csv_file import load_csv
+from ds_pipeline.parts import Parts
+from ds_pipeline.testing import write_csv_table
+
+
+def load(file: Path, target: str | None = "price", is_regression: bool = True) -> Parts:
+    return load_csv(file, target, is_regression, 0.25, seed=0)
+
+
+def everything(parts: Parts) -> np.ndarray:
+    """Rows of inputs and label, sorted."""
+    assert parts.evaluation is not None
+    batches = [source.batch(np.arange(len(source))) for source in (parts.train, parts.evaluation)]
+    rows = np.concatenate([np.column_stack([b["input"], b["label"]]) for b in batches])
+    return rows[np.lexsort(rows.T)]
+
+
+def test_regression(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('x, "price",y\n1,"10",2\n\n3,30.5,4\n5,5e1,"6"\n7,-70,8\n')
+    parts = load(file)
+    assert parts.class_names == () and parts.shape == (2,) and parts.dtype == np.float32
+    assert parts.evaluation is not None
+    assert (len(parts.train), len(parts.evaluation)) == (3, 1)
+    expected = np.array([[1, 2, 10], [3, 4, 30.5], [5, 6, 50], [7, 8, -70]], np.float32)
+    np.testing.assert_array_equal(everything(parts), expected[np.lexsort(expected.T)])
+    assert parts.train.labels().dtype == np.float32
+
+
+def test_classification_by_text_and_by_number(tmp_path: Path) -> None:
+    file = write_csv_table(tmp_path / "a.csv", rows=200, columns=4, is_regression=False)
+    text = file.read_text().splitlines()
+    parts = load(file, "kind", is_regression=False)
+    assert parts.class_names == ("high", "low") and parts.shape == (4,)
+    assert parts.evaluation is not None
+    shares = [np.bincount(s.labels()) / len(s) for s in (parts.train, parts.evaluation)]
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
+    numbers = [line.replace("high", "10").replace("low", "9") for line in text]
+    file.write_text("\n".join(numbers))
+    assert load(file, "kind", is_regression=False).class_names == ("9", "10")
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    file = write_csv_table(tmp_path / "a.csv")
+    labels = [load_csv(file, "price", True, 0.25, seed).train.labels().tolist() for seed in (0, 1)]
+    assert labels[0] != labels[1] and len(labels[0]) == 30
+
+
+HEAD = "a,b,kind\n"
+ROWS = "1,2,x\n2,3,y\n3,4,x\n4,5,y\n5,6,x\n6,7,y\n7,8,x\n8,9,y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "message"),
+    [
+        (HEAD + ROWS, "knd", "has no column 'knd'; allowed: a, b, kind; did you mean 'kind'?"),
+        (HEAD + ROWS, None, "set dataset.target to one of a, b, kind"),
+        ("a,a,kind\n" + ROWS, "kind", "two columns are named 'a'"),
+        (HEAD, "kind", "has a header and no rows"),
+        ("", "kind", "is empty; it needs a header"),
+        ("\n \n", "kind", "is empty; it needs a header"),
+        (HEAD + ROWS + "1,2\n", "kind", "line 10: 2 values, but the header names 3 columns"),
+        (HEAD + "\n1,two,x\n", "kind", "line 3, column 'b': 'two' is no finite number"),
+        (HEAD + ROWS + "1,NaN,x\n", "kind", "line 10, column 'b': 'NaN' is no finite number"),
+        (HEAD + ROWS + "inf,1,x\n", "kind", "line 10, column 'a': 'inf' is no finite number"),
+        (HEAD + ROWS + ",1,x\n", "kind", "line 10, column 'a': an empty value"),
+        (HEAD + ROWS + "1,1,\n", "kind", "line 10: column 'kind' is empty"),
+        (HEAD + "1,2,x\n2,3,x\n", "kind", "needs two classes"),
+        (HEAD + ROWS + "0,0,z\n", "kind", "class 'z' has too few examples"),
+        (HEAD + ROWS.replace("x", "1.5"), "kind", "label 1.5 is no class"),
+        ("a;b;kind\n1;2;x\n", "kind", "has no column 'kind'"),
+        ("kind\nx\ny\n", "kind", "has one column"),
+        (HEAD + '1,"2,x\n', "kind", "line 2: unexpected end of data"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, text: str, target: str | None, message: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(text)
+    with pytest.raises(DataError) as raised:
+        load_csv(file, target, False, 0.56, seed=0)
+    found = str(raised.value)
+    assert message in found and str(file) in found and "\n" not in found
+
+
+def test_regression_needs_numbers(tmp_path: Path) -> None:
+    file = write_csv_table(tmp_path / "a.csv", is_regression=False)
+    with pytest.raises(DataError, match=r"line 2, column 'kind': '(low|high)' is no finite number"):
+        load(file, "kind")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    for name, message in (("none.csv", "does not exist"), (".", "is a folder")):
+        with pytest.raises(DataError, match=message):
+            load(tmp_path / name)
+    file = write_csv_table(tmp_path / "a.csv")
+    file.write_bytes(b"\x80\x81")
+    with pytest.raises(DataError, match="is no text file"):
+        load(file)
+    file.chmod(0)
+    if not os.access(file, os.R_OK):
+        with pytest.raises(DataError, match="cannot be read: Permission denied"):
+            load(file)
+
+
+def test_real_boston(data_dir: Path) -> None:
+    file = data_dir.parent / "boston_housing.csv"
+    if not file.is_file():
+        pytest.skip(f"{file} does not exist")
+    parts = load(file, "medv")
+    rows = everything(parts)
+    # The published table: 506 rows, 13 columns, a mean price of 22.53.
+    assert rows.shape == (506, 14) and abs(rows[:, -1].mean() - 22.53) < 0.01

@@ -1,0 +1,119 @@
+"""Arrays in .npz files: read, split, and damage is one clear line; no pickle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ds_pipeline import DataError
+from ds_pipeline.npz_file import load_npz
+from ds_pipeline.parts import Parts
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (20, 6, 5, 3), np.uint8)
+CLASSES = np.arange(20) % 4
+
+
+def write(folder: Path, **arrays: Any) -> Path:
+    file = folder / "data.npz"
+    np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+    return file
+
+
+def load(file: Path, is_regression: bool = False) -> Parts:
+    return load_npz(file, is_regression, 0.2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "dtype"),
+    [
+        (IMAGES, (6, 5, 3), np.uint8),
+        (IMAGES[..., 0], (6, 5, 1), np.uint8),
+        (IMAGES / 255, (6, 5, 3), np.float32),
+        (IMAGES.reshape(20, -1), (90,), np.float32),
+        (IMAGES.reshape(20, -1).astype(np.int64) - 5, (90,), np.float32),
+    ],
+)
+def test_published_parts(
+    tmp_path: Path, x: np.ndarray, shape: tuple[int, ...], dtype: type
+) -> None:
+    parts = load(write(tmp_path, x=x[:14], y=CLASSES[:14], x_test=x[14:], y_test=CLASSES[14:]))
+    assert parts.evaluation is not None
+    assert (parts.shape, parts.dtype, parts.class_names) == (shape, dtype, ("0", "1", "2", "3"))
+    train, test = parts.train.batch(np.arange(14)), parts.evaluation.batch(np.arange(6))
+    np.testing.assert_array_equal(
+        train["input"].reshape(14, -1), x[:14].reshape(14, -1).astype(dtype)
+    )
+    np.testing.assert_array_equal(test["input"].reshape(6, -1), x[14:].reshape(6, -1).astype(dtype))
+    assert test["label"].tolist() == CLASSES[14:].tolist() and test["label"].dtype == np.int32
+
+
+def test_without_a_test_part_one_is_drawn(tmp_path: Path) -> None:
+    parts = load(write(tmp_path, x=IMAGES, y=CLASSES))
+    assert parts.evaluation is not None
+    assert np.bincount(parts.evaluation.labels()).tolist() == [1] * 4 and len(parts.train) == 16
+
+
+def test_labels_as_text_and_for_regression(tmp_path: Path) -> None:
+    names = np.array(["b", "a"] * 10)
+    assert load(write(tmp_path, x=IMAGES, y=names)).class_names == ("a", "b")
+    parts = load(write(tmp_path, x=IMAGES, y=np.linspace(0, 1, 20)[:, None]), is_regression=True)
+    assert parts.class_names == () and parts.train.labels().dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": IMAGES}, "has no array y; it needs x and y"),
+        ({"x": IMAGES, "y": CLASSES, "x_test": IMAGES}, "has no array y_test"),
+        ({"images": IMAGES, "y": CLASSES}, "has no array x; it needs x and y, may have x_test"),
+        ({"x": IMAGES, "y": CLASSES[:5]}, "x has 20 examples and y 5"),
+        ({"x": np.array([{}, 1], object), "y": [0, 1]}, "x is an array of Python objects"),
+        ({"x": IMAGES, "y": CLASSES.astype(object)}, "y is an array of Python objects"),
+        ({"x": IMAGES.astype(np.int64), "y": CLASSES}, "x holds int64; allowed are uint8"),
+        ({"x": IMAGES.astype(complex), "y": CLASSES}, "x holds complex128"),
+        ({"x": IMAGES > 5, "y": CLASSES}, "x holds bool"),
+        ({"x": IMAGES[:, 0, 0, 0], "y": CLASSES}, "x has the shape [20]"),
+        ({"x": IMAGES[:0], "y": CLASSES[:0]}, "x has no examples"),
+        ({"x": 1, "y": CLASSES}, "x has no examples"),
+        ({"x": IMAGES, "y": CLASSES + 0.5}, "label 0.5 is no class"),
+        ({"x": IMAGES, "y": np.eye(4)[CLASSES]}, "y has the shape [20, 4]"),
+        ({"x": IMAGES, "y": CLASSES > 1}, "y holds bool"),
+        ({"x": IMAGES, "y": np.full(20, np.nan)}, "y holds values that are NaN"),
+        ({"x": np.full((20, 3), np.inf), "y": CLASSES}, "x[0] holds values that are NaN"),
+        (
+            {"x": IMAGES, "y": CLASSES, "x_test": IMAGES[:, :3], "y_test": CLASSES},
+            "x holds uint8 [6, 5, 3] an example and x_test uint8 [3, 5, 3]",
+        ),
+        (
+            {"x": IMAGES, "y": CLASSES, "x_test": IMAGES, "y_test": CLASSES + 1},
+            "class '4' occurs in the test part alone",
+        ),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    file = write(tmp_path, **arrays)
+    with pytest.raises(DataError) as raised:
+        load(file)
+    found = str(raised.value)
+    assert message in found and "\n" not in found and str(file) in found
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    whole = write(tmp_path, x=IMAGES, y=CLASSES).read_bytes()
+    file = tmp_path / "a.npz"
+    damaged = bytearray(whole)
+    damaged[200:300] = bytes(100)
+    for content, message in (
+        (b"", "is no .npz file"),
+        (b"hello", "is no .npz file"),
+        (whole[: len(whole) // 2], "is no .npz file"),
+        (bytes(damaged), "is damaged"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=message) as raised:
+            load(file)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(DataError, match="does not exist; set dataset.data_dir to the .npz file"):
+        load(tmp_path / "none.npz")

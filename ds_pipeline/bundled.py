@@ -9,7 +9,6 @@ predict.
 import numpy as np
 
 from ds_pipeline.parts import Parts, split_off_test
-from ds_pipeline.source import InMemorySource
 
 NAMES = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 
@@ -46,13 +45,4 @@ def load_bundled(name: str, test_fraction: float, seed: int) -> Parts:
     is_regression = name == "diabetes"
     labels = bunch.target.astype(np.float32 if is_regression else np.int32)
     class_names = () if is_regression else tuple(str(text) for text in bunch.target_names)
-    source = InMemorySource(inputs, labels)
-    train, test = split_off_test(name, source, test_fraction, seed, class_names)
-    return Parts(
-        train=train,
-        evaluation=test,
-        evaluation_name="test",
-        shape=inputs.shape[1:],
-        dtype=inputs.dtype,
-        class_names=class_names,
-    )
+    return split_off_test(name, inputs, labels, test_fraction, seed, class_names)

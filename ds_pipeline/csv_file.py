@@ -10,9 +10,9 @@ import numpy as np
 from ds_pipeline.errors import DataError, one_line
 from ds_pipeline.files import text_lines
 from ds_pipeline.parts import Parts, encode_classes, split_off_test, unknown_name
-from ds_pipeline.source import InMemorySource
 
 _MEANING = "the CSV file"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def load_csv(
@@ -57,16 +57,22 @@ def load_csv(
             if text.lower() in ("", "nan"):
                 raise DataError(f"{file}, line {line}: column '{header[place]}' is empty")
         labels, _, class_names = encode_classes(where, [text for _, text in targets])
-    source = InMemorySource(inputs, labels)
-    train, test = split_off_test(where, source, test_fraction, seed, class_names)
-    return Parts(
-        train=train,
-        evaluation=test,
-        evaluation_name="test",
-        shape=inputs.shape[1:],
-        dtype=inputs.dtype,
-        class_names=class_names,
-    )
+    return split_off_test(where, inputs, labels, test_fraction, seed, class_names)
+
+
+def input_names(file: Path, target: str | None) -> tuple[str, ...]:
+    """Names of the columns that `load_csv` takes as inputs, in their order.
+
+    Args:
+        file: as there.
+        target: name of the column to predict.
+
+    Raises:
+        DataError: as there.
+    """
+    header, _ = _read(file)
+    place = _target_place(file, header, target)
+    return tuple(name for column, name in enumerate(header) if column != place)
 
 
 def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -118,9 +124,10 @@ def _number(file: Path, line: int, column: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if math.isfinite(value):
+    if abs(value) <= _LARGEST:  # False for NaN
         return value
-    found = f"'{text.strip()[:40]}' is no finite number" if text.strip() else "an empty value"
+    wrong = "is too large for float32" if math.isfinite(value) else "is no finite number"
+    found = f"'{text.strip()[:40]}' {wrong}" if text.strip() else "an empty value"
     raise DataError(
         f"{file}, line {line}, column '{column}': {found}; fill in or remove such values first"
     )

@@ -286,10 +286,16 @@ def _path(data_dir: str, meaning: str) -> Path:
 def _check_requested(keys: Any, parts: Parts) -> None:
     """Whether the data are as the config expects them; encoded images get any size."""
     shape = parts.shape or (keys.image_size, keys.image_size, 3)
+    is_regression = not parts.class_names
+    if keys.task is not None and (keys.task == "regression") != is_regression:
+        raise DataError(
+            f"dataset.task {keys.task} does not match '{keys.dataset_name}', whose labels are "
+            f"{'numbers to predict' if is_regression else 'classes'}; set it to None"
+        )
     is_image = len(shape) == 3
     size = f"{shape[0]} x {shape[1]}" if is_image else "no images"
     channels = str(shape[-1]) if len(shape) > 1 else "vectors"
-    classes = str(len(parts.class_names)) if parts.class_names else "numbers to predict"
+    classes = "numbers to predict" if is_regression else str(len(parts.class_names))
     found = (
         ("image_size", is_image and shape[0] == shape[1] == keys.image_size, size),
         ("num_channels", channels == str(keys.num_channels), channels),
@@ -300,7 +306,7 @@ def _check_requested(keys: Any, parts: Parts) -> None:
         if wanted is not None and not matches:
             raise DataError(
                 f"dataset.{key} {wanted} does not match '{keys.dataset_name}', whose data have "
-                f"{actual}; set it to that, or to None"
+                f"{actual}; set it to {'that, or to None' if actual[0].isdigit() else 'None'}"
             )
 
 

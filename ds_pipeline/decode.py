@@ -17,6 +17,7 @@ import PIL.Image
 import simplejpeg  # type: ignore[import-untyped]
 
 from ds_pipeline.augment import Augment, random_bits
+from ds_pipeline.augment.random import uniform
 from ds_pipeline.errors import DataError, one_line
 from ds_pipeline.source import Batch, EncodedImage, Indices, Source
 
@@ -232,8 +233,8 @@ def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> li
         >>> 0 < window.height <= 300 and 0 <= window.left <= 400 - window.width
         True
     """
-    areas = (heights * widths)[None, :] * _uniform(bits[:_ATTEMPTS], *_AREA)
-    aspects = np.exp(_uniform(bits[_ATTEMPTS : 2 * _ATTEMPTS], *np.log(_ASPECT)))
+    areas = (heights * widths)[None, :] * _between(bits[:_ATTEMPTS], *_AREA)
+    aspects = np.exp(_between(bits[_ATTEMPTS : 2 * _ATTEMPTS], *np.log(_ASPECT)))
     high = np.rint(np.sqrt(areas / aspects)).astype(np.int64)
     wide = np.rint(np.sqrt(areas * aspects)).astype(np.int64)
     fits = (high > 0) & (wide > 0) & (high <= heights[None, :]) & (wide <= widths[None, :])
@@ -241,8 +242,8 @@ def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> li
     found = fits[first, examples]
     high = np.where(found, high[first, examples], 0)
     wide = np.where(found, wide[first, examples], 0)
-    tops = (_uniform(bits[-2], 0, 1) * (heights - high + 1)).astype(np.int64)
-    lefts = (_uniform(bits[-1], 0, 1) * (widths - wide + 1)).astype(np.int64)
+    tops = (uniform(bits[-2]) * (heights - high + 1)).astype(np.int64)
+    lefts = (uniform(bits[-1]) * (widths - wide + 1)).astype(np.int64)
     rows = np.stack([tops, lefts, high, wide], axis=1).tolist()
     return [Window(*row) for row in rows]
 
@@ -287,10 +288,9 @@ def _fraction(size: int) -> float:
     return size / (size + _MARGIN)
 
 
-def _uniform(bits: np.ndarray, low: float, high: float) -> np.ndarray:
+def _between(bits: np.ndarray, low: float, high: float) -> np.ndarray:
     """Random words as float64 from low up to high."""
-    result: np.ndarray = low + (high - low) * ((bits >> np.uint64(11)) * 2.0**-53)
-    return result
+    return low + (high - low) * uniform(bits)
 
 
 def _smoothing(scale: float) -> np.ndarray:

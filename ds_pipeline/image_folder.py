@@ -134,7 +134,7 @@ def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None =
 def _evaluation_folder(folder: Path) -> tuple[Path, str]:
     """The first that has class folders: a test set may come without labels, in one heap."""
     for place, name in _EVALUATION_FOLDERS:
-        if (folder / place).is_dir() and _class_folders(folder / place):
+        if os.path.isdir(folder / place) and _class_folders(folder / place):
             return folder / place, name
     raise DataError(
         f"{folder} has neither test/CLASS nor val/CLASS folders ({_LAYOUT}); add them, or set "
@@ -146,8 +146,6 @@ def _open_split(
     folder: Path, class_names: tuple[str, ...] | None, cache_dir: Path | None
 ) -> ImageFolder:
     """A split with its index; class_names None: they are its own folders."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder ({_LAYOUT}); set dataset.data_dir to DIR")
     modified = _class_folders(folder)
     if not modified:
         raise DataError(f"{folder} holds no class folders ({_LAYOUT})")
@@ -182,6 +180,8 @@ def _class_folders(folder: Path) -> dict[str, int]:
                 for entry in sorted(entries, key=lambda entry: entry.name)
                 if entry.is_dir() and not entry.name.startswith(".")
             }
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} is no folder ({_LAYOUT}); set dataset.data_dir to DIR") from None
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}") from error
 

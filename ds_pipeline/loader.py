@@ -56,7 +56,7 @@ def default_workers(encoded: bool) -> int:
         >>> default_workers(encoded=False)
         0
     """
-    cores = _usable_cores()
+    cores = usable_cores()
     return cores - 2 if encoded and cores > _MOST_THREADS else 0
 
 
@@ -326,7 +326,7 @@ def _prefetched(
     if workers:
         yield from _from_workers(numbers.map(_Guarded(make, blocks)), workers)
         return
-    threads = 2 if blocks.size > 1 else min(max(2, _usable_cores()), _MOST_THREADS)
+    threads = 2 if blocks.size > 1 else min(max(2, usable_cores()), _MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     iterator = iter(numbers.map(lambda i: make(*blocks[i])).to_iter_dataset(options))
     try:
@@ -442,7 +442,8 @@ def _can_be_sent(error: Exception) -> bool:
     return True
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Those that this process may run on: fewer than the machine's under taskset or in a job."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

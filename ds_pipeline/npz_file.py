@@ -10,7 +10,7 @@ import numpy as np
 from ds_pipeline.errors import DataError, one_line
 from ds_pipeline.files import check_file
 from ds_pipeline.parts import Parts, encode_classes, listing, split_off_test
-from ds_pipeline.source import InMemorySource, Source
+from ds_pipeline.source import InMemorySource
 
 
 def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -> Parts:
@@ -49,15 +49,11 @@ def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -
     class_names: tuple[str, ...] = ()
     if not is_regression:
         y, y_test, class_names = encode_classes(f"{file}, y", _texts(y), _texts(y_test))
-    source = InMemorySource(x, y)
-    parts: tuple[Source, Source] = (
-        (source, InMemorySource(x_test, y_test))
-        if has_test
-        else split_off_test(f"{file}, y", source, test_fraction, seed, class_names)
-    )
+    if not has_test:
+        return split_off_test(f"{file}, y", x, y, test_fraction, seed, class_names)
     return Parts(
-        train=parts[0],
-        evaluation=parts[1],
+        train=InMemorySource(x, y),
+        evaluation=InMemorySource(x_test, y_test),
         evaluation_name="test",
         shape=x.shape[1:],
         dtype=x.dtype,
@@ -82,7 +78,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
                     f"y_test, and has {listing(stored.files)}"
                 )
             return {name: _array(file, name, stored) for name in wanted}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file} is damaged ({one_line(error)}); write it again") from error
@@ -117,11 +113,8 @@ def _inputs(file: Path, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
             f"{file}: {name} holds {x.dtype}; allowed are uint8 and floats for images, and any "
             "real numbers for vectors"
         )
-    if is_float and not np.isfinite(x).all():
-        row = int(np.argwhere(~np.isfinite(x))[0][0])
-        raise DataError(f"{file}: {name}[{row}] holds values that are NaN or infinite")
     if not (is_image and x.dtype == np.uint8):
-        x = x.astype(np.float32, copy=False)
+        x = _float32(file, name, x)
     return x[..., None] if x.ndim == 3 else x
 
 
@@ -137,9 +130,22 @@ def _targets(
     if not is_number and (is_regression or y.dtype.kind != "U"):
         allowed = "numbers" if is_regression else "whole numbers and text"
         raise DataError(f"{file}: {name} holds {y.dtype}; allowed are {allowed}")
+    if is_regression:
+        return _float32(file, name, y)
     if is_number and not np.isfinite(y).all():
         raise DataError(f"{file}: {name} holds values that are NaN or infinite")
-    return y.astype(np.float32) if is_regression else y
+    return y
+
+
+def _float32(file: Path, name: str, values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # it is said below
+        result: np.ndarray = values.astype(np.float32, copy=False)
+    if not np.isfinite(result).all():
+        row = int(np.argwhere(~np.isfinite(result))[0][0])
+        raise DataError(
+            f"{file}: {name}[{row}] holds values that are NaN, infinite or too large for float32"
+        )
+    return result
 
 
 def _texts(y: np.ndarray) -> list[str]:

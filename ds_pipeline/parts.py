@@ -41,7 +41,7 @@ def encode_classes(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Labels 0, 1, ... for the sorted distinct values of the training examples.
 
-    Values that are all whole numbers are sorted as numbers, others as text.
+    Values that are all whole numbers are sorted as numbers, others as text; 1.0 is the class 1.
 
     Args:
         where: the file, for messages.
@@ -84,13 +84,17 @@ def encode_classes(
 def _class_name(where: str, text: str) -> str:
     """The text, or the whole number it stands for, so that 1, 1.0 and 1e0 are one class."""
     try:
+        return str(int(text))
+    except ValueError:
+        pass
+    try:
         value = float(text)
     except ValueError:
         return text
     if not value.is_integer():
         raise DataError(
-            f"{where}: label {text} is no class: allowed are text and whole numbers; for numbers "
-            "to predict set dataset.task to regression"
+            f"{where}: label {text} is no class: allowed are text and whole numbers; numbers to "
+            "predict, in a CSV or .npz file, need dataset.task=regression"
         )
     return str(int(value))
 
@@ -101,18 +105,20 @@ def _is_whole(text: str) -> bool:
 
 def split_off_test(
     where: str,
-    source: InMemorySource,
+    inputs: np.ndarray,
+    labels: np.ndarray,
     fraction: float,
     seed: int,
-    class_names: Sequence[str],
-) -> tuple[Source, Source]:
-    """(train, test) of data that come without a test part.
+    class_names: tuple[str, ...],
+) -> Parts:
+    """Data that come without a test part, in two parts.
 
     Stratified by class; random for a regression.
 
     Args:
         where: the data set or file, for messages.
-        source: all examples.
+        inputs: [n, ...], uint8 or float32.
+        labels: [n], int32 or float32.
         fraction: share of the test part, dataset.test_fraction.
         seed: of the shuffle, at least 0.
         class_names: one a class; empty: a regression.
@@ -120,8 +126,10 @@ def split_off_test(
     Raises:
         DataError: a part would be empty, or a class would have no training example.
     """
-    labels = source.labels()
-    train, test = stratified_split(labels, fraction, seed, "dataset.test_fraction")
+    try:
+        train, test = stratified_split(labels, fraction, seed, "dataset.test_fraction")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     if class_names:
         missing = np.setdiff1d(labels[test], labels[train])
         if len(missing):
@@ -130,7 +138,15 @@ def split_off_test(
                 "the training part and in the test part; remove it, add examples, or lower "
                 "dataset.test_fraction"
             )
-    return SubsetSource(source, train), SubsetSource(source, test)
+    source = InMemorySource(inputs, labels)
+    return Parts(
+        train=SubsetSource(source, train),
+        evaluation=SubsetSource(source, test),
+        evaluation_name="test",
+        shape=inputs.shape[1:],
+        dtype=inputs.dtype,
+        class_names=class_names,
+    )
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from ds_pipeline import bundled
 from ds_pipeline.errors import DataError, nearest, one_line
-from ds_pipeline.parts import Parts, listing
+from ds_pipeline.loader import usable_cores
+from ds_pipeline.parts import Parts, listing, numbered
 from ds_pipeline.source import Batch, EncodedImage, Indices, InMemorySource, Source
 
-# Uint8 sets up to this size are decoded once and stay in memory; larger ones are decoded batch
-# by batch.
+# Sets up to this size are decoded once and stay in memory; larger ones are decoded batch by batch.
 IN_MEMORY_BYTES = 2 * 2**30
 
 _DESCRIPTION_FILES = ("dataset_info.json", "features.json")
@@ -331,9 +331,11 @@ class TfdsSplit:
         """All labels in order, int32 [n]: one pass over the data, without decoding images."""
         if self._label_cache is None:
             parts = []
-            for start in range(0, len(self), _CHUNK_EXAMPLES):
-                indices = np.arange(start, min(start + _CHUNK_EXAMPLES, len(self)))
-                parts.append(self._checked_labels(self._read(indices), indices))
+            with _bar(len(self), f"reading labels of {self.split}") as bar:
+                for start in range(0, len(self), _CHUNK_EXAMPLES):
+                    indices = np.arange(start, min(start + _CHUNK_EXAMPLES, len(self)))
+                    parts.append(self._checked_labels(self._read(indices), indices))
+                    bar.update(len(indices))
             self._label_cache = np.concatenate(parts)
         return self._label_cache
 
@@ -488,16 +490,8 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
         labels[indices[0] : indices[-1] + 1] = batch["label"]
         return len(indices)
 
-    bar = tqdm(
-        total=total,
-        desc=f"reading {name} {split.split}",
-        unit=" examples",
-        unit_scale=True,
-        disable=None,
-        delay=_PROGRESS_AFTER_SECONDS,
-        leave=False,
-    )
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    bar = _bar(total, f"reading {name} {split.split}")
+    pool = ThreadPoolExecutor(max_workers=min(8, usable_cores()))
     try:
         with bar:
             for count in pool.map(read, range(0, total, step)):
@@ -505,6 +499,19 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
     finally:
         pool.shutdown(cancel_futures=True)
     return InMemorySource(inputs, labels)
+
+
+def _bar(total: int, title: str) -> Any:
+    """A progress bar on a terminal, for what takes longer than a second."""
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=" examples",
+        unit_scale=True,
+        disable=None,
+        delay=_PROGRESS_AFTER_SECONDS,
+        leave=False,
+    )
 
 
 def _decode_uint8(encoded: bytes, channels: int | None) -> np.ndarray:
@@ -557,7 +564,7 @@ def _class_names(label: Any) -> tuple[str, ...]:
     try:
         return tuple(label.names)
     except Exception:  # TFDS raises several types where no names are stored.
-        return tuple(str(i) for i in range(int(label.num_classes or 0)))
+        return numbered(int(label.num_classes or 0))
 
 
 def _check_known(data_dir: Path, name: SetName) -> None:

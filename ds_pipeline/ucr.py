@@ -3,6 +3,7 @@
 One series a line: its label, then its values, with tabs between them.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
     References:
         Dau et al.: The UCR Time Series Archive, IEEE/CAA Journal of Automatica Sinica, 2019.
     """
-    folder = data_dir / name if (data_dir / name).is_dir() else data_dir
+    folder = data_dir / name if os.path.isdir(data_dir / name) else data_dir
     train_file, test_file = folder / f"{name}_TRAIN.tsv", folder / f"{name}_TEST.tsv"
     train, train_labels = _read(train_file)
     test, test_labels = _read(test_file)
@@ -43,7 +44,8 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
             f"{test_file}: series of {test.shape[1]} values, but those of {train_file.name} have "
             f"{train.shape[1]}"
         )
-    labels, labels_of_test, class_names = encode_classes(str(test_file), train_labels, test_labels)
+    where = f"{train_file} and {test_file.name}"
+    labels, labels_of_test, class_names = encode_classes(where, train_labels, test_labels)
     return Parts(
         train=InMemorySource(train, labels),
         evaluation=InMemorySource(test, labels_of_test),

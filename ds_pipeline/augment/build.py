@@ -11,7 +11,8 @@ from ds_pipeline.augment.kinds import Augment, Mix, chain, in_parts
 from ds_pipeline.augment.mix import cutmix, mixup
 from ds_pipeline.augment.policies import POLICIES
 from ds_pipeline.augment.policy import autoaugment, randaugment
-from ds_pipeline.errors import DataError, nearest
+from ds_pipeline.errors import DataError
+from ds_pipeline.parts import unknown_name
 
 IMAGE_LEVEL = ("none", "basic", "autoaugment", "aa-only", "randaugment", "keras", "inception")
 BATCH_LEVEL = ("none", "cutout", "mixup", "mixcut", "cutmix")
@@ -152,9 +153,7 @@ def get_mix(
 
 def _check_name(key: str, name: str, allowed: Sequence[str]) -> None:
     if name not in allowed:
-        raise DataError(
-            f"unknown dataset.{key} {name!r}; allowed: {', '.join(allowed)}{nearest(name, allowed)}"
-        )
+        raise DataError(unknown_name(f"unknown dataset.{key}", name, allowed))
 
 
 def _check_images(key: str, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,6 @@ python -m gnp.analysis.data --config=FILE --out=DIR [--split=train|evaluation] [
     [--config.KEY=VALUE ...]
 """
 
-import csv
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 
 import config as configs
 import ds_pipeline
+from ds_pipeline.csv_file import input_names
 from gnp.analysis import data_pictures as pictures
 from gnp.analysis.data_examples import plot_examples
 from gnp.analysis.data_numbers import (
@@ -214,9 +214,7 @@ def names_of_columns(keys: Any) -> tuple[str, ...]:
         'sepal length (cm)'
     """
     if keys.dataset_name == "csv":
-        with Path(keys.data_dir).expanduser().open(newline="", encoding="utf-8-sig") as file:
-            header = next(csv.reader(file, skipinitialspace=True))
-        return tuple(name.strip() for name in header if name.strip() != keys.target)
+        return input_names(Path(keys.data_dir).expanduser(), keys.target)
     if keys.dataset_name in ("iris", "wine", "breast_cancer", "diabetes"):
         import sklearn.datasets
 

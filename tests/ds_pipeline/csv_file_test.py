@@ -72,6 +72,7 @@ ROWS = "1,2,x\n2,3,y\n3,4,x\n4,5,y\n5,6,x\n6,7,y\n7,8,x\n8,9,y\n"
         (HEAD + "\n1,two,x\n", "kind", "line 3, column 'b': 'two' is no finite number"),
         (HEAD + ROWS + "1,NaN,x\n", "kind", "line 10, column 'b': 'NaN' is no finite number"),
         (HEAD + ROWS + "inf,1,x\n", "kind", "line 10, column 'a': 'inf' is no finite number"),
+        (HEAD + ROWS + "1,-1e39,x\n", "kind", "line 10, column 'b': '-1e39' is too large"),
         (HEAD + ROWS + ",1,x\n", "kind", "line 10, column 'a': an empty value"),
         (HEAD + ROWS + "1,1,\n", "kind", "line 10: column 'kind' is empty"),
         (HEAD + "1,2,x\n2,3,x\n", "kind", "needs two classes"),
@@ -89,6 +90,13 @@ def test_damage_is_named(tmp_path: Path, text: str, target: str | None, message:
         load_csv(file, target, False, 0.56, seed=0)
     found = str(raised.value)
     assert message in found and str(file) in found and "\n" not in found
+
+
+def test_too_few_rows_for_a_test_part_are_named(tmp_path: Path) -> None:
+    file = write_csv_table(tmp_path / "a.csv", rows=1)
+    with pytest.raises(DataError, match="column 'price': a share of 0.25 of 1 examples") as raised:
+        load(file)
+    assert str(file) in str(raised.value)
 
 
 def test_regression_needs_numbers(tmp_path: Path) -> None:

@@ -171,7 +171,16 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
         ({"image_level_augmentations": "bassic"}, "did you mean 'basic'"),
         ({"dataset_name": "iris", "image_size": 8}, "whose data have no images"),
         ({"dataset_name": "iris", "num_channels": 4}, "whose data have vectors"),
-        ({"dataset_name": "diabetes", "num_classes": 2}, "whose data have numbers to predict"),
+        (
+            {"dataset_name": "diabetes", "num_classes": 2},
+            "whose data have numbers to predict; set it to None",
+        ),
+        ({"num_classes": 9}, "whose data have 10; set it to that, or to None"),
+        ({"task": "regression"}, "dataset.task regression does not match 'digits', whose labels"),
+        (
+            {"dataset_name": "diabetes", "task": "classification"},
+            "dataset.task classification does not match 'diabetes', whose labels are numbers",
+        ),
         ({"dataset_name": "diabetes", "label_noise": 0.1}, "dataset.label_noise replaces a class"),
         ({"dataset_name": "diabetes", "batch_level_augmentations": "mixup"}, "have no classes"),
         ({"dataset_name": "iris", "image_level_augmentations": "basic"}, "is for images"),
@@ -471,11 +480,8 @@ def test_splits_of_different_shapes_are_refused(tmp_path: Path) -> None:
     assert "(4, 4, 1) in split 'train' and (5, 5, 1) in split 'test'" in found
 
 
-def test_real_mnist_has_the_published_statistics() -> None:
-    folder = os.environ.get("GNP_DATA_DIR")
-    if not folder:
-        pytest.skip("GNP_DATA_DIR names no folder with the real mnist")
-    data = build_dataset(config_of(dataset_name="mnist", data_dir=folder, image_size=28))
+def test_real_mnist_has_the_published_statistics(data_dir: Path) -> None:
+    data = build_dataset(config_of(dataset_name="mnist", data_dir=str(data_dir), image_size=28))
     images = data.train.batch(np.arange(len(data.train)))["input"]
     np.testing.assert_allclose(data.mean, [images.mean()], rtol=1e-5)
     np.testing.assert_allclose(data.std, [images.std()], rtol=1e-5)

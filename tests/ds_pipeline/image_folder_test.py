@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         parts.train.batch(np.arange(3))
 
 
-@pytest.mark.parametrize("place", ["train", "train/cat", "train/cat/0.jpg"])
+@pytest.mark.parametrize("place", [".", "train", "train/cat", "train/cat/0.jpg"])
 def test_no_permission_is_named(tmp_path: Path, place: str) -> None:
     path = write_image_folder(tmp_path) / place
     path.chmod(0)

@@ -330,12 +330,6 @@ def test_a_process_ends_with_batches_left(ending: str) -> None:
     assert result.returncode == expected, result.stderr
 
 
-def test_workers_give_the_same_batches() -> None:
-    expected = list(train_batches(mixed(23), 2, 5, 37, 60))
-    assert_equal(list(train_batches(mixed(23, workers=2), 2, 5, 37, 60)), expected)
-    assert not multiprocessing.active_children()
-
-
 @pytest.mark.slow
 def test_workers_give_the_same_evaluation() -> None:
     source = numbered(23).evaluation
@@ -456,5 +450,5 @@ def is_running(process: int) -> bool:
 
 def test_workers_that_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, expected in ((1, 0), (4, 0), (5, 3), (16, 14)):
-        monkeypatch.setattr(loader, "_usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(loader, "usable_cores", lambda cores=cores: cores)
         assert (default_workers(encoded=True), default_workers(encoded=False)) == (expected, 0)

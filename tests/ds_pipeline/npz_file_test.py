@@ -58,6 +58,9 @@ def test_without_a_test_part_one_is_drawn(tmp_path: Path) -> None:
 def test_labels_as_text_and_for_regression(tmp_path: Path) -> None:
     names = np.array(["b", "a"] * 10)
     assert load(write(tmp_path, x=IMAGES, y=names)).class_names == ("a", "b")
+    # Neighbours that are one number as floats.
+    large = np.array([2**53, 2**53 + 1] * 10)
+    assert load(write(tmp_path, x=IMAGES, y=large)).class_names == (str(2**53), str(2**53 + 1))
     parts = load(write(tmp_path, x=IMAGES, y=np.linspace(0, 1, 20)[:, None]), is_regression=True)
     assert parts.class_names == () and parts.train.labels().dtype == np.float32
 
@@ -82,6 +85,7 @@ def test_labels_as_text_and_for_regression(tmp_path: Path) -> None:
         ({"x": IMAGES, "y": CLASSES > 1}, "y holds bool"),
         ({"x": IMAGES, "y": np.full(20, np.nan)}, "y holds values that are NaN"),
         ({"x": np.full((20, 3), np.inf), "y": CLASSES}, "x[0] holds values that are NaN"),
+        ({"x": np.full((20, 3), 1e39), "y": CLASSES}, "too large for float32"),
         (
             {"x": IMAGES, "y": CLASSES, "x_test": IMAGES[:, :3], "y_test": CLASSES},
             "x holds uint8 [6, 5, 3] an example and x_test uint8 [3, 5, 3]",

@@ -462,16 +462,8 @@ def test_records_without_a_feature_are_refused(tmp_path: Path, key: str) -> None
     assert "example 0 " in found and "it has no 'other'" in found
 
 
-@pytest.fixture
-def real_data() -> Path:
-    folder = os.environ.get("GNP_DATA_DIR")
-    if not folder:
-        pytest.skip("GNP_DATA_DIR names no folder with the real mnist")
-    return Path(folder)
-
-
-def test_real_mnist(real_data: Path) -> None:
-    folder = find_directory(real_data, SetName("mnist"))
+def test_real_mnist(data_dir: Path) -> None:
+    folder = find_directory(data_dir, SetName("mnist"))
     assert set(open_builder(folder).info.splits) == {"train", "test"}
     source = in_memory(TfdsSplit(folder, "test"), "mnist")
     assert isinstance(source, InMemorySource)

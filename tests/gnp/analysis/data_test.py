@@ -109,7 +109,7 @@ def test_a_table_of_classes(tmp_path, look):
 def test_a_table_of_numbers_to_predict(tmp_path, look):
     table = tmp_path / "houses.csv"
     rows = [f"{i}, {i % 7}, {2 * i}" for i in range(40)]
-    table.write_text("\n".join(["size, price, rooms", *rows]))
+    table.write_text("\n".join([" ", '"size", price, rooms', *rows]))
     words = [f"--config.dataset.data_dir={table}", "--config.dataset.target=price", *REGRESSION]
     facts = look("", "--config.dataset.dataset_name=csv", *words, "--seconds=0")
     assert facts["task"] == "regression" and facts["target"]["max"] == 6

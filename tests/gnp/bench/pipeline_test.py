@@ -54,17 +54,22 @@ def test_measures_and_writes(tiny, folder, tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
         "none",
+        "none, normalised on the device",
         "basic",
-        "basic, sent to the device",
+        "basic, normalised on the device",
         "basic, on the device",
         "autoaugment+cutout",
         "autoaugment+cutout (tf.switch_case)",
+        "autoaugment+cutout, normalised on the device",
+        "autoaugment+cutout, normalised on the device (tf.switch_case)",
         "basic+mixup",
+        "basic+mixup, normalised on the device",
         "jpeg 224",
     ]
     assert all(row["rate"] > 0 for row in rows.values())
     assert rows["none"]["tensorflow"] == len("none")
-    assert rows["basic"]["tensorflow"] == len("basic") and rows["basic"]["ratio"] > 1
+    for name in ("basic", "basic, normalised on the device"):
+        assert rows[name]["tensorflow"] == len("basic") and rows[name]["ratio"] > 1
     assert rows["basic, on the device"]["tensorflow"] is None
     assert (result["tensorflow"], result["runs"], result["memory_over_uint8"]) == ("2.0", 2, 1.25)
     printed = capsys.readouterr().out
@@ -103,6 +108,13 @@ def test_the_device_makes_windows_of_the_images():
     for image, label in zip(np.asarray(batch["input"]), np.asarray(batch["label"]), strict=True):
         pixels = {tuple(pixel) for pixel in whole[label].reshape(-1, 3).tolist()}
         assert tuple(image[16, 16].tolist()) in pixels
+
+
+def test_what_is_sent_to_the_device_is_normalised(tiny):
+    host, device = (next(make(tiny)) for make in (pipeline.endless, pipeline.on_the_device))
+    wanted = (host["input"] - tiny.mean[None, None, None]) / tiny.std[None, None, None]
+    np.testing.assert_allclose(device["input"], wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(device["label"], host["label"])
 
 
 def test_pipelines_are_measured_in_turn():

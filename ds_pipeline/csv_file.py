@@ -49,8 +49,9 @@ def load_csv(
     where = f"{file}, column '{header[place]}'"
     class_names: tuple[str, ...] = ()
     if is_regression:
+        classes = "for classes set dataset.task to classification, or "
         labels = np.array(
-            [_number(file, line, header[place], t) for line, t in targets], np.float32
+            [_number(file, line, header[place], t, classes) for line, t in targets], np.float32
         )
     else:
         for line, text in targets:
@@ -119,7 +120,7 @@ def _target_place(file: Path, header: list[str], target: str | None) -> int:
     return header.index(target)
 
 
-def _number(file: Path, line: int, column: str, text: str) -> float:
+def _number(file: Path, line: int, column: str, text: str, advice: str = "") -> float:
     try:
         value = float(text)
     except ValueError:
@@ -129,5 +130,6 @@ def _number(file: Path, line: int, column: str, text: str) -> float:
     wrong = "is too large for float32" if math.isfinite(value) else "is no finite number"
     found = f"'{text.strip()[:40]}' {wrong}" if text.strip() else "an empty value"
     raise DataError(
-        f"{file}, line {line}, column '{column}': {found}; fill in or remove such values first"
+        f"{file}, line {line}, column '{column}': {found}; {advice}fill in or remove such values "
+        "first"
     )

@@ -347,7 +347,8 @@ def _subset(train: Source, subset: float, seed: int) -> Source:
     if not 1 <= count <= len(train):
         raise DataError(
             f"dataset.subset {subset:.10g} asks for {count} of {len(train)} training examples; "
-            f"set it to a share below 1, or to a number up to {len(train)}"
+            f"set it to a share from {1 / len(train):.1g} to below 1, or to a number up to "
+            f"{len(train)}"
         )
     return SubsetSource(train, stratified_draw(train.labels(), count, (seed, _SUBSET_TAG)))
 

@@ -284,6 +284,7 @@ def write_index(file: Path, key: str, index: FolderIndex) -> None:
                 ignored=np.array(index.ignored),
                 example=np.frombuffer(os.fsencode(index.example), np.uint8),
             )
+        os.chmod(temporary, 0o644)
         os.replace(temporary, file)
     except OSError:
         os.unlink(temporary)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_pipeline.errors import DataError
+from ds_pipeline.errors import DataError, nearest
 from ds_pipeline.files import text_lines
-from ds_pipeline.parts import Parts, encode_classes
+from ds_pipeline.parts import Parts, encode_classes, listing
 from ds_pipeline.source import InMemorySource
 
 
@@ -36,6 +36,8 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
         Dau et al.: The UCR Time Series Archive, IEEE/CAA Journal of Automatica Sinica, 2019.
     """
     folder = data_dir / name if os.path.isdir(data_dir / name) else data_dir
+    if not os.path.exists(folder / f"{name}_TRAIN.tsv"):
+        _raise_missing(data_dir, name)
     train_file, test_file = folder / f"{name}_TRAIN.tsv", folder / f"{name}_TEST.tsv"
     train, train_labels = _read(train_file)
     test, test_labels = _read(test_file)
@@ -56,6 +58,20 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
         mean=np.zeros(1, np.float32),
         std=np.ones(1, np.float32),
     )
+
+
+def _raise_missing(data_dir: Path, name: str) -> None:
+    """Says which sets are there; nothing where the folder itself cannot be read."""
+    try:
+        files = [*data_dir.glob("*_TRAIN.tsv"), *data_dir.glob("*/*_TRAIN.tsv")]
+    except OSError:
+        return
+    if data_dir.is_dir():
+        names = sorted(file.name.removesuffix("_TRAIN.tsv") for file in files)
+        raise DataError(
+            f"{data_dir} has neither {name}/{name}_TRAIN.tsv nor {name}_TRAIN.tsv; UCR sets there: "
+            f"{listing(names)}{nearest(name, names)}; for another folder set dataset.data_dir"
+        )
 
 
 def _read(file: Path) -> tuple[np.ndarray, list[str]]:

@@ -156,6 +156,8 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         OSError: the folder cannot be written to.
     """
     dataset = ds_pipeline.build_dataset(config)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out={out} is a file; a directory is needed")
     out.mkdir(parents=True, exist_ok=True)
     for file in FILES:  # those of a look at other data
         (out / file).unlink(missing_ok=True)

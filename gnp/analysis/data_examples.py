@@ -218,6 +218,6 @@ def _mixture(label: Any, own: int, dataset: ds_pipeline.Dataset) -> str:
     partner = int(others.argmax())
     text = f"{label[own]:.0%}"
     if others[partner] > 0.005:
-        name = pictures.shortened(dataset.class_names[partner], 12)
+        name = pictures.shortened(dataset.class_names[partner], 7)
         text += f" + {others[partner]:.0%} of {name}"
     return text

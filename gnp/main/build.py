@@ -273,7 +273,9 @@ def inputs_fit(name: str, shape: tuple[int, ...]) -> Iterator[None]:
     except (model.ModelError, optimizer.OptimizerError):
         raise
     except Exception as error:  # layers raise several types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if len(shape) != 3:  # what the layers say of it helps nobody
+            reason = "a series, not an image" if len(shape) == 2 else "a vector, not an image"
         raise model.ModelError(
             f"model.model_name = {name} cannot take inputs of shape {shape}: {reason}; "
             "docs/models.md says what each model is for"

@@ -17,7 +17,8 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --config=FILE         what to run; config/ holds ready ones
   --working_dir=DIR     the run directory: everything is written there; the same command resumes
   --mode=train          train, evaluate, log, checkpoint (default)
-  --mode=eval           evaluate a checkpoint of DIR; --config may be left out
+  --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
+                        --config.dataset.data_dir says where the data are now
   --mode=inspect        print config, layers and parameters; computes nothing
   --checkpoint=STEP     eval: which checkpoint (default: the newest)
   --config.KEY=VALUE    any of the keys below
@@ -39,12 +40,14 @@ class CommandLine(NamedTuple):
         config: checked and complete; None in eval without --config.
         working_dir: the run directory; inspect does not use it.
         checkpoint: the step to evaluate; None: the newest.
+        overrides: (key, text) pairs for the directory's own config, in eval without --config.
     """
 
     mode: str
     config: ml_collections.ConfigDict | None
     working_dir: Path
     checkpoint: int | None
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
@@ -76,7 +79,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     if values.checkpoint is not None and values.mode != "eval":
         wrong.append(f"--checkpoint={values.checkpoint} goes with --mode=eval only")
     if overrides and not values.config:
-        wrong.append(f"--config.{overrides[0][0]} needs --config=FILE")
+        wrong += _without_file(values.mode, overrides)
     loaded = None
     if values.config:
         try:
@@ -90,7 +93,27 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
             wrong += str(error).splitlines()
     if wrong:
         raise UsageError("\n".join(wrong))
-    return CommandLine(values.mode, loaded, Path(values.working_dir or "."), values.checkpoint)
+    return CommandLine(
+        values.mode,
+        loaded,
+        Path(values.working_dir or "."),
+        values.checkpoint,
+        () if values.config else tuple(overrides),
+    )
+
+
+def _without_file(mode: str, overrides: Sequence[tuple[str, str]]) -> list[str]:
+    """What is wrong with keys that are given without a config file."""
+    if mode != "eval":
+        return [f"--config.{overrides[0][0]} needs --config=FILE"]
+    known = [key.name for key in default.KEYS]
+    fixed = [name for name, _ in overrides if name in known and name not in default.FREE_KEYS]
+    wrong = [
+        f"--config.{name} needs --config=FILE: without it the run's own config is taken, in which "
+        f"only {', '.join(default.FREE_KEYS)} can be changed"
+        for name in fixed
+    ]
+    return wrong or configs.apply_overrides(default.get_config(), overrides, default.KEYS)[1]
 
 
 def usage() -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from gnp.training.loop import evaluate
 from gnp.training.run_directory import read_config, refuse_other_config
 
 
-def run(config: ml_collections.ConfigDict | None, working_dir: Path, checkpoint: int | None) -> int:
+def run(
+    config: ml_collections.ConfigDict | None,
+    working_dir: Path,
+    checkpoint: int | None,
+    overrides: Sequence[tuple[str, str]] = (),
+) -> int:
     """Evaluates a checkpoint of a directory; prints a table and one JSON line."""
     saved = read_config(working_dir)
     if config is None:
-        config = configs.from_flat(saved)
+        config, _ = configs.apply_overrides(configs.from_flat(saved), overrides, default.KEYS)
     else:
         refuse_other_config(
             working_dir,

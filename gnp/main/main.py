@@ -2,12 +2,19 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 # What libraries have to say reaches people as an exception, told in one line below.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The imports below take seconds, in which Ctrl-C should not end in a traceback.
+_interruptible = (
+    __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+if _interruptible:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import jax
 from absl import logging as absl_logging
@@ -61,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
             case "inspect":
                 return inspect.run(line.config)
             case "eval":
-                return evaluate.run(line.config, line.working_dir, line.checkpoint)
+                return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
             case _:
                 return train.run(line.config, line.working_dir)
     except USAGE_ERRORS as error:
@@ -89,4 +96,6 @@ def _fail(error: BaseException, code: int) -> int:
 
 
 if __name__ == "__main__":
+    if _interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -127,3 +127,10 @@ def test_real_boston(data_dir: Path) -> None:
     rows = everything(parts)
     # The published table: 506 rows, 13 columns, a mean price of 22.53.
     assert rows.shape == (506, 14) and abs(rows[:, -1].mean() - 22.53) < 0.01
+
+
+def test_text_in_the_target_of_a_regression_is_told_of_classes(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("x,kind\n1,low\n2,high\n")
+    with pytest.raises(DataError, match="for classes set dataset.task to classification"):
+        load_csv(file, "kind", True, 0.5, 0)

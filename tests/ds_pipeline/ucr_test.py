@@ -66,7 +66,7 @@ TRAIN = "1\t0.5\t1.5\n2\t1.5\t0.5\n"
         ("1 0.5 1.5\n", TRAIN, "line 1: no values after the label"),
         ("1.5\t0.5\t1.5\n2\t1\t2\n", TRAIN, "label 1.5 is no class"),
         ("\t0.5\t1.5\n", TRAIN, "line 1: no label"),
-        (None, TRAIN, "A_TRAIN.tsv does not exist; set dataset.data_dir to"),
+        (None, TRAIN, "has neither A/A_TRAIN.tsv nor A_TRAIN.tsv; UCR sets there: none"),
         (TRAIN, None, "A_TEST.tsv does not exist"),
     ],
 )
@@ -95,3 +95,9 @@ def test_real_computers(data_dir: Path) -> None:
     # As the archive's table says: 250 and 250 series of 720 values in 2 classes.
     assert (len(parts.train), len(parts.evaluation)) == (250, 250)
     assert (parts.shape, parts.class_names) == ((720, 1), ("1", "2"))
+
+
+def test_a_misspelt_set_is_told_what_is_there(tmp_path: Path) -> None:
+    write_ucr_set(tmp_path, "Computers")
+    with pytest.raises(DataError, match=r"UCR sets there: Computers; did you mean 'Computers'\?"):
+        load_ucr(tmp_path, "Computer")

@@ -287,7 +287,7 @@ def test_a_damaged_image_is_named(refused, tmp_path):
 
 def test_a_place_that_cannot_hold_the_pictures(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "file" in refused(1, DIGITS, f"--out={tmp_path / 'file'}", "--seconds=0")
+    assert "file" in refused(2, DIGITS, f"--out={tmp_path / 'file'}", "--seconds=0")
 
 
 def test_help(capfd):

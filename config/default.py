@@ -350,6 +350,26 @@ KEYS = (
         boolean(),
         "log the weight cost and the orthogonality penalty of each parameter as well",
     ),
+    Key(
+        "record.gradients",
+        False,
+        boolean(),
+        "record what each epoch's gradients add up to, and draw it at the end",
+    ),
+    Key(
+        "record.steps",
+        False,
+        boolean(),
+        "write every step's gradient to working_dir/gradients as well: 4 bytes a parameter and "
+        "step; needs record.gradients",
+    ),
+    Key(
+        "record.sharpness_every_n_epochs",
+        None,
+        optional(integer(1)),
+        "log the largest Hessian eigenvalue, the trace and SAM's sharpness on 500 training "
+        "examples every n epochs (some 80 gradients of them); none: never",
+    ),
     Key("retrain", False, boolean(), "start over in a working_dir that holds a run"),
 )
 
@@ -361,6 +381,7 @@ FREE_KEYS = (
     "save_ckpt_every_n_epochs",
     "keep_checkpoints",
     "log_every_n_steps",
+    "record.sharpness_every_n_epochs",
 )
 
 

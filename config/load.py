@@ -154,6 +154,10 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
         lines.append(
             f"compute_top_5_error_rate needs loss = softmax_cross_entropy, not {config.loss}"
         )
+    if config.record.steps and not config.record.gradients:
+        lines.append(
+            "record.steps = True with record.gradients = False: set record.gradients to True too"
+        )
     subset = config.dataset.subset
     if subset is not None and subset > 1 and subset != int(subset):
         lines.append(

@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from gnp.analysis.figure_files import save_figure
+
 # Colours that stay apart without colour vision (Okabe and Ito), and different dashes.
 _TRAIN: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
 _EVALUATION: dict[str, Any] = {"color": "#D55E00", "linestyle": "--"}
@@ -43,13 +45,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _draw(axis, rows, title, names)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    try:
-        figure.savefig(temporary, dpi=120)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        plt.close(figure)
+    save_figure(figure, path)
 
 
 def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], title: str, names: Sequence[str]) -> None:

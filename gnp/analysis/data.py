@@ -35,6 +35,7 @@ from gnp.analysis.data_numbers import (
     speed,
     statistics_facts,
 )
+from gnp.analysis.names import dataset_title
 from gnp.training.files import write_json
 
 USAGE = """\
@@ -164,7 +165,8 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
     source = dataset.train if split == "train" else dataset.evaluation
     name = "train" if split == "train" else dataset.evaluation_name
     labels, column_names = source.labels(), names_of_columns(config.dataset)
-    title = f"{_title(config.dataset)}, {name}: {len(source):,} examples"
+    keys = config.dataset
+    title = f"{dataset_title(keys.dataset_name, keys.data_dir)}, {name}: {len(source):,} examples"
     for warning in dataset.warnings:
         print(f"gnp: {warning}", file=sys.stderr)
     facts: dict[str, Any] = {
@@ -223,13 +225,6 @@ def names_of_columns(keys: Any) -> tuple[str, ...]:
         loaded = getattr(sklearn.datasets, f"load_{keys.dataset_name}")()
         return tuple(str(name) for name in loaded.feature_names)
     return ()
-
-
-def _title(keys: Any) -> str:
-    """The data set's name; of the kinds that are no name, with the file or folder."""
-    if keys.dataset_name not in ("image_folder", "csv", "npz"):
-        return str(keys.dataset_name)
-    return f"{keys.dataset_name} {Path(keys.data_dir).expanduser().resolve().name}"
 
 
 def _plot_labels(

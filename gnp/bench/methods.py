@@ -18,7 +18,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 import optimizer
 from config import default, load_config
+from gnp.analysis.report.tables import mean_and_deviation, spread
 from gnp.bench.pages import PageError, read_page, write_page
 from gnp.bench.step import CompiledStep, about_this_machine, measure_in_turn
-from gnp.main.build import config_as_json, regularizer
+from gnp.build import config_as_json, regularizer
 from gnp.training.files import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,16 @@ def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDic
         1.0
     """
     return load_config(str(CONFIG), _overrides(method, seed, data_dir))
+
+
+def run_directory(out: Path, method: str, seed: int) -> Path:
+    """Where the run of a method and seed is.
+
+    Example:
+        >>> run_directory(Path("runs"), "SGD + GC", 0).as_posix()
+        'runs/SGD_+_GC/seed_0'
+    """
+    return out / method.replace(" ", "_") / f"seed_{seed}"
 
 
 def penalised_share(method: str, seeds: int) -> float:
@@ -183,16 +194,19 @@ def table(rows: Sequence[Row]) -> str:
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for row in rows:
         ratio = f"{row.ratio:.2f} ± {row.ratio_spread:.2f}"
-        lines.append(f"| {row.method} | {row.gradients:.2f} | {ratio} | {_error(row.errors)} |")
+        lines.append(f"| {row.method} | {row.gradients:.2f} | {ratio} | {error_cell(row.errors)} |")
     return "\n".join(lines)
 
 
-def _error(errors: Sequence[float | None]) -> str:
-    """Mean and standard deviation, and how many runs failed."""
+def error_cell(errors: Sequence[float | None]) -> str:
+    """Mean and standard deviation, and how many runs failed.
+
+    Example:
+        >>> error_cell([0.02, 0.04, None])
+        '3.00 ± 1.41% (1 of 3 failed)'
+    """
     values = [error for error in errors if error is not None]
-    text = f"{statistics.fmean(values):.2%}" if values else ""
-    if len(values) > 1:
-        text = f"{text[:-1]} ± {statistics.stdev(values):.2%}"
+    text = mean_and_deviation(spread(values), "{:.2%}".format) if values else ""
     failed = len(errors) - len(values)
     return f"{text} ({failed} of {len(errors)} failed)".strip() if failed else text
 
@@ -212,7 +226,7 @@ def _test_error(
     method: str, seed: int, data_dir: str, out: Path, running: set[subprocess.Popen[str]]
 ) -> tuple[float | None, str]:
     """The test error of a run, or None and why it failed."""
-    directory = out / method.replace(" ", "_") / f"seed_{seed}"
+    directory = run_directory(out, method, seed)
     config = config_of(method, seed, data_dir)
     if not _is_finished(directory, config):
         command = [
@@ -317,15 +331,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--seeds, --runs and --jobs must be at least 1")
     if options.page and list(options.methods) != list(METHODS):
         parser.error("--page takes the table of all methods: leave --methods out")
+    run_to_end(lambda: _compare(options), options.out, options.page, MARKS)
+
+
+def run_to_end(
+    work: Callable[[], Sequence[str]], out: Path, page: Path | None, marks: tuple[str, str]
+) -> NoReturn:
+    """Does the work of a benchmark that can be stopped, and ends the process.
+
+    Exits with 1 where a run failed or a file cannot be used, with 130 where it was stopped.
+
+    Args:
+        work: returns a line for each run that failed.
+        out: folder for runs and results; is made first.
+        page: into which a table is going to be put; looked at first.
+        marks: of the table's place there.
+    """
     for each in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell ignores it for its jobs
         signal.signal(each, _stop)
     try:
-        if options.page:
-            read_page(options.page, MARKS)
-        options.out.mkdir(parents=True, exist_ok=True)
-        failures = _compare(options)
+        if page:
+            read_page(page, marks)
+        out.mkdir(parents=True, exist_ok=True)
+        failures = work()
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on in {options.out}", file=sys.stderr)
+        print(f"stopped; the same command goes on in {out}", file=sys.stderr)
         sys.exit(130)
     except (PageError, OSError) as error:
         sys.exit(str(error))

@@ -31,7 +31,7 @@ from gnp.training.objective import build_objective
 from gnp.training.regularizer import Regularizer
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_train_step
-from optimizer import gradient_norm_penalty
+from optimizer import gradient_norm_penalty, record_gradient_evolution
 
 R, ALPHA = 0.05, 0.8
 TUTORIAL = "MnistTutorialCNN"
@@ -72,6 +72,8 @@ class CompiledStep:
         optimizer: the chain.
         penalize: as in `build_train_step`.
         regularize: likewise.
+        record: likewise.
+        record_steps: likewise.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class CompiledStep:
         optimizer: optax.GradientTransformationExtraArgs,
         penalize: bool,
         regularize: Regularizer | None = None,
+        record: bool = False,
+        record_steps: bool = False,
     ) -> None:
         shape = SHAPES.get(name, CIFAR_SHAPE)
         initialise, apply = from_linen(model.get_model(name, num_classes=10), lambda x: x, shape)
@@ -88,13 +92,22 @@ class CompiledStep:
 
         def initial_state(key: jax.Array) -> TrainState:
             params, model_state = initialise(key)
-            return TrainState(params, model_state, optimizer.init(params))
+            opt_state = optimizer.init(params)
+            if record:
+                opt_state = (opt_state, record_gradient_evolution().init(params))
+            return TrainState(params, model_state, opt_state)
 
         self._state = jax.jit(initial_state)(jax.random.key(0))
         self._batch = random_batch(batch_size, shape)
         self._key, self._number = jax.random.key(1), jnp.int32(1)
         step = build_train_step(
-            apply, objective, optimizer, penalize=penalize, regularize=regularize
+            apply,
+            objective,
+            optimizer,
+            penalize=penalize,
+            regularize=regularize,
+            record=record,
+            record_steps=record_steps,
         )
         start = time.perf_counter()
         compiled = jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
@@ -107,6 +120,13 @@ class CompiledStep:
         start = time.perf_counter()
         self._run(steps)
         return (time.perf_counter() - start) / steps
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the step holds at most: state, batch, results and what it needs in between."""
+        sizes: Any = self._step.memory_analysis()
+        held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+        return held - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
 
     def _run(self, steps: int) -> None:
         for _ in range(steps):

@@ -9,7 +9,7 @@ from absl import flags
 
 import config as configs
 from config import default
-from gnp.main import build
+from gnp import build
 
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...

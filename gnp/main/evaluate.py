@@ -11,9 +11,8 @@ import ml_collections
 
 import config as configs
 from config import default
-from gnp.main import build
+from gnp import build
 from gnp.main.tables import print_metrics
-from gnp.training.checkpoint import CheckpointError, Checkpoints
 from gnp.training.loop import evaluate
 from gnp.training.run_directory import read_config, refuse_other_config
 
@@ -36,16 +35,8 @@ def run(
             build.config_as_json(default.get_config()),
             advice="leave --config out, or give the keys that it was trained with",
         )
-    if not (working_dir / "checkpoints").is_dir():
-        raise CheckpointError(f"no checkpoint in {working_dir}: train first")
     parts = build.build_run(config, training=False, directory=working_dir)
-    checkpoints = Checkpoints(working_dir, config.keep_checkpoints, read_only=True)
-    try:
-        restored = checkpoints.restore(build.abstract_state(parts), checkpoint)
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise CheckpointError(f"no checkpoint in {working_dir}: train first")
+    restored = build.restore(parts, config, working_dir, checkpoint)
     for warning in (*parts.dataset.warnings, *restored.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     values, examples = evaluate(

@@ -9,7 +9,7 @@ import ml_collections
 import ds_pipeline
 import model
 import optimizer
-from gnp.main import build
+from gnp import build
 from gnp.main.tables import print_config, print_layers, print_parameters
 from gnp.training.objective import output_size
 

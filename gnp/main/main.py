@@ -23,7 +23,8 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.main import build, command_line, evaluate, inspect, train
+from gnp import build
+from gnp.main import command_line, evaluate, inspect, train
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 from gnp.training.loop import NonFiniteError

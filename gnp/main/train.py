@@ -1,17 +1,20 @@
 """--mode=train."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import ml_collections
 
 from config import default
+from gnp import build
 from gnp.analysis.curves import plot_curves
-from gnp.main import build
 from gnp.main.tables import print_results
 from gnp.training.checkpoint import Checkpoints
+from gnp.training.evolution import EvolutionWriter, layer_names
 from gnp.training.files import read_rows
+from gnp.training.gradient_files import GradientFiles, check_space, size_line
 from gnp.training.interrupt import Interrupt, catch_signals
 from gnp.training.loop import Progress, evaluate, train
 from gnp.training.metrics import Log
@@ -37,6 +40,8 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     for warning in parts.dataset.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     like = build.abstract_state(parts)
+    if config.record.steps:
+        check_space(working_dir, _parameters(like), parts.plan.total_steps)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
     saved = (path.name for path in (working_dir / "checkpoints").glob("*"))
     begins = config.retrain or not any(name.isdigit() for name in saved)
@@ -52,7 +57,7 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
         finally:
             checkpoints.close()
     if active:
-        _show(working_dir)
+        _show(working_dir, parts.records)
     if interrupt.signal is None or progress.step == parts.plan.total_steps:
         return 0
     again = "" if config.retrain else "; the same command goes on from there"
@@ -64,11 +69,78 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     return 130 if interrupt.signal.name == "SIGINT" else 0
 
 
-def _show(working_dir: Path) -> None:
+def _show(working_dir: Path, recorded: bool) -> None:
     rows = read_rows(working_dir / "metrics.jsonl")
     if rows:
         plot_curves(rows, working_dir / "curves.png")
         print_results(rows, working_dir)
+        if recorded:
+            from gnp.analysis.evolution import show_evolution
+
+            show_evolution(working_dir)
+
+
+def _parameters(like: TrainState) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(like.params))
+
+
+def _gradient_files(
+    config: ml_collections.ConfigDict,
+    parts: build.Run,
+    like: TrainState,
+    working_dir: Path,
+    progress: Progress,
+) -> GradientFiles | None:
+    """Where process 0 writes every step's gradient."""
+    if not config.record.steps or jax.process_index() > 0:
+        return None
+    return GradientFiles(
+        working_dir,
+        layer_names(like.params),
+        [leaf.shape for leaf in jax.tree.leaves(like.params)],
+        parts.plan.steps_per_epoch,
+        parts.plan.total_steps,
+        from_step=progress.step,
+    )
+
+
+def _end_epoch(
+    parts: build.Run,
+    like: TrainState,
+    working_dir: Path,
+    progress: Progress,
+    files: GradientFiles | None,
+) -> Callable[[TrainState, int], TrainState] | None:
+    """What a recorded run does at the end of an epoch."""
+    if not parts.records:
+        return None
+    write = EvolutionWriter(
+        working_dir,
+        layer_names(like.params),
+        tuple(leaf.size for leaf in jax.tree.leaves(like.params)),
+        from_epoch=progress.step // parts.plan.steps_per_epoch,
+        active=jax.process_index() == 0,
+    )
+
+    def end_epoch(state: TrainState, epoch: int) -> TrainState:
+        if files:
+            files.flush()
+        return write(state, epoch)
+
+    return end_epoch
+
+
+def _probe(
+    config: ml_collections.ConfigDict, parts: build.Run
+) -> Callable[[TrainState, int], dict[str, float]] | None:
+    """What measures the sharpness as a run goes on."""
+    every = config.record.sharpness_every_n_epochs
+    if every is None:
+        return None
+    from gnp.analysis.sharpness.run import build_probe  # late: few runs need matfree
+
+    loss = build.loss_parts(config, parts.dataset)
+    return build_probe(parts, loss, every, radius=config.gnp.r, seed=config.seeds)
 
 
 def _train(
@@ -95,6 +167,10 @@ def _train(
         log.say(f"{config.model.pretrained}: {pretrained.summary()}")
         for line in pretrained.lines() if active else []:
             print(f"warning: pretrained weights, {line}", file=sys.stderr)
+    files = _gradient_files(config, parts, like, working_dir, progress)
+    if files:
+        size = size_line(working_dir, _parameters(like), parts.plan.total_steps)
+        log.say(f"every step's gradient is written: {size}")
 
     def measure(state: TrainState) -> dict[str, float]:
         values, _ = evaluate(parts.evaluation_step, state, build.evaluation_batches(parts))
@@ -113,8 +189,13 @@ def _train(
             log=log,
             checkpoints=checkpoints,
             interrupt=interrupt,
+            end_epoch=_end_epoch(parts, like, working_dir, progress, files),
+            record=files,
+            probe=_probe(config, parts),
             skip_nonfinite=config.on_nonfinite == "skip",
         )
     finally:
         log.close()
+        if files:
+            files.close()
     return progress

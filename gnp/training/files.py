@@ -1,10 +1,12 @@
 """Files that are never half written."""
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _HOW = "remove that line, or start over with --config.retrain=True"
 
@@ -14,7 +16,7 @@ class FileFormatError(ValueError):
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, sees the old one or the new one whole.
+    """Writes a text file, in UTF-8, so that it is never half written.
 
     Args:
         path: the file; its folder is there.
@@ -23,10 +25,24 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: it could not be written; the old file is untouched.
     """
+    with replaced(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write; a reader, or a crash, sees the old one or the new one whole.
+
+    Args:
+        path: takes the new content when the block ends without an error; its folder is there.
+
+    Raises:
+        OSError: it could not be written; the old file is untouched.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -107,6 +107,9 @@ def train(
     checkpoints: Checkpoints,
     interrupt: Interrupt,
     skip_nonfinite: bool = False,
+    end_epoch: Callable[[TrainState, int], TrainState] | None = None,
+    record: Callable[[int, Any], None] | None = None,
+    probe: Callable[[TrainState, int], dict[str, float]] | None = None,
 ) -> TrainState:
     """Trains from where `progress` stands to the end of the plan, or until a signal.
 
@@ -122,6 +125,10 @@ def train(
         log: rows, events and bar.
         checkpoints: where to save.
         interrupt: true once a signal came; the run then saves and returns.
+        end_epoch: (state, epoch) -> the state that begins the next one; called after the epoch's
+            last step, before it is evaluated.
+        record: (steps taken so far, the last one's gradients), where the steps give them.
+        probe: (state, epoch) -> named numbers for the epoch's row.
         skip_nonfinite: count non-finite steps (the step has dropped their update), go on.
 
     Returns:
@@ -135,11 +142,13 @@ def train(
         epoch = progress.step // plan.steps_per_epoch + 1
         state = _train_epoch(
             state, progress, epoch, plan, steps, key, batches, scalars, log, interrupt,
-            skip_nonfinite,
+            skip_nonfinite, record,
         )  # fmt: skip
         if progress.step == epoch * plan.steps_per_epoch:
             last = epoch == plan.total_epochs
+            state = end_epoch(state, epoch) if end_epoch else state
             measured = evaluate(state) if last or epoch % plan.evaluate_every == 0 else {}
+            measured |= probe(state, epoch) if probe else {}
             row = _row(epoch, plan, progress, measured, scalars(progress.step - 1))
             log.end_epoch(row, _line(row, plan))
             progress.start_epoch()
@@ -164,6 +173,7 @@ def _train_epoch(
     log: Log,
     interrupt: Interrupt,
     skip_nonfinite: bool,
+    record: Callable[[int, Any], None] | None,
 ) -> TrainState:
     """Steps until the epoch ends or a signal came; metrics are read while the next step runs."""
     end = epoch * plan.steps_per_epoch
@@ -171,7 +181,7 @@ def _train_epoch(
         epoch, plan.total_epochs, plan.steps_per_epoch, plan.steps_per_epoch - end + progress.step
     )
     before, started = progress.seconds, time.perf_counter()
-    unread: tuple[int, dict[str, jax.Array]] | None = None
+    unread: tuple[int, dict[str, Any]] | None = None
     batch = progress.next_batch(batches)
     while True:
         state, metrics = steps(state, batch, key, progress.step)
@@ -180,26 +190,28 @@ def _train_epoch(
         if not done:
             batch = progress.next_batch(batches)
         if unread is not None:
-            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite)
+            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite, record)
         unread = (progress.step, metrics)
         progress.seconds = before + time.perf_counter() - started
         if done:
-            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite)
+            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite, record)
             progress.seconds = before + time.perf_counter() - started
             return state
 
 
 def _read(
-    unread: tuple[int, dict[str, jax.Array]],
+    unread: tuple[int, dict[str, Any]],
     epoch: int,
     progress: Progress,
     plan: Plan,
     scalars: Callable[[int], dict[str, float]],
     log: Log,
     skip_nonfinite: bool,
+    record: Callable[[int, Any], None] | None,
 ) -> None:
     """Waits for a step's metrics and takes them into the epoch's means, the bar and TensorBoard."""
     step, metrics = unread
+    gradients = metrics.pop("gradients", None)
     read = jax.device_get(metrics)
     # The loss first: leaving a compiled function, a dict is sorted by name.
     values = {name: float(read[name]) for name in sorted(read, key=lambda name: name != "loss")}
@@ -214,6 +226,8 @@ def _read(
             f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr, clip with "
             "gradient_clipping, check the data, or set --config.on_nonfinite=skip"
         )
+    if record and gradients is not None:
+        record(step, gradients)
     log.step(lambda: _postfix(progress, plan))
     if step % plan.log_every == 0:
         log.points(step, {f"train/{name}": value for name, value in values.items()})

@@ -92,7 +92,9 @@ class Log:
         self.rows.append(row)
         self._write_rows()
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
-        self.points(row["step"], {f"epoch/{name}": value for name, value in numbers.items()})
+        # A name with a folder of its own keeps it.
+        named = {k if k.startswith("sharpness/") else f"epoch/{k}": v for k, v in numbers.items()}
+        self.points(row["step"], named)
         self._events.flush()
         print(line, flush=True)
 

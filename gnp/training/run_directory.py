@@ -10,7 +10,26 @@ from typing import Any
 from gnp.training.files import write_json
 
 # config.json goes last: while it is there, an interrupted removal cannot be taken for another run.
-OUTPUTS = ("metrics.jsonl", "checkpoints", "tensorboard", "curves.png", "config.json")
+OUTPUTS = (
+    "metrics.jsonl",
+    "checkpoints",
+    "tensorboard",
+    "evolution",
+    "gradients",
+    "evolution.npz",
+    "evolution.csv",
+    "gradient_norms.png",
+    "loss_and_metrics.png",
+    "highest_elements.png",
+    "animation.gif",
+    "sharpness.json",
+    "sharpness.npz",
+    "sharpness_spectrum.png",
+    "sharpness_curves.png",
+    "sharpness_contour.png",
+    "curves.png",
+    "config.json",
+)
 
 
 class RunDirectoryError(ValueError):

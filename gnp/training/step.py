@@ -13,7 +13,7 @@ from gnp.training.mesh import DATA_AXIS
 from gnp.training.objective import Objective
 from gnp.training.regularizer import Regularizer
 from gnp.training.state import Apply, ModelState, Params, TrainState
-from optimizer import map_groups
+from optimizer import map_groups, record_gradient_evolution
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, Any], tuple[TrainState, Metrics]]
 EvaluationStep = Callable[[Any, Any, Batch], Metrics]
@@ -54,6 +54,8 @@ def build_train_step(
     costs_per_layer: bool = False,
     skip_nonfinite: bool = False,
     groups: Groups | None = None,
+    record: bool = False,
+    record_steps: bool = False,
 ) -> TrainStep:
     """step(state, batch, key, number) -> (state, metrics).
 
@@ -69,6 +71,10 @@ def build_train_step(
         regularize: what the parameters add to the loss.
         costs_per_layer: each parameter's part of that is a metric too.
         skip_nonfinite: drop the update where loss or gradient is not finite.
+        record: `state.opt_state` is a pair, the optimizer's and that of
+            `record_gradient_evolution`, which sums up the clean gradients.
+        record_steps: the clean gradient is a metric too, "gradients", a pytree like the
+            parameters; NaN where skip_nonfinite dropped the update.
         groups: None: the batch is one group. Else the chain's penalty is in `per_group`, over
             the mesh's axis.
 
@@ -83,6 +89,8 @@ def build_train_step(
         update = _update_whole(loss, optimizer, penalize)
     else:
         update = _update_by_groups(loss, optimizer, penalize, groups)
+    if record:
+        update = _recording(update)
 
     def step(
         state: TrainState, batch: Batch, key: jax.Array, number: jax.Array
@@ -96,10 +104,12 @@ def build_train_step(
         finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.norm(updates))
         if skip_nonfinite:
             new = jax.tree.map(lambda after, before: _keep(finite, after, before), new, state)
+            grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
         return new, {
             **metrics,
             "gradient_norm": gradient_norm,
             "finite": finite.astype(jnp.float32),
+            **({"gradients": grads} if record_steps else {}),
         }
 
     return step
@@ -162,6 +172,18 @@ def _update_by_groups(
         # own, and what leaves is a mean over the devices or was computed from one.
         check_vma=False,
     )
+
+
+def _recording(update: _Updater) -> _Updater:
+    recorder = record_gradient_evolution()
+
+    def update_and_record(state: TrainState, batch: Batch, step_key: jax.Array) -> _Update:
+        opt_state, recorded = state.opt_state
+        new = update(state._replace(opt_state=opt_state), batch, step_key)
+        _, recorded = recorder.update(new.grads, recorded)
+        return new._replace(opt_state=(new.opt_state, recorded))
+
+    return update_and_record
 
 
 def _mean(tree: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 import optimizer
 from ds_pipeline.testing import write_tfds_set
 from gnp.bench import methods
-from gnp.main.build import config_as_json
+from gnp.build import config_as_json
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

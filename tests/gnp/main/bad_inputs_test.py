@@ -13,7 +13,7 @@ import pytest
 
 from config import load_config
 from ds_pipeline.testing import write_split_files, write_tfds_set
-from gnp.main import build
+from gnp import build
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"

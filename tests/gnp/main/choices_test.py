@@ -6,7 +6,7 @@ import ds_pipeline.augment
 import model
 import optimizer
 from config import default, load_config
-from gnp.main import build
+from gnp import build
 
 
 @pytest.mark.parametrize(

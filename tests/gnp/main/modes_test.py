@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -29,6 +31,18 @@ def test_training_prints_epochs_a_table_and_where_things_are(trained):
     assert lines[-2].startswith("3 epochs, 66 steps, ")
     assert lines[-1] == (f"in {directory}: curves.png, metrics.jsonl, tensorboard, checkpoints")
     assert result.stderr == ""
+
+
+def test_what_few_runs_need_is_imported_late(gnp_environment):
+    program = "import gnp.main.main, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True, check=True, env=gnp_environment, text=True,
+    )  # fmt: skip
+    there = {".".join(name.split(".")[:3]) for name in done.stdout.split()}
+    assert "gnp.analysis.curves" in there
+    late = {"matfree", "plotly", "gnp.analysis.sharpness", "gnp.analysis.evolution"}
+    assert not late & there
 
 
 def test_the_run_directory(trained):

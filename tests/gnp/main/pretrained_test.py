@@ -8,7 +8,7 @@ import pytest
 
 import model
 from config import load_config
-from gnp.main import build
+from gnp import build
 
 DIGITS = str(Path(__file__).resolve().parents[3] / "config" / "digits.py")
 PARAMS = "{'embed_dim': 8, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 1}"

@@ -15,9 +15,10 @@ import model
 import optimizer
 from config import default
 from config.schema import set_value
+from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
 from gnp.training.loop import Plan, Steps
 from gnp.training.mesh import DATA_AXIS, data_mesh, replicate, shard_batch
-from gnp.training.objective import build_objective, output_size
+from gnp.training.objective import Objective, build_objective, output_size
 from gnp.training.regularizer import Regularizer, build_regularizer
 from gnp.training.state import (
     Apply,
@@ -41,6 +42,7 @@ class Run(NamedTuple):
         pretrained: (params, model_state) -> the same with the values of `model.pretrained`, and
             what became of each; reads the file. None where the config names none.
         optimizer: the chain.
+        records: the steps record the gradients.
         scalars: step number -> learning_rate, alpha, r.
         plan: lengths and intervals.
         steps: the two training steps, compiled at their first call.
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     initialise: Initialise
     pretrained: Pretrained | None
     optimizer: optax.GradientTransformationExtraArgs
+    records: bool
     scalars: Callable[[int], dict[str, float]]
     plan: Plan
     steps: Steps
@@ -216,6 +219,8 @@ def build_run(
             costs_per_layer=config.log_costs_per_layer,
             skip_nonfinite=config.on_nonfinite == "skip",
             groups=groups,
+            record=config.record.gradients,
+            record_steps=config.record.steps,
         )
         return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
 
@@ -225,6 +230,7 @@ def build_run(
         _on_the_manifold(initialise, labels),
         _pretrained(config, labels),
         chain,
+        config.record.gradients,
         scalars,
         plan,
         Steps(
@@ -353,7 +359,7 @@ def initial_state(run: Run, seed: int) -> Begun:
         state = jax.jit(_initialiser(run))(jax.random.key(seed))
         return Begun(replicate(state, run.mesh), None)
     params, model_state, report = run.pretrained(*jax.jit(run.initialise)(jax.random.key(seed)))
-    state = TrainState(params, model_state, jax.jit(run.optimizer.init)(params))
+    state = TrainState(params, model_state, jax.jit(_optimizer_state(run))(params))
     return Begun(replicate(state, run.mesh), report)
 
 
@@ -369,9 +375,74 @@ def abstract_state(run: Run) -> TrainState:
 def _initialiser(run: Run) -> Callable[[jax.Array], TrainState]:
     def initialise(key: jax.Array) -> TrainState:
         params, model_state = run.initialise(key)
-        return TrainState(params, model_state, run.optimizer.init(params))
+        return TrainState(params, model_state, _optimizer_state(run)(params))
 
     return initialise
+
+
+def _optimizer_state(run: Run) -> Callable[[Params], Any]:
+    if not run.records:
+        return run.optimizer.init
+    return lambda params: (
+        run.optimizer.init(params),
+        optimizer.record_gradient_evolution().init(params),
+    )
+
+
+def restore(
+    run: Run, config: ml_collections.ConfigDict, directory: Path, step: int | None
+) -> Restored:
+    """A checkpoint of a run directory, which is only read.
+
+    Args:
+        run: built from the directory's config.
+        config: that config.
+        directory: of the run.
+        step: None: the newest.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of another model.
+    """
+    restored = None
+    if (directory / "checkpoints").is_dir():
+        checkpoints = Checkpoints(directory, config.keep_checkpoints, read_only=True)
+        try:
+            restored = checkpoints.restore(abstract_state(run), step)
+        finally:
+            checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"no checkpoint in {directory}: train first")
+    return restored
+
+
+class LossParts(NamedTuple):
+    """What the loss of a run is made of.
+
+    Attributes:
+        apply: the model.
+        objective: loss and metrics of each example.
+        regularize: costs of the parameters.
+    """
+
+    apply: Apply
+    objective: Objective
+    regularize: Regularizer
+
+
+def loss_parts(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset) -> LossParts:
+    """The loss that a config asks for, in float32 whatever its precision.
+
+    Args:
+        config: checked and complete.
+        dataset: of the run.
+    """
+    exact = config.copy_and_resolve_references()
+    exact.precision = "float32"
+    _, apply = build_functions(exact, dataset.normalize, dataset.shape, dataset.num_classes)
+    objective = build_objective(
+        config.loss, config.label_smoothing, config.compute_top_5_error_rate
+    )
+    return LossParts(apply, objective, regularizer(config))
 
 
 def training_batches(run: Run, seed: int, start_step: int) -> Iterator[Any]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from config import ConfigError, load_config
-from gnp.main import build
+from gnp import build
 from model import ModelError
 
-CONFIG = str(Path(__file__).resolve().parents[3] / "config" / "digits.py")
+CONFIG = str(Path(__file__).resolve().parents[2] / "config" / "digits.py")
 
 
 def test_grassmann_columns_start_at_length_one():

@@ -1,0 +1,140 @@
+"""How a run's gradients went: numbers and pictures of a recorded run.
+
+    python -m gnp.analysis.evolution DIR [--out=DIR] [--every=STEPS]
+
+DIR is a run directory, trained with --config.record.gradients=True. Where it holds every step's
+gradient (--config.record.steps=True), all is computed from them in float64, else from what was
+recorded of each epoch. docs/evolution.md says what the numbers and the pictures are.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gnp.analysis.command_line import Parser, make_folder
+from gnp.analysis.evolution_numbers import (
+    Evolution,
+    Verdict,
+    arrays,
+    has_steps,
+    load_evolution,
+    load_from_steps,
+    table,
+    verdicts,
+)
+from gnp.analysis.evolution_pictures import (
+    plot_animation,
+    plot_highest_elements,
+    plot_loss_and_metrics,
+    plot_norms,
+)
+from gnp.training.evolution import write_npz
+from gnp.training.files import FileFormatError, read_rows, write_atomic
+
+__all__ = ["Evolution", "Verdict", "load_evolution", "load_from_steps", "verdicts"]
+
+
+def write_evolution(
+    evolution: Evolution, rows: Sequence[Mapping[str, Any]], out: Path
+) -> list[str]:
+    """Writes numbers and pictures into a folder.
+
+    Args:
+        evolution: of a run.
+        rows: the objects of its metrics.jsonl; none: no loss_and_metrics.png.
+        out: is there.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    write_npz(out / "evolution.npz", arrays(evolution))
+    write_atomic(out / "evolution.csv", table(evolution))
+    plot_norms(evolution, out / "gradient_norms.png")
+    plot_highest_elements(evolution, out / "highest_elements.png")
+    plot_animation(evolution, out / "animation.gif")
+    written = ["evolution.npz", "evolution.csv"]
+    written += ["gradient_norms.png", "highest_elements.png", "animation.gif"]
+    if rows:
+        plot_loss_and_metrics(rows, out / "loss_and_metrics.png")
+        written.append("loss_and_metrics.png")
+    return written
+
+
+def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
+    """What is printed: what the article reports, whether it holds here, and where all is."""
+    words = {True: "yes", False: "no", None: "?"}
+    lines = [
+        f"{words[verdict.holds]:<3}  {verdict.claim}: {verdict.numbers}"
+        for verdict in verdicts(evolution)
+    ]
+    return "\n".join([*lines, f"in {out}: {', '.join(written)}"])
+
+
+def show_evolution(directory: Path) -> None:
+    """Writes the evolution of a run that ends into its directory; prints what it says."""
+    evolution = load_evolution(directory)
+    written = write_evolution(evolution, read_rows(directory / "metrics.jsonl"), directory)
+    print(report(evolution, written, directory), flush=True)
+
+
+def run(directory: Path, out: Path | None, every: int | None) -> None:
+    """The command.
+
+    Args:
+        directory: of a run.
+        out: folder for the files; None: `directory`.
+        every: steps that count as an epoch; None: those of the run.
+
+    Raises:
+        FileFormatError: nothing was recorded, or a file is damaged.
+        OSError: the files cannot be written.
+    """
+    if not directory.is_dir():
+        raise FileFormatError(f"{directory} is not a run directory: there is no such folder")
+    out = out or directory
+    make_folder(out)
+    if has_steps(directory):
+        evolution = load_from_steps(directory, every)
+    elif every is not None:
+        raise FileFormatError(
+            f"--every={every} needs every step's gradient, which {directory} does not hold: train "
+            "it with --config.record.steps=True"
+        )
+    else:
+        evolution = load_evolution(directory)
+    written = write_evolution(evolution, read_rows(directory / "metrics.jsonl"), out)
+    print(report(evolution, written, out))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns the exit code.
+
+    Args:
+        arguments: without the program's name; None: the process' own.
+    """
+    parser = Parser(prog="python -m gnp.analysis.evolution", description=__doc__)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+    parser.add_argument("--out", type=Path, help="folder for the files (default: DIR)")
+    parser.add_argument(
+        "--every", type=int, metavar="STEPS", help="steps that count as an epoch (record.steps)"
+    )
+    options = parser.parse_args(arguments)
+    if options.every is not None and options.every < 1:
+        parser.error(f"--every={options.every}: allowed is a whole number >= 1")
+    try:
+        run(options.directory, options.out, options.every)
+    except (FileFormatError, OSError) as error:
+        print(f"gnp: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("gnp: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

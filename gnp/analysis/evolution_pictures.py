@@ -1,0 +1,360 @@
+"""The pictures of a recorded run."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
+
+from gnp.analysis.evolution_numbers import Evolution
+from gnp.analysis.figure_files import save_figure
+from gnp.training.files import replaced
+
+# Okabe and Ito: they stay apart without colour vision; dashes and markers do too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
+_MARKERS = "osD^vPX*"
+# So many layers have a line with a name of its own; more are coloured by their place.
+NAMED_LAYERS = len(_COLOURS)
+ANIMATED_LAYERS, FRAME_MILLISECONDS = 8, 300
+_MOST_VERTICALS = 50
+# Of heatmaps: the square root leaves small values visible.
+_SHADES = PowerNorm(0.5, 0, 1)
+_FIELDS = {
+    "gradient": "|G|\nthe epoch's\ngradients,\nsummed",
+    "dissolving": "Σ|G| − |A|\ndissolving:\nwhat epochs took\nfrom each other",
+    "accumulated": "|A|\nall gradients\nso far,\nsummed",
+}
+
+
+def natural_order(names: Sequence[str]) -> list[int]:
+    """Places of the names, sorted so that block_10 comes behind block_2.
+
+    Example:
+        >>> natural_order(["block_10", "block_2", "head"])
+        [1, 0, 2]
+    """
+
+    def parts(place: int) -> list[tuple[int, int, str]]:
+        pieces = re.findall(r"\d+|\D+", names[place])
+        return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
+
+    return sorted(range(len(names)), key=parts)
+
+
+def plot_norms(evolution: Evolution, path: Path) -> None:
+    """gradient_norms.png: the norms of G and A, the running sum, the dissolving norm between.
+
+    Args:
+        evolution: of a run.
+        path: the PNG to write; replaced whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    epochs = evolution.epochs
+    every = max(1, -(-len(epochs) // _MOST_VERTICALS))
+    places = np.arange(len(epochs) - 1, -1, -every)[::-1]
+    axis.vlines(
+        epochs[places],
+        evolution.accumulated_norm[places],
+        evolution.summed_norm[places],
+        colors=GREY,
+        linestyles="dashed",
+        linewidth=1,
+        zorder=1,
+        label="dissolving norm: sum − ‖A‖" + (f" (every {every} epochs)" if every > 1 else ""),
+    )
+    marked = max(1, len(epochs) // 25)
+    for values, label, colour, dash, marker in (
+        (evolution.summed_norm, "running sum of ‖G‖", ORANGE, "--", "s"),
+        (evolution.accumulated_norm, "‖A‖: all gradients so far, summed", BLUE, "-", "o"),
+        (evolution.gradient_norm, "‖G‖: an epoch's gradients, summed", GREEN, "-.", "^"),
+    ):
+        axis.plot(epochs, values, color=colour, linestyle=dash, marker=marker, label=label,
+                  markersize=5, markevery=marked)  # fmt: skip
+    _finish_axis(axis, "Standardized L1 norms of the gradients", "Σ over layers of ‖·‖₁ / size")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("epoch")
+    handles, labels = axis.get_legend_handles_labels()
+    order = [1, 2, 3, 0]
+    axis.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
+    save_figure(figure, path)
+
+
+def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """loss_and_metrics.png: training and evaluation over the epochs.
+
+    Args:
+        rows: the objects of metrics.jsonl, at least one.
+        path: the PNG to write; replaced whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names = ["loss"] + [
+        name
+        for name in ("error_rate", "top_5_error_rate", "mean_absolute_error")
+        if any(f"train_{name}" in row for row in rows)
+    ]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(5.5 * len(names), 4.5), layout="constrained", squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        percent = 100 if name.endswith("error_rate") else 1
+        for split, colour, dash, marker in (
+            ("train", BLUE, "-", "o"),
+            ("validation", ORANGE, "--", "s"),
+            ("test", ORANGE, "--", "s"),
+        ):
+            points = [
+                (row["epoch"], percent * row[f"{split}_{name}"])
+                for row in rows
+                if f"{split}_{name}" in row
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, linestyle=dash, marker=marker,
+                          markersize=5, markevery=max(1, len(points) // 25),
+                          label="training" if split == "train" else split)  # fmt: skip
+        words = name.replace("_", " ").replace("top 5", "top-5")
+        _finish_axis(axis, words.capitalize(), "%" if percent > 1 else "")
+        axis.set_xlabel("epoch")
+        if not _log_where_wide(axis):
+            axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def plot_highest_elements(evolution: Evolution, path: Path) -> None:
+    """highest_elements.png: a line a layer, for G and for A.
+
+    Args:
+        evolution: of a run.
+        path: the PNG to write; replaced whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    order = natural_order(evolution.names)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 6), sharex=True, layout="constrained")
+    many = len(order) > NAMED_LAYERS
+    panels = (
+        (evolution.highest_gradient, "Highest element of |G|, an epoch's gradients"),
+        (evolution.highest_accumulated, "Highest element of |A|, all gradients so far"),
+    )
+    for axis, (highest, title) in zip(axes, panels, strict=True):
+        # A layer without gradients has no place on a logarithmic axis, and nothing to show.
+        shown = [i for i in order if highest[i].max() > 0]
+        for i in shown:
+            axis.plot(evolution.epochs, highest[i], **_line(order.index(i), len(order)),
+                      markevery=max(1, len(evolution.epochs) // 15),
+                      label=evolution.names[i])  # fmt: skip
+        _finish_axis(axis, title, "")
+        _log_where_wide(axis)
+        axis.set_xlabel("epoch")
+        if many and highest is evolution.highest_gradient:  # the others all end near 1
+            _name_outermost(axis, evolution, highest, shown)
+    axes[0].set_ylabel("share of the layer's largest |A| over all epochs")
+    if many:
+        colours = ScalarMappable(Normalize(1, len(order)), _layer_colours())
+        bar = figure.colorbar(colours, ax=axes, location="bottom", aspect=60, pad=0.03)
+        bar.set_label(f"layer, in the order of the names: 1 {_short(evolution.names[order[0]])}, "
+                      f"{len(order)} {_short(evolution.names[order[-1]])}")  # fmt: skip
+    else:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    save_figure(figure, path)
+
+
+def _line(place: int, layers: int) -> dict[str, Any]:
+    """How a layer's line looks."""
+    if layers > NAMED_LAYERS:
+        colour = _layer_colours()(place / (layers - 1))
+        return {"color": colour, "linewidth": 1, "alpha": 0.9}
+    dash = ("-", "--", "-.", ":")[place % 4]
+    return {"color": _COLOURS[place], "linestyle": dash, "marker": _MARKERS[place], "markersize": 5}
+
+
+def _layer_colours() -> LinearSegmentedColormap:
+    """Viridis without its lightest part, which does not show on white."""
+    return LinearSegmentedColormap.from_list("layers", colormaps["viridis"](np.linspace(0, 0.85)))
+
+
+def _name_outermost(
+    axis: Axes, evolution: Evolution, highest: np.ndarray, shown: Sequence[int], most: int = 4
+) -> None:
+    """Names the layers that end highest and lowest, beside the ends of their lines."""
+    ranked = sorted(shown, key=lambda i: highest[i, -1])
+    chosen = list(dict.fromkeys([*ranked[:most], *ranked[-most:]]))
+    axis.margins(x=0.0)
+    axis.figure.canvas.draw()  # the limits of the axis are only now known
+    ends = axis.transData.transform([(evolution.epochs[-1], max(highest[i, -1], 1e-300))
+                                     for i in chosen])  # fmt: skip
+    heights = list(axis.transAxes.inverted().transform(ends)[:, 1])
+    for i, height, place in zip(chosen, heights, spread_out(heights, 0.04), strict=True):
+        axis.annotate(
+            _short(evolution.names[i]), (1.0, height), (1.04, place), xycoords="axes fraction",
+            fontsize=8, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5),
+                        "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+
+
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights, moved apart until they are `gap` from one another, between 0 and 1.
+
+    Example:
+        >>> [round(h, 2) for h in spread_out([0.1, 0.1, 0.99, 1.0], 0.05)]
+        [0.1, 0.15, 0.95, 1.0]
+    """
+    places = [float(height) for height in heights]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    limit = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], limit)
+        limit = places[i] - gap
+    return places
+
+
+def plot_animation(evolution: Evolution, path: Path) -> None:
+    """animation.gif: |G|, the dissolving gradient and |A| of layers as heatmaps, epoch by epoch.
+
+    At most 8 layers and 40 epochs; the picture says which.
+
+    Args:
+        evolution: of a run.
+        path: the GIF to write; replaced whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    layers = animated_layers(evolution)
+    figure, images = _heatmaps(evolution, layers)
+    title = figure.text(0.01, 0.985, "", fontsize=13, va="top", animated=True)
+    canvas: Any = figure.canvas
+    canvas.draw()
+    background = canvas.copy_from_bbox(figure.bbox)
+    frames, palette = [], _palette()
+    for k in range(len(evolution.map_epochs)):
+        canvas.restore_region(background)
+        for (field, layer), image in images.items():
+            image.set_data(_scaled(evolution.maps[field][layer])[k])
+            image.axes.draw_artist(image)
+        title.set_text(f"epoch {evolution.map_epochs[k]} of {evolution.epochs[-1]}")
+        figure.draw_artist(title)
+        frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    plt.close(figure)
+    durations = [FRAME_MILLISECONDS] * (len(frames) - 1) + [4 * FRAME_MILLISECONDS]
+    with replaced(path) as file:
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations,
+                       loop=0)  # fmt: skip
+
+
+def _palette() -> Image.Image:
+    """The colours of all frames: a palette for each would flicker."""
+    shades = colormaps["viridis"](np.linspace(0, 1, 224))[:, :3]
+    greys = np.linspace(0, 1, 32)[:, None].repeat(3, axis=1)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((255 * np.concatenate([shades, greys])).round().astype(np.uint8).tobytes())
+    return palette
+
+
+def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[int]:
+    """Places of the layers that are shown, in the order of their names.
+
+    All, or evenly spaced ones among those that are no vector.
+    """
+    order = natural_order(evolution.names)
+    if len(order) <= most:
+        return order
+    matrices = [i for i in order if evolution.maps["gradient"][i].shape[1] > 1]
+    order = matrices if len(matrices) >= most else order
+    return [order[i] for i in np.linspace(0, len(order) - 1, most).round().astype(int)]
+
+
+def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict[Any, Any]]:
+    """A row a quantity, a column a layer; (field, layer) -> its image."""
+    wide = max(7.5, 1.35 * len(layers) + 2.2)
+    figure, axes = plt.subplots(
+        len(_FIELDS), len(layers), figsize=(wide, 5.6), dpi=100, squeeze=False
+    )
+    left, right = 1.4 / wide, 1 - 0.75 / wide
+    figure.subplots_adjust(left=left, right=right, top=0.82, bottom=0.1, wspace=0.12, hspace=0.1)
+    images = {}
+    for row, (field, words) in zip(axes, _FIELDS.items(), strict=True):
+        for axis, layer in zip(row, layers, strict=True):
+            values = _scaled(evolution.maps[field][layer])[0]
+            images[field, layer] = axis.imshow(
+                values, norm=_SHADES, cmap="viridis", aspect="auto", interpolation="nearest",
+                animated=True,
+            )  # fmt: skip
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+    for axis, layer in zip(axes[0], layers, strict=True):
+        name = _short(evolution.names[layer], 36).replace("/", "/\n")
+        axis.set_title(f"{name}\n{evolution.sizes[layer]:,}", fontsize=8)
+    bar = figure.colorbar(
+        ScalarMappable(_SHADES, "viridis"),
+        cax=figure.add_axes((1 - 0.62 / wide, 0.1, 0.14 / wide, 0.72)),
+    )
+    bar.ax.tick_params(labelsize=8)
+    figure.text(0.01, 0.02, _caption(evolution, layers), fontsize=8, color=GREY)
+    return figure, images
+
+
+def _caption(evolution: Evolution, layers: Sequence[int]) -> str:
+    shown, epochs = len(layers), len(evolution.map_epochs)
+    parts = ["1: the layer's largest in the row over all epochs shown; a cell: its largest element"]
+    if shown < len(evolution.names):
+        parts.append(f"{shown} of {len(evolution.names)} layers")
+    if epochs < len(evolution.epochs):
+        parts.append(f"{epochs} of {len(evolution.epochs)} epochs, evenly spaced")
+    return "; ".join(parts)
+
+
+def _scaled(maps: np.ndarray) -> np.ndarray:
+    """A layer's pictures [K, rows, columns], the largest value of all at 1."""
+    return maps / (maps.max() or 1.0)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def _finish_axis(axis: Axes, title: str, label: str) -> None:
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_ylabel(label)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _log_where_wide(axis: Axes) -> bool:
+    """A logarithmic axis where the lines, all positive, span more than a factor of 10."""
+    values = np.array([y for line in axis.lines for y in np.asarray(line.get_ydata(), float)])
+    positive = values[values > 0]
+    if not len(positive) or len(positive) < len(values) or positive.max() / positive.min() <= 10:
+        return False
+    axis.set_yscale("log")
+    # Plain numbers, and only as many as there is room for.
+    digits = (1.0, 2.0, 5.0) if positive.max() / positive.min() < 1e3 else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    return True

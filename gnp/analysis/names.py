@@ -1,0 +1,22 @@
+"""What a data set is called where people read it."""
+
+from pathlib import Path
+
+# Kinds whose name does not say which data they are: dataset.data_dir does.
+OWN_FILES = ("image_folder", "csv", "npz")
+
+
+def dataset_title(name: str, data_dir: str | None) -> str:
+    """The data set's name; of the kinds that are no name, with the file or folder.
+
+    Args:
+        name: dataset.dataset_name.
+        data_dir: dataset.data_dir.
+
+    Example:
+        >>> dataset_title("mnist", "data"), dataset_title("csv", "data/prices.csv")
+        ('mnist', 'csv prices.csv')
+    """
+    if name not in OWN_FILES or not data_dir:
+        return name
+    return f"{name} {Path(data_dir).expanduser().resolve().name}"

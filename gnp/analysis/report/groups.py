@@ -1,0 +1,214 @@
+"""Runs that differ in their seeds alone are a group; its name says in words what it trained."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from config import default
+from gnp.analysis.names import OWN_FILES, dataset_title
+from gnp.analysis.report.runs import Run
+
+SEEDS = ("init_seeds", "seeds")
+_OPTIMIZERS = {"SGDG": "SGD-G", "AdamG": "Adam-G"}
+
+
+class Group(NamedTuple):
+    """Runs with one config but for their seeds.
+
+    Attributes:
+        name: unlike that of any other group.
+        config: what they share; dotted key -> JSON value.
+        runs: at least one, by seed.
+    """
+
+    name: str
+    config: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that are at their end."""
+        return tuple(run for run in self.runs if run.is_finished)
+
+    @property
+    def measured(self) -> tuple[Run, ...]:
+        """The runs that its numbers are of: those at their end, or all while there are none."""
+        return self.finished or self.runs
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no method of this project takes part."""
+        return is_plain(self.config)
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """The groups, in the order in which their first runs come."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(shared_config(run.config), sort_keys=True), []).append(run)
+    members = [
+        sorted(each, key=lambda run: [str(run.config[name]).zfill(12) for name in SEEDS])
+        for each in found.values()
+    ]
+    configs = [shared_config(each[0].config) for each in members]
+    return [
+        Group(name, config, tuple(each))
+        for name, config, each in zip(names(configs), configs, members, strict=True)
+    ]
+
+
+def shared_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the seeds and the keys that results do not depend on.
+
+    Example:
+        >>> shared_config({"seeds": 3, "retrain": True, "base_lr": 1.0})
+        {'base_lr': 1}
+    """
+    left_out = {*SEEDS, *default.FREE_KEYS}
+    if config.get("dataset.dataset_name") in OWN_FILES:  # only the path says which data these are
+        left_out -= {"dataset.data_dir"}
+    return {name: _plain(value) for name, value in config.items() if name not in left_out}
+
+
+def _plain(value: Any) -> Any:
+    """2000.0 is 2000, and a tuple a list, as a config file and a command line may differ there."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all, sorted.
+
+    Example:
+        >>> differing_keys([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
+        ['b']
+    """
+    every = sorted({name for config in configs for name in config})
+    return [name for name in every if any(c.get(name) != configs[0].get(name) for c in configs)]
+
+
+def names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each config: data set and model where they differ, method, other keys at need.
+
+    Args:
+        configs: no two alike.
+    """
+    different = differing_keys(configs)
+    several = "opt.opt_type" in different
+    titles = [data_of(config) for config in configs]
+    first = []
+    for config, title in zip(configs, titles, strict=True):
+        words = [title] * (len(set(titles)) > 1)
+        words += [str(config["model.model_name"])] * ("model.model_name" in different)
+        first.append(" · ".join([*words, method(config, with_optimizer=several)]))
+    found = list(first)
+    for name in set(first):
+        alike = [i for i, each in enumerate(first) if each == name]
+        if len(alike) > 1:
+            keys = differing_keys([configs[i] for i in alike])
+            for i in alike:
+                found[i] = " · ".join([name, *(f"{k}={show(configs[i].get(k))}" for k in keys)])
+    return found
+
+
+def data_of(config: Mapping[str, Any]) -> str:
+    """The title of a config's data set."""
+    return dataset_title(str(config["dataset.dataset_name"]), config.get("dataset.data_dir"))
+
+
+def show(value: Any) -> str:
+    """A config value as a person writes it.
+
+    Example:
+        >>> show(None), show(True), show([1, 2]), show(0.1), show({"nesterov": False})
+        ('none', 'True', '1, 2', '0.1', 'nesterov=False')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(show, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={show(each)}" for name, each in value.items()) or "{}"
+    return str(value)
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a config has no penalty, no centralization and a Euclidean optimizer."""
+    return (
+        not (config["gnp.r"] and _weight(config))
+        and config["opt.centralize"] == "none"
+        and config["opt.opt_type"] not in _OPTIMIZERS
+    )
+
+
+def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
+    """What a config trains with, in words.
+
+    Args:
+        config: complete.
+        with_optimizer: name the optimizer also where a method stands beside it.
+
+    Example:
+        >>> config = {key.name: key.default for key in default.KEYS}
+        >>> method(config), method({**config, "gnp.r": 0.05, "gnp.alpha": 0.8})
+        ('Momentum', 'Momentum + GNP r=0.05 α=0.8')
+        >>> method({**config, "opt.opt_type": "SGDG", "opt.centralize": "all"}, False)
+        'SGD-G + GC'
+    """
+    kind = config["opt.opt_type"]
+    base = _OPTIMIZERS.get(kind, kind)
+    parts = [part for part in (_penalty(config), _centralization(config)) if part]
+    if with_optimizer or kind in _OPTIMIZERS or not parts:
+        parts.insert(0, base)
+    return " + ".join(parts)
+
+
+def _weight(config: Mapping[str, Any]) -> float:
+    """alpha, also where the config has lambda = alpha * r instead."""
+    coefficient = config.get("gnp.lambda")
+    radius = config["gnp.r"]
+    return float(coefficient / radius if coefficient and radius else config["gnp.alpha"])
+
+
+def _centralization(config: Mapping[str, Any]) -> str:
+    where = {"none": "", "all": "GC", "conv": "GC of convolutions"}.get(
+        config["opt.centralize"], f"GC {config['opt.centralize']}"
+    )
+    return f"{where} of the update" if where and config["opt.centralize_at"] == "update" else where
+
+
+def _penalty(config: Mapping[str, Any]) -> str:
+    radius, weight = config["gnp.r"], _weight(config)
+    if not (radius and weight):
+        return ""
+    every, where = config["gnp.every"], config["gnp.where"]
+    sam = weight == 1 and not config["gnp.norm_perturbations"]
+    name = {(True, True): "ASAM", (True, False): "SAM", (False, True): "adaptive GNP"}.get(
+        (sam, bool(config["gnp.adaptive"])), "GNP"
+    )
+    words = [f"Look{name}" if config["gnp.reuse"] else name, f"r={radius:g}"]
+    words += [] if sam else [f"α={weight:g}"]
+    words += [f"k={every}" if config["gnp.reuse"] else f"every {_ordinal(every)} step"] * (
+        every > 1
+    )
+    words += [f"hybrid p={config['hybrid_config.p']:g}"] * bool(config["use_hybrid_training"])
+    words += [f"of {where}"] * (where != "all")
+    words += ["normalized"] * bool(config["gnp.norm_perturbations"])
+    words += ["exact"] * (config["gnp.method"] == "hvp")
+    warmup = config["gr_warmup_strategy"]
+    words += [f"{warmup} warmup"] * (warmup != "none")
+    return " ".join(words)
+
+
+def _ordinal(number: int) -> str:
+    """Of a number from 2 up.
+
+    Example:
+        >>> _ordinal(2), _ordinal(5), _ordinal(11), _ordinal(23)
+        ('2nd', '5th', '11th', '23rd')
+    """
+    teens = 10 <= number % 100 <= 20
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"

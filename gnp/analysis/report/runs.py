@@ -1,0 +1,222 @@
+"""The runs that a report is about: found, read, and refused where they are none."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from tqdm import tqdm
+
+from config import default
+from gnp.training.files import FileFormatError, read_rows
+from gnp.training.run_directory import RunDirectoryError, read_config
+
+_NEEDED = ("dataset.dataset_name", "loss", "model.model_name", "opt.opt_type", "total_epochs")
+_DEFAULTS = {key.name: key.default for key in default.KEYS}
+
+
+class ReportError(ValueError):
+    """A report that cannot be made; one line."""
+
+
+class UsageError(ReportError):
+    """A command line that cannot be run; one line."""
+
+
+class Run(NamedTuple):
+    """What a run directory holds.
+
+    Attributes:
+        path: the directory.
+        config: dotted key -> JSON value; keys that an older run does not know at their defaults.
+        rows: the objects of metrics.jsonl.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are done."""
+        return int(self.rows[-1]["epoch"]) if self.rows else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last epoch of its config is done."""
+        return self.epochs >= self.config["total_epochs"]
+
+    @property
+    def metric(self) -> str:
+        """Name of what is compared, such as `test_error_rate`."""
+        split = "test" if self.config["use_test_set"] else "validation"
+        squared = self.config["loss"] == "squared_error"
+        return f"{split}_{'mean_absolute_error' if squared else 'error_rate'}"
+
+
+def read_runs(
+    paths: Sequence[Path], *, progress: bool = True
+) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """The runs in run directories and in folders that hold some.
+
+    Args:
+        paths: directories.
+        progress: show a bar where there is a terminal.
+
+    Returns:
+        The runs, each once, and what was left out of the folders: directory and reason.
+
+    Raises:
+        UsageError: a path is neither.
+        ReportError: a run directory that was named is damaged, or all that were found are.
+    """
+    named = [path for path in paths if (path / "config.json").exists()]
+    inside: list[Path] = []
+    for path in paths:
+        if path not in named:
+            inside += _find(path)
+    directories = {path.resolve(): path for path in [*inside, *named]}
+    runs, skipped = [], []
+    shown = None if progress else True
+    for path in tqdm(directories.values(), "reading", disable=shown, unit="run", leave=False):
+        try:
+            runs.append(read_run(path))
+        except ReportError as error:
+            if path in named:
+                raise
+            skipped.append((path, str(error)))
+    if not runs:
+        _, reason = skipped[0]
+        raise ReportError(f"none of {len(skipped)} directories can be read; {reason}")
+    return runs, skipped
+
+
+def read_run(path: Path) -> Run:
+    """One run directory.
+
+    Raises:
+        ReportError: it is damaged, or of another program.
+    """
+    try:
+        config = read_config(path)
+        rows = read_rows(path / "metrics.jsonl")
+    except (RunDirectoryError, FileFormatError) as error:
+        raise ReportError(str(error).removeprefix("--working_dir=")) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path} cannot be read: {error}") from error
+    foreign = [name for name in _NEEDED if name not in config]
+    if foreign:
+        raise ReportError(f"{path}/config.json is not the config of a gnp run: no {foreign[0]}")
+    wrong = [name for name, value in config.items() if not _fits(_DEFAULTS.get(name), value)]
+    if wrong:
+        value = json.dumps(config[wrong[0]])
+        raise ReportError(f"{path}/config.json is not of a gnp run: {wrong[0]} = {value}")
+    if not all(isinstance(row.get("epoch"), int) for row in rows):
+        raise ReportError(f"{path}/metrics.jsonl is not of a gnp run: a line has no epoch")
+    return Run(path, {**_DEFAULTS, **config}, rows)
+
+
+def _fits(usual: Any, value: Any) -> bool:
+    """Whether a value is of the kind of a key's default; any is where that is none."""
+    if usual is None:
+        return True
+    if isinstance(usual, (int, float)) and not isinstance(usual, bool):
+        return is_number(value)
+    return isinstance(value, list if isinstance(usual, tuple) else type(usual))
+
+
+def _find(path: Path) -> list[Path]:
+    """The directories with a config.json below a folder.
+
+    Raises:
+        UsageError: there is none, or no such folder.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {what}; name run directories, or folders that hold some")
+    found = []
+    for folder, below, files in os.walk(path):
+        if "config.json" in files:
+            found.append(Path(folder))
+            below.clear()
+        below[:] = sorted(name for name in below if not name.startswith("."))
+    if not found:
+        raise UsageError(
+            f"{path} is no run directory and holds none (a run has config.json, metrics.jsonl)"
+        )
+    return found
+
+
+def points(run: Run, name: str) -> list[tuple[int, float]]:
+    """(epoch, value) wherever a metric was measured and is finite.
+
+    Example:
+        >>> points(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
+        [(1, 0.5)]
+    """
+    values = ((row["epoch"], row.get(name)) for row in run.rows)
+    return [(epoch, value) for epoch, value in values if is_number(value)]
+
+
+def final_value(run: Run, name: str) -> float | None:
+    """A metric where it was measured last; None where that is not finite, or never was.
+
+    Example:
+        >>> final_value(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
+        0.5
+    """
+    values = [row[name] for row in run.rows if name in row]
+    return values[-1] if values and is_number(values[-1]) else None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a JSON value is a finite number.
+
+    Example:
+        >>> is_number(True), is_number(float("nan")), is_number(3)
+        (False, False, True)
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def total_seconds(run: Run) -> float:
+    """Seconds of training, without evaluations."""
+    return sum(seconds for _, seconds in points(run, "epoch_seconds"))
+
+
+def epoch_seconds(run: Run) -> float | None:
+    """Median seconds of an epoch's training; without the first, which compiles, if there are more.
+
+    Example:
+        >>> rows = [{"epoch": e, "epoch_seconds": s} for e, s in ((1, 9.0), (2, 1.0), (3, 3.0))]
+        >>> epoch_seconds(Run(Path(), {}, rows))
+        2.0
+    """
+    return _median(_without_first([seconds for _, seconds in points(run, "epoch_seconds")]))
+
+
+def step_seconds(run: Run) -> float | None:
+    """The same of a step.
+
+    Example:
+        >>> step_seconds(Run(Path(), {}, [{"epoch": 1, "step": 4, "epoch_seconds": 2.0}]))
+        0.5
+    """
+    seconds, before = [], 0
+    for row in run.rows:
+        steps, before = row["step"] - before, row["step"]
+        if steps > 0 and is_number(row.get("epoch_seconds")):
+            seconds.append(row["epoch_seconds"] / steps)
+    return _median(_without_first(seconds))
+
+
+def _without_first(values: list[float]) -> list[float]:
+    return values[1:] or values
+
+
+def _median(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return statistics.median(values) if values else None

@@ -1,0 +1,252 @@
+"""How flat the loss is around a checkpoint.
+
+    python -m gnp.analysis.sharpness DIR [--checkpoint=STEP] [--examples=N] [--eigenvalues=K]
+
+DIR is a run directory. Results go there, or into --out: sharpness.json, sharpness.npz,
+sharpness_spectrum.png, sharpness_curves.png, sharpness_contour.png. docs/sharpness.md says what
+they hold. Exit codes: 0 done; 2 the command line or DIR is wrong; 1 anything that data, files or
+devices show; 130 Ctrl-C.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+from absl import logging as absl_logging
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import config as configs
+import ds_pipeline
+import model
+import optimizer
+from gnp.analysis.command_line import Parser, make_folder
+from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
+from gnp.analysis.sharpness.run import (
+    BATCH_SIZE,
+    ball_radius,
+    open_checkpoint,
+    read_results,
+    write_results,
+)
+from gnp.analysis.sharpness.surface import SharpnessError
+from gnp.build import DeviceError
+from gnp.training.checkpoint import CheckpointError
+from gnp.training.files import FileFormatError
+from gnp.training.run_directory import RunDirectoryError, read_config
+
+_USAGE_ERRORS = (
+    configs.ConfigError,
+    model.ModelError,
+    optimizer.OptimizerError,
+    RunDirectoryError,
+)
+_RUN_ERRORS = (
+    ds_pipeline.DataError,
+    CheckpointError,
+    DeviceError,
+    FileFormatError,
+    SharpnessError,
+    OSError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns the exit code.
+
+    Args:
+        arguments: without the program's name; None: the process' own.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    options = _parse(arguments)
+    try:
+        _run(options)
+    except _USAGE_ERRORS as error:
+        return _fail(str(error).removeprefix("--working_dir="), 2)
+    except _RUN_ERRORS as error:
+        return _fail(str(error), 1)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return _fail(
+            f"memory or device failed: {reason}; try a smaller --batch_size, fewer --steps", 1
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing of this checkpoint was written", 130)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m gnp.analysis.sharpness", description=__doc__)
+    defaults = Settings()
+    parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+    parser.add_argument("--checkpoint", type=_whole(0), metavar="STEP", help="default: the newest")
+    parser.add_argument(
+        "--examples", type=_whole(1), metavar="N",
+        help="training examples, drawn at random (default: 2000, or all where there are fewer)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--eigenvalues", type=_whole(1), metavar="K", default=defaults.eigenvalues,
+        help="largest eigenvalues (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=_whole(2), metavar="N", default=defaults.eigenvalue_steps,
+        help="Lanczos steps at most; each keeps a vector in memory (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trace_samples", type=_whole(2), metavar="N", default=defaults.trace_samples,
+        help="random vectors for the trace (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch_size", type=_whole(1), metavar="B", default=BATCH_SIZE,
+        help="examples at a time; results do not depend on it (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--radius", type=_positive, metavar="R",
+        help="of SAM's ball (default: the run's gnp.r, else 0.05)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=_whole(0), default=0, help="of the examples and of every random vector"
+    )
+    parser.add_argument(
+        "--no_regularization", action="store_true",
+        help="the data's loss alone, without l2_regularization and the like",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no_curves", action="store_true", help="numbers alone: no density, curves or pictures"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    options = parser.parse_args(arguments)
+    if options.eigenvalues > options.steps:
+        parser.error(
+            f"--eigenvalues={options.eigenvalues} needs as many --steps, not {options.steps}"
+        )
+    return options
+
+
+def _run(options: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    out = options.out or options.directory
+    config = read_config(options.directory)
+    make_folder(out)
+    read_results(out / "sharpness.json")
+    settings = Settings(
+        eigenvalues=options.eigenvalues,
+        eigenvalue_steps=options.steps,
+        trace_samples=options.trace_samples,
+        radius=options.radius or ball_radius(config),
+        seed=options.seed,
+    )
+    opened = open_checkpoint(
+        options.directory,
+        options.checkpoint,
+        options.examples,
+        options.batch_size,
+        options.seed,
+        regularized=not options.no_regularization,
+    )
+    for warning in opened.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    bar = tqdm(unit="pass", disable=None, dynamic_ncols=True, leave=False)
+    surface = opened.surface._replace(passed=bar.update)
+    with bar:
+        if options.no_curves:
+            found, arrays = measure_flatness(surface, settings, bar.set_description)[0], None
+        else:
+            found, arrays = measure_sharpness(surface, settings, bar.set_description)
+    values = {
+        "step": opened.step,
+        "regularized": not options.no_regularization,
+        "seed": options.seed,
+        **found,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    written = write_results(values, out, arrays)
+    _print(values, f"{options.directory}, step {opened.step}")
+    if not values["hessian_eigenvalues_converged"]:
+        print(
+            f"warning: not all eigenvalues have converged after {values['hessian_products']} "
+            "products (see the +- in the table); give more --steps",
+            file=sys.stderr,
+        )
+    print(f"in {out}: {', '.join(written)}", flush=True)
+
+
+def _print(values: Mapping[str, Any], title: str) -> None:
+    table = Table(title=title, show_header=False)
+    for name, text in _rows(values):
+        table.add_row(name, text)
+    console = Console(markup=False)
+    (console if console.is_terminal else Console(markup=False, width=160)).print(table)
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    costs = "with the costs of the parameters" if values["regularized"] else "of the data alone"
+    largest = [
+        (f"eigenvalue {number}", f"{value:.5g} ± {error:.1g}")
+        for number, (value, error) in enumerate(
+            zip(values["hessian_eigenvalues"], values["hessian_eigenvalue_residuals"], strict=True),
+            start=1,
+        )
+    ]
+    smallest = values["hessian_smallest_eigenvalue"]
+    error = values["hessian_smallest_eigenvalue_residual"]
+    trace, trace_error = values["hessian_trace"], values["hessian_trace_error"]
+    return [
+        ("examples", f"{values['examples']:,}"),
+        ("parameters", f"{values['parameters']:,}"),
+        (f"loss {costs}", f"{values['loss']:.6g}"),
+        ("gradient norm", f"{values['gradient_norm']:.4g}"),
+        *largest,
+        ("smallest eigenvalue", f"{smallest:.4g} ± {error:.1g}"),
+        ("trace", f"{trace:.5g} ± {trace_error:.2g}"),
+        (f"SAM sharpness, r = {values['sam_radius']:g}", _number(values["sam_sharpness"])),
+        ("  of its first-order step", _number(values["sam_sharpness_first_order"])),
+        ("seconds", f"{values['seconds']:,}"),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def _whole(at_least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
+        if not at_least <= value < 2**32:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number >= {at_least} is needed")
+        return value
+
+    return whole
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number > 0 is needed")
+    return value
+
+
+def _fail(text: str, code: int) -> int:
+    for line in text.splitlines():
+        print(f"gnp: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

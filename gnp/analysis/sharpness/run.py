@@ -1,0 +1,235 @@
+"""From a run directory, or a run that goes on, to a surface; and what is kept of it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+import config as configs
+import ds_pipeline
+import model
+from gnp import build
+from gnp.analysis.data_numbers import decoded
+from gnp.analysis.sharpness.measure import Settings, measure_flatness
+from gnp.analysis.sharpness.pictures import draw
+from gnp.analysis.sharpness.surface import SharpnessError, Surface, at_checkpoint, build_products
+from gnp.training.evolution import write_npz
+from gnp.training.files import FileFormatError, write_json
+from gnp.training.mesh import replicate, shard_batch
+from gnp.training.run_directory import read_config
+from gnp.training.state import TrainState
+
+DEFAULT_EXAMPLES = 2000
+BATCH_SIZE = 250
+RADIUS = 0.05
+_EXAMPLES_TAG = 0x5368
+# During training: a fixed small subset, few products.
+PROBE_EXAMPLES = 500
+_PROBE = Settings(eigenvalues=1, eigenvalue_steps=20, trace_samples=5)
+
+
+class Measured(NamedTuple):
+    """A checkpoint's surface.
+
+    Attributes:
+        step: of the checkpoint.
+        surface: around it.
+        warnings: of the data set, and a line for each damaged newer checkpoint.
+    """
+
+    step: int
+    surface: Surface
+    warnings: list[str]
+
+
+def open_checkpoint(
+    directory: Path,
+    step: int | None = None,
+    examples: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    regularized: bool = True,
+) -> Measured:
+    """The loss around a checkpoint of a run directory.
+
+    Args:
+        directory: of a run.
+        step: None: the newest.
+        examples: of the training set, drawn at random; None: 2,000, or all where there are fewer.
+        batch_size: examples at a time.
+        seed: of the draw.
+        regularized: add the run's own costs of the parameters (l2_regularization, ...).
+
+    Raises:
+        RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
+            one line each.
+    """
+    config = configs.from_flat(read_config(directory))
+    run = build.build_run(config, training=False, directory=directory)
+    choose = surfaces(
+        run, build.loss_parts(config, run.dataset), examples, batch_size, seed, regularized
+    )
+    restored = build.restore(run, config, directory, step)
+    warnings = [*run.dataset.warnings, *restored.warnings]
+    return Measured(restored.step, choose(restored.state), warnings)
+
+
+def surfaces(
+    run: build.Run,
+    parts: build.LossParts,
+    examples: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    regularized: bool = True,
+) -> Callable[[TrainState], Surface]:
+    """State -> surface around it, over one draw of training examples, without augmentation.
+
+    Args:
+        run: as built.
+        parts: of its loss.
+        examples: as in `open_checkpoint`.
+        batch_size: likewise.
+        seed: likewise.
+        regularized: likewise.
+
+    Raises:
+        DataError: there are not so many examples.
+    """
+    source = _draw(run.dataset, examples, seed)
+    count = jax.process_count()
+    batch_size = -(-min(batch_size, len(source)) // run.mesh.size) * run.mesh.size
+
+    def batches() -> Iterator[Any]:
+        host = ds_pipeline.evaluation_batches(source, batch_size, jax.process_index(), count)
+        return (shard_batch(batch, run.mesh) for batch in host)
+
+    like = build.abstract_state(run).params
+    has_costs = bool(jax.eval_shape(parts.regularize, like))
+    products = build_products(
+        parts.apply,
+        parts.objective,
+        parts.regularize if regularized and has_costs else None,
+        like,
+        model.compiler_options(),
+    )
+
+    def place(array: Any) -> Any:
+        return replicate(array, run.mesh)
+
+    return lambda state: at_checkpoint(
+        products, state.params, state.model_state, batches, len(source), place
+    )
+
+
+def build_probe(
+    run: build.Run, parts: build.LossParts, every: int, radius: float, seed: int
+) -> Callable[[TrainState, int], dict[str, float]]:
+    """What is measured every n epochs of training, on the same few examples each time.
+
+    Args:
+        run: as built.
+        parts: of its loss.
+        every: epochs.
+        radius: of SAM's ball; 0: 0.05.
+        seed: of the draw.
+
+    Returns:
+        (state, epoch) -> "sharpness/hessian_eigenvalue" (the largest), "sharpness/hessian_trace",
+        "sharpness/sam_sharpness", "sharpness/gradient_norm"; nothing in other epochs, nor where
+        these are not finite.
+    """
+    examples = min(PROBE_EXAMPLES, len(run.dataset.train))
+    surface_of = surfaces(run, parts, examples, seed=seed)
+    settings = _PROBE._replace(radius=radius or RADIUS, seed=seed)
+
+    def probe(state: TrainState, epoch: int) -> dict[str, float]:
+        if epoch % every:
+            return {}
+        try:
+            values, _, _ = measure_flatness(surface_of(state), settings)
+        except SharpnessError:  # it is the steps that say what is not finite
+            return {}
+        found = {
+            "hessian_eigenvalue": values["hessian_eigenvalues"][0],
+            **{name: values[name] for name in ("hessian_trace", "sam_sharpness", "gradient_norm")},
+        }
+        return {f"sharpness/{name}": v for name, v in found.items() if v is not None}
+
+    return probe
+
+
+def ball_radius(config: Mapping[str, Any]) -> float:
+    """The radius that a run was trained with, or 0.05.
+
+    Args:
+        config: dotted key -> value.
+
+    Example:
+        >>> ball_radius({"gnp.r": 0.0}), ball_radius({"gnp.r": 0.1})
+        (0.05, 0.1)
+    """
+    return float(config.get("gnp.r") or RADIUS)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """What a sharpness.json holds; nothing where it is missing.
+
+    Raises:
+        FileFormatError: it is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, list) or not all(isinstance(each["step"], int) for each in found):
+            raise ValueError("no list of objects with a step")
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(
+            f"{path} is damaged ({error}); remove it, and measure what it held anew"
+        ) from error
+    return found
+
+
+def write_results(
+    values: Mapping[str, Any],
+    folder: Path,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> list[str]:
+    """Writes a checkpoint's numbers and pictures; returns the names of the files.
+
+    Args:
+        values: with its step. sharpness.json keeps those of other steps.
+        folder: where.
+        arrays: for sharpness.npz and the pictures, which hold the checkpoint measured last.
+
+    Raises:
+        FileFormatError, OSError: a file cannot be read or written.
+    """
+    path = folder / "sharpness.json"
+    others = [each for each in read_results(path) if each["step"] != values["step"]]
+    written = [path.name]
+    if arrays is not None:
+        write_npz(folder / "sharpness.npz", {"step": np.int64(values["step"]), **arrays})
+        draw(values, arrays, folder)
+        written += ["sharpness.npz", "sharpness_spectrum.png", "sharpness_curves.png",
+                    "sharpness_contour.png"]  # fmt: skip
+    write_json(path, sorted([*others, dict(values)], key=lambda each: each["step"]))
+    return written
+
+
+def _draw(dataset: ds_pipeline.Dataset, examples: int | None, seed: int) -> ds_pipeline.Source:
+    there = len(dataset.train)
+    if examples is None:
+        examples = min(DEFAULT_EXAMPLES, there)
+    if not 1 <= examples <= there:
+        raise ds_pipeline.DataError(
+            f"--examples={examples}: '{dataset.name}' has {there} training examples here; ask for "
+            f"1 to {there}"
+        )
+    random = np.random.default_rng((seed, _EXAMPLES_TAG))
+    chosen = np.sort(random.permutation(there)[:examples])
+    return ds_pipeline.SubsetSource(decoded(dataset.train, dataset.shape), chosen)

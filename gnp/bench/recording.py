@@ -1,0 +1,132 @@
+"""What recording gradients costs: time and memory of a step, and the end of an epoch.
+
+    python -m gnp.bench.recording [--model NAME] [--batch_size N] [--runs N] [--out FILE]
+
+The plain step, the step that records, and the one that also hands out its gradient (record.steps;
+without the disk) are measured in turn. Memory is what XLA says of the compiled step: state, batch,
+results and temporaries; "parameters" is how many times that of the parameters a step takes more
+than the plain one. The end of an epoch is the summary and its file.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import model
+from gnp.bench.step import (
+    CIFAR_SHAPE,
+    SHAPES,
+    TUTORIAL,
+    CompiledStep,
+    about_this_machine,
+    measure_in_turn,
+)
+from gnp.training.evolution import EvolutionWriter, layer_names
+from gnp.training.state import TrainState
+from optimizer import record_gradient_evolution
+
+
+def initial_params(name: str) -> Any:
+    """The parameters of a model, for the benchmark's images.
+
+    Example:
+        >>> sum(leaf.size for leaf in jax.tree.leaves(initial_params("DigitsCNN")))
+        53098
+    """
+    image = jnp.zeros((1, *SHAPES.get(name, CIFAR_SHAPE)))
+    module = model.get_model(name, num_classes=10)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    return jax.jit(lambda: module.init(keys, image, train=False)["params"])()
+
+
+def end_of_epoch_seconds(params: Any, runs: int) -> float:
+    """Median seconds of an epoch's summary and file, over a number of runs after the first one.
+
+    Args:
+        params: of the model.
+        runs: how often.
+    """
+    sizes = tuple(leaf.size for leaf in jax.tree.leaves(params))
+    state = TrainState(params, {}, ((), record_gradient_evolution().init(params)))
+    seconds = []
+    with tempfile.TemporaryDirectory() as directory:
+        write = EvolutionWriter(Path(directory), layer_names(params), sizes)
+        for epoch in range(runs + 1):
+            start = time.perf_counter()
+            state = write(state, epoch + 1)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
+    """Measures, prints a table, and returns what --out holds.
+
+    Args:
+        name: of the model; it is trained by Adam.
+        batch_size: examples in a batch.
+        runs: measurements of each step.
+    """
+    params = initial_params(name)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    adam = optax.with_extra_args_support(optax.adam(1e-3))
+    steps = {
+        "plain": CompiledStep(name, batch_size, adam, penalize=False),
+        "recorded": CompiledStep(name, batch_size, adam, penalize=False, record=True),
+        "and handed out": CompiledStep(
+            name, batch_size, adam, penalize=False, record=True, record_steps=True
+        ),
+    }
+    seconds = measure_in_turn(steps, runs)
+    plain = steps["plain"].memory_bytes
+    rows = [
+        {
+            "step": step,
+            "milliseconds": 1e3 * statistics.median(values),
+            "ratio": statistics.median(np.divide(values, seconds["plain"]).tolist()),
+            "mebibytes": steps[step].memory_bytes / 2**20,
+            "parameters": (steps[step].memory_bytes - plain) / size,
+        }
+        for step, values in seconds.items()
+    ]
+    end = end_of_epoch_seconds(params, runs)
+    print(f"{'step':<15} {'ms':>8} {'ratio':>7} {'MiB':>8} {'parameters':>11}")
+    for row in rows:
+        print("{step:<15} {milliseconds:8.2f} {ratio:7.3f} {mebibytes:8.1f} {parameters:11.2f}"
+              .format(**row))  # fmt: skip
+    print(f"{name}, batch {batch_size}, median of {runs} runs")
+    print(f"the end of an epoch: {1e3 * end:.0f} ms")
+    about = {"model": name, "batch_size": batch_size, "runs": runs}
+    return {**about_this_machine(), **about, "rows": rows, "end_of_epoch_seconds": end}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, measures, writes the JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m gnp.bench.recording", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", default=TUTORIAL)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if min(options.batch_size, options.runs) < 1:
+        parser.error("--batch_size and --runs must be at least 1")
+    try:
+        result = bench(options.model, options.batch_size, options.runs)
+    except model.ModelError as error:
+        parser.error(str(error))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""What the gradients of an epoch add up to, layer by layer, written while a run goes on.
+
+For epoch e and layer l: G, the sum of the epoch's gradients; A, the sum of G over the epochs so
+far; D = sum |G| - |A| >= 0, what the epochs' gradients took from one another ("dissolving").
+"""
+
+import math
+import re
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gnp.training.files import FileFormatError, replaced
+from gnp.training.state import TrainState
+from optimizer import GradientEvolution, end_epoch
+
+FOLDER = "evolution"
+FIELDS = ("gradient", "accumulated", "dissolving")
+CELLS = 32
+MAPS = 40
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def layer_names(params: Any) -> tuple[str, ...]:
+    """Paths of the parameters, such as `Dense_0/kernel`, in the order of their leaves.
+
+    Example:
+        >>> layer_names({"b": {"kernel": 0, "bias": 1}, "a": 2})
+        ('a', 'b/bias', 'b/kernel')
+    """
+    return tuple(
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    )
+
+
+def summarize(evolution: GradientEvolution) -> dict[str, Any]:
+    """An epoch's numbers of each layer: mean and maximum of |G|, |A| and D, and pictures of them.
+
+    Args:
+        evolution: of an epoch, with L layers.
+
+    Returns:
+        "steps" [], and for each of gradient, accumulated, dissolving: "mean/FIELD" [L],
+        "max/FIELD" [L], "map/FIELD" (a list of L arrays of at most 32 x 32 cells, see `cells`).
+
+    Example:
+        >>> ones = {"w": jnp.ones((2, 3))}
+        >>> found = summarize(GradientEvolution(ones, ones, ones, jnp.int32(4)))
+        >>> float(found["mean/gradient"][0]), found["map/accumulated"][0].shape
+        (1.0, (2, 3))
+    """
+    gradient = [jnp.abs(x) for x in jax.tree.leaves(evolution.epoch)]
+    accumulated = [jnp.abs(x) for x in jax.tree.leaves(evolution.running)]
+    absolute = jax.tree.leaves(evolution.absolute)
+    # Rounding may take it below zero where nothing dissolved.
+    dissolving = [jnp.maximum(total - a, 0) for total, a in zip(absolute, accumulated, strict=True)]
+    found: dict[str, Any] = {"steps": evolution.steps}
+    for field, layers in zip(FIELDS, (gradient, accumulated, dissolving), strict=True):
+        found[f"mean/{field}"] = jnp.stack([x.mean() for x in layers])
+        found[f"max/{field}"] = jnp.stack([x.max() for x in layers])
+        found[f"map/{field}"] = [cells(x) for x in layers]
+    return found
+
+
+def cells(values: Any, most: int = CELLS) -> Any:
+    """The largest value of each cell, where an array is laid out as a matrix and cut into cells.
+
+    Rows are the leading axes, columns the last one; a vector is one row. All cells are of one
+    size, the smallest that gives at most `most` of them along a side; the last ones may be cut off.
+
+    Args:
+        values: any rank, not negative; of JAX or numpy.
+        most: cells along a side.
+
+    Returns:
+        A matrix with at most `most` rows and columns.
+
+    Example:
+        >>> cells(np.arange(5.0), most=2)
+        array([[2., 4.]])
+    """
+    columns = values.shape[-1] if values.ndim else 1
+    matrix = values.reshape(-1, columns)
+    height, width = (max(1, math.ceil(n / most)) for n in matrix.shape)
+    pad = jnp.pad if isinstance(values, jax.Array) else np.pad
+    matrix = pad(matrix, [(0, -matrix.shape[0] % height), (0, -columns % width)])
+    rows, columns = matrix.shape
+    return matrix.reshape(rows // height, height, columns // width, width).max((1, 3))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _finish(recorded: Any) -> tuple[dict[str, Any], Any]:
+    evolution, recorded = end_epoch(recorded)
+    return summarize(evolution), recorded
+
+
+class EvolutionWriter:
+    """Writes a file an epoch into DIR/evolution/.
+
+    Args:
+        directory: the run directory.
+        names: of the layers.
+        sizes: elements of each.
+        from_epoch: files of later epochs are removed: they will be written again.
+        active: False: reads the recorder, as all processes must, and writes nothing.
+
+    Raises:
+        FileFormatError: a file of an epoch up to `from_epoch` is missing.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        names: tuple[str, ...],
+        sizes: tuple[int, ...],
+        from_epoch: int = 0,
+        active: bool = True,
+    ) -> None:
+        self.folder = directory / FOLDER
+        self.names, self.sizes, self.active = names, sizes, active
+        if not active:
+            return
+        self.folder.mkdir(exist_ok=True)
+        for left in self.folder.glob(".epoch_*"):  # of a process that was killed as it wrote
+            left.unlink()
+        files = epoch_files(directory)
+        for epoch in range(1, from_epoch + 1):
+            if epoch not in files:
+                raise FileFormatError(
+                    f"{self.folder} lacks epoch {epoch}, which this run has recorded: put "
+                    "its file back, or start over with --config.retrain=True"
+                )
+        for epoch, path in files.items():
+            if epoch > from_epoch:
+                path.unlink()
+
+    def __call__(self, state: TrainState, epoch: int) -> TrainState:
+        """Writes epoch `epoch` and gives the state that begins the next one.
+
+        Args:
+            state: its `opt_state` is the pair of the optimizer's state and the recorder's; the
+                recorder's is donated.
+            epoch: from 1 on.
+        """
+        opt_state, recorded = state.opt_state
+        found, recorded = _finish(recorded)
+        if self.active:
+            flat: dict[str, Any] = {"names": np.array(self.names), "sizes": np.array(self.sizes)}
+            for name, value in jax.device_get(found).items():
+                if isinstance(value, list):
+                    flat |= {f"{name}/{i}": layer for i, layer in enumerate(value)}
+                else:
+                    flat[name] = value
+            write_npz(self.folder / f"epoch_{epoch:05d}.npz", flat)
+        return state._replace(opt_state=(opt_state, recorded))
+
+
+def epoch_files(directory: Path) -> dict[int, Path]:
+    """Epoch -> its file, in order, of a run directory."""
+    found = {
+        int(match[1]): path
+        for path in (directory / FOLDER).glob("epoch_*.npz")
+        if (match := re.fullmatch(r"epoch_(\d+)\.npz", path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def map_epochs(epochs: int, most: int = MAPS) -> list[int]:
+    """Places of the epochs whose pictures are read: all, or evenly spaced ones.
+
+    Args:
+        epochs: how many there are.
+        most: how many are read, the first and the last among them.
+
+    Example:
+        >>> map_epochs(3), map_epochs(9, most=3)
+        ([0, 1, 2], [0, 4, 8])
+    """
+    places = np.linspace(0, epochs - 1, min(epochs, most)).round().astype(int)
+    return list(map(int, places))
+
+
+def read_evolution(directory: Path) -> dict[str, Any]:
+    """All epochs of a run directory, put together.
+
+    Returns:
+        "names" [L], "sizes" [L], "epochs" [E], "steps" [E], "mean/FIELD" [E, L],
+        "max/FIELD" [E, L], and of K epochs their pictures: "map_epochs" [K], and "map/FIELD", a
+        list of L arrays [K, rows, columns]. See `summarize`.
+
+    Raises:
+        FileFormatError: no epoch was recorded, or a file is missing or damaged; names it.
+    """
+    files = epoch_files(directory)
+    if not files:
+        raise FileFormatError(
+            f"{directory} has no recorded gradients: train it with --config.record.gradients=True"
+        )
+    missing = set(range(1, max(files) + 1)) - set(files)
+    if missing:
+        raise FileFormatError(
+            f"{directory / FOLDER} lacks epoch {min(missing)}: put its file back, or record the "
+            "run anew"
+        )
+    shown = map_epochs(len(files))
+    epochs = [_read_epoch(path, number in shown) for number, path in enumerate(files.values())]
+    first = epochs[0]
+    for path, epoch in zip(files.values(), epochs, strict=True):
+        if not np.array_equal(epoch["names"], first["names"]) or not np.array_equal(
+            epoch["sizes"], first["sizes"]
+        ):
+            raise FileFormatError(f"{path} is of another model than {files[1]}")
+    together = {
+        name: np.stack([epoch[name] for epoch in epochs])
+        for name in first
+        if not name.startswith("map/") and name not in ("names", "sizes")
+    }
+    maps = {
+        f"map/{field}": [
+            np.stack([epochs[k][f"map/{field}/{i}"] for k in shown])
+            for i in range(len(first["names"]))
+        ]
+        for field in FIELDS
+    }
+    return {
+        "names": first["names"],
+        "sizes": first["sizes"],
+        "epochs": np.array(list(files)),
+        "map_epochs": np.array(list(files))[shown],
+        **together,
+        **maps,
+    }
+
+
+def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
+    """The arrays of an epoch's file."""
+    try:
+        # np.load would leave the file of a damaged archive open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = ["names", "sizes", "steps"]
+            names += [f"{kind}/{field}" for kind in ("mean", "max") for field in FIELDS]
+            if with_maps:
+                layers = range(len(file["names"]))
+                names += [f"map/{field}/{i}" for field in FIELDS for i in layers]
+            return {name: file[name] for name in names}
+    except _UNREADABLE as error:
+        raise FileFormatError(
+            f"{path} is damaged: put it back, or record the run anew with --config.retrain=True"
+        ) from error
+
+
+def write_npz(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes an .npz so that a reader, or a crash, sees the old one or the new one whole.
+
+    Raises:
+        OSError: it could not be written; the old file is untouched.
+    """
+    with replaced(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

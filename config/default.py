@@ -235,7 +235,7 @@ KEYS = (
         "cifar10",
         text(),
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
-        "npz; or a TFDS name (tfds/NAME is always TFDS)",
+        "npz; or a TFDS name (tfds/NAME is always TFDS); imagenet: image_folder with random crops",
     ),
     Key(
         "dataset.data_dir",

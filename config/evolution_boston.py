@@ -1,5 +1,6 @@
 r"""How gradients evolve on Boston Housing: a perceptron that predicts prices.
 
+    bash recipe/evolution-boston.sh --config.dataset.data_dir=boston_housing.csv
     python -m gnp.main.main --config=config/evolution_boston.py \
         --working_dir=runs/evolution_boston \
         --config.dataset.data_dir=boston_housing.csv

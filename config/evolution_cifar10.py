@@ -1,5 +1,6 @@
 r"""How gradients evolve on CIFAR-10: a CNN of four convolutions.
 
+    bash recipe/evolution-cifar10.sh --config.dataset.data_dir=DATA_DIR
     python -m gnp.main.main --config=config/evolution_cifar10.py \
         --working_dir=runs/evolution_cifar10 \
         --config.dataset.data_dir=DATA_DIR

@@ -1,5 +1,6 @@
 r"""How gradients evolve on CIFAR-100: a CNN of four convolutions.
 
+    bash recipe/evolution-cifar100.sh --config.dataset.data_dir=DATA_DIR
     python -m gnp.main.main --config=config/evolution_cifar100.py \
         --working_dir=runs/evolution_cifar100 \
         --config.dataset.data_dir=DATA_DIR

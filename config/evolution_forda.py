@@ -1,5 +1,6 @@
 r"""How gradients evolve on FordA: a 1-D CNN on the noise of engines.
 
+    bash recipe/evolution-forda.sh --config.dataset.data_dir=DATA_DIR
     python -m gnp.main.main --config=config/evolution_forda.py \
         --working_dir=runs/evolution_forda \
         --config.dataset.data_dir=DATA_DIR

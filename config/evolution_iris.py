@@ -1,5 +1,6 @@
 r"""How gradients evolve on Iris: a perceptron on four numbers.
 
+    bash recipe/evolution-iris.sh
     python -m gnp.main.main --config=config/evolution_iris.py \
         --working_dir=runs/evolution_iris
 

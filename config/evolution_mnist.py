@@ -1,5 +1,6 @@
 r"""How gradients evolve on MNIST: a small CNN, every epoch's gradients recorded.
 
+    bash recipe/evolution-mnist.sh --config.dataset.data_dir=DATA_DIR
     python -m gnp.main.main --config=config/evolution_mnist.py --working_dir=runs/evolution_mnist \
         --config.dataset.data_dir=DATA_DIR
 

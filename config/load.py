@@ -12,6 +12,9 @@ from config.schema import ConfigError, apply_overrides, problems, set_value
 
 # The published learning rates of the Grassmann group (arXiv 1709.09603, on CIFAR).
 _GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
+# dataset.dataset_name=imagenet is that of the published penalty code: a folder of photographs, of
+# which it always takes random crops; its autoaugment is RandAugment there.
+_IMAGENET_AUGMENTATIONS = {"none": "inception", "basic": "inception", "autoaugment": "randaugment"}
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -215,7 +218,8 @@ def _optimizer_conflicts(config: ml_collections.ConfigDict) -> list[str]:
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy with `gnp.alpha` computed from `gnp.lambda` where that is given.
 
-    Where SGDG or AdamG has no `opt.learning_rate_grassmann`, it gets the published one.
+    Where SGDG or AdamG has no `opt.learning_rate_grassmann`, it gets the published one. The data
+    set `imagenet` of the published penalty code becomes an `image_folder` with its augmentation.
 
     Args:
         config: a config without conflicts.
@@ -231,4 +235,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         new.gnp.alpha = new.gnp["lambda"] / new.gnp.r
     if new.opt.learning_rate_grassmann is None and new.opt.opt_type in _GRASSMANN_RATES:
         set_value(new, "opt.learning_rate_grassmann", _GRASSMANN_RATES[new.opt.opt_type])
+    if new.dataset.dataset_name == "imagenet":
+        level = new.dataset.image_level_augmentations
+        new.dataset.dataset_name = "image_folder"
+        new.dataset.image_level_augmentations = _IMAGENET_AUGMENTATIONS.get(level, level)
     return new

@@ -1,5 +1,6 @@
 r"""The CNN of a well-known custom-training-loop tutorial on MNIST.
 
+    bash recipe/mnist-tutorial.sh --config.dataset.data_dir=DATA_DIR
     python -m gnp.main.main --config=config/mnist_tutorial.py --working_dir=runs/mnist \
         --config.dataset.data_dir=DATA_DIR
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     path
     for path in (ROOT / "config").glob("*.py")
-    if path.stem not in ("__init__", "schema", "load", "default")
+    if path.stem not in ("__init__", "schema", "load", "default", "riemannian")
 )
 
 

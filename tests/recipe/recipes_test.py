@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ("mnist-tutorial.sh", "quickstart.sh", "test.sh")
+RECIPES = ("experiment.sh", "mnist-tutorial.sh", "quickstart.sh", "riemannian-svhn.sh", "test.sh")
 
 
 class Checkout:
@@ -99,6 +99,24 @@ def test_mnist_tutorial_refuses_seeds_that_are_not_numbers(checkout: Checkout):
     assert done.stderr == (
         'SEEDS="0 1,2": "1,2" is not a whole number; use for example SEEDS="0 1 2"\n'
     )
+
+
+@pytest.mark.parametrize("optimizer", ["", "SGD", "SGDG", "AdamG"])
+def test_riemannian(checkout: Checkout, optimizer: str):
+    stem = f"svhn_{(optimizer or 'SGDG').lower()}"
+    _, [call] = checkout.run("riemannian-svhn.sh", "--mode=eval", OPTIMIZER=optimizer)
+    assert call == [
+        *("-P", "-m", "gnp.main.main", f"--config={checkout.root}/config/riemannian_{stem}.py"),
+        "--mode=eval",
+        f"--working_dir={checkout.root}/runs/riemannian-{stem.replace('_', '-')}",
+    ]
+    assert (ROOT / f"config/riemannian_{stem}.py").is_file()
+
+
+def test_riemannian_refuses_another_optimizer(checkout: Checkout):
+    done, calls = checkout.run("riemannian-svhn.sh", OPTIMIZER="sgdg")
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr == 'OPTIMIZER="sgdg": use SGD, SGDG or AdamG\n'
 
 
 def test_test(checkout: Checkout):

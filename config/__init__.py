@@ -1,7 +1,7 @@
 """What to run: every key with its default and meaning, and one file an experiment."""
 
-from config.load import from_flat, load_config, read_config, resolve
-from config.schema import ConfigError, apply_overrides, flatten, problems, split_overrides
+from config.load import from_flat, load_config, read_config, read_flags, resolve
+from config.schema import ConfigError, apply_overrides, flatten, problems
 
 __all__ = [
     "ConfigError",
@@ -11,6 +11,6 @@ __all__ = [
     "load_config",
     "problems",
     "read_config",
+    "read_flags",
     "resolve",
-    "split_overrides",
 ]

@@ -3,7 +3,8 @@
     python -m gnp.main.main --config=config/iris.py --working_dir=runs/iris
 
 Nothing is downloaded. 150 flowers, 30 of them the test set; two layers of 10. The other tables of
-scikit-learn: --config.dataset.dataset_name=wine, or breast_cancer.
+scikit-learn: --config.dataset.dataset_name=wine, or breast_cancer. A few seconds on two cores; test
+error 10.00% with seed 0, 3 of the 30 flowers.
 """
 
 import ml_collections

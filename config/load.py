@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+from absl import flags
 
 from config import default
-from config.schema import ConfigError, apply_overrides, problems, set_value
+from config.schema import ConfigError, apply_overrides, problems, set_value, split_overrides
 
 # The published learning rates of the Grassmann group (arXiv 1709.09603, on CIFAR).
 _GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
@@ -100,6 +101,34 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     if wrong:
         raise ConfigError("\n".join(wrong))
     return config
+
+
+def read_flags(
+    values: flags.FlagValues, arguments: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Reads a command line into defined flags.
+
+    Args:
+        values: the flags; set in place.
+        arguments: without the program's name.
+
+    Returns:
+        The (key, text) pairs of `--config.KEY=VALUE`; a line for each word that is neither.
+
+    Raises:
+        ConfigError: a flag is unknown or has a value that is not allowed.
+
+    Example:
+        >>> read_flags(flags.FlagValues(), ["--config.gnp.r=0.1", "stray"])
+        ([('gnp.r', '0.1')], ["'stray' is not a flag; --help shows the usage"])
+    """
+    rest, overrides, wrong = split_overrides(arguments)
+    try:
+        positional = values(["gnp", *rest])[1:]
+    except flags.Error as error:
+        raise ConfigError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
+    wrong += [f"{word!r} is not a flag; --help shows the usage" for word in positional]
+    return overrides, wrong
 
 
 def _run_file(path: str) -> ml_collections.ConfigDict:

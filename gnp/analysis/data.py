@@ -111,7 +111,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         arguments: without the program's name.
 
     Raises:
-        UsageError: what is wrong, a line each.
+        UsageError, ConfigError: what is wrong, a line each.
 
     Example:
         >>> parse(["--config=config/digits.py", "--out=pictures"]).split
@@ -119,13 +119,8 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     """
     if any(argument in ("-h", "--help", "-help") for argument in arguments):
         return None
-    rest, overrides, wrong = configs.split_overrides(arguments)
     values = _define_flags()
-    try:
-        positional = values(["gnp", *rest])[1:]
-    except flags.Error as error:
-        raise UsageError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
-    wrong += [f"{word!r} is not a flag; --help shows the usage" for word in positional]
+    overrides, wrong = configs.read_flags(values, arguments)
     if not values.out:
         wrong.append("--out=DIR is missing, where the pictures and data.json are written")
     if not values.config:

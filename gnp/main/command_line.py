@@ -65,13 +65,8 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     """
     if any(argument in ("-h", "--help", "-help") for argument in arguments):
         return None
-    rest, overrides, wrong = configs.split_overrides(arguments)
     values = _define_flags()
-    try:
-        positional = values(["gnp", *rest])[1:]
-    except flags.Error as error:
-        raise UsageError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
-    wrong += [f"{word!r} is not a flag; --help shows the usage" for word in positional]
+    overrides, wrong = configs.read_flags(values, arguments)
     if values.mode != "inspect" and not values.working_dir:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
     if values.mode != "eval" and not values.config:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from config import ConfigError, apply_overrides, default, from_flat, load_config, split_overrides
-from config.schema import flatten, problems
+from config import ConfigError, apply_overrides, default, from_flat, load_config
+from config.schema import flatten, problems, split_overrides
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(

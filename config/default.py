@@ -40,6 +40,21 @@ KEYS = (
     # Length and size.
     Key("batch_size", 128, integer(1), "examples a step, over all devices"),
     Key("total_epochs", 200, integer(1), "epochs of training"),
+    Key(
+        "accumulate_steps",
+        1,
+        integer(1),
+        "micro-batches that a step goes through, one after another, of batch_size / "
+        "accumulate_steps examples: less memory, the same step. On the CPU compilation grows with "
+        "their number",
+    ),
+    Key(
+        "accumulate_penalty",
+        "batch",
+        choice("batch", "micro"),
+        "what is perturbed where accumulate_steps > 1: the accumulated gradient, as of one large "
+        "batch, or each micro-batch by its own",
+    ),
     # Learning rate.
     Key("base_lr", 0.1, number(at_least=0), "learning rate after the warmup"),
     Key(
@@ -104,6 +119,13 @@ KEYS = (
         "stop",
         choice("stop", "skip"),
         "a loss or gradient that is NaN or infinite ends the run, or its update is dropped",
+    ),
+    Key(
+        "ema_decay",
+        None,
+        optional(number(at_least=0, below=1)),
+        "d: after each step average = d * average + (1 - d) * parameters, from the initial ones "
+        "on; evaluated and saved beside them; none: no average",
     ),
     # Gradient-norm penalty.
     Key("gnp.r", 0.0, number(at_least=0), "radius of the perturbation, in parameter space; 0: off"),

@@ -176,7 +176,8 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
         lines.append(
             f"gnp.alpha = {alpha} with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
         )
-    lines += _penalty_conflicts(config) + _optimizer_conflicts(config)
+    lines += _penalty_conflicts(config) + _accumulation_conflicts(config)
+    lines += _optimizer_conflicts(config)
     if config.warmup_epochs > config.total_epochs:
         lines.append(
             f"warmup_epochs = {config.warmup_epochs:g} is longer than "
@@ -223,6 +224,32 @@ def _penalty_conflicts(config: ml_collections.ConfigDict) -> list[str]:
         lines.append(
             f"gnp.reuse = {gnp.reuse} needs penalised steps and others between them: set gnp.every "
             "(LookSAM's is 5), or use_hybrid_training with hybrid_config.p above 0 and below 1"
+        )
+    return lines
+
+
+def _accumulation_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    count, lines = config.accumulate_steps, []
+    if config.batch_size % count:
+        lines.append(
+            f"accumulate_steps = {count} does not divide batch_size = {config.batch_size} into "
+            "equal micro-batches"
+        )
+    if config.accumulate_penalty == "micro":
+        if count == 1:
+            lines.append(
+                "accumulate_penalty = 'micro' with accumulate_steps = 1: there is one micro-batch, "
+                "the batch"
+            )
+        if config.gnp.r == 0:
+            lines.append(
+                "accumulate_penalty = 'micro' with gnp.r = 0: there is no penalty to work in"
+            )
+    if count > 1 and config.gnp.r > 0 and not config.gnp.sync_perturbations:
+        lines.append(
+            f"accumulate_steps = {count} with gnp.sync_perturbations = False: groups are computed "
+            "one after another already; leave one of them out, or set accumulate_penalty to micro "
+            "and gnp.sync_perturbations to True for a perturbation a micro-batch"
         )
     return lines
 

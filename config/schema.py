@@ -60,7 +60,10 @@ def integer(at_least: int, below: int | None = None) -> Kind:
 
 
 def number(
-    at_least: float | None = None, at_most: float | None = None, above: float | None = None
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Kind:
     """Finite numbers within bounds.
 
@@ -70,7 +73,7 @@ def number(
     """
     bounds = [
         f"{sign} {bound}"
-        for sign, bound in ((">=", at_least), (">", above), ("<=", at_most))
+        for sign, bound in ((">=", at_least), (">", above), ("<=", at_most), ("<", below))
         if bound is not None
     ]
 
@@ -80,6 +83,7 @@ def number(
             and (at_least is None or value >= at_least)
             and (above is None or value > above)
             and (at_most is None or value <= at_most)
+            and (below is None or value < below)
         )
 
     return Kind(" ".join(["a number", " and ".join(bounds)]).strip(), float, check)

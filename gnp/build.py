@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -15,6 +16,7 @@ import model
 import optimizer
 from config import default
 from config.schema import set_value
+from gnp.training.accumulation import Accumulation, given_penalty
 from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
 from gnp.training.loop import Plan, Steps
 from gnp.training.mesh import DATA_AXIS, data_mesh, replicate, shard_batch
@@ -28,7 +30,13 @@ from gnp.training.state import (
     TrainState,
     from_linen,
 )
-from gnp.training.step import EvaluationStep, Groups, build_evaluation_step, build_train_step
+from gnp.training.step import (
+    Average,
+    EvaluationStep,
+    Groups,
+    build_evaluation_step,
+    build_train_step,
+)
 
 Pretrained = Callable[[Params, ModelState], tuple[Params, ModelState, model.Report]]
 
@@ -43,6 +51,7 @@ class Run(NamedTuple):
             what became of each; reads the file. None where the config names none.
         optimizer: the chain.
         records: the steps record the gradients.
+        averages: the steps keep an average of the parameters.
         scalars: step number -> learning_rate, alpha, r.
         plan: lengths and intervals.
         steps: the two training steps, compiled at their first call.
@@ -55,6 +64,7 @@ class Run(NamedTuple):
     pretrained: Pretrained | None
     optimizer: optax.GradientTransformationExtraArgs
     records: bool
+    averages: bool
     scalars: Callable[[int], dict[str, float]]
     plan: Plan
     steps: Steps
@@ -191,7 +201,15 @@ def build_run(
     )
     mesh = data_mesh()
     groups = _groups(config, mesh) if training else None
-    chain = optimizer.build_optimizer(config, steps_per_epoch, DATA_AXIS if groups else None)
+    if training:
+        _check_micro_batches(config)
+    accumulation = _accumulation(config, steps_per_epoch)
+    chain = optimizer.build_optimizer(
+        config,
+        steps_per_epoch,
+        DATA_AXIS if groups else None,
+        given_penalty() if accumulation and accumulation.penalty else None,
+    )
     schedules = optimizer.build_schedules(config, steps_per_epoch)
     plan = Plan(
         batch_size=config.batch_size,
@@ -209,6 +227,9 @@ def build_run(
             if value is not None
         }
 
+    labels = optimizer.build_labels(config)
+    average = _average(config.ema_decay, labels)
+
     def train_step(penalize: bool) -> Any:
         step = build_train_step(
             apply,
@@ -219,18 +240,20 @@ def build_run(
             costs_per_layer=config.log_costs_per_layer,
             skip_nonfinite=config.on_nonfinite == "skip",
             groups=groups,
+            accumulation=accumulation,
+            average=average,
             record=config.record.gradients,
             record_steps=config.record.steps,
         )
         return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
 
-    labels = optimizer.build_labels(config)
     return Run(
         dataset,
         _on_the_manifold(initialise, labels),
         _pretrained(config, labels),
         chain,
         config.record.gradients,
+        average is not None,
         scalars,
         plan,
         Steps(
@@ -303,6 +326,37 @@ def _groups(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Group
     return Groups(size, mesh) if size < config.batch_size else None
 
 
+def _check_micro_batches(config: ml_collections.ConfigDict) -> None:
+    """Whether each device has its share of each micro-batch."""
+    devices, count = jax.device_count(), config.accumulate_steps
+    if config.batch_size // count % devices:
+        raise configs.ConfigError(
+            f"accumulate_steps = {count} leaves micro-batches of {config.batch_size // count} "
+            f"examples, which cannot be split over {devices} devices: batch_size must be a "
+            f"multiple of {count * devices}"
+        )
+
+
+def _accumulation(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Accumulation | None:
+    if config.accumulate_steps == 1:
+        return None
+    if config.gnp.r == 0 or config.accumulate_penalty == "batch":
+        return Accumulation(config.accumulate_steps)
+    return Accumulation(config.accumulate_steps, optimizer.build_penalty(config, steps_per_epoch))
+
+
+def _average(decay: float | None, labels: Callable[[Params], Any]) -> Average | None:
+    """The next average of the parameters; the Grassmann group's columns keep length 1."""
+    if decay is None:
+        return None
+
+    def average(ema: Params, params: Params) -> Params:
+        mixed = optax.incremental_update(params, ema, 1 - decay)
+        return optimizer.unit_norm(mixed, labels(params))
+
+    return average
+
+
 def _on_the_manifold(initialise: Initialise, labels: Callable[[Params], Any]) -> Initialise:
     """With the columns of the Grassmann group at length 1."""
 
@@ -359,7 +413,9 @@ def initial_state(run: Run, seed: int) -> Begun:
         state = jax.jit(_initialiser(run))(jax.random.key(seed))
         return Begun(replicate(state, run.mesh), None)
     params, model_state, report = run.pretrained(*jax.jit(run.initialise)(jax.random.key(seed)))
-    state = TrainState(params, model_state, jax.jit(_optimizer_state(run))(params))
+    state = TrainState(
+        params, model_state, jax.jit(_optimizer_state(run))(params), _first_average(run, params)
+    )
     return Begun(replicate(state, run.mesh), report)
 
 
@@ -375,9 +431,16 @@ def abstract_state(run: Run) -> TrainState:
 def _initialiser(run: Run) -> Callable[[jax.Array], TrainState]:
     def initialise(key: jax.Array) -> TrainState:
         params, model_state = run.initialise(key)
-        return TrainState(params, model_state, _optimizer_state(run)(params))
+        return TrainState(
+            params, model_state, _optimizer_state(run)(params), _first_average(run, params)
+        )
 
     return initialise
+
+
+def _first_average(run: Run, params: Params) -> Params | None:
+    """In buffers of its own, as both are donated."""
+    return jax.tree.map(jnp.copy, params) if run.averages else None
 
 
 def _optimizer_state(run: Run) -> Callable[[Params], Any]:

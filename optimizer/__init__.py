@@ -14,6 +14,7 @@ from .build import OPTIMIZERS as OPTIMIZERS
 from .build import WHERE as WHERE
 from .build import Schedules as Schedules
 from .build import build_optimizer as build_optimizer
+from .build import build_penalty as build_penalty
 from .build import build_schedules as build_schedules
 from .build import build_step_rule as build_step_rule
 from .build import check_opt_params as check_opt_params

@@ -78,7 +78,10 @@ class Schedules(NamedTuple):
 
 
 def build_optimizer(
-    config: Any, steps_per_epoch: int, group_axis: str | None = None
+    config: Any,
+    steps_per_epoch: int,
+    group_axis: str | None = None,
+    penalty: optax.GradientTransformationExtraArgs | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain that a config asks for.
 
@@ -92,6 +95,7 @@ def build_optimizer(
         steps_per_epoch: Steps in one epoch.
         group_axis: None: one perturbation. Else the penalty is in `per_group` over the mesh axis of
           this name.
+        penalty: Takes the place of the config's penalty, where that has one.
 
     Returns:
         The chain. Its `update` takes `grad_fn` and `penalize` (see `gradient_norm_penalty`), also
@@ -131,11 +135,34 @@ def build_optimizer(
     check_number("gradient_clipping", config.gradient_clipping)
     parts: list[optax.GradientTransformation] = []
     if config.gnp.r > 0:
-        parts.append(_penalty(config, schedules, group_axis))
+        inner = build_penalty(config, steps_per_epoch) if penalty is None else penalty
+        parts.append(_penalty(config, inner, group_axis))
     if config.gradient_clipping > 0:
         parts.append(optax.clip_by_global_norm(config.gradient_clipping))
     parts.append(_base_optimizer(config, schedules))
     return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+    """The `gradient_norm_penalty` that a config asks for, without groups and LookSAM.
+
+    Args:
+        config: Read are those of `build_schedules` and gnp, with r > 0.
+        steps_per_epoch: Steps in one epoch.
+
+    Raises:
+        OptimizerError: a value is unknown or out of range.
+    """
+    gnp, schedules = config.gnp, build_schedules(config, steps_per_epoch)
+    check_choice("gnp.where", gnp.where, WHERE)
+    return gradient_norm_penalty(
+        schedules.r,
+        schedules.alpha,
+        normalize=gnp.norm_perturbations,
+        adaptive=gnp.adaptive,
+        method=gnp.method,
+        where=_perturbed(gnp.where),
+    )
 
 
 def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
@@ -260,10 +287,10 @@ def _learning_rate(config: Any, base_lr: float, steps_per_epoch: int) -> optax.S
 
 
 def _penalty(
-    config: Any, schedules: Schedules, group_axis: str | None
+    config: Any, penalty: optax.GradientTransformationExtraArgs, group_axis: str | None
 ) -> optax.GradientTransformationExtraArgs:
+    """In groups, and with what LookSAM keeps of it, where the config asks for that."""
     gnp = config.gnp
-    check_choice("gnp.where", gnp.where, WHERE)
     check_number("gnp.reuse", gnp.reuse)
     _check_every(gnp.every)
     if gnp.reuse > 0 and gnp.every == 1 and not config.use_hybrid_training:
@@ -271,14 +298,6 @@ def _penalty(
             f"gnp.reuse={gnp.reuse!r} has no step to work in, as every step is penalised: "
             "set gnp.every > 1 or use_hybrid_training"
         )
-    penalty = gradient_norm_penalty(
-        schedules.r,
-        schedules.alpha,
-        normalize=gnp.norm_perturbations,
-        adaptive=gnp.adaptive,
-        method=gnp.method,
-        where=_perturbed(gnp.where),
-    )
     if group_axis is not None:
         penalty = per_group(penalty, group_axis)
     return looksam(penalty, gnp.reuse) if gnp.reuse > 0 else penalty

@@ -16,6 +16,11 @@ from gnp.analysis.figure_files import save_figure
 # Colours that stay apart without colour vision (Okabe and Ito), and different dashes.
 _TRAIN: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
 _EVALUATION: dict[str, Any] = {"color": "#D55E00", "linestyle": "--"}
+_AVERAGED: dict[str, Any] = {"color": "#009E73", "linestyle": "-."}
+
+
+# "ema" is the average of the parameters.
+_SPLITS = ("train", "test", "validation", "test_ema", "validation_ema")
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -30,12 +35,9 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharex=True, layout="constrained")
     error = _error_name(rows)
-    panels = [
-        ("loss", ("train_loss", "test_loss", "validation_loss")),
-        (
-            error.replace("_", " "),
-            (f"train_{error}", f"test_{error}", f"validation_{error}"),
-        ),
+    panels: list[tuple[str, Sequence[str]]] = [
+        ("loss", [f"{split}_loss" for split in _SPLITS]),
+        (error.replace("_", " "), [f"{split}_{error}" for split in _SPLITS]),
         ("learning rate", ("learning_rate",)),
         ("gradient norm", ("gradient_norm",)),
         ("alpha", ("alpha",)),
@@ -53,9 +55,10 @@ def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], title: str, names: Sequ
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
-            style = _EVALUATION if name.startswith(("test", "validation")) else _TRAIN
-            label = name.split("_")[0] if several else None
-            axis.plot(*zip(*points, strict=True), label=label, marker=".", markersize=4, **style)
+            label = _split(name) if several else None
+            axis.plot(
+                *zip(*points, strict=True), label=label, marker=".", markersize=4, **_style(name)
+            )
     axis.set_title(title, loc="left", fontsize=11)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -65,6 +68,17 @@ def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], title: str, names: Sequ
         axis.set_ylim(bottom=0)
     if several:
         axis.legend(frameon=False)
+
+
+def _split(name: str) -> str:
+    words = name.split("_")
+    return " ".join(words[:2]) if words[1] == "ema" else words[0]
+
+
+def _style(name: str) -> dict[str, Any]:
+    if name.startswith(("test_ema", "validation_ema")):
+        return _AVERAGED
+    return _EVALUATION if name.startswith(("test", "validation")) else _TRAIN
 
 
 def _error_name(rows: Sequence[Mapping[str, Any]]) -> str:

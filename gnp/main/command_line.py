@@ -1,5 +1,6 @@
 """What a user types, taken apart."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
                         --config.dataset.data_dir says where the data are now
   --mode=inspect        print config, layers and parameters; computes nothing
   --checkpoint=STEP     eval: which checkpoint (default: the newest)
+  --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 2 the command line or a config
@@ -41,6 +43,7 @@ class CommandLine(NamedTuple):
         working_dir: the run directory; inspect does not use it.
         checkpoint: the step to evaluate; None: the newest.
         overrides: (key, text) pairs for the directory's own config, in eval without --config.
+        profile: the first and the last step to trace, counted from 1; None: none.
     """
 
     mode: str
@@ -48,6 +51,7 @@ class CommandLine(NamedTuple):
     working_dir: Path
     checkpoint: int | None
     overrides: tuple[tuple[str, str], ...] = ()
+    profile: tuple[int, int] | None = None
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
@@ -73,6 +77,16 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     if values.checkpoint is not None and values.mode != "eval":
         wrong.append(f"--checkpoint={values.checkpoint} goes with --mode=eval only")
+    profile = None
+    if values.profile is not None:
+        profile = _steps(values.profile)
+        if profile is None:
+            wrong.append(
+                f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "
+                "the first not above the last, such as --profile=20:25"
+            )
+        if values.mode != "train":
+            wrong.append(f"--profile={values.profile} goes with --mode=train only")
     if overrides and not values.config:
         wrong += _without_file(values.mode, overrides)
     loaded = None
@@ -94,7 +108,15 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         Path(values.working_dir or "."),
         values.checkpoint,
         () if values.config else tuple(overrides),
+        profile,
     )
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    """First and last step, of `20:25`."""
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    return (first, last) if 1 <= first <= last else None
 
 
 def _without_file(mode: str, overrides: Sequence[tuple[str, str]]) -> list[str]:
@@ -127,5 +149,6 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_enum(
         "mode", "train", ["train", "eval", "inspect"], "what to do", flag_values=values
     )
+    flags.DEFINE_string("profile", None, "FIRST:LAST", flag_values=values)
     flags.DEFINE_integer("checkpoint", None, "step", lower_bound=0, flag_values=values)
     return values

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             case "eval":
                 return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
             case _:
-                return train.run(line.config, line.working_dir)
+                return train.run(line.config, line.working_dir, line.profile)
     except USAGE_ERRORS as error:
         return _fail(error, 2)
     except RUN_ERRORS as error:

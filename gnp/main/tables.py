@@ -34,7 +34,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], working_dir: Path) -> None:
     seconds = sum(row["epoch_seconds"] for row in rows)
     files = ", ".join(
         name
-        for name in ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints")
+        for name in ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
         if (working_dir / name).exists()
     )
     epochs = rows[-1]["epoch"]

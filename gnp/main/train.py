@@ -10,6 +10,7 @@ import ml_collections
 from config import default
 from gnp import build
 from gnp.analysis.curves import plot_curves
+from gnp.main.command_line import UsageError
 from gnp.main.tables import print_results
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.evolution import EvolutionWriter, layer_names
@@ -18,12 +19,21 @@ from gnp.training.gradient_files import GradientFiles, check_space, size_line
 from gnp.training.interrupt import Interrupt, catch_signals
 from gnp.training.loop import Progress, evaluate, train
 from gnp.training.metrics import Log
+from gnp.training.profile import FOLDER, ProfiledSteps
 from gnp.training.run_directory import check_run_directory, claim_run_directory, read_config
 from gnp.training.state import TrainState
 
 
-def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
-    """Trains, or goes on with, the run of a directory; returns the exit code."""
+def run(
+    config: ml_collections.ConfigDict, working_dir: Path, profile: tuple[int, int] | None = None
+) -> int:
+    """Trains, or goes on with, the run of a directory; returns the exit code.
+
+    Args:
+        config: checked and complete.
+        working_dir: the run directory.
+        profile: the first and the last step to trace, counted from 1.
+    """
     build.check_names(config)
     build.check_devices(config)
     fresh = config.retrain or not (working_dir / "config.json").is_file()
@@ -39,6 +49,11 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     parts = build.build_run(config, directory=working_dir)
     for warning in parts.dataset.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if profile and profile[1] > parts.plan.total_steps:
+        raise UsageError(
+            f"--profile={profile[0]}:{profile[1]}: the run has {parts.plan.total_steps} steps, "
+            f"{parts.plan.steps_per_epoch} an epoch"
+        )
     like = build.abstract_state(parts)
     if config.record.steps:
         check_space(working_dir, _parameters(like), parts.plan.total_steps)
@@ -53,7 +68,9 @@ def run(config: ml_collections.ConfigDict, working_dir: Path) -> int:
     with catch_signals() as interrupt:
         checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
         try:
-            progress = _train(config, working_dir, parts, checkpoints, like, begun, interrupt)
+            progress = _train(
+                config, working_dir, parts, checkpoints, like, begun, interrupt, profile
+            )
         finally:
             checkpoints.close()
     if active:
@@ -143,6 +160,24 @@ def _probe(
     return build_probe(parts, loss, every, radius=config.gnp.r, seed=config.seeds)
 
 
+def _profiled(
+    parts: build.Run,
+    working_dir: Path,
+    profile: tuple[int, int] | None,
+    progress: Progress,
+    log: Log,
+) -> ProfiledSteps | None:
+    """The steps, where some that are still to come are to be traced."""
+    if profile is None:
+        return None
+    first, last = max(profile[0], progress.step + 1), profile[1]
+    if first > last:
+        log.say(f"warning: --profile={profile[0]}:{last}: these steps were taken before: no trace")
+        return None
+    log.say(f"a trace of steps {first} to {last}: {working_dir / FOLDER}, for xprof or TensorBoard")
+    return ProfiledSteps(parts.steps, first, last, working_dir)
+
+
 def _train(
     config: ml_collections.ConfigDict,
     working_dir: Path,
@@ -151,6 +186,7 @@ def _train(
     like: TrainState,
     begun: build.Begun | None,
     interrupt: Interrupt,
+    profile: tuple[int, int] | None,
 ) -> Progress:
     restored = checkpoints.restore(like)
     for warning in restored.warnings if restored else []:
@@ -172,6 +208,8 @@ def _train(
         size = size_line(working_dir, _parameters(like), parts.plan.total_steps)
         log.say(f"every step's gradient is written: {size}")
 
+    steps = _profiled(parts, working_dir, profile, progress, log)
+
     def measure(state: TrainState) -> dict[str, float]:
         values, _ = evaluate(parts.evaluation_step, state, build.evaluation_batches(parts))
         return {f"{parts.dataset.evaluation_name}_{name}": v for name, v in values.items()}
@@ -181,7 +219,7 @@ def _train(
             state,
             progress,
             plan=parts.plan,
-            steps=parts.steps,
+            steps=steps or parts.steps,
             key=jax.random.key(config.seeds),
             batches=build.training_batches(parts, config.seeds, progress.step),
             evaluate=measure,
@@ -195,6 +233,8 @@ def _train(
             skip_nonfinite=config.on_nonfinite == "skip",
         )
     finally:
+        if steps:
+            steps.close()
         log.close()
         if files:
             files.close()

@@ -88,7 +88,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state._asdict()),
+                    state=ocp.args.StandardSave(_arrays(state)),
                     progress=ocp.args.JsonSave(progress),
                 ),
             )
@@ -157,7 +157,7 @@ class Checkpoints:
             raise self._write_error(error) from error
 
     def _read(self, step: int, like: TrainState, warnings: list[str]) -> Restored:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(like))
         self._check_structure(step, abstract)
         try:
             items = self._manager.restore(
@@ -223,6 +223,11 @@ class Checkpoints:
             f"checkpoint {self._saving} could not be written to {self.directory}: "
             f"{_first_line(error)}; {kept}"
         )
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    """The parts of a state; without an average, as before there were any."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -11,8 +11,11 @@ import numpy as np
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.interrupt import Interrupt
 from gnp.training.metrics import Log, Means
+from gnp.training.profile import TakeStep
 from gnp.training.state import TrainState
 from gnp.training.step import EvaluationStep, TrainStep
+
+_AVERAGED = "ema_"
 
 
 class NonFiniteError(ArithmeticError):
@@ -98,7 +101,7 @@ def train(
     progress: Progress,
     *,
     plan: Plan,
-    steps: Steps,
+    steps: TakeStep,
     key: jax.Array,
     batches: Iterator[Any],
     evaluate: Callable[[TrainState], dict[str, float]],
@@ -117,7 +120,7 @@ def train(
         state: on the devices; donated.
         progress: updated in place.
         plan: lengths and intervals.
-        steps: the compiled steps.
+        steps: the compiled steps, such as `Steps`.
         key: the run's key; each step folds its number in.
         batches: on the devices, the first one for step `progress.step`.
         evaluate: state -> named metrics of the evaluation set.
@@ -166,7 +169,7 @@ def _train_epoch(
     progress: Progress,
     epoch: int,
     plan: Plan,
-    steps: Steps,
+    steps: TakeStep,
     key: jax.Array,
     batches: Iterator[Any],
     scalars: Callable[[int], dict[str, float]],
@@ -239,6 +242,9 @@ def evaluate(
 ) -> tuple[dict[str, float], int]:
     """Means over every unmasked example of the batches, and how many there were.
 
+    Where the state has an average of the parameters, its means are there too, named `ema_...`; it
+    is given the same batch statistics.
+
     Args:
         step: the compiled evaluation step.
         state: on the devices.
@@ -247,14 +253,24 @@ def evaluate(
     sums: list[dict[str, Any]] = []
     unread: list[dict[str, jax.Array]] = []
     for batch in batches:
-        unread.append(step(state.params, state.model_state, batch))
+        unread.append(_sums(step, state, batch))
         if len(unread) > 1:  # the device has its next batch, and no more of them
             sums.append(jax.device_get(unread.pop(0)))
     sums += jax.device_get(unread)
-    names = sorted(sums[0], key=lambda name: name != "loss")
+    names = sorted(
+        sums[0], key=lambda name: (name.startswith(_AVERAGED), not name.endswith("loss"))
+    )
     totals = {name: math.fsum(float(each[name]) for each in sums) for name in names}
     count = totals.pop("count")
     return {name: value / count for name, value in totals.items()}, round(count)
+
+
+def _sums(step: EvaluationStep, state: TrainState, batch: Any) -> dict[str, jax.Array]:
+    sums = step(state.params, state.model_state, batch)
+    if state.ema is None:
+        return sums
+    averaged = step(state.ema, state.model_state, batch)
+    return sums | {f"{_AVERAGED}{k}": value for k, value in averaged.items() if k != "count"}
 
 
 def _postfix(progress: Progress, plan: Plan) -> str:

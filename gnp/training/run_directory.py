@@ -14,6 +14,7 @@ OUTPUTS = (
     "metrics.jsonl",
     "checkpoints",
     "tensorboard",
+    "profile",
     "evolution",
     "gradients",
     "evolution.npz",

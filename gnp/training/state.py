@@ -20,11 +20,13 @@ class TrainState(NamedTuple):
         params: pytree of trained arrays.
         model_state: pytree of the rest (batch statistics), from the clean pass only.
         opt_state: the optimizer's state.
+        ema: exponential moving average of the parameters, like params; None: there is none.
     """
 
     params: Params
     model_state: ModelState
     opt_state: optax.OptState
+    ema: Params | None = None
 
 
 class Apply(Protocol):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from gnp.training.accumulation import Accumulation, accumulate, micro_batch
 from gnp.training.gradient import Batch, Loss, Metrics, build_loss
 from gnp.training.mesh import DATA_AXIS
 from gnp.training.objective import Objective
@@ -41,7 +42,9 @@ class _Update(NamedTuple):
     opt_state: optax.OptState
 
 
-_Updater = Callable[[TrainState, Batch, jax.Array], _Update]
+# (state, batch, the step's key, its number) -> _Update
+_Updater = Callable[[TrainState, Batch, jax.Array, Any], _Update]
+Average = Callable[[Params, Params], Params]
 
 
 def build_train_step(
@@ -54,6 +57,8 @@ def build_train_step(
     costs_per_layer: bool = False,
     skip_nonfinite: bool = False,
     groups: Groups | None = None,
+    accumulation: Accumulation | None = None,
+    average: Average | None = None,
     record: bool = False,
     record_steps: bool = False,
 ) -> TrainStep:
@@ -77,6 +82,9 @@ def build_train_step(
             parameters; NaN where skip_nonfinite dropped the update.
         groups: None: the batch is one group. Else the chain's penalty is in `per_group`, over
             the mesh's axis.
+        accumulation: None: the batch is computed at once. Else in micro-batches, without groups;
+            where it has a penalty, the chain has `given_penalty` in its place.
+        average: (`state.ema`, the new parameters) -> the new `state.ema`; None: there is none.
 
     Returns:
         A function of a TrainState, a batch {"input" [b, ...], "label" [b]}, the run's key and the
@@ -85,7 +93,9 @@ def build_train_step(
         and update are), float32 scalars.
     """
     loss = build_loss(apply, objective, regularize, costs_per_layer)
-    if groups is None:
+    if accumulation is not None:
+        update = _update_accumulated(loss, optimizer, penalize, accumulation)
+    elif groups is None:
         update = _update_whole(loss, optimizer, penalize)
     else:
         update = _update_by_groups(loss, optimizer, penalize, groups)
@@ -96,9 +106,11 @@ def build_train_step(
         state: TrainState, batch: Batch, key: jax.Array, number: jax.Array
     ) -> tuple[TrainState, Metrics]:
         grads, metrics, model_state, updates, opt_state = update(
-            state, batch, jax.random.fold_in(key, number)
+            state, batch, jax.random.fold_in(key, number), number
         )
-        new = TrainState(optax.apply_updates(state.params, updates), model_state, opt_state)
+        params = optax.apply_updates(state.params, updates)
+        ema = average(state.ema, params) if average else state.ema
+        new = TrainState(params, model_state, opt_state, ema)
         gradient_norm = optax.tree.norm(grads)
         # The update's norm too: the perturbed gradient can overflow where the clean one does not.
         finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.norm(updates))
@@ -118,7 +130,7 @@ def build_train_step(
 def _update_whole(
     loss: Loss, optimizer: optax.GradientTransformationExtraArgs, penalize: bool
 ) -> _Updater:
-    def update(state: TrainState, batch: Batch, step_key: jax.Array) -> _Update:
+    def update(state: TrainState, batch: Batch, step_key: jax.Array, _: Any) -> _Update:
         def gradient(params: Params) -> tuple[Params, Any]:
             return jax.grad(loss, has_aux=True)(params, state.model_state, batch, step_key)
 
@@ -163,7 +175,7 @@ def _update_by_groups(
         )
         return _Update(_mean(grads), _mean(metrics), _mean(model_state), updates, opt_state)
 
-    return jax.shard_map(
+    shared = jax.shard_map(
         update,
         mesh=groups.mesh,
         in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), PartitionSpec()),
@@ -172,14 +184,71 @@ def _update_by_groups(
         # own, and what leaves is a mean over the devices or was computed from one.
         check_vma=False,
     )
+    return lambda state, batch, step_key, _: shared(state, batch, step_key)
+
+
+def _update_accumulated(
+    loss: Loss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    penalize: bool,
+    accumulation: Accumulation,
+) -> _Updater:
+    """Sums up gradients and metrics over the micro-batches, and hands their means to the chain."""
+    count, penalty = accumulation
+
+    def update(state: TrainState, batch: Batch, step_key: jax.Array, number: Any) -> _Update:
+        def gradient(params: Params, model_state: ModelState, part: Any) -> tuple[Params, Any]:
+            # The masks belong to the micro-batch: both passes see the same ones.
+            part_key = jax.random.fold_in(step_key, part)
+            examples = micro_batch(batch, part, count)
+            return jax.grad(loss, has_aux=True)(params, model_state, examples, part_key)
+
+        def clean(part: Any, model_state: ModelState) -> tuple[Any, ModelState]:
+            grads, (metrics, new_state) = gradient(state.params, model_state, part)
+            penalised = None
+            if penalty is not None and penalize:
+                # The chain counts its steps from 0 too.
+                steps = jax.tree.map(
+                    lambda count: jnp.asarray(number, count.dtype), penalty.init(state.params)
+                )
+                penalised, _ = penalty.update(
+                    grads,
+                    steps,
+                    state.params,
+                    grad_fn=lambda params: gradient(params, model_state, part)[0],
+                    penalize=True,
+                )
+            return (grads, metrics, penalised), new_state
+
+        def accumulated(params: Params) -> Params:
+            def of_part(part: Any, model_state: ModelState) -> tuple[Params, ModelState]:
+                grads, (_, new_state) = gradient(params, model_state, part)
+                return grads, new_state
+
+            return accumulate(of_part, state.model_state, count)[0]
+
+        means, model_state = accumulate(clean, state.model_state, count)
+        grads, metrics, penalised = means
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            grad_fn=accumulated if penalty is None else lambda _: penalised,
+            penalize=penalize,
+        )
+        return _Update(grads, metrics, model_state, updates, opt_state)
+
+    return update
 
 
 def _recording(update: _Updater) -> _Updater:
     recorder = record_gradient_evolution()
 
-    def update_and_record(state: TrainState, batch: Batch, step_key: jax.Array) -> _Update:
+    def update_and_record(
+        state: TrainState, batch: Batch, step_key: jax.Array, number: Any
+    ) -> _Update:
         opt_state, recorded = state.opt_state
-        new = update(state._replace(opt_state=opt_state), batch, step_key)
+        new = update(state._replace(opt_state=opt_state), batch, step_key, number)
         _, recorded = recorder.update(new.grads, recorded)
         return new._replace(opt_state=(new.opt_state, recorded))
 

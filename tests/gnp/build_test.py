@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,3 +38,34 @@ def test_a_real_target_needs_squared_error():
     with pytest.raises(ConfigError, match="set loss to squared_error"):
         build.check_objective(config, real)
     build.check_objective(load_config(CONFIG, [("loss", "squared_error")]), real)
+
+
+def test_each_device_needs_its_share_of_each_micro_batch(monkeypatch):
+    config = load_config(CONFIG, [("accumulate_steps", "32")])
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(ConfigError) as raised:
+        build.build_run(config)
+    assert str(raised.value) == (
+        "accumulate_steps = 32 leaves micro-batches of 2 examples, which cannot be split over 4 "
+        "devices: batch_size must be a multiple of 128"
+    )
+    build.build_run(config, training=False)
+
+
+def test_the_average_has_buffers_of_its_own_and_costs_nothing_where_it_is_off():
+    with_it = build.build_run(load_config(CONFIG, [("ema_decay", "0.9")]))
+    state = build.initial_state(with_it, seed=0).state
+    for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.unsafe_buffer_pointer() != theirs.unsafe_buffer_pointer()
+    assert build.initial_state(build.build_run(load_config(CONFIG)), seed=0).state.ema is None
+
+
+def test_the_average_of_the_grassmann_group_stays_on_the_manifold():
+    labels = {"conv": "grassmann", "dense": "euclidean"}
+    average = build._average(0.75, lambda params: labels)
+    one = {"conv": jnp.array([[1.0], [0.0], [0.0]]), "dense": jnp.array([4.0])}
+    other = {"conv": jnp.array([[0.0], [1.0], [0.0]]), "dense": jnp.array([8.0])}
+    mixed = average(one, other)
+    np.testing.assert_allclose(mixed["conv"][:, 0], np.array([3, 1, 0]) / 10**0.5, rtol=1e-6)
+    np.testing.assert_allclose(mixed["dense"], 5.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gnp.analysis.report.figures import Figure, bare_line, line_of, log_axis, style, thinned
 from gnp.analysis.report.groups import Group
-from gnp.analysis.report.runs import points
+from gnp.analysis.report.runs import averaged, points
 from gnp.analysis.report.tables import Section
 
 MOST_GROUPS = 16  # in the figures; the table has them all
@@ -19,6 +19,11 @@ def curves(section: Section) -> list[Figure]:
     rate = section.is_rate
     wanted = [
         (f"{split}_{error}", f"{split.capitalize()} {error.removesuffix('_rate')}", rate),
+        (
+            averaged(section.metric),
+            f"{split.capitalize()} {error.removesuffix('_rate')} of the average",
+            rate,
+        ),
         (f"train_{error}", f"Training {error.removesuffix('_rate')}", rate),
         (f"{split}_loss", f"{split.capitalize()} loss", False),
         ("train_loss", "Training loss", False),

@@ -56,6 +56,22 @@ class Run(NamedTuple):
         squared = self.config["loss"] == "squared_error"
         return f"{split}_{'mean_absolute_error' if squared else 'error_rate'}"
 
+    @property
+    def averaged_metric(self) -> str:
+        """The same of the average of the parameters, which runs with `ema_decay` have."""
+        return averaged(self.metric)
+
+
+def averaged(metric: str) -> str:
+    """Name of a metric of the average of the parameters.
+
+    Example:
+        >>> averaged("test_error_rate")
+        'test_ema_error_rate'
+    """
+    split, _, name = metric.partition("_")
+    return f"{split}_ema_{name}"
+
 
 def read_runs(
     paths: Sequence[Path], *, progress: bool = True

@@ -36,6 +36,7 @@ class Summary(NamedTuple):
     Attributes:
         group: whose they are.
         median, final, best: of the error after the last epoch, and of its smallest one.
+        averaged: of the parameters' average after the last epoch.
         errors: of each run after its last epoch.
         total_seconds, epoch_seconds, step_seconds: medians over its runs.
         epoch_ratio, step_ratio: over the baseline's.
@@ -46,6 +47,7 @@ class Summary(NamedTuple):
     median: float | None
     final: Spread | None
     best: Spread | None
+    averaged: Spread | None
     errors: tuple[float, ...]
     total_seconds: float | None
     epoch_seconds: float | None
@@ -145,11 +147,14 @@ def summarize(group: Group, baseline: Group | None) -> Summary:
     """The numbers of a group, of the runs that are at their end where there are such."""
     final: list[float] = []
     best: list[float] = []
+    averaged: list[float] = []
     for run in group.measured:
         errors = [value for _, value in of_run.points(run, run.metric)]
         last = of_run.final_value(run, run.metric)
         final += [] if last is None else [last]
         best += [min(errors)] if errors else []
+        smoothed = of_run.final_value(run, run.averaged_metric)
+        averaged += [] if smoothed is None else [smoothed]
     epoch, step = (
         _median_of(group.measured, value) for value in (of_run.epoch_seconds, of_run.step_seconds)
     )
@@ -159,6 +164,7 @@ def summarize(group: Group, baseline: Group | None) -> Summary:
         statistics.median(final) if final else None,
         spread(final),
         spread(best),
+        spread(averaged),
         tuple(final),
         _median_of(group.measured, of_run.total_seconds) or None,
         epoch,
@@ -301,6 +307,8 @@ def columns(section: Section) -> list[Column]:
     ]
     if any(summary.best != summary.final for summary in section.summaries):
         found.append(_spread_column("best epoch", lambda s: s.best, number))
+    if any(summary.averaged is not None for summary in section.summaries):
+        found.append(_spread_column("of the average", lambda s: s.averaged, number))
     found += [
         Column("time", lambda s: duration(s.total_seconds), lambda s: s.total_seconds),
         Column("an epoch", lambda s: duration(s.epoch_seconds), lambda s: s.epoch_seconds),
@@ -355,10 +363,15 @@ def legend(section: Section) -> str:
         if any(column.heading == "best epoch" for column in columns(section))
         else ""
     )
+    average = (
+        " Of the average: of the parameters' exponential moving average, after the last epoch."
+        if any(summary.averaged is not None for summary in section.summaries)
+        else ""
+    )
     return (
         f"{section.error.capitalize()}: after the last epoch, mean ± standard deviation over the "
-        f"runs.{best} Time: of training alone, median over the runs; an epoch: without the first, "
-        f"which compiles.{cost}"
+        f"runs.{best}{average} Time: of training alone, median over the runs; an epoch: without "
+        f"the first, which compiles.{cost}"
     )
 
 
@@ -423,8 +436,9 @@ def comma_separated(found: Sequence[Section]) -> str:
     file = io.StringIO()
     names = [
         "dataset", "group", "metric", "runs", "finished", "final_median", "final_mean",
-        "final_deviation", "best_mean", "best_deviation", "total_seconds", "epoch_seconds",
-        "step_seconds", "epoch_cost_ratio", "step_cost_ratio", "baseline",
+        "final_deviation", "best_mean", "best_deviation", "ema_mean", "ema_deviation",
+        "total_seconds", "epoch_seconds", "step_seconds", "epoch_cost_ratio",
+        "step_cost_ratio", "baseline",
         *(f"{name}_{what}" for name in SHARPNESS for what in ("mean", "deviation")),
         "directories",
     ]  # fmt: skip
@@ -437,8 +451,9 @@ def comma_separated(found: Sequence[Section]) -> str:
                 [
                     s.group.config["dataset.dataset_name"], s.group.name, section.metric,
                     len(s.group.runs), len(s.group.finished), s.median, *(s.final or nothing),
-                    *(s.best or nothing), s.total_seconds, s.epoch_seconds, s.step_seconds,
-                    s.epoch_ratio, s.step_ratio, section.baseline.name if section.baseline else "",
+                    *(s.best or nothing), *(s.averaged or nothing),
+                    s.total_seconds, s.epoch_seconds, s.step_seconds, s.epoch_ratio,
+                    s.step_ratio, section.baseline.name if section.baseline else "",
                     *(value for name in SHARPNESS for value in s.sharpness.get(name, nothing)),
                     " ".join(str(run.path) for run in s.group.runs),
                 ]

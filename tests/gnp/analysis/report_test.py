@@ -158,6 +158,23 @@ def test_numbers_of_a_group(tmp_path, make, results):
     assert "| GNP r=0.05 α=0.8 | 0.8 | 0.05 |" in table
 
 
+def test_the_average_of_the_parameters_has_a_column(tmp_path, make, results, page):
+    for seed, error in enumerate((0.1, 0.3)):
+        directory = write_run(tmp_path / f"runs/{seed}", {"ema_decay": 0.9}, seed)
+        rows = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["test_ema_error_rate"] = error
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_run(tmp_path / "runs/plain")
+    assert make(tmp_path / "runs")[0] == 0
+    assert {row["ema_mean"] for row in results()} == {"0.2", ""}
+    table = (tmp_path / "out/report.md").read_text()
+    assert "| of the average |" in table
+    assert "| 20.00 ± 14.14% |" in table
+    assert "Of the average: of the parameters' exponential moving average" in table
+    assert "Test error of the average" in page().texts
+
+
 @pytest.mark.parametrize("name", ["GNP r=0.05 α=0.8", "runs/c"])
 def test_baseline_by_name_or_directory(tmp_path, monkeypatch, make, results, name):
     monkeypatch.chdir(tmp_path)

@@ -4,10 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +166,52 @@ def test_penalties_that_cost_less_resume_as_they_were(digits_command, tmp_path):
     rows = [[{k: v for k, v in row.items() if "second" not in k} for row in each]
             for each in (before, rows_of(tmp_path))]  # fmt: skip
     assert rows[0] == rows[1]
+
+
+def test_an_average_and_micro_batches_resume_as_they_were(run_gnp_here, tmp_path):
+    words = [DIGITS, f"--working_dir={tmp_path}", "--config.total_epochs=2",
+             "--config.ema_decay=0.9", "--config.accumulate_steps=2",
+             "--config.accumulate_penalty=micro", "--config.on_nonfinite=skip"]  # fmt: skip
+    first = run_gnp_here(*words)
+    assert first.returncode == 0, first.stderr
+    assert "test ema error rate" in first.stdout.splitlines()[0]
+    assert any("test ema error rate" in line and "\u2502" in line for line in
+               first.stdout.splitlines())  # fmt: skip
+    before = rows_of(tmp_path)
+    assert before[-1]["test_ema_loss"] != before[-1]["test_loss"]
+    shutil.rmtree(tmp_path / "checkpoints" / "44")  # as if it had been killed in the second epoch
+    assert run_gnp_here(*words).returncode == 0
+    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in each]
+            for each in (before, rows_of(tmp_path))]  # fmt: skip
+    assert rows[0] == rows[1]
+    shown = run_gnp_here("--mode=eval", f"--working_dir={tmp_path}")
+    assert shown.returncode == 0, shown.stderr
+    printed = json.loads(shown.stdout.splitlines()[-1])
+    for name in ("test_loss", "test_error_rate", "test_ema_loss", "test_ema_error_rate"):
+        assert printed[name] == before[-1][name]
+
+
+def test_a_profile_is_written_and_changes_nothing(trained, run_gnp_here, tmp_path):
+    words = (DIGITS, f"--working_dir={tmp_path}", "--config.total_epochs=3",
+             "--profile=21:24")  # from one epoch into the next  # fmt: skip
+    result = run_gnp_here(*words)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(f"a trace of steps 21 to 24: {tmp_path / 'profile'}")
+    assert result.stdout.splitlines()[-1].endswith("checkpoints, profile")
+    rows = [[row["test_loss"] for row in rows_of(each)] for each in (trained[0], tmp_path)]
+    assert rows[0] == rows[1]
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    found = {
+        dict(event.stats)["step_num"]
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    }
+    assert found == {21, 22, 23, 24}
+    again = run_gnp_here(*words)
+    assert again.returncode == 0
+    assert "--profile=21:24: these steps were taken before: no trace" in again.stderr
 
 
 def test_the_grassmann_group_and_its_costs(digits_command, run_gnp, tmp_path):

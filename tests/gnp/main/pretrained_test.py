@@ -91,10 +91,15 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tm
 
 def test_the_state_before_the_first_step(weights, tmp_path):
     np.savez(tmp_path / "weights.npz", **weights)
-    config = load_config(DIGITS, [*WORDS, ("model.pretrained", str(tmp_path / "weights.npz"))])
+    path = ("model.pretrained", str(tmp_path / "weights.npz"))
+    config = load_config(DIGITS, [*WORDS, path, ("ema_decay", "0.9")])
     run = build.build_run(config)
     state, report = build.initial_state(run, 0)
     assert report.fits
+    for average, first in zip(*map(jax.tree.leaves, (state.ema, state.params)), strict=True):
+        np.testing.assert_array_equal(average, first)
+        # Both are donated.
+        assert average.unsafe_buffer_pointer() != first.unsafe_buffer_pointer()
     np.testing.assert_array_equal(
         state.params["patch_embed"]["proj"]["kernel"],
         weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),

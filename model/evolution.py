@@ -10,7 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import BatchNorm, Conv, DType, at_least_float32, check_dropout_rate, max_pool
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    at_least_float32,
+    check_batch_norm_group,
+    check_dropout_rate,
+    max_pool,
+)
 from model.perceptron import MLP
 from model.registry import ModelError, register
 
@@ -209,6 +217,7 @@ class EvolutionFordACNN(nn.Module):
         num_classes: number of logits.
         features: channels of each convolution.
         window: width of the convolutions, in time steps.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each convolution's activations again in the backward pass, for less memory.
 
@@ -227,12 +236,14 @@ class EvolutionFordACNN(nn.Module):
     num_classes: int
     features: tuple[int, ...] = (64, 64, 64)
     window: int = 3
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
     def __post_init__(self) -> None:
         _check_positive("features", self.features)
         _check_positive("window", (self.window,))
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
@@ -245,7 +256,13 @@ class EvolutionFordACNN(nn.Module):
 
         def block(module: nn.Module, x: jax.Array, *, features: int, number: int) -> jax.Array:
             conv = _conv(features, (self.window, 1), dtype=self.dtype, name=f"conv_{number}")
-            norm = BatchNorm(0.99, 1e-3, dtype=self.dtype, name=f"norm_{number}")
+            norm = BatchNorm(
+                0.99,
+                1e-3,
+                dtype=self.dtype,
+                group=self.batch_norm_group,
+                name=f"norm_{number}",
+            )
             return nn.relu(norm(conv(x), train))
 
         # A series is an image of width 1, which has the convolutions of images.

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from model.registry import ModelError
 
@@ -34,10 +35,11 @@ def conv(
 ) -> jax.Array:
     """y[b, i, j, o] = sum_{u, v, c} x[b, s i + u - p, s j + v - p, c] kernel[u, v, c, o].
 
-    As `lax.conv_general_dilated` does it. Only for one input channel in float32 on the CPU, where
-    that is six times slower, the value of the same-padded one is a sum of shifted products; the
-    derivative in the kernel's direction stays that of the plain one. Forward and reverse
-    differentiation, and one over the other, work in every case.
+    As `lax.conv_general_dilated` does it, but for two things on the CPU. For one input channel in
+    float32, where that is six times slower, the value of the same-padded one is a sum of shifted
+    products; the derivative in the kernel's direction stays that of the plain one. For the others
+    the kernel's gradient takes the images from a copy of their own (see `_turned`). Forward and
+    reverse differentiation, and one over the other, work in every case.
 
     Args:
         x: [b, h, w, c].
@@ -59,6 +61,8 @@ def conv(
     one_channel = x.shape[-1] == 1 and x.dtype == jnp.float32
     if one_channel and (strides, padding) == (1, "SAME") and jax.default_backend() == "cpu":
         return _one_channel_conv(x, kernel)
+    if groups == 1 and jax.default_backend() == "cpu":
+        return _cpu_conv(strides, padding, x, kernel)
     return _plain_conv(x, kernel, strides, padding, groups)
 
 
@@ -68,6 +72,7 @@ def _plain_conv(
     strides: int = 1,
     padding: str | int = "SAME",
     groups: int = 1,
+    axes: str = "NHWC",
 ) -> jax.Array:
     edges = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return lax.conv_general_dilated(
@@ -75,9 +80,44 @@ def _plain_conv(
         kernel,
         (strides, strides),
         edges,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=(axes, "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _cpu_conv(strides: int, padding: str | int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _plain_conv(x, kernel, strides, padding)
+
+
+def _cpu_conv_jvp(strides: int, padding: str | int, primals: Any, tangents: Any) -> Any:
+    """The product rule; its transpose, the kernel's gradient, reads the images `_turned`."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _cpu_conv(strides, padding, x, kernel)
+    dy = jnp.zeros_like(y)
+    if not isinstance(dx, SymbolicZero):
+        dy = _cpu_conv(strides, padding, dx, kernel)
+    if not isinstance(dkernel, SymbolicZero):
+        dy = dy + _plain_conv(_turned(x), dkernel, strides, padding, axes="CHWN")
+    return y, dy
+
+
+_cpu_conv.defjvp(_cpu_conv_jvp, symbolic_zeros=True)
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """The images as [c, h, w, b], the order in which XLA convolves them for a kernel's gradient.
+
+    In a call that XLA does not inline: else it fuses into this copy what they are made of (batch
+    norm, ReLU) and computes that once more in strided order, which takes three times as long.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return _transposed(x)
+
+
+@jax.jit
+def _transposed(x: jax.Array) -> jax.Array:
+    return x.transpose(3, 1, 2, 0)
 
 
 @jax.custom_jvp
@@ -188,11 +228,15 @@ class BatchNorm(nn.Module):
     ones. Values, parameters and statistics are those of `nn.BatchNorm`. All of it is computed in
     float32, whatever the dtype of x and y.
 
+    With groups, in training, mean and var are those of examples i g ... (i + 1) g - 1 for each of
+    them, and the running ones move towards the groups' mean.
+
     Attributes:
         momentum: weight of the running statistics' old value.
         epsilon: added to the variance.
         use_scale: multiply by a parameter; else by 1.
         dtype: of the output.
+        group: g, examples of a group; it divides the batch, the first axis. None: the batch.
 
     Example:
         >>> x = jnp.array([[1.0], [3.0]])
@@ -210,11 +254,12 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     use_scale: bool = True
     dtype: DType = jnp.float32
+    group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[..., c] -> [..., c]."""
-        shape = x.shape[-1:]
+        shape, whole = x.shape[-1:], x.shape
         x = at_least_float32(x)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -222,21 +267,41 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         mean, var = running_mean.value, running_var.value
         if train:
-            axes = tuple(range(x.ndim - 1))
+            if self.group is not None:
+                x = _in_groups(x, self.group)
+            axes = tuple(range(0 if self.group is None else 1, x.ndim - 1))
             mean = x.mean(axes)
             var = jnp.maximum(lax.square(x).mean(axes) - lax.square(mean), 0.0)
             if not self.is_initializing():
                 running_mean.value = self._moved(running_mean.value, mean)
                 running_var.value = self._moved(running_var.value, var)
-        spread = partial(lax.broadcast_in_dim, shape=x.shape, broadcast_dimensions=(x.ndim - 1,))
         factor = lax.rsqrt(var + self.epsilon)
         if scale is not None:
-            factor = factor * scale
-        y = (x - spread(mean)) * spread(factor) + spread(bias)
-        return y.astype(self.dtype)
+            factor = factor * jnp.broadcast_to(scale, factor.shape)
+        y = (x - _spread(mean, x)) * _spread(factor, x) + _spread(bias, x)
+        return y.reshape(whole).astype(self.dtype)
 
     def _moved(self, running: jax.Array, batch: jax.Array) -> jax.Array:
+        if self.group is not None:
+            batch = batch.mean(0)
         return self.momentum * running + (1 - self.momentum) * batch
+
+
+def _in_groups(x: jax.Array, group: int) -> jax.Array:
+    """[b, ..., c] -> [b / group, group, ..., c]."""
+    check_batch_norm_group(group)
+    if len(x) % group:
+        raise ModelError(
+            f"model_params.batch_norm_group = {group} does not divide a batch of {len(x)} examples "
+            "into whole groups"
+        )
+    return x.reshape(-1, group, *x.shape[1:])
+
+
+def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Values of each channel [c], or of each group and channel, in the shape of x."""
+    axes = (0, x.ndim - 1)[-values.ndim :]
+    return lax.broadcast_in_dim(values, x.shape, axes)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -374,3 +439,18 @@ def check_dropout_rate(rate: float, name: str = "dropout_rate") -> None:
     """
     if not 0 <= rate < 1:
         raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
+
+
+def check_batch_norm_group(group: int | None) -> None:
+    """Raises ModelError unless the group is None or at least 1.
+
+    Args:
+        group: examples that share batch statistics.
+
+    Example:
+        >>> check_batch_norm_group(32)
+    """
+    if group is not None and group < 1:
+        raise ModelError(
+            f"model_params.batch_norm_group = {group}: must be at least 1, or None for the batch"
+        )

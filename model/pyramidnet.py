@@ -7,7 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import BatchNorm, Conv, DType, checkpointed, mean_of_pixels
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    check_batch_norm_group,
+    checkpointed,
+    mean_of_pixels,
+)
 from model.registry import ModelError, register
 
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -65,6 +72,7 @@ class Bottleneck(nn.Module):
         survival: probability that the branch is kept as it is; at 1 nothing is drawn.
         alphas: bounds of the factor otherwise; see `shake_drop`.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
@@ -72,12 +80,13 @@ class Bottleneck(nn.Module):
     survival: float
     alphas: tuple[float, ...]
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), 4 features]."""
         conv = partial(Conv, kernel_init=_HE, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = conv(self.features, (1, 1), name="conv_1")(norm(name="norm_1")(x, train))
         y = nn.relu(norm(name="norm_2")(y, train))
         y = conv(self.features, strides=self.strides, name="conv_2")(y)
@@ -121,6 +130,7 @@ class PyramidNet(nn.Module):
         survival: probability that the last branch is kept as it is in training; that of
             bottleneck k is 1 - (1 - survival) k / (3n). 1: no ShakeDrop.
         alphas: bounds of ShakeDrop's factor where a branch is not kept; see `shake_drop`.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each block's activations again in the backward pass, for less memory.
 
@@ -142,6 +152,7 @@ class PyramidNet(nn.Module):
     stem_norm: bool = False
     survival: float = 1.0
     alphas: tuple[float, ...] = (-1.0, 1.0)
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -160,16 +171,18 @@ class PyramidNet(nn.Module):
             raise ModelError(
                 f"model_params.alphas = {self.alphas}: must be a lower and an upper bound"
             )
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         block_class = checkpointed(Bottleneck, self.remat)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         blocks = (self.depth - 2) // 9
         x = Conv(_STEM, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
         if self.stem_norm:
-            x = BatchNorm(dtype=self.dtype, name="stem_norm")(x, train)
+            x = norm(name="stem_norm")(x, train)
         for number in range(1, 3 * blocks + 1):
             group, block = divmod(number - 1, blocks)
             share = Fraction(number, 3 * blocks)
@@ -180,9 +193,10 @@ class PyramidNet(nn.Module):
                 survival=1 - (1 - self.survival) * float(share),
                 alphas=self.alphas,
                 dtype=self.dtype,
+                batch_norm_group=self.batch_norm_group,
                 name=f"group_{group + 1}_block_{block + 1}",
             )(x, train)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
+        x = nn.relu(norm(name="norm")(x, train))
         return nn.Dense(self.num_classes, name="head")(mean_of_pixels(x))
 
 

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.layers import BatchNorm, Conv, DType, checkpointed, mean_of_pixels
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    check_batch_norm_group,
+    checkpointed,
+    mean_of_pixels,
+)
 from model.registry import ModelError, register
 
 # Depth -> blocks of each stage.
@@ -66,20 +73,22 @@ class BasicBlock(nn.Module):
         features: channels.
         strides: step of the first convolution, in pixels.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
     strides: int = 1
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
         conv = partial(_conv, self.features, padding=1, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = nn.relu(norm(name="bn1")(conv(strides=self.strides, name="conv1")(x), train))
         y = norm(name="bn2")(conv(name="conv2")(y), train)
-        return nn.relu(_shortcut(x, y, self.strides, self.dtype, train) + y)
+        return nn.relu(_shortcut(self, x, y, train) + y)
 
 
 class Bottleneck(nn.Module):
@@ -92,32 +101,35 @@ class Bottleneck(nn.Module):
         features: channels of the first two convolutions.
         strides: step of the 3 x 3 convolution, in pixels.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
     strides: int = 1
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), 4 features]."""
         conv = partial(_conv, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = conv(self.features, (1, 1), name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y, train))
         y = conv(self.features, strides=self.strides, padding=1, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y, train))
         y = conv(4 * self.features, (1, 1), name="conv3")(y)
         y = norm(name="bn3")(y, train)
-        return nn.relu(_shortcut(x, y, self.strides, self.dtype, train) + y)
+        return nn.relu(_shortcut(self, x, y, train) + y)
 
 
-def _shortcut(x: jax.Array, y: jax.Array, strides: int, dtype: DType, train: bool) -> jax.Array:
+def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
     """What a block adds to y; called in the block, whose parameters it makes."""
-    if x.shape[-1] == y.shape[-1] and strides == 1:
+    if x.shape[-1] == y.shape[-1] and block.strides == 1:
         return x
-    x = _conv(y.shape[-1], (1, 1), strides, dtype=dtype, name="downsample_0")(x)
-    return BatchNorm(dtype=dtype, name="downsample_1")(x, train)
+    x = _conv(y.shape[-1], (1, 1), block.strides, dtype=block.dtype, name="downsample_0")(x)
+    norm = BatchNorm(dtype=block.dtype, group=block.batch_norm_group, name="downsample_1")
+    return norm(x, train)
 
 
 @register(
@@ -144,6 +156,7 @@ class ResNet(nn.Module):
         stages: blocks of each stage; empty: those of the depth.
         widths: `features` of each stage's blocks.
         stem_features: channels of the stem.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each block's activations again in the backward pass, for less memory.
 
@@ -164,6 +177,7 @@ class ResNet(nn.Module):
     stages: tuple[int, ...] = ()
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_features: int = 64
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -187,6 +201,7 @@ class ResNet(nn.Module):
                 f"model_params.stages = {stages}, widths = {self.widths}, "
                 f"stem_features = {self.stem_features}: must be whole numbers of at least 1"
             )
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
@@ -198,7 +213,8 @@ class ResNet(nn.Module):
         else:
             conv = _conv(self.stem_features, (7, 7), 2, padding=3, dtype=self.dtype, name="conv1")
             x = conv(x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train))
+        norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="bn1")
+        x = nn.relu(norm(x, train))
         if stem == "imagenet":
             x = overlapping_max_pool(x)
         block_class = checkpointed(BasicBlock if self.depth in _BASIC else Bottleneck, self.remat)
@@ -209,6 +225,7 @@ class ResNet(nn.Module):
                     features=features,
                     strides=2 if stage > 0 and block == 0 else 1,
                     dtype=self.dtype,
+                    batch_norm_group=self.batch_norm_group,
                     name=f"layer{stage + 1}_{block}",
                 )(x, train)
         return nn.Dense(self.num_classes, name="fc")(mean_of_pixels(x))

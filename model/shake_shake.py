@@ -6,7 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import BatchNorm, Conv, DType, checkpointed, mean_of_pixels
+from model.layers import (
+    BatchNorm,
+    Conv,
+    DType,
+    check_batch_norm_group,
+    checkpointed,
+    mean_of_pixels,
+)
 from model.registry import ModelError, register
 
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -46,17 +53,19 @@ class Branch(nn.Module):
         features: output channels.
         strides: step of the first convolution, in pixels.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
     strides: int
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
         conv = partial(Conv, self.features, kernel_init=_HE, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = conv(strides=self.strides, name="conv_1")(nn.relu(x))
         y = nn.relu(norm(name="norm_1")(y, train))
         return norm(name="norm_2")(conv(name="conv_2")(y), train)
@@ -71,11 +80,13 @@ class Shortcut(nn.Module):
         features: output channels, an even number.
         strides: step of both convolutions, in pixels.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
     strides: int
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -86,7 +97,8 @@ class Shortcut(nn.Module):
         zero = jnp.zeros((), x.dtype)
         moved = jax.lax.pad(x, zero, ((0, 0, 0), (-1, 1, 0), (-1, 1, 0), (0, 0, 0)))
         y = jnp.concatenate([half(name="conv_1")(x), half(name="conv_2")(moved)], axis=-1)
-        return BatchNorm(dtype=self.dtype, name="norm")(y, train)
+        norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="norm")
+        return norm(y, train)
 
 
 class Block(nn.Module):
@@ -96,16 +108,18 @@ class Block(nn.Module):
         features: output channels, an even number.
         strides: step in pixels.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
     strides: int
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
-        shape = (self.features, self.strides, self.dtype)
+        shape = (self.features, self.strides, self.dtype, self.batch_norm_group)
         first = Branch(*shape, name="branch_1")(x, train)
         second = Branch(*shape, name="branch_2")(x, train)
         y = mix(first, second, self.make_rng("dropout") if train else None)
@@ -127,6 +141,7 @@ class ShakeShake(nn.Module):
         width: channels of the first group, an even number.
         depth: number of convolutions on a path from the image to the logits and the dense layer,
             6 n + 2.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each block's activations again in the backward pass, for less memory.
 
@@ -145,6 +160,7 @@ class ShakeShake(nn.Module):
     num_classes: int
     width: int
     depth: int = 26
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -156,6 +172,7 @@ class ShakeShake(nn.Module):
             raise ModelError(
                 f"{name}: model_params.depth = {self.depth} must be 6n + 2, at least 8"
             )
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
@@ -163,13 +180,15 @@ class ShakeShake(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         block_class = checkpointed(Block, self.remat)
         x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
-        x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+        norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="norm")
+        x = norm(x, train)
         for group in range(3):
             for block in range((self.depth - 2) // 6):
                 x = block_class(
                     features=self.width * 2**group,
                     strides=2 if group > 0 and block == 0 else 1,
                     dtype=self.dtype,
+                    batch_norm_group=self.batch_norm_group,
                     name=f"group_{group + 1}_block_{block + 1}",
                 )(x, train)
         return nn.Dense(self.num_classes, name="head")(mean_of_pixels(nn.relu(x)))

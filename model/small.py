@@ -13,6 +13,7 @@ from model.layers import (
     Conv,
     DType,
     at_least_float32,
+    check_batch_norm_group,
     check_dropout_rate,
     max_pool,
 )
@@ -30,6 +31,7 @@ class DigitsCNN(nn.Module):
         features: channels of each block.
         dense: width of the dense layer.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each block's activations again in the backward pass, for less memory.
 
@@ -46,6 +48,7 @@ class DigitsCNN(nn.Module):
     features: tuple[int, ...] = (32, 64)
     dense: int = 128
     dropout_rate: float = 0.0
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -53,6 +56,7 @@ class DigitsCNN(nn.Module):
         _check_widths("features", self.features)
         _check_widths("dense", (self.dense,))
         check_dropout_rate(self.dropout_rate)
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
@@ -76,7 +80,7 @@ def _digits_block(
         dtype=model.dtype,
         name=f"Conv_{number}",
     )
-    norm = BatchNorm(dtype=model.dtype, name=f"BatchNorm_{number}")
+    norm = BatchNorm(dtype=model.dtype, group=model.batch_norm_group, name=f"BatchNorm_{number}")
     return max_pool(nn.relu(norm(conv(x), train)))
 
 
@@ -91,6 +95,7 @@ class MnistTutorialCNN(nn.Module):
     Attributes:
         num_classes: number of logits.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each block's activations again in the backward pass, for less memory.
 
@@ -105,11 +110,13 @@ class MnistTutorialCNN(nn.Module):
 
     num_classes: int
     dropout_rate: float = 0.5
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
     def __post_init__(self) -> None:
         check_dropout_rate(self.dropout_rate)
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
@@ -146,7 +153,13 @@ def _mnist_block(
 
 
 def _keras_batch_norm(model: MnistTutorialCNN, number: int) -> BatchNorm:
-    return BatchNorm(momentum=0.99, epsilon=1e-3, dtype=model.dtype, name=f"BatchNorm_{number}")
+    return BatchNorm(
+        momentum=0.99,
+        epsilon=1e-3,
+        dtype=model.dtype,
+        group=model.batch_norm_group,
+        name=f"BatchNorm_{number}",
+    )
 
 
 def _run(block: Callable[..., jax.Array], model: Any, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from model.layers import (
     Conv,
     DType,
     at_least_float32,
+    check_batch_norm_group,
     check_dropout_rate,
     max_pool,
     mean_of_pixels,
@@ -114,6 +115,7 @@ class VGG(nn.Module):
         widths: channels of each group's convolutions.
         dense: width of the ImageNet head's dense layers.
         dropout_rate: share of each dense layer's outputs that is dropped in training.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each group's activations again in the backward pass, for less memory.
 
@@ -135,6 +137,7 @@ class VGG(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense: int = 4096
     dropout_rate: float = 0.5
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -144,7 +147,13 @@ class VGG(nn.Module):
             raise ModelError(
                 f"model_params.head = {self.head!r}: must be one of {', '.join(_HEADS)}, or None"
             )
+        if self.batch_norm_group is not None and not self.batch_norm:
+            raise ModelError(
+                f"model_params.batch_norm_group = {self.batch_norm_group}: VGG{self.depth} has no "
+                f"batch norm; VGG{self.depth}BN has"
+            )
         check_dropout_rate(self.dropout_rate)
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
@@ -175,7 +184,10 @@ def _convolutions(
         conv = _conv(features, use_bias=True, dtype=vgg.dtype, name=f"features_{place}")
         x = conv(x)
         if vgg.batch_norm:
-            x = BatchNorm(dtype=vgg.dtype, name=f"features_{place + 1}")(x, train)
+            norm = BatchNorm(
+                dtype=vgg.dtype, group=vgg.batch_norm_group, name=f"features_{place + 1}"
+            )
+            x = norm(x, train)
         x = nn.relu(x)
         place += 3 if vgg.batch_norm else 2
     return max_pool(x)
@@ -214,6 +226,7 @@ class VGGRiemannian(nn.Module):
         widths: channels of each group's convolutions.
         dense: width of the dense layers.
         dropout_rate: share of each group's outputs that is dropped in training.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each group's activations again in the backward pass, for less memory.
 
@@ -234,19 +247,27 @@ class VGGRiemannian(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense: int = 512
     dropout_rate: float = 0.0
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
     def __post_init__(self) -> None:
         _check_groups(f"VGG{self.depth}Riemannian", self.depth, self.widths, self.dense)
         check_dropout_rate(self.dropout_rate)
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         _check_image(f"VGG{self.depth}Riemannian", x)
-        norm = partial(BatchNorm, momentum=0.99, use_scale=False, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            momentum=0.99,
+            use_scale=False,
+            dtype=self.dtype,
+            group=self.batch_norm_group,
+        )
 
         def convolutions(
             module: nn.Module, x: jax.Array, *, group: str, n: int, c: int

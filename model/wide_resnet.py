@@ -10,6 +10,7 @@ from model.layers import (
     BatchNorm,
     Conv,
     DType,
+    check_batch_norm_group,
     check_dropout_rate,
     checkpointed,
     mean_of_pixels,
@@ -28,18 +29,20 @@ class Block(nn.Module):
         strides: step of the first convolution, in pixels.
         dropout_rate: share of the inputs of the second convolution that is dropped in training.
         dtype: of the computation.
+        batch_norm_group: of its batch norms; see `BatchNorm`.
     """  # noqa: D205
 
     features: int
     strides: int
     dropout_rate: float
     dtype: DType = jnp.float32
+    batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, h / strides, w / strides, features]."""
         conv = partial(Conv, kernel_init=_HE, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = nn.relu(norm(name="norm_1")(x, train))
         if x.shape[-1] != self.features or self.strides != 1:
             x = conv(self.features, (1, 1), self.strides, name="shortcut")(y)
@@ -61,6 +64,7 @@ class WideResNet(nn.Module):
         depth: number of convolutions, 6 n + 4.
         width: factor of the channels.
         dropout_rate: share dropped between the convolutions of a block, in training.
+        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
         dtype: of the computation; parameters, statistics and logits are float32.
         remat: compute each block's activations again in the backward pass, for less memory.
 
@@ -79,6 +83,7 @@ class WideResNet(nn.Module):
     depth: int
     width: int
     dropout_rate: float = 0.0
+    batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -90,12 +95,14 @@ class WideResNet(nn.Module):
                 f"nearest: {lower if self.depth - lower <= 3 else lower + 6}"
             )
         check_dropout_rate(self.dropout_rate)
+        check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         block_class = checkpointed(Block, self.remat)
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
         for group in range(3):
             for block in range((self.depth - 4) // 6):
@@ -104,7 +111,8 @@ class WideResNet(nn.Module):
                     strides=2 if group > 0 and block == 0 else 1,
                     dropout_rate=self.dropout_rate,
                     dtype=self.dtype,
+                    batch_norm_group=self.batch_norm_group,
                     name=f"group_{group + 1}_block_{block + 1}",
                 )(x, train)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
+        x = nn.relu(norm(name="norm")(x, train))
         return nn.Dense(self.num_classes, name="head")(mean_of_pixels(x))

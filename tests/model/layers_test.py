@@ -1,5 +1,8 @@
 """The layers against their counterparts in flax.linen."""
 
+import re
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -110,8 +113,12 @@ def test_conv_hessian_vector_product_equals_that_of_flax(key, shape, window, str
 
 @pytest.mark.parametrize(
     ("function", "shapes"),
-    [(conv, [(2, 3, 3, 1), (3, 3, 1, 2)]), (max_pool, [(1, 4, 2, 1)])],
-    ids=["conv", "max_pool"],
+    [
+        (conv, [(2, 3, 3, 1), (3, 3, 1, 2)]),
+        (partial(conv, strides=2), [(2, 3, 3, 2), (3, 3, 2, 2)]),
+        (max_pool, [(1, 4, 2, 1)]),
+    ],
+    ids=["conv of one channel", "conv", "max_pool"],
 )
 def test_differentiates_in_every_order(function, shapes):
     draw = np.random.default_rng(0)
@@ -121,19 +128,31 @@ def test_differentiates_in_every_order(function, shapes):
     )
 
 
-def test_conv_maps_over_groups(key):
-    x = jax.random.normal(key, (2, 3, 4, 4, 1))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 2))
+@pytest.mark.parametrize("channels", [1, 2])
+def test_conv_maps_over_groups(key, channels):
+    x = jax.random.normal(key, (2, 3, 4, 4, channels))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, 2))
     gradient = jax.grad(lambda kernel, x: jnp.sum(jnp.sin(conv(x, kernel))))
     mapped = jax.vmap(gradient, in_axes=(None, 0))(kernel, x)
     assert_close(mapped, jnp.stack([gradient(kernel, group) for group in x]))
 
 
-def test_conv_is_the_plain_one_on_accelerators(monkeypatch, key):
+@pytest.mark.parametrize("channels", [1, 2])
+def test_conv_is_the_plain_one_on_accelerators(monkeypatch, channels):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    x, kernel = jnp.ones((8, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
+    x, kernel = jnp.ones((8, 4, 4, channels)), jnp.ones((3, 3, channels, 2))
     primitives = {equation.primitive.name for equation in jax.make_jaxpr(conv)(x, kernel).eqns}
     assert primitives == {"conv_general_dilated"}
+
+
+def test_the_images_are_turned_without_what_they_are_made_of():
+    def loss(kernels, x):
+        return jnp.sum(jnp.square(conv(nn.relu(conv(x, kernels[0])), kernels[1])))
+
+    x, kernels = jnp.ones((2, 4, 4, 3)), [jnp.ones((3, 3, 3, 5)), jnp.ones((3, 3, 5, 4))]
+    program = jax.jit(jax.grad(loss)).lower(kernels, x).compile().as_text()
+    turned = re.findall(r"f32\[(\d+),4,4,2\]\S* call\(", program)
+    assert sorted(turned) == ["3", "5"]
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 5), (6, 5)])
@@ -175,6 +194,48 @@ def test_batch_norm_in_bfloat16_counts_in_float32(key, train):
     assert y.dtype == jnp.bfloat16
     assert_close(y.astype("f4"), expected.astype("f4"))
     assert_close(state, their_state)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 5), (6, 5)])
+@pytest.mark.parametrize("use_scale", [True, False])
+def test_batch_norm_of_groups_is_that_of_each(key, shape, use_scale):
+    x = 2 * jax.random.normal(key, shape) + jnp.arange(6.0).reshape(6, *[1] * (len(shape) - 1))
+    grouped, plain = (BatchNorm(use_scale=use_scale, group=group) for group in (2, None))
+    variables = jax.tree.map(lambda leaf: leaf + 0.2, plain.init(key, x, train=False))
+
+    def of_each(variables, x):
+        parts = [plain.apply(variables, x[i : i + 2], True, mutable=["batch_stats"])
+                 for i in (0, 2, 4)]  # fmt: skip
+        values, states = zip(*parts, strict=True)
+        return jnp.concatenate(values), jax.tree.map(lambda *s: sum(s) / 3, *states)
+
+    def value_and_gradients(apply):
+        def loss(params, x):
+            y, state = apply({**variables, "params": params}, x)
+            return jnp.sum(jnp.sin(y)), (y, state)
+
+        gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        return jax.jit(gradient)(variables["params"], x)
+
+    assert_close(
+        value_and_gradients(lambda v, x: grouped.apply(v, x, True, mutable=["batch_stats"])),
+        value_and_gradients(of_each),
+    )
+    # Evaluation knows no groups, and takes any number of examples.
+    evaluated = [norm.apply(variables, x[:5], False) for norm in (grouped, plain)]
+    assert_close(*evaluated, tolerance=0)
+
+
+def test_batch_norm_of_groups_that_do_not_divide_the_batch(key):
+    x = jnp.ones((6, 3))
+    variables = BatchNorm(group=4).init(key, x, train=False)
+    with pytest.raises(ModelError) as raised:
+        BatchNorm(group=4).apply(variables, x, True, mutable=["batch_stats"])
+    assert str(raised.value) == (
+        "model_params.batch_norm_group = 4 does not divide a batch of 6 examples into whole groups"
+    )
+    with pytest.raises(ModelError, match="batch_norm_group = 0: must be at least 1"):
+        BatchNorm(group=0).apply(variables, x, True, mutable=["batch_stats"])
 
 
 def test_batch_norm_starts_from_the_initial_statistics(key):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import get_model
+from model import ModelError, get_model, layers
 
 # Name, input [h, w, c], parameters with 10 classes.
 SIZES = [
@@ -24,6 +24,19 @@ SIZES = [
     ("PyramidNet_164_48_ShakeDrop", (32, 32, 3), 1_715_442),
     ("MnistTutorialCNN", (28, 28, 1), 257_738),
     ("DigitsCNN", (8, 8, 1), 53_098),
+]
+# Every family with batch norm: name, parameters of the model, input [h, w, c] or [length, c].
+WITH_BATCH_NORM = [
+    ("WideResNet_10_1", {}, (4, 4, 3)),
+    ("WideResNet_2_4_ShakeShake", {"depth": 8}, (4, 4, 3)),
+    ("PyramidNet_11_5_ShakeDrop", {}, (4, 4, 3)),
+    ("ResNet18", {"stages": (1, 1), "widths": (2, 4)}, (8, 8, 3)),
+    ("ResNet50", {"stages": (1, 1), "widths": (2, 4)}, (8, 8, 3)),
+    ("VGG11BN", {}, (32, 32, 3)),
+    ("VGG11Riemannian", {}, (32, 32, 3)),
+    ("MnistTutorialCNN", {}, (8, 8, 1)),
+    ("DigitsCNN", {}, (4, 4, 1)),
+    ("EvolutionFordACNN", {}, (9, 1)),
 ]
 # Name -> parameters of the model, a small input.
 SMALL = {
@@ -183,6 +196,36 @@ def test_remat_keeps_less_for_the_backward_pass(name, params):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     assert kept(remat=True) < kept(remat=False)
+
+
+@pytest.mark.parametrize(("name", "params", "shape"), WITH_BATCH_NORM)
+def test_every_batch_norm_has_the_groups(monkeypatch, name, params, shape):
+    module = get_model(name, 3, batch_norm_group=2, **params)
+    calls = []
+    in_groups = layers._in_groups
+    monkeypatch.setattr(layers, "_in_groups", lambda *args: calls.append(args) or in_groups(*args))
+
+    def initialise_and_train(x):
+        variables = module.init(jax.random.key(0), x, train=False)
+        rngs = {"dropout": jax.random.key(1)}
+        return variables, module.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    x = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
+    variables, (logits, _) = jax.eval_shape(initialise_and_train, x)
+    assert logits.shape == (4, 3)
+    assert len(calls) == len(jax.tree.leaves(variables["batch_stats"])) / 2
+    assert {group for _, group in calls} == {2}
+    with pytest.raises(ModelError, match="batch_norm_group = 0: must be at least 1"):
+        get_model(name, 3, batch_norm_group=0, **params)
+    with pytest.raises(ModelError, match=r"batch_norm_group = 1.5 .*must be int \| None, is float"):
+        get_model(name, 3, batch_norm_group=1.5, **params)
+
+
+def test_batch_norm_groups_where_there_is_no_batch_norm():
+    with pytest.raises(ModelError, match="VGG11 has no batch norm; VGG11BN has"):
+        get_model("VGG11", 3, batch_norm_group=2)
+    with pytest.raises(ModelError, match=r"unknown model_params.batch_norm_group for ViT_S4\."):
+        get_model("ViT_S4", 3, batch_norm_group=2)
 
 
 def test_dropout_rate_zero_draws_nothing():

@@ -60,7 +60,7 @@ def test_unknown_parameter():
     message = error_of("WideResNet_16_4", droput_rate=0.1)
     assert "model_params.droput_rate" in message
     assert "did you mean 'dropout_rate'?" in message
-    assert message.endswith("Allowed: dropout_rate, remat")
+    assert message.endswith("Allowed: dropout_rate, batch_norm_group, remat")
 
 
 @pytest.mark.parametrize("key", ["depth", "num_classes", "dtype", "parent", "name"])

@@ -10,6 +10,8 @@ set -euo pipefail
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
+SEED_KEYS=(init_seeds seeds) # the config keys that a seed sets; sweep.sh's `seeds=` too
+
 experiment() { # CONFIG [ARGUMENT...]
   local config="$1" directory seed
   shift
@@ -57,14 +59,14 @@ stop() { # SIGNAL
 }
 
 run_seeds() { # CONFIG DIR [ARGUMENT...]
-  local config="$1" directory="$2" seed status
+  local config="$1" directory="$2" seed status keys
   shift 2
   trap 'stop TERM' TERM
   trap 'stop INT' INT
   for seed in $SEEDS; do
     printf 'seed %s: %s\n' "$seed" "$directory/seed-$seed"
-    run "$config" "$directory/seed-$seed" "$@" \
-      --config.init_seeds="$seed" --config.seeds="$seed" &
+    keys=("${SEED_KEYS[@]/#/--config.}")
+    run "$config" "$directory/seed-$seed" "$@" "${keys[@]/%/=$seed}" &
     child=$!
     status=0
     wait "$child" || status=$?

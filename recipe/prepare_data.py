@@ -309,7 +309,7 @@ def prepare(each: Set, data_dir: Path) -> None:
 
 def print_table(sets: Sequence[Set], data_dir: Path) -> None:
     """What is about to be done: sizes, time, terms, and whether the disk has room for it."""
-    rows = [("data set", "state", "download", "prepared", "time", "licence")]
+    rows: list[tuple[str, ...]] = [("data set", "state", "download", "prepared", "time", "licence")]
     for each in sets:
         info = each.builder.info
         stated = info.redistribution_info.license if info.redistribution_info else ""

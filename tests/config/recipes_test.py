@@ -13,6 +13,7 @@ import pytest
 from config import default, load_config
 from config.schema import flatten
 from gnp.main.command_line import parse
+from recipe import all_smoke
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = json.loads((ROOT / "tests/reference/recipes.json").read_text())
@@ -64,9 +65,8 @@ def test_the_recipe_trains_its_configs(recipe):
 
 
 def test_every_recipe_of_an_experiment_is_in_the_table():
-    shared = 'source "$(dirname -- "${BASH_SOURCE[0]}")/experiment.sh"'
-    recipes = {path.stem for path in (ROOT / "recipe").glob("*.sh") if shared in path.read_text()}
-    assert recipes == set(TABLE["recipes"])
+    found = {experiment.script.stem for experiment in all_smoke.experiments(ROOT / "recipe")}
+    assert found == set(TABLE["recipes"])
 
 
 @pytest.mark.parametrize("recipe", FLAGS)

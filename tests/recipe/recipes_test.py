@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ("experiment.sh", "mnist-tutorial.sh", "quickstart.sh", "riemannian-svhn.sh", "test.sh")
+RECIPES = (
+    *("all-smoke.sh", "experiment.sh", "mnist-tutorial.sh", "quickstart.sh", "riemannian-svhn.sh"),
+    *("sweep.sh", "test.sh"),
+)
 
 
 class Checkout:
@@ -117,6 +120,20 @@ def test_riemannian_refuses_another_optimizer(checkout: Checkout):
     done, calls = checkout.run("riemannian-svhn.sh", OPTIMIZER="sgdg")
     assert (done.returncode, calls) == (2, [])
     assert done.stderr == 'OPTIMIZER="sgdg": use SGD, SGDG or AdamG\n'
+
+
+def test_sweep(checkout: Checkout):
+    _, [call] = checkout.run("sweep.sh", "digits", "dataset.data_dir='a b',c")
+    head = ["-P", "-m", "recipe.sweep", "--seed_keys=init_seeds seeds"]
+    assert call == [*head, "digits", "dataset.data_dir='a b',c"]
+    done, calls = checkout.run("sweep.sh", "digits", SEEDS="0 1")
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr == 'SEEDS="0 1" is for the recipes; here it is seeds=0,1\n'
+
+
+def test_all_smoke(checkout: Checkout):
+    _, [call] = checkout.run("all-smoke.sh", "vit-cifar-basic")
+    assert call == ["-P", "-m", "recipe.all_smoke", "vit-cifar-basic"]
 
 
 def test_test(checkout: Checkout):

@@ -16,6 +16,7 @@ import ml_collections
 
 from config.schema import (
     Key,
+    axis,
     boolean,
     build_config,
     choice,
@@ -54,6 +55,21 @@ KEYS = (
         choice("batch", "micro"),
         "what is perturbed where accumulate_steps > 1: the accumulated gradient, as of one large "
         "batch, or each micro-batch by its own",
+    ),
+    # Devices.
+    Key(
+        "mesh.data",
+        -1,
+        axis(),
+        "devices that each hold the whole state, or one part each of it where mesh.fsdp > 1; -1: "
+        "all the rest. The batch is split over mesh.data * mesh.fsdp = all devices",
+    ),
+    Key(
+        "mesh.fsdp",
+        1,
+        axis(),
+        "devices over which parameters, optimizer state and average are split: less memory on "
+        "each, more traffic; -1: all the rest",
     ),
     # Learning rate.
     Key("base_lr", 0.1, number(at_least=0), "learning rate after the warmup"),
@@ -400,6 +416,8 @@ FREE_KEYS = (
     "retrain",
     "dataset.data_dir",
     "dataset.workers",
+    "mesh.data",
+    "mesh.fsdp",
     "save_ckpt_every_n_epochs",
     "keep_checkpoints",
     "log_every_n_steps",

@@ -59,6 +59,20 @@ def integer(at_least: int, below: int | None = None) -> Kind:
     return Kind(f"a whole number >= {at_least}{upper}", int, check)
 
 
+def axis() -> Kind:
+    """The length of a mesh axis: a whole number from 1 up, or -1 for all the rest.
+
+    Example:
+        >>> axis().check(0), axis().check(-1)
+        (False, True)
+    """
+    return Kind(
+        "a whole number >= 1, or -1",
+        int,
+        lambda value: _is_number(value, (int,)) and (value >= 1 or value == -1),
+    )
+
+
 def number(
     at_least: float | None = None,
     at_most: float | None = None,

@@ -19,7 +19,16 @@ from config.schema import set_value
 from gnp.training.accumulation import Accumulation, given_penalty
 from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
 from gnp.training.loop import Plan, Steps
-from gnp.training.mesh import DATA_AXIS, data_mesh, replicate, shard_batch
+from gnp.training.mesh import (
+    AXES,
+    MeshError,
+    build_mesh,
+    mesh_shape,
+    place,
+    replicated,
+    shard_batch,
+    split_shardings,
+)
 from gnp.training.objective import Objective, build_objective, output_size
 from gnp.training.regularizer import Regularizer, build_regularizer
 from gnp.training.state import (
@@ -38,6 +47,8 @@ from gnp.training.step import (
     build_train_step,
 )
 
+FirstState = Callable[[Params, ModelState], TrainState]
+Begin = Callable[[jax.Array], TrainState]
 Pretrained = Callable[[Params, ModelState], tuple[Params, ModelState, model.Report]]
 
 
@@ -47,29 +58,31 @@ class Run(NamedTuple):
     Attributes:
         dataset: where examples come from.
         initialise: key -> (params, model_state).
+        first_state: (params, model_state) -> the state before the first step.
+        begin: key -> that state; one function, so that jax traces it once.
         pretrained: (params, model_state) -> the same with the values of `model.pretrained`, and
             what became of each; reads the file. None where the config names none.
-        optimizer: the chain.
         records: the steps record the gradients.
-        averages: the steps keep an average of the parameters.
         scalars: step number -> learning_rate, alpha, r.
         plan: lengths and intervals.
         steps: the two training steps, compiled at their first call.
         evaluation_step: likewise.
         mesh: the devices.
+        like: shapes, dtypes and places of the state.
     """
 
     dataset: ds_pipeline.Dataset
     initialise: Initialise
+    first_state: FirstState
+    begin: Begin
     pretrained: Pretrained | None
-    optimizer: optax.GradientTransformationExtraArgs
     records: bool
-    averages: bool
     scalars: Callable[[int], dict[str, float]]
     plan: Plan
     steps: Steps
     evaluation_step: EvaluationStep
     mesh: jax.sharding.Mesh
+    like: TrainState
 
 
 class Begun(NamedTuple):
@@ -118,8 +131,12 @@ def _problems(*builds: Callable[[], Any]) -> list[str]:
     return wrong
 
 
-def check_devices(config: ml_collections.ConfigDict) -> None:
+def check_devices(config: ml_collections.ConfigDict, training: bool = True) -> None:
     """Whether the devices can run a config.
+
+    Args:
+        config: checked and complete.
+        training: False: for evaluation, which fills its batches up.
 
     Raises:
         DeviceError: there are none of the kind that JAX_PLATFORMS asks for.
@@ -130,16 +147,34 @@ def check_devices(config: ml_collections.ConfigDict) -> None:
     except Exception as error:  # jax raises several types here
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DeviceError(f"jax finds no device to run on: {reason}") from error
-    if config.batch_size % devices:
+    try:
+        mesh_shape(config.mesh.data, config.mesh.fsdp, devices)
+    except MeshError as error:
+        raise configs.ConfigError(str(error)) from error
+    if training and config.batch_size % devices:
         raise configs.ConfigError(
             f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
             f"choose a multiple of {devices}"
         )
 
 
-def _check_groups(config: ml_collections.ConfigDict) -> None:
+def on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of a stored config, with the default mesh where its own is of other devices.
+
+    Args:
+        config: of a run that may have been trained elsewhere.
+    """
+    new = config.copy_and_resolve_references()
+    try:
+        check_devices(new, training=False)
+    except configs.ConfigError:
+        new.mesh = default.get_config().mesh
+    return new
+
+
+def _check_groups(config: ml_collections.ConfigDict, devices: int) -> None:
     """Whether each device has whole groups of examples."""
-    devices, size = jax.device_count(), _group_size(config)
+    size = _group_size(config)
     share = config.batch_size // devices
     if size < config.batch_size and share % size:
         allowed = [*(m for m in range(1, share + 1) if share % m == 0), config.batch_size]
@@ -189,7 +224,9 @@ def build_run(
         ConfigError, DataError, ModelError, OptimizerError: one line each.
     """
     check_names(config)
-    check_devices(config)
+    check_devices(config, training)
+    if training:
+        _check_batch_norm_group(config)
     dataset = ds_pipeline.build_dataset(config, directory)
     check_objective(config, dataset)
     steps_per_epoch = ds_pipeline.count_steps(dataset, config.batch_size)
@@ -199,17 +236,16 @@ def build_run(
     objective = build_objective(
         config.loss, config.label_smoothing, config.compute_top_5_error_rate
     )
-    mesh = data_mesh()
-    groups = _groups(config, mesh) if training else None
+    mesh = build_mesh(config.mesh.data, config.mesh.fsdp)
     if training:
-        _check_micro_batches(config)
+        _check_groups(config, mesh.size)
+        _check_micro_batches(config, mesh.size)
+    groups = _groups(config, steps_per_epoch) if training else None
     accumulation = _accumulation(config, steps_per_epoch)
-    chain = optimizer.build_optimizer(
-        config,
-        steps_per_epoch,
-        DATA_AXIS if groups else None,
-        given_penalty() if accumulation and accumulation.penalty else None,
-    )
+    penalty = None
+    if groups or (accumulation and accumulation.penalty):
+        penalty = given_penalty(optimizer.build_penalty(config, steps_per_epoch))
+    chain = optimizer.build_optimizer(config, steps_per_epoch, penalty)
     schedules = optimizer.build_schedules(config, steps_per_epoch)
     plan = Plan(
         batch_size=config.batch_size,
@@ -229,6 +265,14 @@ def build_run(
 
     labels = optimizer.build_labels(config)
     average = _average(config.ema_decay, labels)
+    on_manifold = _on_the_manifold(initialise, labels)
+    first = _first_state(chain, config.record.gradients, average is not None)
+
+    def begin(key: jax.Array) -> TrainState:
+        return first(*on_manifold(key))
+
+    like = _like(begin, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
 
     def train_step(penalize: bool) -> Any:
         step = build_train_step(
@@ -242,18 +286,25 @@ def build_run(
             groups=groups,
             accumulation=accumulation,
             average=average,
+            mesh=mesh,
             record=config.record.gradients,
             record_steps=config.record.steps,
         )
-        return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            # So that the state stays where it is, and process 0 has the metrics whole.
+            out_shardings=(places, replicated(mesh)),
+            compiler_options=model.compiler_options(),
+        )
 
     return Run(
         dataset,
-        _on_the_manifold(initialise, labels),
+        on_manifold,
+        first,
+        begin,
         _pretrained(config, labels),
-        chain,
         config.record.gradients,
-        average is not None,
         scalars,
         plan,
         Steps(
@@ -261,8 +312,13 @@ def build_run(
             train_step(True),
             optimizer.build_step_rule(config, steps_per_epoch),
         ),
-        jax.jit(build_evaluation_step(apply, objective), compiler_options=model.compiler_options()),
+        jax.jit(
+            build_evaluation_step(apply, objective, mesh),
+            out_shardings=replicated(mesh),
+            compiler_options=model.compiler_options(),
+        ),
         mesh,
+        like,
     )
 
 
@@ -320,20 +376,38 @@ def regularizer(config: ml_collections.ConfigDict) -> Regularizer:
     )
 
 
-def _groups(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Groups | None:
-    _check_groups(config)
+def _groups(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Groups | None:
     size = _group_size(config)
-    return Groups(size, mesh) if size < config.batch_size else None
+    if size == config.batch_size:
+        return None
+    penalty = optimizer.build_penalty(config, steps_per_epoch)
+    return Groups(size, optimizer.per_group(penalty, AXES))
 
 
-def _check_micro_batches(config: ml_collections.ConfigDict) -> None:
+def _check_micro_batches(config: ml_collections.ConfigDict, devices: int) -> None:
     """Whether each device has its share of each micro-batch."""
-    devices, count = jax.device_count(), config.accumulate_steps
+    count = config.accumulate_steps
     if config.batch_size // count % devices:
         raise configs.ConfigError(
             f"accumulate_steps = {count} leaves micro-batches of {config.batch_size // count} "
             f"examples, which cannot be split over {devices} devices: batch_size must be a "
             f"multiple of {count * devices}"
+        )
+
+
+def _check_batch_norm_group(config: ml_collections.ConfigDict) -> None:
+    """Whether what the model is given in training divides into groups with batch statistics."""
+    group = config.model.model_params.get("batch_norm_group")
+    batch, what = config.batch_size, "batch_size"
+    if config.accumulate_steps > 1:
+        batch, what = batch // config.accumulate_steps, "batch_size / accumulate_steps"
+    elif _group_size(config) < batch:
+        batch, what = _group_size(config), "gnp.m"
+    if group is not None and batch % group:
+        allowed = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
+        raise configs.ConfigError(
+            f"model_params.batch_norm_group = {group} does not divide {what} = {batch}, the "
+            f"examples that the model is given at once: allowed is {allowed}"
         )
 
 
@@ -408,48 +482,47 @@ def build_functions(
 
 
 def initial_state(run: Run, seed: int) -> Begun:
-    """The state before the first step, on every device."""
+    """The state before the first step, computed where it is to be: no device holds more of it."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.like)
+    key = jax.random.key(seed)
     if run.pretrained is None:
-        state = jax.jit(_initialiser(run))(jax.random.key(seed))
-        return Begun(replicate(state, run.mesh), None)
-    params, model_state, report = run.pretrained(*jax.jit(run.initialise)(jax.random.key(seed)))
-    state = TrainState(
-        params, model_state, jax.jit(_optimizer_state(run))(params), _first_average(run, params)
-    )
-    return Begun(replicate(state, run.mesh), report)
+        return Begun(jax.jit(run.begin, out_shardings=places)(key), None)
+    params, model_state, report = run.pretrained(*jax.jit(run.initialise)(key))
+    placed = place((params, model_state), (places.params, places.model_state))
+    return Begun(jax.jit(run.first_state, out_shardings=places)(*placed), report)
 
 
 def abstract_state(run: Run) -> TrainState:
     """Shapes, dtypes and places of the state; computes nothing."""
-    shapes = jax.eval_shape(_initialiser(run), jax.random.key(0))
-    sharding = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
+    return run.like
+
+
+def _like(begin: Begin, mesh: jax.sharding.Mesh) -> TrainState:
+    """Batch statistics are whole on each device, and the rest as `split_shardings` says."""
+    shapes = jax.eval_shape(begin, jax.random.key(0))
+    places = split_shardings(shapes, mesh)._replace(
+        model_state=jax.tree.map(lambda _: replicated(mesh), shapes.model_state)
+    )
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        places,
     )
 
 
-def _initialiser(run: Run) -> Callable[[jax.Array], TrainState]:
-    def initialise(key: jax.Array) -> TrainState:
-        params, model_state = run.initialise(key)
-        return TrainState(
-            params, model_state, _optimizer_state(run)(params), _first_average(run, params)
-        )
+def _first_state(
+    chain: optax.GradientTransformationExtraArgs, records: bool, averages: bool
+) -> FirstState:
+    """The state around initial parameters; their average has buffers of its own, being donated."""
 
-    return initialise
+    def first_state(params: Params, model_state: ModelState) -> TrainState:
+        opt_state = chain.init(params)
+        if records:
+            opt_state = (opt_state, optimizer.record_gradient_evolution().init(params))
+        ema = jax.tree.map(jnp.copy, params) if averages else None
+        return TrainState(params, model_state, opt_state, ema)
 
-
-def _first_average(run: Run, params: Params) -> Params | None:
-    """In buffers of its own, as both are donated."""
-    return jax.tree.map(jnp.copy, params) if run.averages else None
-
-
-def _optimizer_state(run: Run) -> Callable[[Params], Any]:
-    if not run.records:
-        return run.optimizer.init
-    return lambda params: (
-        run.optimizer.init(params),
-        optimizer.record_gradient_evolution().init(params),
-    )
+    return first_state
 
 
 def restore(
@@ -523,10 +596,10 @@ def training_batches(run: Run, seed: int, start_step: int) -> Iterator[Any]:
 
 
 def evaluation_batches(run: Run) -> Iterator[Any]:
-    """The evaluation set once, on the devices."""
+    """The evaluation set once, on the devices; the same number of examples on each."""
     host = ds_pipeline.evaluation_batches(
         run.dataset.evaluation,
-        run.plan.batch_size,
+        -(-run.plan.batch_size // run.mesh.size) * run.mesh.size,
         jax.process_index(),
         jax.process_count(),
         workers=run.dataset.workers,

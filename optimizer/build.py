@@ -13,7 +13,6 @@ from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
 from .gradient_norm_penalty import gradient_norm_penalty
-from .groups import per_group
 from .looksam import looksam
 from .parameters import is_normalization
 from .schedules import STRATEGIES, gnp_warmup, learning_rate_schedule
@@ -80,7 +79,6 @@ class Schedules(NamedTuple):
 def build_optimizer(
     config: Any,
     steps_per_epoch: int,
-    group_axis: str | None = None,
     penalty: optax.GradientTransformationExtraArgs | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain that a config asks for.
@@ -93,8 +91,6 @@ def build_optimizer(
           lr_schedule_params, gradient_clipping (of the global norm; 0 for none),
           no_weight_decay_on_bn, gr_warmup_strategy, use_hybrid_training, gnp and opt.
         steps_per_epoch: Steps in one epoch.
-        group_axis: None: one perturbation. Else the penalty is in `per_group` over the mesh axis of
-          this name.
         penalty: Takes the place of the config's penalty, where that has one.
 
     Returns:
@@ -136,7 +132,7 @@ def build_optimizer(
     parts: list[optax.GradientTransformation] = []
     if config.gnp.r > 0:
         inner = build_penalty(config, steps_per_epoch) if penalty is None else penalty
-        parts.append(_penalty(config, inner, group_axis))
+        parts.append(_penalty(config, inner))
     if config.gradient_clipping > 0:
         parts.append(optax.clip_by_global_norm(config.gradient_clipping))
     parts.append(_base_optimizer(config, schedules))
@@ -287,9 +283,10 @@ def _learning_rate(config: Any, base_lr: float, steps_per_epoch: int) -> optax.S
 
 
 def _penalty(
-    config: Any, penalty: optax.GradientTransformationExtraArgs, group_axis: str | None
+    config: Any,
+    penalty: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """In groups, and with what LookSAM keeps of it, where the config asks for that."""
+    """With what LookSAM keeps of it, where the config asks for that."""
     gnp = config.gnp
     check_number("gnp.reuse", gnp.reuse)
     _check_every(gnp.every)
@@ -298,8 +295,6 @@ def _penalty(
             f"gnp.reuse={gnp.reuse!r} has no step to work in, as every step is penalised: "
             "set gnp.every > 1 or use_hybrid_training"
         )
-    if group_axis is not None:
-        penalty = per_group(penalty, group_axis)
     return looksam(penalty, gnp.reuse) if gnp.reuse > 0 else penalty
 
 

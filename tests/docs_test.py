@@ -90,7 +90,15 @@ def test_the_readme(monkeypatch):
     assert names["params"]["b"] == pytest.approx(3.0, abs=0.1)
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+# It compiles many small steps, which takes more than a minute.
+SLOW = ("your_own_loop",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in PAGES[1:]],
+    ids=lambda page: page.stem,
+)
 def test_every_other_page(page, monkeypatch):
     run(page, monkeypatch)
 

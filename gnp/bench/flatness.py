@@ -23,9 +23,9 @@ from ds_pipeline import DataError
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.run import open_checkpoint, read_results, write_results
 from gnp.analysis.sharpness.surface import SharpnessError
+from gnp.bench.measure import about_this_machine
 from gnp.bench.methods import error_cell, run_directory, run_to_end, train_all
 from gnp.bench.pages import write_page
-from gnp.bench.step import about_this_machine
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 

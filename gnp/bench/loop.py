@@ -24,11 +24,11 @@ import optax
 import model
 from ds_pipeline import train_batches
 from ds_pipeline.dataset import Dataset, from_arrays
-from gnp.bench.step import CIFAR_SHAPE, SHAPES
+from gnp.bench.measure import CIFAR_SHAPE, SHAPES
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.interrupt import Interrupt
 from gnp.training.loop import Plan, Progress, Steps, train
-from gnp.training.mesh import data_mesh, replicate, shard_batch
+from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState, from_linen
@@ -49,7 +49,7 @@ class LoopBench:
     def __init__(self, name: str, shape: tuple[int, ...], batch_size: int, steps: int) -> None:
         self.data = random_data(shape, batch_size * steps)
         self.plan = Plan(batch_size, steps, 1, 1, 1, 50)
-        self.mesh = data_mesh()
+        self.mesh = build_mesh()
         self.key = jax.random.key(0)
         initialise, apply = from_linen(
             model.get_model(name, num_classes=10), self.data.normalize, shape

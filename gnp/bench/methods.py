@@ -29,8 +29,8 @@ from tqdm import tqdm
 import optimizer
 from config import default, load_config
 from gnp.analysis.report.tables import mean_and_deviation, spread
+from gnp.bench.measure import Cycle, Trainer, about_this_machine, measure_in_turn
 from gnp.bench.pages import PageError, read_page, write_page
-from gnp.bench.step import CompiledStep, about_this_machine, measure_in_turn
 from gnp.build import config_as_json, regularizer
 from gnp.training.files import read_rows
 
@@ -283,15 +283,11 @@ def _kinds(share: float) -> Iterator[bool]:
         yield True
 
 
-def _compiled(method: str, penalize: bool) -> CompiledStep:
+def _compiled(method: str, penalize: bool) -> Cycle:
     config = config_of(method, 0, "unused")
-    return CompiledStep(
-        MODEL,
-        BATCH_SIZE,
-        optimizer.build_optimizer(config, _steps_per_epoch(config)),
-        penalize,
-        regularizer(config),
-    )
+    chain = optimizer.build_optimizer(config, _steps_per_epoch(config))
+    trainer = Trainer(MODEL, BATCH_SIZE, chain, regularize=regularizer(config))
+    return trainer.cycle(penalize)
 
 
 def _rows(

@@ -16,16 +16,14 @@ import argparse
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +39,18 @@ from ds_pipeline.dataset import Dataset
 from ds_pipeline.loader import usable_cores
 from ds_pipeline.source import SubsetSource
 from gnp.bench.loop import random_data
-from gnp.bench.step import CIFAR_SHAPE, TensorflowStep, about_this_machine
-from gnp.training.mesh import data_mesh, shard_batch
+from gnp.bench.measure import (
+    CIFAR_SHAPE,
+    AskedProcess,
+    Table,
+    about_this_machine,
+    half_spread,
+    in_fresh_process,
+    in_turn,
+    paired_ratio,
+)
+from gnp.bench.step import python_of
+from gnp.training.mesh import build_mesh, shard_batch
 
 BATCH_SIZE = 64
 CROP, PAD = 224, 4
@@ -95,7 +103,7 @@ class Stream:
         return count / (time.perf_counter() - start)
 
 
-class TensorflowPipelines(TensorflowStep):
+class TensorflowPipelines(AskedProcess):
     """tf.data's pipelines in a process of their own that waits to be asked.
 
     Args:
@@ -107,24 +115,18 @@ class TensorflowPipelines(TensorflowStep):
     """
 
     def __init__(self, python: str, spec: Path) -> None:
-        self._python = python
         script = Path(__file__).with_name("tensorflow_pipeline.py")
-        try:
-            self._process = subprocess.Popen(
-                [python, str(script), str(spec)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
-            )
-        except OSError as error:
-            sys.exit(f"--tensorflow_python: {python} does not start: {error.strerror}")
-        self.version = self._answer()
+        super().__init__(
+            [python, str(script), str(spec)],
+            f"--tensorflow_python: {python}",
+            "has this environment TensorFlow?",
+            {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        self.version = self.answer()
 
     def rate(self, kind: str) -> Rate:
         """Images/s of a pipeline."""
-        return lambda seconds: float(self._answer(f"{kind} {seconds}"))
+        return lambda seconds: float(self.answer(f"{kind} {seconds}"))
 
 
 def cifar10(data_dir: str | None) -> Dataset:
@@ -187,7 +189,7 @@ def endless(data: Dataset) -> Iterator[Any]:
 
 def on_the_device(data: Dataset) -> Iterator[Any]:
     """Host batches, each sent, normalised by a compiled function, and waited for."""
-    mesh, normalize = data_mesh(), jax.jit(data.normalize)
+    mesh, normalize = build_mesh(), jax.jit(data.normalize)
     for batch in endless(data):
         sent = shard_batch(batch, mesh)
         yield jax.block_until_ready({**sent, "input": normalize(sent["input"])})
@@ -226,29 +228,6 @@ def device_basic(data: Dataset) -> Iterator[Any]:
         step += 1
 
 
-def in_turn(rates: Mapping[str, Rate], runs: int, seconds: float) -> dict[str, list[float]]:
-    """Images/s of each pipeline in each run; all are measured once a run, one after the other.
-
-    Args:
-        rates: name -> function of seconds that returns images/s.
-        runs: how often; each run starts with another one than the one before.
-        seconds: of each measurement.
-
-    Example:
-        >>> in_turn({"a": lambda seconds: 1.0, "b": lambda seconds: 2.0}, runs=2, seconds=1.0)
-        {'a': [1.0, 1.0], 'b': [2.0, 2.0]}
-    """
-    values: dict[str, list[float]] = {name: [] for name in rates}
-    for rate in rates.values():
-        rate(0.0)  # builds and compiles
-    names = list(rates)
-    for run in range(runs):
-        first = run % len(names)
-        for name in names[first:] + names[:first]:
-            values[name].append(rates[name](seconds))
-    return values
-
-
 def summarise(name: str, ours: Sequence[float], tensorflow: Sequence[float] | None = None) -> Row:
     """Medians, spread and paired ratio.
 
@@ -256,15 +235,12 @@ def summarise(name: str, ours: Sequence[float], tensorflow: Sequence[float] | No
         >>> summarise("basic", [2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
         Row(name='basic', rate=4.0, spread=1.75, tensorflow=2.0, ratio=2.0)
     """
-    low, high = np.percentile(ours, [25, 75])
     return Row(
         name,
         statistics.median(ours),
-        float(high - low) / 2,
+        half_spread(ours),
         statistics.median(tensorflow) if tensorflow else None,
-        statistics.median(a / b for a, b in zip(ours, tensorflow, strict=True))
-        if tensorflow
-        else None,
+        paired_ratio(ours, tensorflow) if tensorflow else None,
     )
 
 
@@ -289,14 +265,7 @@ def table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *lines]
-    )
+    return Table(head, lines).text()
 
 
 def memory_ratio(data_dir: str | None) -> float:
@@ -305,8 +274,7 @@ def memory_ratio(data_dir: str | None) -> float:
     The most memory that a process has had, after reading it and taking batches of basic
     augmentation, less what it had before.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-        return alone.submit(_memory_ratio, data_dir).result()
+    return in_fresh_process(_memory_ratio, data_dir)
 
 
 def _memory_ratio(data_dir: str | None) -> float:
@@ -402,7 +370,9 @@ def bench(
                 for kind in _tensorflow_kinds(name):
                     group[_of_tensorflow(kind)] = tensorflow.rate(kind)
         for group in groups:
-            values |= in_turn(group, runs, seconds)
+            for rate in group.values():
+                rate(0.0)  # builds and compiles
+            values |= in_turn({name: partial(rate, seconds) for name, rate in group.items()}, runs)
         if tensorflow:
             tensorflow.close()
     rows = _rows(values)
@@ -460,10 +430,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="measurements of each pipeline")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--json", type=Path, help="file to write")
-    environment = os.environ.get("GNP_TF_VENV")
     parser.add_argument(
         "--tensorflow_python",
-        default=str(Path(environment) / "bin" / "python") if environment else None,
+        default=python_of(os.environ.get("GNP_TF_VENV")),
         help="interpreter of an environment with TensorFlow (default: GNP_TF_VENV's)",
     )
     options = parser.parse_args(arguments)

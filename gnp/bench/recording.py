@@ -19,17 +19,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import model
-from gnp.bench.step import (
+from gnp.bench.measure import (
     CIFAR_SHAPE,
     SHAPES,
     TUTORIAL,
-    CompiledStep,
+    Trainer,
     about_this_machine,
     measure_in_turn,
+    paired_ratio,
 )
 from gnp.training.evolution import EvolutionWriter, layer_names
 from gnp.training.state import TrainState
@@ -79,20 +79,19 @@ def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
     params = initial_params(name)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     adam = optax.with_extra_args_support(optax.adam(1e-3))
-    steps = {
-        "plain": CompiledStep(name, batch_size, adam, penalize=False),
-        "recorded": CompiledStep(name, batch_size, adam, penalize=False, record=True),
-        "and handed out": CompiledStep(
-            name, batch_size, adam, penalize=False, record=True, record_steps=True
-        ),
+    trainers = {
+        "plain": Trainer(name, batch_size, adam),
+        "recorded": Trainer(name, batch_size, adam, record=True),
+        "and handed out": Trainer(name, batch_size, adam, record=True, record_steps=True),
     }
+    steps = {step: trainer.cycle(False) for step, trainer in trainers.items()}
     seconds = measure_in_turn(steps, runs)
     plain = steps["plain"].memory_bytes
     rows = [
         {
             "step": step,
             "milliseconds": 1e3 * statistics.median(values),
-            "ratio": statistics.median(np.divide(values, seconds["plain"]).tolist()),
+            "ratio": paired_ratio(values, seconds["plain"]),
             "mebibytes": steps[step].memory_bytes / 2**20,
             "parameters": (steps[step].memory_bytes - plain) / size,
         }

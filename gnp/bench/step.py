@@ -1,46 +1,113 @@
-"""Seconds of a training step: plain, penalised, in zero warmup, and TensorFlow's beside them.
+"""Time of a training step: plain, penalised, and every variant of the penalty.
 
-    python -m gnp.bench.step [--models NAME ...] [--batch_size N] [--runs N] [--out FILE]
-        [--tensorflow_python PYTHON]
+    python -m gnp.bench.step [--models NAME ...] [--steps NAME ...] [--batch_size N]
+        [--dtype float32|bfloat16] [--steps_per_call N] [--runs N] [--first_call [NAME ...]]
+        [--tensorflow_python PYTHON] [--out FILE]
 
-All steps of a model are compiled first and then measured in turn, run after run, so that what
-else happens on the machine meets all of them alike. Times are medians over the runs; a ratio is
-the median of the ratios within a run.
+The steps of a model are compiled first and then measured in turn, run after run, so that what else
+happens on the machine meets all of them alike. Times are medians over the runs, of a step in a
+cycle of them: every_5 and looksam_5 are one penalised step and four plain ones, hybrid (p = 0.5) is
+one of each. A ratio is the median of those to the plain step within a run. zero_warmup is the plain
+step of the penalised chain. m_N has groups of N examples, half of a batch, each with a perturbation
+of its own.
+
+"first call s" is the first call of a compiled step, until its result is there: tracing, compilation
+without a cache, and the step. Each is measured in a fresh process.
+
+Where the device's peak is known, "used" is the model's FLOPs over the time and the peak. They are
+what XLA counts in the program of the plain step before it is optimised, forward, backward and
+update, times the gradients of a step: 1, 2 for a penalised one (by hvp too), 1.2 where each fifth
+step is penalised.
+
+--steps_per_call=N adds steps plain_N and penalised_N of which one call takes N, in a scan over N
+batches. That helps small models on accelerators. On the CPU, where XLA runs convolutions 4 to 8
+times slower inside a scan, it is measured all the same.
 """
 
-import argparse
-import contextlib
-import json
+import functools
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
+from tqdm import tqdm
 
 import model
-from gnp.training.objective import build_objective
-from gnp.training.regularizer import Regularizer
-from gnp.training.state import TrainState, from_linen
-from gnp.training.step import build_train_step
-from optimizer import gradient_norm_penalty, record_gradient_evolution
+from gnp.bench.measure import (
+    ALPHA,
+    TUTORIAL,
+    AskedProcess,
+    Measure,
+    R,
+    Table,
+    Trainer,
+    about_this_machine,
+    add_models,
+    base_optimizer,
+    check_models,
+    command,
+    environment,
+    half_spread,
+    in_fresh_process,
+    measure_in_turn,
+    paired_ratio,
+    positive,
+    write_json,
+)
+from gnp.bench.peaks import peak_flops
+from gnp.training.accumulation import given_penalty
+from gnp.training.mesh import AXES
+from gnp.training.step import Groups
+from optimizer import gradient_norm_penalty, looksam, per_group
 
-R, ALPHA = 0.05, 0.8
-TUTORIAL = "MnistTutorialCNN"
-SHAPES = {TUTORIAL: (28, 28, 1), "DigitsCNN": (8, 8, 1)}
-CIFAR_SHAPE = (32, 32, 3)
-# A measurement lasts about this long, and at most so many steps.
-MEASUREMENT_SECONDS, MOST_STEPS = 0.2, 20
+MODELS = ("WideResNet_16_4", "ResNet18", "ViT_TI4", TUTORIAL)
+_GNP = functools.partial(gradient_norm_penalty, R, ALPHA)
+# What comes before the base optimizer.
+_PENALTIES: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "none": optax.identity,
+    "gnp": _GNP,
+    "looksam": lambda: looksam(_GNP(), 0.7),
+    "normalize": lambda: _GNP(normalize=True),
+    "adaptive": lambda: _GNP(adaptive=True),
+    "hvp": lambda: _GNP(method="hvp"),
+    "groups": lambda: given_penalty(_GNP()),
+}
 
-Measure = Callable[[int], float]
+
+class Variant(NamedTuple):
+    """A kind of step.
+
+    Attributes:
+        penalty: one of those above.
+        penalize: of each step of a cycle.
+    """
+
+    penalty: str
+    penalize: tuple[bool, ...]
+
+    @property
+    def gradients(self) -> float:
+        """A step, on average."""
+        return 1 + statistics.fmean(self.penalize)
+
+
+_ONE_IN_FIVE = (True, False, False, False, False)
+VARIANTS = {
+    "plain": Variant("none", (False,)),
+    "penalised": Variant("gnp", (True,)),
+    "zero_warmup": Variant("gnp", (False,)),
+    "every_5": Variant("gnp", _ONE_IN_FIVE),
+    "looksam_5": Variant("looksam", _ONE_IN_FIVE),
+    "hybrid": Variant("gnp", (True, False)),
+    "normalize": Variant("normalize", (True,)),
+    "adaptive": Variant("adaptive", (True,)),
+    "hvp": Variant("hvp", (True,)),
+    "m": Variant("groups", (True,)),
+}
 
 
 class Row(NamedTuple):
@@ -49,10 +116,12 @@ class Row(NamedTuple):
     Attributes:
         model: the model's name.
         step: what was measured.
-        milliseconds: median over the runs.
+        milliseconds: a step, median over the runs.
         spread: half the distance between the quartiles, in milliseconds.
         ratio: to the model's plain step; median over the runs.
-        compile_seconds: of our own steps.
+        examples_per_second: at the median.
+        used: share of the device's peak, or None.
+        first_call_seconds: of our own steps, where it was asked for.
     """
 
     model: str
@@ -60,81 +129,12 @@ class Row(NamedTuple):
     milliseconds: float
     spread: float
     ratio: float
-    compile_seconds: float | None
+    examples_per_second: float
+    used: float | None = None
+    first_call_seconds: float | None = None
 
 
-class CompiledStep:
-    """A compiled training step with its own state, and how long it took to compile.
-
-    Args:
-        name: of the model.
-        batch_size: examples in a batch.
-        optimizer: the chain.
-        penalize: as in `build_train_step`.
-        regularize: likewise.
-        record: likewise.
-        record_steps: likewise.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        batch_size: int,
-        optimizer: optax.GradientTransformationExtraArgs,
-        penalize: bool,
-        regularize: Regularizer | None = None,
-        record: bool = False,
-        record_steps: bool = False,
-    ) -> None:
-        shape = SHAPES.get(name, CIFAR_SHAPE)
-        initialise, apply = from_linen(model.get_model(name, num_classes=10), lambda x: x, shape)
-        objective = build_objective("softmax_cross_entropy")
-
-        def initial_state(key: jax.Array) -> TrainState:
-            params, model_state = initialise(key)
-            opt_state = optimizer.init(params)
-            if record:
-                opt_state = (opt_state, record_gradient_evolution().init(params))
-            return TrainState(params, model_state, opt_state)
-
-        self._state = jax.jit(initial_state)(jax.random.key(0))
-        self._batch = random_batch(batch_size, shape)
-        self._key, self._number = jax.random.key(1), jnp.int32(1)
-        step = build_train_step(
-            apply,
-            objective,
-            optimizer,
-            penalize=penalize,
-            regularize=regularize,
-            record=record,
-            record_steps=record_steps,
-        )
-        start = time.perf_counter()
-        compiled = jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
-        self._step = compiled.lower(self._state, self._batch, self._key, self._number).compile()
-        self.compile_seconds = time.perf_counter() - start
-
-    def __call__(self, steps: int) -> float:
-        """Seconds a step, over a number of steps after one that is not counted."""
-        self._run(1)
-        start = time.perf_counter()
-        self._run(steps)
-        return (time.perf_counter() - start) / steps
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the step holds at most: state, batch, results and what it needs in between."""
-        sizes: Any = self._step.memory_analysis()
-        held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-        return held - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-
-    def _run(self, steps: int) -> None:
-        for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._batch, self._key, self._number)
-            jax.block_until_ready(metrics)
-
-
-class TensorflowStep:
+class TensorflowStep(AskedProcess):
     """The tutorial CNN's step in TensorFlow, in a process of its own that waits to be asked.
 
     Args:
@@ -146,252 +146,262 @@ class TensorflowStep:
     """
 
     def __init__(self, python: str, batch_size: int) -> None:
-        self._python = python
         script = Path(__file__).with_name("tensorflow_step.py")
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
         if jax.default_backend() == "cpu":
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        try:
-            self._process = subprocess.Popen(
-                [python, str(script), str(batch_size)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=environment,
-            )
-        except OSError as error:
-            sys.exit(f"--tensorflow_python: {python} does not start: {error.strerror}")
-        self.version = self._answer()
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        super().__init__(
+            [python, str(script), str(batch_size)],
+            f"--tensorflow_python: {python}",
+            "has this environment TensorFlow?",
+            variables,
+        )
+        self.version = self.answer()
 
     def measure(self, kind: str) -> Measure:
         """Seconds a step of kind "graph" (tf.function) or "eager" (GradientTape as it stands)."""
-        return lambda steps: float(self._answer(f"{kind} {steps}"))
-
-    def close(self) -> None:
-        """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
-
-    def _answer(self, question: str | None = None) -> str:
-        assert self._process.stdin and self._process.stdout
-        try:
-            if question is not None:
-                print(question, file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline().strip()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self.close()
-            sys.exit(
-                f"--tensorflow_python: {self._python} ended without an answer: "
-                "has this environment TensorFlow?"
-            )
-        return answer
+        return lambda steps: float(self.answer(f"{kind} {steps}"))
 
 
-def random_batch(batch_size: int, shape: Sequence[int]) -> dict[str, jax.Array]:
-    """Noise with labels.
+class Case(NamedTuple):
+    """What is measured of a model.
 
-    Args:
-        batch_size: number of examples.
-        shape: of one image.
-
-    Example:
-        >>> random_batch(4, (8, 8, 1))["input"].shape
-        (4, 8, 8, 1)
-    """
-    draw = np.random.default_rng(0)
-    return {
-        "input": jnp.asarray(draw.normal(size=(batch_size, *shape)), jnp.float32),
-        "label": jnp.asarray(draw.integers(0, 10, batch_size), jnp.int32),
-    }
-
-
-def our_steps(name: str, batch_size: int) -> dict[str, CompiledStep]:
-    """The steps of a model: without a penalty in the chain, with it, and with it in zero warmup.
-
-    Args:
-        name: of the model; the tutorial's CNN is trained by Adam, others by Nesterov momentum.
+    Attributes:
+        name: of the model.
+        steps: names of VARIANTS.
         batch_size: examples in a batch.
+        dtype: "float32" or "bfloat16".
+        steps_per_call: 1, or so many for two more steps.
     """
-    base = optax.adam(1e-3) if name == TUTORIAL else optax.sgd(1e-3, 0.9, nesterov=True)
-    plain = optax.with_extra_args_support(base)
-    penalised = optax.chain(gradient_norm_penalty(R, ALPHA), base)
-    return {
-        "plain": CompiledStep(name, batch_size, plain, penalize=False),
-        "penalised": CompiledStep(name, batch_size, penalised, penalize=True),
-        "zero warmup": CompiledStep(name, batch_size, penalised, penalize=False),
-    }
+
+    name: str
+    steps: Sequence[str]
+    batch_size: int
+    dtype: str = "float32"
+    steps_per_call: int = 1
 
 
-def measure_in_turn(steps: Mapping[str, Measure], runs: int) -> dict[str, list[float]]:
-    """Seconds of each step in each run; all are measured once a run, one after the other.
+def our_steps(case: Case) -> tuple[dict[str, Measure], dict[str, float]]:
+    """The steps of a model, compiled, and the model's FLOPs in a step of each.
 
     Args:
-        steps: name -> function of a number of steps that returns seconds a step.
-        runs: how often; each run starts with another step than the one before.
-
-    Example:
-        >>> times = measure_in_turn({"a": lambda steps: 1.0, "b": lambda steps: 2.0}, runs=3)
-        >>> times["b"]
-        [2.0, 2.0, 2.0]
+        case: which ones; "m" is left out where the batch cannot be halved.
     """
-    counts = {
-        name: max(1, min(MOST_STEPS, round(MEASUREMENT_SECONDS / measure(1))))
-        for name, measure in steps.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for run in range(runs):
-        first = run % len(names)
-        for name in names[first:] + names[:first]:
-            seconds[name].append(steps[name](counts[name]))
-    return seconds
+    trainers: dict[tuple[str, int], Trainer] = {}
+
+    def trainer(penalty: str, steps_per_call: int = 1) -> Trainer:
+        key = (penalty, steps_per_call)
+        if key not in trainers:
+            trainers[key] = _trainer(case, penalty, steps_per_call)
+        return trainers[key]
+
+    flops = trainer("none").flops()
+    steps: dict[str, Measure] = {}
+    counts: dict[str, float] = {}
+    for step in tqdm(case.steps, desc=f"compiling {case.name}", leave=False):
+        if step == "m" and case.batch_size % 2:
+            continue
+        variant = VARIANTS[step]
+        label = f"m_{case.batch_size // 2}" if step == "m" else step
+        steps[label] = trainer(variant.penalty).cycle(*variant.penalize)
+        counts[label] = flops * variant.gradients
+    if case.steps_per_call > 1:
+        for step in ("plain", "penalised"):
+            variant, label = VARIANTS[step], f"{step}_{case.steps_per_call}"
+            several = trainer(variant.penalty, case.steps_per_call)
+            steps[label] = several.cycle(*variant.penalize)
+            counts[label] = flops * variant.gradients
+    return steps, counts
+
+
+def first_call_seconds(case: Case, step: str) -> float:
+    """Of the steps of a cycle that are programs of their own; to be called in a fresh process.
+
+    Args:
+        case: of a model.
+        step: a name of VARIANTS.
+    """
+    variant = VARIANTS[step]
+    trainer = _trainer(case, variant.penalty)
+    jax.block_until_ready(trainer.state)
+    start = time.perf_counter()
+    programs = dict.fromkeys(variant.penalize)
+    trainer.cycle(*programs)
+    trainer.run(tuple(programs), 1)
+    return time.perf_counter() - start
+
+
+def _trainer(case: Case, penalty: str, steps_per_call: int = 1) -> Trainer:
+    halves = Groups(case.batch_size // 2, per_group(_GNP(), AXES))
+    return Trainer(
+        case.name,
+        case.batch_size,
+        optax.chain(_PENALTIES[penalty](), base_optimizer(case.name)),
+        dtype=model.PRECISIONS[case.dtype],
+        groups=halves if penalty == "groups" else None,
+        steps_per_call=steps_per_call,
+    )
 
 
 def summarise(
-    name: str, seconds: Mapping[str, Sequence[float]], compile_seconds: Mapping[str, float]
+    name: str,
+    seconds: Mapping[str, Sequence[float]],
+    batch_size: int,
+    first_calls: Mapping[str, float],
+    used_a_second: Mapping[str, float],
 ) -> list[Row]:
     """Medians, spreads and paired ratios to the plain step.
 
     Args:
         name: of the model.
         seconds: step -> seconds in each run; "plain" is among them.
-        compile_seconds: step -> seconds, for those that were compiled here.
+        batch_size: examples in a batch.
+        first_calls: step -> seconds, for those that were measured.
+        used_a_second: step -> share of the peak that a step of one second would use.
 
     Example:
-        >>> summarise("m", {"plain": [1.0, 2.0], "penalised": [2.0, 4.0]}, {})[1].ratio
+        >>> summarise("m", {"plain": [1.0, 2.0], "penalised": [2.0, 4.0]}, 6, {}, {})[1].ratio
         2.0
     """
     rows = []
     for step, values in seconds.items():
-        quartiles = np.percentile(values, [25, 75])
+        median = statistics.median(values)
         rows.append(
             Row(
                 name,
                 step,
-                1e3 * statistics.median(values),
-                1e3 * float(quartiles[1] - quartiles[0]) / 2,
-                statistics.median(
-                    value / plain for value, plain in zip(values, seconds["plain"], strict=True)
-                ),
-                compile_seconds.get(step),
+                1e3 * median,
+                1e3 * half_spread(values),
+                paired_ratio(values, seconds["plain"]),
+                batch_size / median,
+                used_a_second[step] / median if step in used_a_second else None,
+                first_calls.get(step),
             )
         )
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text.
+def table(rows: Sequence[Row]) -> Table:
+    """The rows; columns without a number are left out.
 
     Example:
-        >>> print(table([Row("DigitsCNN", "plain", 1.25, 0.1, 1.0, None)]))
-        model      step      ms    +-  ratio  compile s
-        DigitsCNN  plain   1.25  0.10  1.000          -
+        >>> print(table([Row("DigitsCNN", "plain", 1.25, 0.1, 1.0, 800.0)]).text())
+        model      step     ms    +-  ratio  examples/s
+        DigitsCNN  plain  1.25  0.10  1.000         800
     """
-    head = ("model", "step", "ms", "+-", "ratio", "compile s")
-    lines = [
-        (
-            row.model,
-            row.step,
-            f"{row.milliseconds:.2f}",
-            f"{row.spread:.2f}",
-            f"{row.ratio:.3f}",
-            "-" if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
-        )
-        for row in rows
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("model", lambda row: row.model),
+        ("step", lambda row: row.step),
+        ("ms", lambda row: f"{row.milliseconds:.2f}"),
+        ("+-", lambda row: f"{row.spread:.2f}"),
+        ("ratio", lambda row: f"{row.ratio:.3f}"),
+        ("examples/s", lambda row: f"{row.examples_per_second:,.0f}"),
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    widths[2] = max(widths[2], 6)
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *lines]
-    )
+    if any(row.used is not None for row in rows):
+        columns.append(("used", lambda row: "-" if row.used is None else f"{row.used:.1%}"))
+    if any(row.first_call_seconds is not None for row in rows):
+        columns.append(("first call s", _first_call))
+    return Table([n for n, _ in columns], [[f(row) for _, f in columns] for row in rows], 2)
 
 
-def about_this_machine() -> dict[str, Any]:
-    """What figures depend on: backend, device, cores and jax's version.
-
-    Example:
-        >>> sorted(about_this_machine())
-        ['backend', 'cores', 'device', 'jax', 'machine']
-    """
-    return {
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-    }
+def _first_call(row: Row) -> str:
+    return "-" if row.first_call_seconds is None else f"{row.first_call_seconds:.1f}"
 
 
-def bench(names: Sequence[str], batch_size: int, runs: int, python: str | None) -> dict[str, Any]:
+def bench(
+    cases: Sequence[Case], runs: int, first_calls: Sequence[str], python: str | None
+) -> dict[str, Any]:
     """Measures every step of every model, prints the table, and returns what --out holds.
 
     Args:
-        names: models.
-        batch_size: examples in a batch.
+        cases: a model each, of the same dtype and batch size.
         runs: measurements of each step.
+        first_calls: the steps whose first call is measured.
         python: interpreter with TensorFlow, for the tutorial's CNN; None: without it.
     """
-    about = {
-        **about_this_machine(),
-        "tensorflow": None,
-        "batch_size": batch_size,
-        "runs": runs,
-        "r": R,
-        "alpha": ALPHA,
-    }
+    # Before this process has a device: it may take all of its memory.
+    with environment(JAX_ENABLE_COMPILATION_CACHE="0"):
+        wanted = [(case, step) for case in cases for step in first_calls]
+        calls = {
+            (case.name, step): in_fresh_process(first_call_seconds, case, step)
+            for case, step in tqdm(wanted, desc="first calls", leave=False)
+        }
+    tensorflow_version = None
+    about = about_this_machine()
+    peak = peak_flops(about["device"], cases[0].dtype)
     rows: list[Row] = []
-    for name in names:
-        ours = our_steps(name, batch_size)
-        measures: dict[str, Measure] = dict(ours)
-        tensorflow = TensorflowStep(python, batch_size) if python and name == TUTORIAL else None
-        if tensorflow:
-            about["tensorflow"] = tensorflow.version
+    for case in cases:
+        measures, flops = our_steps(case)
+        tensorflow = None
+        if python and case.name == TUTORIAL:
+            tensorflow = TensorflowStep(python, case.batch_size)
+            tensorflow_version = tensorflow.version
             measures["TensorFlow tf.function"] = tensorflow.measure("graph")
             measures["TensorFlow eager"] = tensorflow.measure("eager")
         seconds = measure_in_turn(measures, runs)
         if tensorflow:
             tensorflow.close()
         rows += summarise(
-            name, seconds, {step: compiled.compile_seconds for step, compiled in ours.items()}
+            case.name,
+            seconds,
+            case.batch_size,
+            {step: calls[case.name, step] for step in first_calls},
+            {step: count / peak for step, count in flops.items()} if peak else {},
         )
-    print(table(rows))
-    if TUTORIAL in names and not python:
+    print(table(rows).text())
+    if TUTORIAL in [case.name for case in cases] and not python:
         print("TensorFlow was not measured: give --tensorflow_python or set GNP_TF_VENV")
-    return {**about, "rows": [row._asdict() for row in rows]}
+    return {
+        **about,
+        "tensorflow": tensorflow_version,
+        "batch_size": cases[0].batch_size,
+        "dtype": cases[0].dtype,
+        "runs": runs,
+        "r": R,
+        "alpha": ALPHA,
+        "rows": [row._asdict() for row in rows],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, measures, writes the JSON file."""
-    parser = argparse.ArgumentParser(prog="python -m gnp.bench.step", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--models", nargs="+", default=["WideResNet_16_4", TUTORIAL])
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser = command("step", __doc__, runs=15)
+    add_models(parser, MODELS)
+    parser.add_argument("--steps", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--steps_per_call", type=positive, default=1)
+    parser.add_argument(
+        "--first_call",
+        nargs="*",
+        choices=VARIANTS,
+        default=["plain", "penalised"],
+        help="steps whose first call is measured; none: --first_call alone",
+    )
     parser.add_argument(
         "--tensorflow_python",
-        default=_python_of(os.environ.get("GNP_TF_VENV")),
+        default=python_of(os.environ.get("GNP_TF_VENV")),
         help="interpreter of an environment with TensorFlow (default: GNP_TF_VENV's)",
     )
     options = parser.parse_args(arguments)
-    if min(options.batch_size, options.runs) < 1:
-        parser.error("--batch_size and --runs must be at least 1")
-    try:
-        result = bench(options.models, options.batch_size, options.runs, options.tensorflow_python)
-    except model.ModelError as error:
-        parser.error(str(error))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    check_models(parser, options.models, model.PRECISIONS[options.dtype])
+    steps = list(dict.fromkeys(["plain", *options.steps]))
+    if "m" in options.first_call and options.batch_size % 2:
+        parser.error("--first_call m: the batch cannot be halved")
+    cases = [
+        Case(name, steps, options.batch_size, options.dtype, options.steps_per_call)
+        for name in options.models
+    ]
+    first_calls = [step for step in options.first_call if step in steps]
+    result = bench(cases, options.runs, first_calls, options.tensorflow_python)
+    write_json(options.out, "step", result)
 
 
-def _python_of(environment: str | None) -> str | None:
+def python_of(environment: str | None) -> str | None:
+    """The interpreter of an environment's folder.
+
+    Example:
+        >>> python_of("venv")
+        'venv/bin/python'
+    """
     return str(Path(environment) / "bin" / "python") if environment else None
 
 

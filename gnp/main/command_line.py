@@ -25,9 +25,17 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
 
+Several processes find one another under SLURM, Open MPI, Kubernetes and on Cloud TPUs; elsewhere:
+  --coordinator_address=HOST:PORT  where process 0 runs, and a free port there
+  --num_processes=COUNT            how many there are
+  --process_id=INDEX               which one this is, from 0
+
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 2 the command line or a config
 value is wrong by itself; 1 anything that data, files or devices show; 130 Ctrl-C.
 """
+
+
+_PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
 class UsageError(ValueError):
@@ -44,6 +52,8 @@ class CommandLine(NamedTuple):
         checkpoint: the step to evaluate; None: the newest.
         overrides: (key, text) pairs for the directory's own config, in eval without --config.
         profile: the first and the last step to trace, counted from 1; None: none.
+        processes: the coordinator's address, how many there are, and which one this is; None: not
+            said here.
     """
 
     mode: str
@@ -52,6 +62,18 @@ class CommandLine(NamedTuple):
     checkpoint: int | None
     overrides: tuple[tuple[str, str], ...] = ()
     profile: tuple[int, int] | None = None
+    processes: tuple[str, int, int] | None = None
+
+
+def names_processes(arguments: Sequence[str]) -> bool:
+    """Whether a command line says which process this is; help is asked for by one alone.
+
+    Example:
+        >>> names_processes(["--process_id=1"]), names_processes(["--mode=eval"])
+        (True, False)
+    """
+    names = (*_PROCESS_FLAGS, "h", "help")
+    return any(argument.lstrip("-").partition("=")[0] in names for argument in arguments)
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
@@ -87,6 +109,8 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
             )
         if values.mode != "train":
             wrong.append(f"--profile={values.profile} goes with --mode=train only")
+    processes = (values.coordinator_address, values.num_processes, values.process_id)
+    wrong += _wrong_processes(*processes)
     if overrides and not values.config:
         wrong += _without_file(values.mode, overrides)
     loaded = None
@@ -109,7 +133,22 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         values.checkpoint,
         () if values.config else tuple(overrides),
         profile,
+        None if None in processes else processes,
     )
+
+
+def _wrong_processes(address: str | None, count: int | None, index: int | None) -> list[str]:
+    """What is wrong with what says which process this is."""
+    given = dict(zip(_PROCESS_FLAGS, (address, count, index), strict=True))
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        there = next(f"--{name}={value}" for name, value in given.items() if value is not None)
+        return [f"{there} needs {' and '.join(missing)} beside it, or none of the three"]
+    if index is not None and count is not None and index >= count:
+        return [
+            f"--process_id={index} is out of range: --num_processes={count} has 0 to {count - 1}"
+        ]
+    return []
 
 
 def _steps(text: str) -> tuple[int, int] | None:
@@ -150,5 +189,8 @@ def _define_flags() -> flags.FlagValues:
         "mode", "train", ["train", "eval", "inspect"], "what to do", flag_values=values
     )
     flags.DEFINE_string("profile", None, "FIRST:LAST", flag_values=values)
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "count", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "index", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("checkpoint", None, "step", lower_bound=0, flag_values=values)
     return values

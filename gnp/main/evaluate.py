@@ -13,6 +13,7 @@ import config as configs
 from config import default
 from gnp import build
 from gnp.main.tables import print_metrics
+from gnp.training import processes
 from gnp.training.loop import evaluate
 from gnp.training.run_directory import read_config, refuse_other_config
 
@@ -26,7 +27,8 @@ def run(
     """Evaluates a checkpoint of a directory; prints a table and one JSON line."""
     saved = read_config(working_dir)
     if config is None:
-        config, _ = configs.apply_overrides(configs.from_flat(saved), overrides, default.KEYS)
+        stored = build.on_these_devices(configs.from_flat(saved))
+        config, _ = configs.apply_overrides(stored, overrides, default.KEYS)
     else:
         refuse_other_config(
             working_dir,
@@ -37,11 +39,14 @@ def run(
         )
     parts = build.build_run(config, training=False, directory=working_dir)
     restored = build.restore(parts, config, working_dir, checkpoint)
-    for warning in (*parts.dataset.warnings, *restored.warnings):
+    active = processes.is_first()
+    for warning in (*parts.dataset.warnings, *restored.warnings) if active else ():
         print(f"warning: {warning}", file=sys.stderr)
     values, examples = evaluate(
         parts.evaluation_step, restored.state, build.evaluation_batches(parts)
     )
+    if not active:
+        return 0
     name = parts.dataset.evaluation_name
     result: dict[str, Any] = {"step": restored.step, "examples": examples}
     result |= {

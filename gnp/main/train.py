@@ -1,8 +1,14 @@
 """--mode=train."""
 
+import contextlib
+import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -12,6 +18,7 @@ from gnp import build
 from gnp.analysis.curves import plot_curves
 from gnp.main.command_line import UsageError
 from gnp.main.tables import print_results
+from gnp.training import processes
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.evolution import EvolutionWriter, layer_names
 from gnp.training.files import read_rows
@@ -20,14 +27,25 @@ from gnp.training.interrupt import Interrupt, catch_signals
 from gnp.training.loop import Progress, evaluate, train
 from gnp.training.metrics import Log
 from gnp.training.profile import FOLDER, ProfiledSteps
-from gnp.training.run_directory import check_run_directory, claim_run_directory, read_config
+from gnp.training.run_directory import (
+    RunDirectoryError,
+    check_run_directory,
+    claim_run_directory,
+    read_config,
+)
 from gnp.training.state import TrainState
+
+# Keys that may differ between the machines of a run.
+_OF_A_MACHINE = ("dataset.data_dir", "dataset.workers")
 
 
 def run(
     config: ml_collections.ConfigDict, working_dir: Path, profile: tuple[int, int] | None = None
 ) -> int:
     """Trains, or goes on with, the run of a directory; returns the exit code.
+
+    That of a run which SIGTERM stopped before its end is GNP_STOPPED, 0 where that is not set, in
+    all its processes, whichever had the signal: a scheduler may have to know that there is more.
 
     Args:
         config: checked and complete.
@@ -36,18 +54,26 @@ def run(
     """
     build.check_names(config)
     build.check_devices(config)
-    fresh = config.retrain or not (working_dir / "config.json").is_file()
-    config = build.with_group_size(config, {} if fresh else read_config(working_dir))
+    active = processes.is_first()
+
+    def stored() -> dict[str, Any]:
+        fresh = config.retrain or not (working_dir / "config.json").is_file()
+        return {} if fresh else read_config(working_dir)
+
+    config = build.with_group_size(config, processes.decide(stored))
     as_json = build.config_as_json(config)
-    check_run_directory(
-        working_dir,
-        as_json,
-        retrain=config.retrain,
-        free=default.FREE_KEYS,
-        defaults=build.config_as_json(default.get_config()),
+    _check_same(as_json)
+    processes.decide(
+        lambda: check_run_directory(
+            working_dir,
+            as_json,
+            retrain=config.retrain,
+            free=default.FREE_KEYS,
+            defaults=build.config_as_json(default.get_config()),
+        )
     )
     parts = build.build_run(config, directory=working_dir)
-    for warning in parts.dataset.warnings:
+    for warning in parts.dataset.warnings if active else []:
         print(f"warning: {warning}", file=sys.stderr)
     if profile and profile[1] > parts.plan.total_steps:
         raise UsageError(
@@ -55,35 +81,72 @@ def run(
             f"{parts.plan.steps_per_epoch} an epoch"
         )
     like = build.abstract_state(parts)
-    if config.record.steps:
+    if config.record.steps and active:
         check_space(working_dir, _parameters(like), parts.plan.total_steps)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
-    saved = (path.name for path in (working_dir / "checkpoints").glob("*"))
-    begins = config.retrain or not any(name.isdigit() for name in saved)
+    begins = config.retrain or not processes.decide(lambda: _has_checkpoints(working_dir))
     begun = build.initial_state(parts, config.init_seeds) if parts.pretrained and begins else None
-    active = jax.process_index() == 0
     # Only now: a command that cannot run leaves the directory as it was.
-    if active:
-        claim_run_directory(working_dir, as_json, retrain=config.retrain)
+    processes.decide(lambda: claim_run_directory(working_dir, as_json, retrain=config.retrain))
+    if not active:
+        _check_shared(working_dir, as_json)
     with catch_signals() as interrupt:
         checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
         try:
             progress = _train(
                 config, working_dir, parts, checkpoints, like, begun, interrupt, profile
             )
-        finally:
-            checkpoints.close()
+        except BaseException as error:
+            if not processes.is_lost(error):  # who is gone cannot write its part
+                processes.bounded(checkpoints.close)
+            raise
+        checkpoints.close()
     if active:
         _show(working_dir, parts.records)
     if interrupt.signal is None or progress.step == parts.plan.total_steps:
         return 0
+    code = 130 if interrupt.signal == signal.SIGINT else int(os.environ.get("GNP_STOPPED", "0"))
+    if not active:
+        return code
     again = "" if config.retrain else "; the same command goes on from there"
     print(
         f"stopped by {interrupt.signal.name} after step {progress.step} of "
         f"{parts.plan.total_steps}, {'saved' if progress.step else 'nothing to save'}{again}",
         file=sys.stderr,
     )
-    return 130 if interrupt.signal.name == "SIGINT" else 0
+    return code
+
+
+def _has_checkpoints(working_dir: Path) -> bool:
+    return any(path.name.isdigit() for path in (working_dir / "checkpoints").glob("*"))
+
+
+def _check_same(as_json: dict[str, Any]) -> None:
+    """Whether all processes were given one config."""
+    here = json.loads(json.dumps(as_json))
+    first = processes.decide(lambda: here)
+    different = [
+        name for name in first if name not in _OF_A_MACHINE and first[name] != here.get(name)
+    ]
+    if different:
+        raise UsageError(
+            f"this process was given another config than process 0: {', '.join(different)}; "
+            "start all with the same command"
+        )
+
+
+def _check_shared(working_dir: Path, as_json: dict[str, Any]) -> None:
+    """Whether this process sees what process 0 has written."""
+    for wait in (0.0, 1.0, 5.0, 30.0):  # a network's file system may be late
+        time.sleep(wait)
+        with contextlib.suppress(RunDirectoryError):
+            there, here = read_config(working_dir), json.loads(json.dumps(as_json))
+            if all(there.get(name) == here[name] for name in here if name not in _OF_A_MACHINE):
+                return
+    raise RunDirectoryError(
+        f"--working_dir={working_dir} of process 0 is not seen here: all processes need one on a "
+        "file system that their machines share"
+    )
 
 
 def _show(working_dir: Path, recorded: bool) -> None:
@@ -109,7 +172,7 @@ def _gradient_files(
     progress: Progress,
 ) -> GradientFiles | None:
     """Where process 0 writes every step's gradient."""
-    if not config.record.steps or jax.process_index() > 0:
+    if not config.record.steps or not processes.is_first():
         return None
     return GradientFiles(
         working_dir,
@@ -136,7 +199,7 @@ def _end_epoch(
         layer_names(like.params),
         tuple(leaf.size for leaf in jax.tree.leaves(like.params)),
         from_epoch=progress.step // parts.plan.steps_per_epoch,
-        active=jax.process_index() == 0,
+        active=processes.is_first(),
     )
 
     def end_epoch(state: TrainState, epoch: int) -> TrainState:
@@ -174,6 +237,8 @@ def _profiled(
     if first > last:
         log.say(f"warning: --profile={profile[0]}:{last}: these steps were taken before: no trace")
         return None
+    if not processes.is_first():
+        return None
     log.say(f"a trace of steps {first} to {last}: {working_dir / FOLDER}, for xprof or TensorBoard")
     return ProfiledSteps(parts.steps, first, last, working_dir)
 
@@ -189,13 +254,13 @@ def _train(
     profile: tuple[int, int] | None,
 ) -> Progress:
     restored = checkpoints.restore(like)
-    for warning in restored.warnings if restored else []:
+    active = processes.is_first()
+    for warning in restored.warnings if restored and active else []:
         print(f"warning: {warning}", file=sys.stderr)
     progress = Progress(restored.progress if restored else None)
     if restored:
         begun = build.Begun(restored.state, None)
     state, pretrained = begun or build.initial_state(parts, config.init_seeds)
-    active = jax.process_index() == 0
     log = Log(working_dir, from_step=progress.step, active=active)
     if restored:
         log.say(f"going on in {working_dir} after step {progress.step}")
@@ -233,9 +298,9 @@ def _train(
             skip_nonfinite=config.on_nonfinite == "skip",
         )
     finally:
-        if steps:
-            steps.close()
         log.close()
         if files:
             files.close()
+        if steps:  # last: a trace that cannot be written takes nothing else with it
+            steps.close()
     return progress

@@ -85,26 +85,46 @@ def accumulate(
     return jax.tree.map(lambda x: x / count, total), carry
 
 
-def given_penalty() -> optax.GradientTransformationExtraArgs:
-    """Stands in a chain for a penalty that has been applied before.
+def given_penalty(
+    penalty: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Stands in a chain for a penalty that has been applied before, and keeps its state.
 
     At a penalised step it gives what `grad_fn(params)` returns, else the updates as they are.
 
+    Args:
+        penalty: its state counts the steps and nothing else.
+
     Example:
-        >>> chain = given_penalty()
-        >>> chain.update(1.0, chain.init(0.0), 0.0, grad_fn=lambda _: 2.0, penalize=True)[0]
-        2.0
+        >>> from optimizer import gradient_norm_penalty
+        >>> chain = given_penalty(gradient_norm_penalty(0.1, 0.8))
+        >>> state = chain.init(0.0)
+        >>> new, state = chain.update(1.0, state, 0.0, grad_fn=lambda _: 2.0, penalize=True)
+        >>> new, int(state.count)
+        (2.0, 1)
     """
 
     def update(
         updates: optax.Updates,
-        state: optax.EmptyState,
+        state: optax.OptState,
         params: optax.Params | None = None,
         *,
         grad_fn: Callable[[Any], optax.Updates],
         penalize: bool,
         **_: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
+    ) -> tuple[optax.Updates, optax.OptState]:
+        _, state = penalty.update(updates, state, params, penalize=False)
         return (grad_fn(params) if penalize else updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(penalty.init, update)
+
+
+def state_at(penalty: optax.GradientTransformationExtraArgs, params: Any, number: Any) -> Any:
+    """The state of a penalty, which counts its steps from 0 and keeps nothing else.
+
+    Args:
+        penalty: see `given_penalty`.
+        params: pytree.
+        number: of the step, from 0.
+    """
+    return jax.tree.map(lambda count: jnp.asarray(number, count.dtype), penalty.init(params))

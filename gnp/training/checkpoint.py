@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from gnp.training import processes
 from gnp.training.state import TrainState
 
 _HASHES = "sha256.json"
@@ -119,19 +121,19 @@ class Checkpoints:
             CheckpointError: the step has no checkpoint, all are damaged, or they are of
                 another model.
         """
-        steps = self.steps()
+        steps = processes.decide(self.steps)
         if step is not None:
             if step not in steps:
                 there = ", ".join(map(str, steps)) or "none"
                 raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; "
                                       f"there are: {there}")  # fmt: skip
-            damage = self._damage(step)
+            damage = processes.decide(lambda: self._damage(step))
             if damage:
                 raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged: {damage}")
             return self._read(step, like, [])
         warnings: list[str] = []
         for candidate in reversed(steps):
-            damage = self._damage(candidate)
+            damage = processes.decide(partial(self._damage, candidate))
             if damage is None:
                 if not self._read_only:
                     self._remove(steps[steps.index(candidate) + 1 :])
@@ -192,7 +194,7 @@ class Checkpoints:
         return next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), final)
 
     def _write_hashes(self) -> None:
-        if jax.process_index() == 0:
+        if processes.is_first():
             folder = self._folder(self._saving)
             (folder / _HASHES).write_text(json.dumps(_hashes(folder)))
 
@@ -211,9 +213,11 @@ class Checkpoints:
         return None
 
     def _remove(self, steps: list[int]) -> None:
-        if jax.process_index() == 0:
+        def remove() -> None:
             for step in steps:
                 shutil.rmtree(self.directory / str(step))
+
+        processes.decide(remove)
         self._manager.reload()
 
     def _write_error(self, error: Exception) -> CheckpointError:

@@ -8,7 +8,6 @@ import math
 import re
 import zipfile
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnp.training.files import FileFormatError, replaced
+from gnp.training.mesh import whole_place
 from gnp.training.state import TrainState
 from optimizer import GradientEvolution, end_epoch
 
@@ -95,10 +95,16 @@ def cells(values: Any, most: int = CELLS) -> Any:
     return matrix.reshape(rows // height, height, columns // width, width).max((1, 3))
 
 
-@partial(jax.jit, donate_argnums=0)
 def _finish(recorded: Any) -> tuple[dict[str, Any], Any]:
     evolution, recorded = end_epoch(recorded)
     return summarize(evolution), recorded
+
+
+def _finish_in_place(recorded: Any) -> tuple[dict[str, Any], Any]:
+    """The recorder stays where it is, and is donated; every process has the numbers whole."""
+    places = jax.tree.map(lambda x: x.sharding, recorded)
+    finish = jax.jit(_finish, donate_argnums=0, out_shardings=(whole_place(recorded), places))
+    return finish(recorded)
 
 
 class EvolutionWriter:
@@ -150,7 +156,7 @@ class EvolutionWriter:
             epoch: from 1 on.
         """
         opt_state, recorded = state.opt_state
-        found, recorded = _finish(recorded)
+        found, recorded = _finish_in_place(recorded)
         if self.active:
             flat: dict[str, Any] = {"names": np.array(self.names), "sizes": np.array(self.sizes)}
             for name, value in jax.device_get(found).items():

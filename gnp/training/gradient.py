@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import jax
+from jax.sharding import Mesh
 
+from gnp.training.mesh import gathered, split
 from gnp.training.objective import Objective
 from gnp.training.regularizer import Regularizer, summarize, total
 from gnp.training.state import Apply, ModelState, Params
@@ -12,6 +14,9 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Loss = Callable[
     [Params, ModelState, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, ModelState]]
+]
+Gradient = Callable[
+    [Params, ModelState, Batch, jax.Array], tuple[Params, tuple[Metrics, ModelState]]
 ]
 
 
@@ -49,3 +54,24 @@ def build_loss(
         return (data_loss + total(costs) if costs else data_loss), (metrics, new_state)
 
     return loss
+
+
+def build_gradient(loss: Loss, mesh: Mesh | None = None) -> Gradient:
+    """gradient(params, model_state, batch, key) -> (grads, (metrics, new model_state)).
+
+    Args:
+        loss: of a batch.
+        mesh: parameters that are split over it are made whole for the loss, and the gradients split
+            as they are; None: they are not.
+    """
+
+    def gradient(
+        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[Params, tuple[Metrics, ModelState]]:
+        # Not differentiated through: the devices' parts of a gradient are added up where they stay.
+        whole = gathered(params, mesh)
+        grads, kept = jax.grad(loss, has_aux=True)(whole, model_state, batch, key)
+        return split(grads, mesh), kept
+
+    # A step takes two gradients of one function: the model is traced once.
+    return jax.jit(gradient, inline=True)

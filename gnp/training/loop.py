@@ -127,7 +127,7 @@ def train(
         scalars: step number -> learning rate, alpha and r at that step.
         log: rows, events and bar.
         checkpoints: where to save.
-        interrupt: true once a signal came; the run then saves and returns.
+        interrupt: says when a signal came; the run then saves and returns.
         end_epoch: (state, epoch) -> the state that begins the next one; called after the epoch's
             last step, before it is evaluated.
         record: (steps taken so far, the last one's gradients), where the steps give them.
@@ -141,7 +141,7 @@ def train(
         NonFiniteError: where skip_nonfinite is False.
         CheckpointError: a checkpoint could not be written.
     """
-    while progress.step < plan.total_steps and not interrupt:
+    while progress.step < plan.total_steps and not interrupt.now():
         epoch = progress.step // plan.steps_per_epoch + 1
         state = _train_epoch(
             state, progress, epoch, plan, steps, key, batches, scalars, log, interrupt,
@@ -155,10 +155,10 @@ def train(
             row = _row(epoch, plan, progress, measured, scalars(progress.step - 1))
             log.end_epoch(row, _line(row, plan))
             progress.start_epoch()
-            if last or epoch % plan.save_every == 0 or interrupt:
+            if last or epoch % plan.save_every == 0:
                 checkpoints.save(progress.step, state, progress.to_json())
-        else:
-            checkpoints.save(progress.step, state, progress.to_json())
+    if interrupt.signal and progress.step:  # at whichever call of now() it was heeded
+        checkpoints.save(progress.step, state, progress.to_json())
     log.close_bar()
     checkpoints.wait()
     return state
@@ -189,7 +189,7 @@ def _train_epoch(
     while True:
         state, metrics = steps(state, batch, key, progress.step)
         progress.step += 1
-        done = progress.step == end or bool(interrupt)
+        done = progress.step == end or interrupt.now()
         if not done:
             batch = progress.next_batch(batches)
         if unread is not None:

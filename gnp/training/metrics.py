@@ -51,9 +51,10 @@ class Log:
     def __init__(self, directory: Path, from_step: int = 0, active: bool = True) -> None:
         self.path = directory / "metrics.jsonl"
         self.active = active
-        self.rows = [row for row in read_rows(self.path) if row["step"] <= from_step]
+        self.rows: list[dict[str, Any]] = []
         self._bar: tqdm | None = None
         if active:
+            self.rows = [row for row in read_rows(self.path) if row["step"] <= from_step]
             self._write_rows()
             self._events = tensorboardX.SummaryWriter(
                 str(directory / "tensorboard"), purge_step=from_step + 1

@@ -56,7 +56,16 @@ class ProfiledSteps:
         return new, metrics
 
     def close(self) -> None:
-        """Writes what has been traced, where the run ends before the last of the steps."""
-        if self._tracing:
-            self._tracing = False
+        """Writes what has been traced, where the run ends before the last of the steps.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self._tracing:
+            return
+        self._tracing = False
+        try:
             jax.profiler.stop_trace()
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{self._folder}: the trace cannot be written: {reason}") from error

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from gnp.training.accumulation import Accumulation, accumulate, micro_batch
-from gnp.training.gradient import Batch, Loss, Metrics, build_loss
-from gnp.training.mesh import DATA_AXIS
+from gnp.training.accumulation import Accumulation, accumulate, micro_batch, state_at
+from gnp.training.gradient import Batch, Gradient, Metrics, build_gradient, build_loss
+from gnp.training.mesh import AXES, batch_spec, gathered, split
 from gnp.training.objective import Objective
 from gnp.training.regularizer import Regularizer
 from gnp.training.state import Apply, ModelState, Params, TrainState
@@ -25,11 +25,11 @@ class Groups(NamedTuple):
 
     Attributes:
         size: examples of a group; a device's share of the batch is a multiple of it.
-        mesh: the devices.
+        penalty: `per_group` over the mesh's axes; its state counts the steps and nothing else.
     """
 
     size: int
-    mesh: Mesh
+    penalty: optax.GradientTransformationExtraArgs
 
 
 class _Update(NamedTuple):
@@ -59,6 +59,7 @@ def build_train_step(
     groups: Groups | None = None,
     accumulation: Accumulation | None = None,
     average: Average | None = None,
+    mesh: Mesh | None = None,
     record: bool = False,
     record_steps: bool = False,
 ) -> TrainStep:
@@ -80,10 +81,11 @@ def build_train_step(
             `record_gradient_evolution`, which sums up the clean gradients.
         record_steps: the clean gradient is a metric too, "gradients", a pytree like the
             parameters; NaN where skip_nonfinite dropped the update.
-        groups: None: the batch is one group. Else the chain's penalty is in `per_group`, over
-            the mesh's axis.
+        groups: None: the batch is one group. Else the chain has `given_penalty` in place of the
+            groups' penalty, and there is a mesh.
         accumulation: None: the batch is computed at once. Else in micro-batches, without groups;
             where it has a penalty, the chain has `given_penalty` in its place.
+        mesh: the devices, where the state is split over some of them or there are groups.
         average: (`state.ema`, the new parameters) -> the new `state.ema`; None: there is none.
 
     Returns:
@@ -93,12 +95,14 @@ def build_train_step(
         and update are), float32 scalars.
     """
     loss = build_loss(apply, objective, regularize, costs_per_layer)
-    if accumulation is not None:
-        update = _update_accumulated(loss, optimizer, penalize, accumulation)
-    elif groups is None:
-        update = _update_whole(loss, optimizer, penalize)
+    if groups is not None:
+        assert mesh is not None
+        update = _update_by_groups(build_gradient(loss), optimizer, penalize, groups, mesh)
+    elif accumulation is not None:
+        gradient = build_gradient(loss, mesh)
+        update = _update_accumulated(gradient, optimizer, penalize, accumulation)
     else:
-        update = _update_by_groups(loss, optimizer, penalize, groups)
+        update = _update_whole(build_gradient(loss, mesh), optimizer, penalize)
     if record:
         update = _recording(update)
 
@@ -128,18 +132,18 @@ def build_train_step(
 
 
 def _update_whole(
-    loss: Loss, optimizer: optax.GradientTransformationExtraArgs, penalize: bool
+    gradient: Gradient, optimizer: optax.GradientTransformationExtraArgs, penalize: bool
 ) -> _Updater:
     def update(state: TrainState, batch: Batch, step_key: jax.Array, _: Any) -> _Update:
-        def gradient(params: Params) -> tuple[Params, Any]:
-            return jax.grad(loss, has_aux=True)(params, state.model_state, batch, step_key)
+        def at(params: Params) -> tuple[Params, Any]:
+            return gradient(params, state.model_state, batch, step_key)
 
-        grads, (metrics, model_state) = gradient(state.params)
+        grads, (metrics, model_state) = at(state.params)
         updates, opt_state = optimizer.update(
             grads,
             state.opt_state,
             state.params,
-            grad_fn=lambda params: gradient(params)[0],
+            grad_fn=lambda params: at(params)[0],
             penalize=penalize,
         )
         return _Update(grads, metrics, model_state, updates, opt_state)
@@ -148,47 +152,70 @@ def _update_whole(
 
 
 def _update_by_groups(
-    loss: Loss, optimizer: optax.GradientTransformationExtraArgs, penalize: bool, groups: Groups
+    gradient: Gradient,
+    optimizer: optax.GradientTransformationExtraArgs,
+    penalize: bool,
+    groups: Groups,
+    mesh: Mesh,
 ) -> _Updater:
     """Each device goes through the groups in its share of the batch; then the means are taken."""
+    size, penalty = groups
 
-    def update(state: TrainState, batch: Batch, step_key: jax.Array) -> _Update:
-        count = batch["label"].shape[0] // groups.size
-        first = jax.lax.axis_index(DATA_AXIS) * count
+    def means(
+        params: Params, model_state: ModelState, batch: Batch, step_key: jax.Array, number: Any
+    ) -> tuple[Params, Metrics, ModelState, Params | None]:
+        count = batch["label"].shape[0] // size
+        first = jax.lax.axis_index(AXES) * count
 
-        def gradient(params: Params, group: Any) -> tuple[Params, Any]:
-            start = group * groups.size
+        def at(params: Params, group: Any) -> tuple[Params, Any]:
             part = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, start, groups.size), batch
+                lambda x: jax.lax.dynamic_slice_in_dim(x, group * size, size), batch
             )
             # The masks belong to the group's place in the batch, not to its device.
             group_key = jax.random.fold_in(step_key, first + group)
-            return jax.grad(loss, has_aux=True)(params, state.model_state, part, group_key)
+            return gradient(params, model_state, part, group_key)
 
-        grads, (metrics, model_state) = map_groups(lambda i: gradient(state.params, i), count)
-        updates, opt_state = optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            grad_fn=lambda params, group: gradient(params, group)[0],
-            penalize=penalize,
-        )
-        return _Update(_mean(grads), _mean(metrics), _mean(model_state), updates, opt_state)
+        grads, (metrics, new_state) = map_groups(lambda i: at(params, i), count)
+        penalised = None
+        if penalize:
+            penalised, _ = penalty.update(
+                grads,
+                state_at(penalty, params, number),
+                params,
+                grad_fn=lambda params, group: at(params, group)[0],
+                penalize=True,
+            )
+        return _mean(grads), _mean(metrics), _mean(new_state), penalised
 
     shared = jax.shard_map(
-        update,
-        mesh=groups.mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), PartitionSpec()),
+        means,
+        mesh=mesh,
+        # Each device needs the parameters whole, and no other part of the state.
+        in_specs=(PartitionSpec(), PartitionSpec(), batch_spec(), PartitionSpec(), PartitionSpec()),
         out_specs=PartitionSpec(),
         # With the check, differentiation would add up the devices' gradients: here each keeps its
         # own, and what leaves is a mean over the devices or was computed from one.
         check_vma=False,
     )
-    return lambda state, batch, step_key, _: shared(state, batch, step_key)
+
+    def update(state: TrainState, batch: Batch, step_key: jax.Array, number: Any) -> _Update:
+        grads, metrics, model_state, penalised = shared(
+            state.params, state.model_state, batch, step_key, number
+        )
+        updates, opt_state = optimizer.update(
+            split(grads, mesh),
+            state.opt_state,
+            state.params,
+            grad_fn=lambda _: split(penalised, mesh),
+            penalize=penalize,
+        )
+        return _Update(grads, metrics, model_state, updates, opt_state)
+
+    return update
 
 
 def _update_accumulated(
-    loss: Loss,
+    gradient: Gradient,
     optimizer: optax.GradientTransformationExtraArgs,
     penalize: bool,
     accumulation: Accumulation,
@@ -197,32 +224,27 @@ def _update_accumulated(
     count, penalty = accumulation
 
     def update(state: TrainState, batch: Batch, step_key: jax.Array, number: Any) -> _Update:
-        def gradient(params: Params, model_state: ModelState, part: Any) -> tuple[Params, Any]:
+        def at(params: Params, model_state: ModelState, part: Any) -> tuple[Params, Any]:
             # The masks belong to the micro-batch: both passes see the same ones.
             part_key = jax.random.fold_in(step_key, part)
-            examples = micro_batch(batch, part, count)
-            return jax.grad(loss, has_aux=True)(params, model_state, examples, part_key)
+            return gradient(params, model_state, micro_batch(batch, part, count), part_key)
 
         def clean(part: Any, model_state: ModelState) -> tuple[Any, ModelState]:
-            grads, (metrics, new_state) = gradient(state.params, model_state, part)
+            grads, (metrics, new_state) = at(state.params, model_state, part)
             penalised = None
             if penalty is not None and penalize:
-                # The chain counts its steps from 0 too.
-                steps = jax.tree.map(
-                    lambda count: jnp.asarray(number, count.dtype), penalty.init(state.params)
-                )
                 penalised, _ = penalty.update(
                     grads,
-                    steps,
+                    state_at(penalty, state.params, number),
                     state.params,
-                    grad_fn=lambda params: gradient(params, model_state, part)[0],
+                    grad_fn=lambda params: at(params, model_state, part)[0],
                     penalize=True,
                 )
             return (grads, metrics, penalised), new_state
 
         def accumulated(params: Params) -> Params:
             def of_part(part: Any, model_state: ModelState) -> tuple[Params, ModelState]:
-                grads, (_, new_state) = gradient(params, model_state, part)
+                grads, (_, new_state) = at(params, model_state, part)
                 return grads, new_state
 
             return accumulate(of_part, state.model_state, count)[0]
@@ -260,7 +282,7 @@ def _mean(tree: Any) -> Any:
 
     def mean(x: jax.Array) -> jax.Array:
         is_counter = jnp.issubdtype(x.dtype, jnp.integer)
-        return x[0] if is_counter else jax.lax.pmean(x.mean(0), DATA_AXIS)
+        return x[0] if is_counter else jax.lax.pmean(x.mean(0), AXES)
 
     return jax.tree.map(mean, tree)
 
@@ -271,12 +293,15 @@ def _keep(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
     return after if is_counter else jnp.where(finite, after, before)
 
 
-def build_evaluation_step(apply: Apply, objective: Objective) -> EvaluationStep:
+def build_evaluation_step(
+    apply: Apply, objective: Objective, mesh: Mesh | None = None
+) -> EvaluationStep:
     """step(params, model_state, batch) -> sums over the batch's unmasked examples.
 
     Args:
         apply: the model.
         objective: loss and metrics.
+        mesh: the devices, where the parameters are split over some of them.
 
     Returns:
         A function of a batch with "mask" [b] (1 counts, 0 is padding); it returns the sums of
@@ -284,7 +309,8 @@ def build_evaluation_step(apply: Apply, objective: Objective) -> EvaluationStep:
     """
 
     def step(params: Params, model_state: Any, batch: Batch) -> Metrics:
-        outputs, _ = apply(params, model_state, batch["input"], False, None)
+        whole = gathered(params, mesh)
+        outputs, _ = apply(whole, model_state, batch["input"], False, None)
         per_example = {"loss": objective.loss, **objective.metrics}
         mask = batch["mask"]
         sums = {

@@ -86,9 +86,9 @@ def on_devices(count: int) -> list[str]:
     """Digests of what so many devices of this process hold, one after the other."""
     import jax
 
-    from gnp.training.mesh import DATA_AXIS, shard_batch
+    from gnp.training.mesh import build_mesh, shard_batch
 
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), (DATA_AXIS,))
+    mesh = build_mesh(devices=jax.devices()[:count])
     found = []
     for batch in train_batches(digits(workers=0), BATCH_SIZE, SEED, 0, STEPS):
         whole = {}

@@ -22,10 +22,12 @@ from optimizer import (
     STRATEGIES,
     OptimizerError,
     build_optimizer,
+    build_penalty,
     build_schedules,
     build_step_rule,
     decay_mask,
     opt_param_names,
+    per_group,
 )
 from optimizer.geometry import unit
 
@@ -300,7 +302,8 @@ def test_groups_and_reuse_wrap_the_penalty(make_config: MakeConfig) -> None:
     config = make_config(**{"gnp.reuse": 0.5, "gnp.every": 2})
     params = jnp.array([3.0, -4.0])
     grads = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # of two groups
-    built = build_optimizer(config, STEPS_PER_EPOCH, group_axis="data")
+    in_groups = per_group(build_penalty(config, STEPS_PER_EPOCH), "data")
+    built = build_optimizer(config, STEPS_PER_EPOCH, in_groups)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     spec = jax.sharding.PartitionSpec
 

@@ -68,7 +68,7 @@ def open_checkpoint(
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
             one line each.
     """
-    config = configs.from_flat(read_config(directory))
+    config = build.on_these_devices(configs.from_flat(read_config(directory)))
     run = build.build_run(config, training=False, directory=directory)
     choose = surfaces(
         run, build.loss_parts(config, run.dataset), examples, batch_size, seed, regularized
@@ -117,11 +117,11 @@ def surfaces(
         model.compiler_options(),
     )
 
-    def place(array: Any) -> Any:
-        return replicate(array, run.mesh)
+    def place(tree: Any) -> Any:
+        return replicate(tree, run.mesh)
 
     return lambda state: at_checkpoint(
-        products, state.params, state.model_state, batches, len(source), place
+        products, place(state.params), state.model_state, batches, len(source), place
     )
 
 

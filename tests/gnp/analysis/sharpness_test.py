@@ -178,6 +178,7 @@ def test_batch_splits_agree(small, batch_size):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_mode():
     """The running statistics of batch norm, no dropout, whatever else is in the batch."""
     apply, params, model_state, source = convolutional()

@@ -117,20 +117,6 @@ def test_what_is_sent_to_the_device_is_normalised(tiny):
     np.testing.assert_array_equal(device["label"], host["label"])
 
 
-def test_pipelines_are_measured_in_turn():
-    order = []
-
-    def rate(name):
-        def images_a_second(seconds):
-            order.append(name)
-            return 1.0
-
-        return images_a_second
-
-    pipeline.in_turn({"a": rate("a"), "b": rate("b")}, runs=2, seconds=1.0)
-    assert order == ["a", "b", "a", "b", "b", "a"]
-
-
 def test_a_stream_counts_images_and_skips_the_first():
     taken = []
 

@@ -8,29 +8,61 @@ import pytest
 from gnp.bench import step
 
 
-def test_measures_and_writes(tmp_path, capsys):
+def test_measures_and_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step, "peak_flops", lambda device, dtype: 1e12)
     out = tmp_path / "step.json"
-    step.main(["--models", "DigitsCNN", "--batch_size=2", "--runs=2", f"--out={out}"])
+    step.main(
+        ["--models", "MLP", "--steps", "penalised", "every_5", "zero_warmup", "hybrid",
+         "--batch_size=2", "--runs=2", "--first_call", f"--out={out}"]
+    )  # fmt: skip
     result = json.loads(out.read_text())
-    assert [row["step"] for row in result["rows"]] == ["plain", "penalised", "zero warmup"]
-    assert all(row["milliseconds"] > 0 and row["compile_seconds"] > 0 for row in result["rows"])
-    assert result["rows"][0]["ratio"] == 1.0
-    assert (result["batch_size"], result["runs"]) == (2, 2)
-    assert "DigitsCNN  penalised" in capsys.readouterr().out
+    rows = {row["step"]: row for row in result["rows"]}
+    assert list(rows) == ["plain", "penalised", "every_5", "zero_warmup", "hybrid"]
+    assert all(row["milliseconds"] > 0 for row in rows.values())
+    assert rows["plain"]["ratio"] == 1.0
+    # FLOPs over time and peak: the time cancels out.
+    flops = {name: row["used"] * row["milliseconds"] for name, row in rows.items()}
+    assert flops["penalised"] == pytest.approx(2 * flops["plain"])
+    assert flops["every_5"] == pytest.approx(1.2 * flops["plain"])
+    # Two for a weight and an image, forward and backward (of the first layer's input none).
+    weights, first = 411_146, 3072 * 128
+    products = 2 * 2 * (3 * weights - first)
+    assert products < flops["plain"] * 1e9 < products + 12 * weights  # and the update
+    assert (result["bench"], result["batch_size"], result["dtype"]) == ("step", 2, "float32")
+    assert "MLP    penalised" in capsys.readouterr().out
 
 
-def test_steps_are_measured_in_turn():
-    order = []
+def test_the_first_call_is_measured_where_nothing_is_compiled(monkeypatch, capsys):
+    asked = []
 
-    def measure(name):
-        def seconds(steps):
-            order.append(name)
-            return 10.0
+    def in_fresh_process(function, case, name):
+        asked.append((function, case.name, name, step.os.environ["JAX_ENABLE_COMPILATION_CACHE"]))
+        return 12.34
 
-        return seconds
+    monkeypatch.setattr(step, "in_fresh_process", in_fresh_process)
+    monkeypatch.setattr(step, "our_steps", lambda case: ({"plain": lambda steps: 1.0}, {}))
+    step.main(["--models", "DigitsCNN", "--steps", "plain", "--runs=1"])
+    assert asked == [(step.first_call_seconds, "DigitsCNN", "plain", "0")]
+    assert "12.3" in capsys.readouterr().out
 
-    step.measure_in_turn({"a": measure("a"), "b": measure("b")}, runs=2)
-    assert order == ["a", "b", "a", "b", "b", "a"]
+
+def test_the_first_call_takes_its_steps():
+    case = step.Case("MLP", (), 2)
+    assert step.first_call_seconds(case, "hybrid") > 0
+
+
+@pytest.mark.slow
+def test_every_variant_and_several_steps_a_call():
+    case = step.Case("DigitsCNN", tuple(step.VARIANTS), 4, steps_per_call=2)
+    steps, flops = step.our_steps(case)
+    assert list(steps) == [*list(step.VARIANTS)[:-1], "m_2", "plain_2", "penalised_2"]
+    assert all(measure(1) > 0 for measure in steps.values())
+    assert flops["m_2"] == flops["penalised_2"] == 2 * flops["plain"]
+
+
+def test_an_odd_batch_has_no_groups():
+    steps, _ = step.our_steps(step.Case("MLP", ("plain", "m"), 3))
+    assert list(steps) == ["plain"]
 
 
 def test_asks_another_process(tmp_path, monkeypatch):
@@ -53,7 +85,16 @@ def test_a_python_that_cannot_help(tmp_path, monkeypatch, script):
         step.TensorflowStep(python, batch_size=2)
 
 
-@pytest.mark.parametrize("arguments", [["--models", "DigitCNN"], ["--runs=0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--models", "DigitCNN"],
+        ["--runs=0"],
+        ["--steps", "penalized"],
+        ["--dtype=float16"],
+        ["--batch_size=3", "--first_call", "m"],
+    ],
+)
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         step.main(arguments)

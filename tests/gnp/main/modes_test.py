@@ -101,16 +101,46 @@ def test_a_finished_run_is_shown_again(trained, digits_command):
 
 
 def test_two_devices_train_the_same_run(trained, digits_command, tmp_path):
+    """The state split over them; then, after a checkpoint was lost, whole on each."""
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    result = digits_command(tmp_path / "two", "--config.total_epochs=3", environment=two)
+    words = (tmp_path / "two", "--config.total_epochs=3")
+    result = digits_command(*words, "--config.mesh.fsdp=2", environment=two)
     assert result.returncode == 0, result.stderr
-    for one_row, two_row in zip(rows_of(trained[0]), rows_of(tmp_path / "two"), strict=True):
-        assert two_row["train_loss"] == pytest.approx(one_row["train_loss"], rel=0.02)
+    split = rows_of(tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "66")
+    result = digits_command(*words, environment=two)
+    assert result.returncode == 0, result.stderr
+    assert "going on" in result.stderr
+    for rows in (split, rows_of(tmp_path / "two")):
+        for one_row, two_row in zip(rows_of(trained[0]), rows, strict=True):
+            assert two_row["train_loss"] == pytest.approx(one_row["train_loss"], rel=0.02)
     odd = digits_command(tmp_path / "odd", "--config.batch_size=63", environment=two)
     assert odd.returncode == 2
     assert "cannot be split over 2 devices" in odd.stderr
 
 
+def test_eval_on_devices_that_the_run_did_not_know(trained, run_gnp, tmp_path):
+    """Three do not divide its batches, and its mesh is of eight."""
+    shutil.copytree(trained[0], tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mesh.fsdp": 8}))
+    three = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    line = ("--mode=eval", f"--working_dir={tmp_path / 'run'}")
+    shown = run_gnp(*line, environment=three)
+    assert shown.returncode == 0, shown.stderr
+    printed = json.loads(shown.stdout.splitlines()[-1])
+    assert printed["examples"] == 359
+    last = rows_of(trained[0])[-1]
+    assert printed["test_loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+    wrong = run_gnp(*line, "--config.mesh.fsdp=2", environment=three)
+    assert wrong.returncode == 2
+    assert wrong.stderr == (
+        "gnp: mesh.data = -1 and mesh.fsdp = 2: 2 does not divide the number of devices, 3: "
+        "allowed is 1, 3\n"
+    )
+
+
+@pytest.mark.slow  # tests/gnp/training/devices_test.py has groups on several devices
 def test_groups_train_the_same_run_on_two_devices(digits_command, tmp_path):
     # At a small rate rounding grows too little in an epoch to hide what groups change.
     words = ["--config.total_epochs=1", "--config.base_lr=0.002", "--config.warmup_epochs=0",

@@ -22,7 +22,8 @@ EPOCHS = 10
 @pytest.fixture(scope="module")
 def start(gnp_environment, tmp_path_factory) -> Callable[..., subprocess.Popen[str]]:
     """Starts a digits run in a directory; all share compiled steps."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+    folder = gnp_environment["JAX_COMPILATION_CACHE_DIR"] or str(tmp_path_factory.mktemp("cache"))
+    cache = {"JAX_COMPILATION_CACHE_DIR": folder,
              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
 
     def start(directory: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -32,7 +33,7 @@ def start(gnp_environment, tmp_path_factory) -> Callable[..., subprocess.Popen[s
                 f"--config={ROOT / 'config' / 'digits.py'}", f"--working_dir={directory}",
                 f"--config.total_epochs={EPOCHS}", *overrides,
             ],
-            env={**cache, **gnp_environment},
+            env={**gnp_environment, **cache},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,44 +14,43 @@ import pytest
 from gnp.training.accumulation import Accumulation, accumulate, given_penalty, micro_batch
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
-from gnp.training.state import TrainState, from_linen
+from gnp.training.state import TrainState
 from gnp.training.step import build_train_step
 from optimizer import gradient_norm_penalty, looksam
 
 OBJECTIVE = build_objective("softmax_cross_entropy")
-PARTS, R, ALPHA, KEY, NUMBER = 4, 0.1, 0.8, jax.random.key(7), 3
+PARTS, R, ALPHA, KEY, NUMBER = 2, 0.1, 0.8, jax.random.key(7), 3
 PENALTY = gradient_norm_penalty(R, ALPHA)
-BATCH = {"input": jax.random.normal(jax.random.key(1), (16, 4)), "label": jnp.arange(16) % 3}
+EXACT = gradient_norm_penalty(R, ALPHA, method="hvp")
+BATCH = {"input": jax.random.normal(jax.random.key(1), (24, 4)), "label": jnp.arange(24) % 3}
+PARAMS = {
+    "in": jax.random.normal(jax.random.key(2), (4, 3)),
+    "scale": jnp.ones(3),
+    "out": jax.random.normal(jax.random.key(3), (3, 3)),
+}
+SEEN = {"mean": jnp.zeros(3)}
 
 
-class Smooth(nn.Module):
+def alone(params, model_state, inputs, train, key):
     """Each example by itself."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        return nn.Dense(3)(nn.tanh(nn.Dense(8)(x)))
+    return inputs @ params["in"] * params["scale"][None], model_state
 
 
-class Careful(nn.Module):
-    """Batch norm and dropout."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(8)(x))
-        x = nn.Dropout(0.5, deterministic=not train)(nn.tanh(x))
-        return nn.Dense(3)(x)
+def together(params, model_state, inputs, train, key):
+    """Batch norm, with a running mean, and a mask for each unit."""
+    x = inputs @ params["in"]
+    mean = x.mean(0, keepdims=True)
+    x = (x - mean) / jnp.sqrt(x.var(0, keepdims=True) + 1e-3) * params["scale"][None]
+    mask = (jax.random.key_data(key)[0] >> jnp.arange(3, dtype=jnp.uint32)) % 2
+    outputs = jnp.tanh(x) * (0.5 + mask)[None] @ params["out"]
+    return outputs, {"mean": 0.9 * model_state["mean"] + 0.1 * mean[0]}
 
 
 @pytest.fixture(params=["cpu", "gpu"])
 def backend(request, monkeypatch):
     """Unrolled, and in a loop as on accelerators."""
     monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-
-
-@functools.cache
-def model(module):
-    initialise, apply = from_linen(module, lambda x: x, (4,))
-    return apply, *initialise(jax.random.key(0))
+    return request.param
 
 
 def regularize(params):
@@ -62,16 +60,25 @@ def regularize(params):
     )(params)
 
 
-def take_step(module, penalty, kind, *, penalize=True, parts=PARTS, wrap=lambda t: t, **options):
-    """One step of SGD; kind None: the batch at once."""
-    apply, params, model_state = model(module)
+def reuse(penalty):
+    return looksam(penalty, 0.5)
+
+
+@functools.cache
+def take_step(apply, penalty, kind, backend="cpu", *, penalize=True, wrap=None, regularize=None):
+    """One step of SGD; kind None: the batch at once, which is the same on any backend."""
     own = kind == "micro"
-    chain = optax.chain(wrap(given_penalty() if own else penalty), optax.sgd(1.0))
-    accumulation = Accumulation(parts, penalty if own else None) if kind else None
+    inner = given_penalty(penalty) if own else penalty
+    chain = optax.chain(wrap(inner) if wrap else inner, optax.sgd(1.0))
     step = build_train_step(
-        apply, OBJECTIVE, chain, penalize=penalize, accumulation=accumulation, **options
+        apply,
+        OBJECTIVE,
+        chain,
+        penalize=penalize,
+        accumulation=Accumulation(PARTS, penalty if own else None) if kind else None,
+        regularize=regularize,
     )
-    state = TrainState(params, model_state, chain.init(params))
+    state = TrainState(PARAMS, SEEN, chain.init(PARAMS))
     return jax.jit(step)(state, BATCH, KEY, np.uint32(NUMBER))
 
 
@@ -86,48 +93,54 @@ def assert_close(first, second, tolerance=1e-6):
 @pytest.mark.parametrize("penalize", [False, True])
 def test_the_accumulated_step_is_that_of_the_large_batch(backend, penalize):
     """Weight cost and metrics included: the cost is counted once."""
-    whole = take_step(Smooth(), PENALTY, None, penalize=penalize, regularize=regularize)
-    parts = take_step(Smooth(), PENALTY, "batch", penalize=penalize, regularize=regularize)
-    assert_close(parts, whole)
+    options = {"penalize": penalize, "regularize": regularize}
+    whole = take_step(alone, PENALTY, None, **options)
+    parts = take_step(alone, PENALTY, "batch", backend, **options)
+    assert_close(parts, whole, 2e-6)
     assert float(whole[1]["weight_cost"]) > 0.1
 
 
 def test_the_exact_derivative_goes_through_all_micro_batches(backend):
-    penalty = gradient_norm_penalty(R, ALPHA, method="hvp")
-    micro, nearly = (take_step(Smooth(), p, "micro")[0].params for p in (penalty, PENALTY))
+    micro, nearly = (take_step(alone, p, "micro", backend)[0].params for p in (EXACT, PENALTY))
     assert_close(micro, nearly, 1e-2)  # the difference is the derivative to order r
     assert_close(
-        take_step(Smooth(), penalty, "batch")[0].params,
-        take_step(Smooth(), penalty, None)[0].params,
+        take_step(alone, EXACT, "batch", backend)[0].params,
+        take_step(alone, EXACT, None)[0].params,
+        2e-6,
     )
+
+
+@jax.jit
+def loss_and_gradient(params, model_state, part, key):
+    def loss(params):
+        outputs, new = together(params, model_state, part["input"], True, key)
+        return OBJECTIVE.loss(outputs, part["label"]).mean(), new
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
 
 
 def by_hand(kind):
     """The update, the new statistics and the loss, from the definitions."""
-    apply, params, model_state = model(Careful())
     key = jax.random.fold_in(KEY, NUMBER)
-    states = [model_state]
+    states = [SEEN]
 
-    def loss(params, i, state):
+    def grad(params, i, state):
         part = jax.tree.map(lambda x: x[i::PARTS], BATCH)
-        outputs, new = apply(params, state, part["input"], True, jax.random.fold_in(key, i))
-        return OBJECTIVE.loss(outputs, part["label"]).mean(), new
-
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+        return loss_and_gradient(params, state, part, jax.random.fold_in(key, i))
 
     def mean(trees):
         return jax.tree.map(lambda *leaves: sum(leaves) / PARTS, *trees)
 
     def up(g):
         length = optax.tree.norm(g)
-        return jax.tree.map(lambda p, d: p + R * d / length, params, g)
+        return jax.tree.map(lambda p, d: p + R * d / length, PARAMS, g)
 
     def mix(here, there):
         return jax.tree.map(lambda a, b: (1 - ALPHA) * a + ALPHA * b, here, there)
 
     losses, grads = [], []
     for i in range(PARTS):
-        (value, state), g = grad(params, i, states[-1])
+        (value, state), g = grad(PARAMS, i, states[-1])
         states.append(state)
         losses.append(value)
         grads.append(g)
@@ -137,15 +150,15 @@ def by_hand(kind):
     else:
         there = mean([grad(up(mean(grads)), i, states[i])[1] for i in range(PARTS)])
         penalised = mix(mean(grads), there)
-    new = jax.tree.map(lambda p, g: p - g, params, penalised)
+    new = jax.tree.map(lambda p, g: p - g, PARAMS, penalised)
     return new, states[-1], np.mean(losses), optax.tree.norm(mean(grads))
 
 
 @pytest.mark.parametrize("kind", ["batch", "micro"])
-def test_both_penalties_with_batch_norm_and_dropout(backend, kind):
+def test_both_penalties_with_batch_norm_and_masks(backend, kind):
     """Masks are the same in both passes; statistics go through the clean passes in turn."""
     params, model_state, loss, norm = by_hand(kind)
-    state, metrics = take_step(Careful(), PENALTY, kind)
+    state, metrics = take_step(together, PENALTY, kind, backend)
     assert_close(state.params, params, 2e-6)
     assert_close(state.model_state, model_state)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
@@ -153,39 +166,46 @@ def test_both_penalties_with_batch_norm_and_dropout(backend, kind):
 
 
 def test_the_penalties_differ():
-    one, other = (take_step(Smooth(), PENALTY, kind)[0].params for kind in ("batch", "micro"))
+    one, other = (take_step(alone, PENALTY, kind)[0].params for kind in ("batch", "micro"))
     gap = optax.tree.norm(jax.tree.map(jnp.subtract, one, other))
     assert gap > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["batch", "micro"])
-def test_a_plain_step_has_no_penalty(kind):
-    (plain, expected), (state, metrics) = (
-        take_step(Smooth(), PENALTY, each, penalize=False) for each in (None, kind)
-    )
-    assert_close((state.params, metrics), (plain.params, expected))
+def test_a_plain_step_has_no_penalty():
+    """Nor has one of LookSAM that has nothing to reuse yet."""
+    plain, expected = take_step(alone, PENALTY, None, penalize=False, regularize=regularize)
+    for wrap in (None, reuse):
+        state, metrics = take_step(
+            alone, PENALTY, "micro", penalize=False, regularize=regularize, wrap=wrap
+        )
+        assert_close((state.params, metrics), (plain.params, expected), 2e-6)
 
 
 def test_the_radius_of_a_micro_batch_follows_the_step_number():
     """In the loop the penalty's own count is the step's number."""
     late = gradient_norm_penalty(lambda count: jnp.where(count == NUMBER, R, 9.0), ALPHA)
     assert_close(
-        take_step(Smooth(), late, "micro")[0].params,
-        take_step(Smooth(), PENALTY, "micro")[0].params,
+        take_step(alone, late, "micro")[0].params,
+        take_step(alone, PENALTY, "micro")[0].params,
     )
 
 
 def test_looksam_keeps_what_the_micro_batches_penalty_added():
-    state, _ = take_step(Smooth(), PENALTY, "micro", wrap=lambda t: looksam(t, 0.5))
-    bare, _ = take_step(Smooth(), PENALTY, "micro")
-    assert_close(state.params, bare.params)
-    kept = state.opt_state[0].direction
-    np.testing.assert_allclose(optax.tree.norm(kept), 1, rtol=1e-5)
+    state, _ = take_step(alone, PENALTY, "micro", wrap=reuse)
+    assert_close(state.params, take_step(alone, PENALTY, "micro")[0].params)
+    gradient, penalised = (
+        jax.tree.map(jnp.subtract, PARAMS, take_step(alone, PENALTY, "micro", penalize=p)[0].params)
+        for p in (False, True)
+    )
+    along = optax.tree.vdot(penalised, gradient) / optax.tree.norm(gradient, squared=True)
+    added = jax.tree.map(lambda u, g: u - along * g, penalised, gradient)
+    length = optax.tree.norm(added)
+    assert_close(state.opt_state[0].direction, jax.tree.map(lambda x: x / length, added), 1e-4)
 
 
 def test_micro_batches_are_the_batch():
     parts = [micro_batch(BATCH, i, PARTS) for i in range(PARTS)]
-    assert [len(part["label"]) for part in parts] == [4] * PARTS
+    assert [len(part["label"]) for part in parts] == [24 // PARTS] * PARTS
     rows = np.concatenate([part["input"] for part in parts])
     assert {tuple(row) for row in rows.tolist()} == {tuple(x) for x in BATCH["input"].tolist()}
 
@@ -209,24 +229,24 @@ import jax, numpy as np, optax
 sys.path.insert(0, {folder!r})
 import accumulation_test as test
 from gnp.training.accumulation import Accumulation, given_penalty
-from gnp.training.mesh import DATA_AXIS, replicate, shard_batch
+from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.state import TrainState
 from gnp.training.step import build_train_step
 
 result = {{}}
-for devices in (1, 4):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,))
-    for kind in ("batch", "micro"):
-        apply, params, model_state = test.model(test.Careful())
-        own = kind == "micro"
-        jax.default_backend = lambda: "gpu" if own else "cpu"  # in a loop, and unrolled
-        chain = optax.chain(given_penalty() if own else test.PENALTY, optax.sgd(0.5, 0.9))
-        step = jax.jit(build_train_step(
-            apply, test.OBJECTIVE, chain, penalize=True,
-            accumulation=Accumulation(2, test.PENALTY if own else None),
-            average=lambda ema, params: optax.incremental_update(params, ema, 0.1),
-        ))
-        state = TrainState(params, model_state, chain.init(params), params)
+for kind in ("batch", "micro"):
+    own = kind == "micro"
+    jax.default_backend = lambda: "gpu" if own else "cpu"  # in a loop, and unrolled
+    penalty = given_penalty(test.PENALTY) if own else test.PENALTY
+    chain = optax.chain(penalty, optax.sgd(0.5, 0.9))
+    step = jax.jit(build_train_step(
+        test.together, test.OBJECTIVE, chain, penalize=True,
+        accumulation=Accumulation(test.PARTS, test.PENALTY if own else None),
+        average=lambda ema, params: optax.incremental_update(params, ema, 0.1),
+    ))
+    for devices in (1, 4):
+        mesh = build_mesh(devices=jax.devices()[:devices])
+        state = TrainState(test.PARAMS, test.SEEN, chain.init(test.PARAMS), test.PARAMS)
         state = replicate(state, mesh)
         for number in range(3):
             batch = shard_batch(jax.tree.map(lambda x: np.roll(x, number, 0), test.BATCH), mesh)
@@ -253,22 +273,21 @@ def test_the_number_of_devices_changes_nothing(gnp_environment, request):
 
 @pytest.mark.parametrize("kind", ["batch", "micro"])
 def test_in_a_loop_memory_is_that_of_a_micro_batch(monkeypatch, kind):
-    class Wide(nn.Module):
-        @nn.compact
-        def __call__(self, x, train):
-            for _ in range(4):
-                x = nn.tanh(nn.Dense(64)(x))
-            return nn.Dense(3)(x)
+    def deep(params, model_state, inputs, train, key):
+        for _ in range(4):
+            inputs = jnp.tanh(inputs @ params)
+        return inputs, model_state
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    apply, params, _ = model(Wide())
+    params = jnp.eye(16)
     own = kind == "micro"
 
     def temporary_bytes(accumulation):
-        chain = optax.chain(given_penalty() if accumulation and own else PENALTY, optax.sgd(1.0))
-        step = build_train_step(apply, OBJECTIVE, chain, penalize=True, accumulation=accumulation)
+        inner = given_penalty(PENALTY) if accumulation and own else PENALTY
+        chain = optax.chain(inner, optax.sgd(1.0))
+        step = build_train_step(deep, OBJECTIVE, chain, penalize=True, accumulation=accumulation)
         state = TrainState(params, {}, chain.init(params))
-        batch = {"input": jnp.ones((4096, 4)), "label": jnp.zeros(4096, jnp.int32)}
+        batch = {"input": jnp.ones((4096, 16)), "label": jnp.zeros(4096, jnp.int32)}
         compiled = jax.jit(step).lower(state, batch, KEY, np.uint32(0)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

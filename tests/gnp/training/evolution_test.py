@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from gnp.training.accumulation import given_penalty
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.evolution import (
     FIELDS,
@@ -23,7 +24,7 @@ from gnp.training.files import FileFormatError
 from gnp.training.gradient_files import FOLDER, GradientFiles, read_index
 from gnp.training.interrupt import Interrupt
 from gnp.training.loop import Plan, Progress, Steps, train
-from gnp.training.mesh import data_mesh
+from gnp.training.mesh import AXES, build_mesh
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState
@@ -48,7 +49,7 @@ def make_step(optimizer=None, groups=None, skip=False):
     return optimizer, jax.jit(
         build_train_step(
             apply, OBJECTIVE, optimizer, penalize=True, skip_nonfinite=skip, groups=groups,
-            record=True, record_steps=True,
+            mesh=build_mesh(), record=True, record_steps=True,
         ),
         donate_argnums=0,
     )  # fmt: skip
@@ -213,9 +214,9 @@ def test_a_lost_file_is_missed_when_the_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_step_that_was_skipped_adds_nothing(grouped):
-    groups = Groups(2, data_mesh()) if grouped else None
     penalty = gradient_norm_penalty(0.1, 0.5)
-    chain = optax.chain(per_group(penalty, "data") if grouped else penalty, optax.adam(0.1))
+    groups = Groups(2, per_group(penalty, AXES)) if grouped else None
+    chain = optax.chain(given_penalty(penalty) if grouped else penalty, optax.adam(0.1))
     optimizer, step = make_step(chain, groups, skip=True)
     state, total = initial_state(optimizer), 0.0
     for number in range(4):

@@ -47,3 +47,12 @@ def test_handlers_are_put_back():
         assert interrupt.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_scheduler_and_its_launcher_may_both_send_it(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    with catch_signals() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.now()
+        assert interrupt.signal == signal.SIGTERM

@@ -47,10 +47,10 @@ def batch_of(step):
     }
 
 
-def run(directory, *, interrupt=None, poison=None, steps=None, skip=False, plan=PLAN):
+def run(directory, *, interrupt=None, poison=None, steps=None, skip=False, plan=PLAN, asked=None):
     """Trains in `directory`, or goes on there; `interrupt(step)` says when a signal comes."""
     checkpoints = Checkpoints(directory)
-    signal = Interrupt()
+    signal = asked or Interrupt()
     initial = {"w": jnp.zeros((3, 2))}
     restored = checkpoints.restore(TrainState(initial, {}, OPTIMIZER.init(initial)))
     state = restored.state if restored else TrainState(initial, {}, OPTIMIZER.init(initial))
@@ -148,6 +148,29 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop):
     assert progress.step == 15
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
+class Asked(Interrupt):
+    """A signal that the processes agree to heed at one call of now()."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.left = call
+
+    def now(self):
+        self.left -= 1
+        if self.left == 0:
+            self.signal = "SIGTERM"
+        return super().now()
+
+
+@pytest.mark.parametrize("call", range(2, 9))
+def test_what_has_been_done_is_saved_at_whichever_call_a_signal_is_heeded(tmp_path, call):
+    _, progress = run(tmp_path, asked=Asked(call), plan=PLAN._replace(save_every=3))
+    assert 0 < progress.step < 15
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [progress.step]
+    checkpoints.close()
 
 
 def test_rows_after_the_checkpoint_are_written_again(tmp_path):

@@ -1,0 +1,115 @@
+"""What jax is told before it looks for devices: XLA's flags, and where compiled programs are kept.
+
+What the user has set stays. Nothing here has been measured on an accelerator yet.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Flag(NamedTuple):
+    """A flag of XLA and why it is set."""
+
+    name: str
+    value: str
+    reason: str
+
+
+# XLA ends a program that gives it an unknown flag, so: few, and documented ones.
+GPU_FLAGS = (
+    Flag(
+        "xla_gpu_enable_latency_hiding_scheduler",
+        "true",
+        "the gradients' sums over GPUs run while the next layer's gradient is computed; off by "
+        "default, without effect on one GPU (docs.jax.dev: GPU performance tips)",
+    ),
+)
+# Where several slices are connected by a network: inside one, libtpu's defaults do this already.
+TPU_SLICES_FLAGS = (
+    Flag(
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        "true",
+        "the gradients' sums over slices run while the next layer's gradient is computed "
+        "(docs.jax.dev: XLA compiler flags)",
+    ),
+    Flag(
+        "xla_tpu_data_parallel_opt_different_sized_ops",
+        "true",
+        "the same for sums of unlike sizes, as those of layers are",
+    ),
+)
+# Programs that took so many seconds to compile are kept; jax's own 1 leaves many small ones out.
+_MIN_COMPILE_SECONDS = "0.1"
+
+
+def set_flags(environment: MutableMapping[str, str]) -> None:
+    """Adds the flags for the accelerators that jax is going to use; none on the CPU.
+
+    Args:
+        environment: of this process, changed in place; its own flags win.
+
+    Example:
+        >>> environment = {"JAX_PLATFORMS": "cpu"}
+        >>> set_flags(environment)
+        >>> environment
+        {'JAX_PLATFORMS': 'cpu'}
+    """
+    platforms = environment.get("JAX_PLATFORMS", "")
+    plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    if (not platforms or re.search("cuda|gpu", platforms)) and _has(*plugins):
+        _add(environment, "XLA_FLAGS", GPU_FLAGS)
+    slices = environment.get("MEGASCALE_NUM_SLICES", "1")
+    if (not platforms or "tpu" in platforms) and _has("libtpu") and slices != "1":
+        _add(environment, "LIBTPU_INIT_ARGS", TPU_SLICES_FLAGS)
+
+
+def keep_compiled(environment: MutableMapping[str, str]) -> None:
+    """Has jax keep compiled programs in ~/.cache/gnp/xla, a folder a kind of processor.
+
+    Args:
+        environment: of this process, changed in place, before jax is imported; where
+            JAX_COMPILATION_CACHE_DIR is set, also to nothing, it says where.
+    """
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", _MIN_COMPILE_SECONDS)
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return
+    try:
+        home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "gnp" / "xla" / _processor()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home: compiled anew each time
+        return
+    if os.access(folder, os.W_OK):
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
+def _processor() -> str:
+    """A home that machines share must not give one the program of another's instructions."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = platform.processor()
+    instructions = re.search(r"^(flags|Features)\s*:.*$", text, re.MULTILINE)
+    digest = hashlib.sha256((instructions[0] if instructions else text).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:8]}"
+
+
+def _has(*modules: str) -> bool:
+    return any(importlib.util.find_spec(module) for module in modules)
+
+
+def _add(environment: MutableMapping[str, str], variable: str, flags: tuple[Flag, ...]) -> None:
+    given = environment.get(variable, "")
+    added = [
+        f"--{flag.name}={flag.value}"
+        for flag in flags
+        if not re.search(rf"--{flag.name}(=|\s|$)", given)
+    ]
+    if added:
+        environment[variable] = " ".join([given, *added]).strip()

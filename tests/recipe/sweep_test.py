@@ -275,7 +275,9 @@ def test_a_run_that_someone_else_stopped_is_named(run_sweep, without_report, tmp
     def send():
         while not (waits.exists() and waits.read_text()):
             time.sleep(0.01)
-        [child] = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        # Tests before this one may have left this process other children.
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        [child] = [n for n in children if b"base_lr=8" in Path(f"/proc/{n}/cmdline").read_bytes()]
         os.kill(int(child), signal.SIGTERM)
 
     sender = threading.Thread(target=send)

@@ -18,6 +18,7 @@ MODELS = [
     ("MnistTutorialCNN", {}, (28, 28, 1)),
     ("WideResNet_10_1", {}, (8, 8, 3)),
     ("WideResNet_2_4_ShakeShake", {"depth": 8}, (8, 8, 3)),
+    ("PyramidNet_11_5", {}, (8, 8, 3)),
     ("PyramidNet_11_5_ShakeDrop", {}, (8, 8, 3)),
     ("ResNet18", {"stages": (1, 1), "widths": (4, 8), "stem": "imagenet"}, (16, 16, 3)),
     ("ResNet50", {"stages": (1, 1), "widths": (4, 8), "stem_features": 4}, (8, 8, 3)),

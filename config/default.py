@@ -38,6 +38,13 @@ KEYS = (
         "seed of everything else: order and augmentation of the data, dropout, "
         "the steps that hybrid training penalises, the digits' split",
     ),
+    Key(
+        "num_seeds",
+        1,
+        integer(1),
+        "seeds to train at once, by vmap: the next ones after seeds and init_seeds, each as in a "
+        "run of its own, in working_dir/seed-N. For small models; on the CPU, of dense layers",
+    ),
     # Length and size.
     Key("batch_size", 128, integer(1), "examples a step, over all devices"),
     Key("total_epochs", 200, integer(1), "epochs of training"),

@@ -177,7 +177,7 @@ def conflicts(config: ml_collections.ConfigDict) -> list[str]:
             f"gnp.alpha = {alpha} with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
         )
     lines += _penalty_conflicts(config) + _accumulation_conflicts(config)
-    lines += _optimizer_conflicts(config)
+    lines += _optimizer_conflicts(config) + _seed_conflicts(config)
     if config.warmup_epochs > config.total_epochs:
         lines.append(
             f"warmup_epochs = {config.warmup_epochs:g} is longer than "
@@ -268,6 +268,21 @@ def _optimizer_conflicts(config: ml_collections.ConfigDict) -> list[str]:
             f"opt.centralize_at = {opt.centralize_at!r} with opt.centralize = 'none': "
             "set opt.centralize to all or conv"
         )
+    return lines
+
+
+def _seed_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    count, lines = config.num_seeds, []
+    if count > 1 and config.use_hybrid_training and 0 < config.hybrid_config.p < 1:
+        lines.append(
+            f"num_seeds = {count} with use_hybrid_training = True: each seed penalises other "
+            "steps, which cannot be taken at once; train one seed a run"
+        )
+    for name in ("init_seeds", "seeds"):
+        if config[name] + count > 2**32:
+            lines.append(
+                f"num_seeds = {count} with {name} = {config[name]}: the last seed must be < {2**32}"
+            )
     return lines
 
 

@@ -1,13 +1,15 @@
 """From a config to the parts of a run. Nothing below here sees a ConfigDict."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 import config as configs
@@ -26,11 +28,13 @@ from gnp.training.mesh import (
     mesh_shape,
     place,
     replicated,
+    seeds_first,
     shard_batch,
     split_shardings,
 )
 from gnp.training.objective import Objective, build_objective, output_size
 from gnp.training.regularizer import Regularizer, build_regularizer
+from gnp.training.seeds import steps_at_once
 from gnp.training.state import (
     Apply,
     Initialise,
@@ -57,6 +61,7 @@ class Run(NamedTuple):
 
     Attributes:
         dataset: where examples come from.
+        seed: config.seeds.
         initialise: key -> (params, model_state).
         first_state: (params, model_state) -> the state before the first step.
         begin: key -> that state; one function, so that jax traces it once.
@@ -65,13 +70,15 @@ class Run(NamedTuple):
         records: the steps record the gradients.
         scalars: step number -> learning_rate, alpha, r.
         plan: lengths and intervals.
-        steps: the two training steps, compiled at their first call.
+        steps: the two training steps, compiled at their first call; of runs of several seeds, the
+            same in all of them, for all seeds at once.
         evaluation_step: likewise.
         mesh: the devices.
         like: shapes, dtypes and places of the state.
     """
 
     dataset: ds_pipeline.Dataset
+    seed: int
     initialise: Initialise
     first_state: FirstState
     begin: Begin
@@ -148,9 +155,15 @@ def check_devices(config: ml_collections.ConfigDict, training: bool = True) -> N
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DeviceError(f"jax finds no device to run on: {reason}") from error
     try:
-        mesh_shape(config.mesh.data, config.mesh.fsdp, devices)
+        _, parts = mesh_shape(config.mesh.data, config.mesh.fsdp, devices)
     except MeshError as error:
         raise configs.ConfigError(str(error)) from error
+    if config.num_seeds > 1 and (parts > 1 or jax.process_count() > 1):
+        what = f"{parts} parts of the state (mesh.fsdp)" if parts > 1 else "several processes"
+        raise configs.ConfigError(
+            f"num_seeds = {config.num_seeds} does not go with {what}: several seeds at once are "
+            "for small models; train one a run"
+        )
     if training and config.batch_size % devices:
         raise configs.ConfigError(
             f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
@@ -223,11 +236,117 @@ def build_run(
     Raises:
         ConfigError, DataError, ModelError, OptimizerError: one line each.
     """
+    _check(config, training)
+    return _build(config, ds_pipeline.build_dataset(config, directory), training)
+
+
+def build_runs(
+    members: Sequence[ml_collections.ConfigDict], directories: Sequence[Path]
+) -> list[Run]:
+    """The runs of configs that differ in their seeds alone; several take their steps at once.
+
+    Args:
+        members: checked and complete.
+        directories: of the runs.
+
+    Raises:
+        ConfigError, DataError, ModelError, OptimizerError: one line each.
+    """
+    if len(members) == 1:
+        return [build_run(members[0], directory=directories[0])]
+    _check(members[0], training=True)
+    datasets = [
+        ds_pipeline.build_dataset(config, directory)
+        for config, directory in zip(members, directories, strict=True)
+    ]
+    _check_alike(datasets, members[0].batch_size)
+    # The parts of a data set that depends on the seed are normalised by numbers of their own, so
+    # that inputs reach what the seeds share already normalised.
+    shared = _build(members[0], _not_normalizing(datasets[0]), True, datasets)
+    return [
+        shared._replace(
+            dataset=dataset,
+            seed=config.seeds,
+            evaluation_step=_normalizing(shared.evaluation_step, dataset),
+        )
+        for config, dataset in zip(members, datasets, strict=True)
+    ]
+
+
+def members_of(
+    config: ml_collections.ConfigDict, directory: Path
+) -> tuple[list[ml_collections.ConfigDict], list[Path]]:
+    """The configs of a config's seeds, as each would be on its own, and their run directories.
+
+    Args:
+        config: complete.
+        directory: of the run; that of a seed, where there are several, is seed-N in it.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.num_seeds = 2
+        >>> [path.as_posix() for path in members_of(config, Path("runs"))[1]]
+        ['runs/seed-0', 'runs/seed-1']
+    """
+    if config.num_seeds == 1:
+        return [config], [directory]
+    members = []
+    for number in range(config.num_seeds):
+        member = config.copy_and_resolve_references()
+        member.num_seeds = 1
+        member.seeds += number
+        member.init_seeds += number
+        members.append(member)
+    return members, [directory / f"seed-{member.seeds}" for member in members]
+
+
+def _check(config: ml_collections.ConfigDict, training: bool) -> None:
     check_names(config)
     check_devices(config, training)
     if training:
         _check_batch_norm_group(config)
-    dataset = ds_pipeline.build_dataset(config, directory)
+
+
+def _check_alike(datasets: Sequence[ds_pipeline.Dataset], batch_size: int) -> None:
+    """Whether steps on the data of several seeds can be taken at once."""
+    found = [
+        (ds_pipeline.count_steps(each, batch_size), each.shape, each.num_classes)
+        for each in datasets
+    ]
+    if len(set(found)) > 1:
+        raise configs.ConfigError(
+            "num_seeds: the seeds' parts of the data differ in steps an epoch, shape or classes: "
+            f"{', '.join(map(str, dict.fromkeys(found)))}; train one seed a run"
+        )
+
+
+def _not_normalizing(dataset: ds_pipeline.Dataset) -> ds_pipeline.Dataset:
+    return dataclasses.replace(dataset, mean=np.zeros(1, np.float32), std=np.ones(1, np.float32))
+
+
+def _normalizing(step: EvaluationStep, dataset: ds_pipeline.Dataset) -> EvaluationStep:
+    normalize = jax.jit(dataset.normalize)
+
+    def normalizing(params: Params, model_state: ModelState, batch: Any) -> Any:
+        return step(params, model_state, {**batch, "input": normalize(batch["input"])})
+
+    return normalizing
+
+
+def _build(
+    config: ml_collections.ConfigDict,
+    dataset: ds_pipeline.Dataset,
+    training: bool,
+    of_seeds: Sequence[ds_pipeline.Dataset] = (),
+) -> Run:
+    """The parts of a run; with `of_seeds`, the steps are those of several seeds at once.
+
+    Args:
+        config: checked and complete.
+        dataset: of the run.
+        training: False: for evaluation alone.
+        of_seeds: the data of each seed; the other one then does not normalise.
+    """
     check_objective(config, dataset)
     steps_per_epoch = ds_pipeline.count_steps(dataset, config.batch_size)
     initialise, apply = build_functions(
@@ -290,16 +409,19 @@ def build_run(
             record=config.record.gradients,
             record_steps=config.record.steps,
         )
+        if of_seeds:
+            step = steps_at_once(step, [each.normalize for each in of_seeds])
         return jax.jit(
             step,
             donate_argnums=0,
             # So that the state stays where it is, and process 0 has the metrics whole.
-            out_shardings=(places, replicated(mesh)),
+            out_shardings=(seeds_first(places) if of_seeds else places, replicated(mesh)),
             compiler_options=model.compiler_options(),
         )
 
     return Run(
         dataset,
+        config.seeds,
         on_manifold,
         first,
         begin,
@@ -581,18 +703,32 @@ def loss_parts(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset) 
     return LossParts(apply, objective, regularizer(config))
 
 
-def training_batches(run: Run, seed: int, start_step: int) -> Iterator[Any]:
-    """Training batches from a step on, each sent to the devices as soon as it is asked for."""
-    host = ds_pipeline.train_batches(
-        run.dataset,
-        run.plan.batch_size,
-        seed=seed,
-        start_step=start_step,
-        total_steps=run.plan.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+def training_batches(runs: Sequence[Run], start_step: int) -> Iterator[Any]:
+    """Training batches from a step on, each sent to the devices as soon as it is asked for.
+
+    Args:
+        runs: of one seed or of several, whose batches are then stacked.
+        start_step: the first step's number.
+    """
+    hosts = [
+        ds_pipeline.train_batches(
+            run.dataset,
+            run.plan.batch_size,
+            seed=run.seed,
+            start_step=start_step,
+            total_steps=run.plan.total_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for run in runs
+    ]
+    mesh = runs[0].mesh
+    if len(hosts) == 1:
+        return (shard_batch(batch, mesh) for batch in hosts[0])
+    return (
+        shard_batch(jax.tree.map(lambda *x: np.stack(x), *batches), mesh, seeds=True)
+        for batches in zip(*hosts, strict=True)
     )
-    return (shard_batch(batch, run.mesh) for batch in host)
 
 
 def evaluation_batches(run: Run) -> Iterator[Any]:

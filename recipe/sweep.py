@@ -87,11 +87,13 @@ class Run(NamedTuple):
         name: of its directory and its log.
         directory: the run directory.
         arguments: for gnp.main.main.
+        seeds: the run directories in it, where it trains several seeds at once.
     """
 
     name: str
     directory: Path
     arguments: tuple[str, ...]
+    seeds: tuple[Path, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -113,8 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         axes = read_axes(options.grid, [key for key, _ in constants])
         file, directory = _places(options.config, options.working_dir)
         runs = plan(file, directory, axes, constants, options.seed_keys.split())
-        check(runs)
-        return _sweep(runs, directory, options.jobs)
+        return _sweep(check(runs), directory, options.jobs)
     except (UsageError, ConfigError) as error:
         return _fail(error, 2)
     except (SweepError, OSError) as error:
@@ -313,27 +314,33 @@ def run_name(point: Mapping[str, str]) -> str:
     return f"{name[: _LONGEST_NAME - len(digest) - 1]}~{digest}"
 
 
-def check(runs: Sequence[Run]) -> None:
-    """Finds what is wrong with any of the configs, and with what the directories hold.
+def check(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the directories of their seeds, where nothing is wrong with any of them.
 
     Raises:
         UsageError: a line for each problem.
     """
     wrong: list[str] = []
     seen: dict[str, str] = {}
+    checked: list[Run] = []
     for run in tqdm(runs, "checking", disable=None, delay=1.0, leave=False):
         try:
             config = _checked(run)
-            _refuse_other_run(run.directory, config)
+            members, directories = build.members_of(config, run.directory)
+            for member, directory in zip(members, directories, strict=True):
+                _refuse_other_run(directory, member)
         except (*USAGE_ERRORS, UsageError) as error:
             wrong += str(error).splitlines()
             continue
-        text = json.dumps(build.config_as_json(config), sort_keys=True)
-        if text in seen:
-            wrong.append(f"{seen[text]} and {run.name} are the same run; leave one out")
-        seen.setdefault(text, run.name)
+        checked.append(run._replace(seeds=tuple(directories) if len(members) > 1 else ()))
+        for member in members:
+            text = json.dumps(build.config_as_json(member), sort_keys=True)
+            if text in seen:
+                wrong.append(f"{seen[text]} and {run.name} are the same run; leave one out")
+            seen.setdefault(text, run.name)
     if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
+    return checked
 
 
 def _checked(run: Run) -> ml_collections.ConfigDict:
@@ -366,14 +373,18 @@ def _refuse_other_run(directory: Path, config: ml_collections.ConfigDict) -> Non
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the last epoch is done and saved."""
+    """Whether the last epoch is done and saved, of every seed."""
+    return all(_is_finished(directory) for directory in run.seeds or (run.directory,))
+
+
+def _is_finished(directory: Path) -> bool:
     try:
-        found = read_run(run.directory)
+        found = read_run(directory)
     except (ReportError, OSError):
         return False  # none, or damaged: the run itself says so
     if not found.is_finished:
         return False
-    return (run.directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
+    return (directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
 
 
 def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
@@ -638,7 +649,8 @@ def _devices() -> tuple[str, list[str]]:
 
 def _report(runs: Sequence[Run], directory: Path) -> int:
     """Writes the report; its exit code."""
-    if not any((run.directory / "config.json").is_file() for run in runs):
+    directories = [path for run in runs for path in run.seeds or (run.directory,)]
+    if not any((path / "config.json").is_file() for path in directories):
         print("gnp: no run has begun: there is nothing to report", file=sys.stderr)
         return 1
     from gnp.analysis.report.__main__ import main as report  # late: it needs plotly

@@ -27,7 +27,7 @@ from ds_pipeline.dataset import Dataset, from_arrays
 from gnp.bench.measure import CIFAR_SHAPE, SHAPES
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.interrupt import Interrupt
-from gnp.training.loop import Plan, Progress, Steps, train
+from gnp.training.loop import Member, Plan, Progress, Steps, train
 from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
@@ -85,18 +85,14 @@ class LoopBench:
             contextlib.redirect_stdout(io.StringIO()),
         ):
             log, checkpoints = Log(Path(directory)), Checkpoints(Path(directory))
-            progress = Progress()
             self.state = train(
                 self.state,
-                progress,
+                [Member(Progress(), lambda state: {}, log, checkpoints)],
                 plan=self.plan,
                 steps=Steps(self.step, self.step, lambda number: True),
                 key=self.key,
                 batches=self._batches(),
-                evaluate=lambda state: {},
                 scalars=lambda step: {"learning_rate": 1e-3, "alpha": 0.8, "r": 0.05},
-                log=log,
-                checkpoints=checkpoints,
                 interrupt=Interrupt(),
             )
             log.close()

@@ -24,7 +24,11 @@ def run(
     checkpoint: int | None,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> int:
-    """Evaluates a checkpoint of a directory; prints a table and one JSON line."""
+    """Evaluates a checkpoint of a directory, or of each seed's; prints a table and a JSON line."""
+    if config is not None and config.num_seeds > 1:
+        for member, directory in zip(*build.members_of(config, working_dir), strict=True):
+            run(member, directory, checkpoint)
+        return 0
     saved = read_config(working_dir)
     if config is None:
         stored = build.on_these_devices(configs.from_flat(saved))

@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -19,12 +19,12 @@ from gnp.analysis.curves import plot_curves
 from gnp.main.command_line import UsageError
 from gnp.main.tables import print_results
 from gnp.training import processes
-from gnp.training.checkpoint import Checkpoints
+from gnp.training.checkpoint import Checkpoints, Restored
 from gnp.training.evolution import EvolutionWriter, layer_names
 from gnp.training.files import read_rows
 from gnp.training.gradient_files import GradientFiles, check_space, size_line
 from gnp.training.interrupt import Interrupt, catch_signals
-from gnp.training.loop import Progress, evaluate, train
+from gnp.training.loop import Member, Progress, evaluate, train
 from gnp.training.metrics import Log
 from gnp.training.profile import FOLDER, ProfiledSteps
 from gnp.training.run_directory import (
@@ -33,10 +33,20 @@ from gnp.training.run_directory import (
     claim_run_directory,
     read_config,
 )
+from gnp.training.seeds import stacked
 from gnp.training.state import TrainState
 
 # Keys that may differ between the machines of a run.
 _OF_A_MACHINE = ("dataset.data_dir", "dataset.workers")
+
+
+class _Seed(NamedTuple):
+    """A seed of the run: its config, its directory and its parts."""
+
+    config: ml_collections.ConfigDict
+    directory: Path
+    parts: build.Run
+    name: str
 
 
 def run(
@@ -44,8 +54,11 @@ def run(
 ) -> int:
     """Trains, or goes on with, the run of a directory; returns the exit code.
 
-    That of a run which SIGTERM stopped before its end is GNP_STOPPED, 0 where that is not set, in
-    all its processes, whichever had the signal: a scheduler may have to know that there is more.
+    With `num_seeds` above 1 that is a run directory a seed, in the one that is given.
+
+    The exit code of a run which SIGTERM stopped before its end is GNP_STOPPED, 0 where that is not
+    set, in all its processes, whichever had the signal: a scheduler may have to know that there is
+    more.
 
     Args:
         config: checked and complete.
@@ -55,55 +68,57 @@ def run(
     build.check_names(config)
     build.check_devices(config)
     active = processes.is_first()
+    members, directories = build.members_of(config, working_dir)
+    if len(members) > 1 and (working_dir / "config.json").exists():
+        raise UsageError(
+            f"--working_dir={working_dir} holds the run of one seed; choose another directory for "
+            f"num_seeds = {len(members)}"
+        )
 
     def stored() -> dict[str, Any]:
-        fresh = config.retrain or not (working_dir / "config.json").is_file()
-        return {} if fresh else read_config(working_dir)
+        fresh = config.retrain or not (directories[0] / "config.json").is_file()
+        return {} if fresh else read_config(directories[0])
 
-    config = build.with_group_size(config, processes.decide(stored))
-    as_json = build.config_as_json(config)
-    _check_same(as_json)
-    processes.decide(
-        lambda: check_run_directory(
-            working_dir,
-            as_json,
-            retrain=config.retrain,
-            free=default.FREE_KEYS,
-            defaults=build.config_as_json(default.get_config()),
-        )
-    )
-    parts = build.build_run(config, directory=working_dir)
-    for warning in parts.dataset.warnings if active else []:
+    there = processes.decide(stored)
+    members = [build.with_group_size(member, there) for member in members]
+    as_json = [build.config_as_json(member) for member in members]
+    _check_same(as_json[0])
+    for directory, values in zip(directories, as_json, strict=True):
+        _check_directory(directory, values, config.retrain)
+    runs = build.build_runs(members, directories)
+    names = [f"seed {run.seed}" if len(runs) > 1 else "" for run in runs]
+    seeds = [_Seed(*each) for each in zip(members, directories, runs, names, strict=True)]
+    plan, like = runs[0].plan, build.abstract_state(runs[0])
+    for warning in dict.fromkeys(w for each in runs for w in each.dataset.warnings if active):
         print(f"warning: {warning}", file=sys.stderr)
-    if profile and profile[1] > parts.plan.total_steps:
+    if profile and profile[1] > plan.total_steps:
         raise UsageError(
-            f"--profile={profile[0]}:{profile[1]}: the run has {parts.plan.total_steps} steps, "
-            f"{parts.plan.steps_per_epoch} an epoch"
+            f"--profile={profile[0]}:{profile[1]}: the run has {plan.total_steps} steps, "
+            f"{plan.steps_per_epoch} an epoch"
         )
-    like = build.abstract_state(parts)
     if config.record.steps and active:
-        check_space(working_dir, _parameters(like), parts.plan.total_steps)
-    # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
-    begins = config.retrain or not processes.decide(lambda: _has_checkpoints(working_dir))
-    begun = build.initial_state(parts, config.init_seeds) if parts.pretrained and begins else None
+        check_space(working_dir, _parameters(like) * len(seeds), plan.total_steps)
+    begun = [_pretrained(seed) for seed in seeds]
     # Only now: a command that cannot run leaves the directory as it was.
-    processes.decide(lambda: claim_run_directory(working_dir, as_json, retrain=config.retrain))
+    for directory, values in zip(directories, as_json, strict=True):
+        _claim(directory, values, config.retrain)
     if not active:
-        _check_shared(working_dir, as_json)
+        _check_shared(directories[0], as_json[0])
     with catch_signals() as interrupt:
-        checkpoints = Checkpoints(working_dir, config.keep_checkpoints)
+        checkpoints = [Checkpoints(seed.directory, config.keep_checkpoints) for seed in seeds]
         try:
-            progress = _train(
-                config, working_dir, parts, checkpoints, like, begun, interrupt, profile
-            )
+            progress = _train(seeds, working_dir, checkpoints, like, begun, interrupt, profile)
         except BaseException as error:
             if not processes.is_lost(error):  # who is gone cannot write its part
-                processes.bounded(checkpoints.close)
+                for each in checkpoints:
+                    processes.bounded(each.close)
             raise
-        checkpoints.close()
+        for each in checkpoints:
+            each.close()
     if active:
-        _show(working_dir, parts.records)
-    if interrupt.signal is None or progress.step == parts.plan.total_steps:
+        for seed in seeds:
+            _show(seed.directory, seed.parts.records)
+    if interrupt.signal is None or progress.step == plan.total_steps:
         return 0
     code = 130 if interrupt.signal == signal.SIGINT else int(os.environ.get("GNP_STOPPED", "0"))
     if not active:
@@ -111,10 +126,35 @@ def run(
     again = "" if config.retrain else "; the same command goes on from there"
     print(
         f"stopped by {interrupt.signal.name} after step {progress.step} of "
-        f"{parts.plan.total_steps}, {'saved' if progress.step else 'nothing to save'}{again}",
+        f"{plan.total_steps}, {'saved' if progress.step else 'nothing to save'}{again}",
         file=sys.stderr,
     )
     return code
+
+
+def _check_directory(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
+    processes.decide(
+        lambda: check_run_directory(
+            directory,
+            as_json,
+            retrain=retrain,
+            free=default.FREE_KEYS,
+            defaults=build.config_as_json(default.get_config()),
+        )
+    )
+
+
+def _claim(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
+    processes.decide(lambda: claim_run_directory(directory, as_json, retrain=retrain))
+
+
+def _pretrained(seed: _Seed) -> build.Begun | None:
+    """Pretrained weights may not fit, which shows here. A run that goes on needs them no more."""
+    config = seed.config
+    begins = config.retrain or not processes.decide(lambda: _has_checkpoints(seed.directory))
+    if not seed.parts.pretrained or not begins:
+        return None
+    return build.initial_state(seed.parts, config.init_seeds)
 
 
 def _has_checkpoints(working_dir: Path) -> bool:
@@ -244,63 +284,105 @@ def _profiled(
 
 
 def _train(
-    config: ml_collections.ConfigDict,
+    seeds: Sequence[_Seed],
     working_dir: Path,
-    parts: build.Run,
-    checkpoints: Checkpoints,
+    checkpoints: Sequence[Checkpoints],
     like: TrainState,
-    begun: build.Begun | None,
+    begun: Sequence[build.Begun | None],
     interrupt: Interrupt,
     profile: tuple[int, int] | None,
 ) -> Progress:
-    restored = checkpoints.restore(like)
-    active = processes.is_first()
-    for warning in restored.warnings if restored and active else []:
-        print(f"warning: {warning}", file=sys.stderr)
-    progress = Progress(restored.progress if restored else None)
+    parts, config, active = seeds[0].parts, seeds[0].config, processes.is_first()
+    restored = _restore(seeds, checkpoints, like)
+    states, members, closing = [], [], []
+    try:
+        for seed, saved, first, at in zip(seeds, restored, begun, checkpoints, strict=True):
+            progress = Progress(saved.progress if saved else None)
+            log = Log(seed.directory, progress.step, active, name=seed.name, bar=seed is seeds[0])
+            closing.append(log.close)
+            states.append(_first_state(seed, saved, first, log))
+            files = _gradient_files(seed.config, seed.parts, like, seed.directory, progress)
+            if files:
+                closing.append(files.close)
+                size = size_line(seed.directory, _parameters(like), parts.plan.total_steps)
+                log.say(f"every step's gradient is written: {size}")
+            members.append(
+                Member(
+                    progress,
+                    _measure(seed.parts),
+                    log,
+                    at,
+                    name=seed.name,
+                    end_epoch=_end_epoch(seed.parts, like, seed.directory, progress, files),
+                    record=files,
+                    probe=_probe(seed.config, seed.parts),
+                )
+            )
+        first_member = members[0]
+        steps = _profiled(parts, working_dir, profile, first_member.progress, first_member.log)
+        if steps:  # last: a trace that cannot be written takes nothing else with it
+            closing.append(steps.close)
+        train(
+            stacked(states),
+            members,
+            plan=parts.plan,
+            steps=steps or parts.steps,
+            key=stacked([jax.random.key(seed.config.seeds) for seed in seeds]),
+            batches=build.training_batches(
+                [seed.parts for seed in seeds], first_member.progress.step
+            ),
+            scalars=parts.scalars,
+            interrupt=interrupt,
+            skip_nonfinite=config.on_nonfinite == "skip",
+        )
+    finally:
+        for close in closing:
+            close()
+    return first_member.progress
+
+
+def _restore(
+    seeds: Sequence[_Seed], checkpoints: Sequence[Checkpoints], like: TrainState
+) -> list[Restored | None]:
+    """What each seed goes on from: the newest step that all have saved, which is that of a kill.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    restored = [each.restore(like) for each in checkpoints]
+    for warning in [w for each in restored if each for w in each.warnings]:
+        if processes.is_first():
+            print(f"warning: {warning}", file=sys.stderr)
+    steps = [each.step if each else 0 for each in restored]
+    common = min(steps)
+    if common == max(steps):
+        return restored
+    if common == 0:  # with the same seeds, the ones that were ahead get there again
+        return [None] * len(seeds)
+    return [
+        each if step == common else saved.restore(like, common)
+        for each, step, saved in zip(restored, steps, checkpoints, strict=True)
+    ]
+
+
+def _first_state(
+    seed: _Seed, restored: Restored | None, begun: build.Begun | None, log: Log
+) -> TrainState:
+    """The state that a seed goes on from, or begins with; says which."""
     if restored:
-        begun = build.Begun(restored.state, None)
-    state, pretrained = begun or build.initial_state(parts, config.init_seeds)
-    log = Log(working_dir, from_step=progress.step, active=active)
-    if restored:
-        log.say(f"going on in {working_dir} after step {progress.step}")
+        log.say(f"going on in {seed.directory} after step {restored.progress['step']}")
+        return restored.state
+    state, pretrained = begun or build.initial_state(seed.parts, seed.config.init_seeds)
     if pretrained:
-        log.say(f"{config.model.pretrained}: {pretrained.summary()}")
-        for line in pretrained.lines() if active else []:
+        log.say(f"{seed.config.model.pretrained}: {pretrained.summary()}")
+        for line in pretrained.lines() if processes.is_first() else []:
             print(f"warning: pretrained weights, {line}", file=sys.stderr)
-    files = _gradient_files(config, parts, like, working_dir, progress)
-    if files:
-        size = size_line(working_dir, _parameters(like), parts.plan.total_steps)
-        log.say(f"every step's gradient is written: {size}")
+    return state
 
-    steps = _profiled(parts, working_dir, profile, progress, log)
 
+def _measure(parts: build.Run) -> Callable[[TrainState], dict[str, float]]:
     def measure(state: TrainState) -> dict[str, float]:
         values, _ = evaluate(parts.evaluation_step, state, build.evaluation_batches(parts))
         return {f"{parts.dataset.evaluation_name}_{name}": v for name, v in values.items()}
 
-    try:
-        train(
-            state,
-            progress,
-            plan=parts.plan,
-            steps=steps or parts.steps,
-            key=jax.random.key(config.seeds),
-            batches=build.training_batches(parts, config.seeds, progress.step),
-            evaluate=measure,
-            scalars=parts.scalars,
-            log=log,
-            checkpoints=checkpoints,
-            interrupt=interrupt,
-            end_epoch=_end_epoch(parts, like, working_dir, progress, files),
-            record=files,
-            probe=_probe(config, parts),
-            skip_nonfinite=config.on_nonfinite == "skip",
-        )
-    finally:
-        log.close()
-        if files:
-            files.close()
-        if steps:  # last: a trace that cannot be written takes nothing else with it
-            steps.close()
-    return progress
+    return measure

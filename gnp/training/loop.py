@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from gnp.training.checkpoint import Checkpoints
 from gnp.training.interrupt import Interrupt
 from gnp.training.metrics import Log, Means
 from gnp.training.profile import TakeStep
+from gnp.training.seeds import apart, stacked
 from gnp.training.state import TrainState
 from gnp.training.step import EvaluationStep, TrainStep
 
@@ -88,50 +89,61 @@ class Progress:
         self.means, self.skipped = Means(), 0
         self.seconds = self.data_seconds = 0.0
 
-    def next_batch(self, batches: Iterator[Any]) -> Any:
-        """The next batch; counts the seconds that it lets the loop wait."""
-        started = time.perf_counter()
-        batch = next(batches)
-        self.data_seconds += time.perf_counter() - started
-        return batch
+
+class Member(NamedTuple):
+    """What a seed has of its own. A run has one member, or several that train at once.
+
+    Attributes:
+        progress: updated in place; the steps of all members are the same.
+        evaluate: state -> named metrics of the evaluation set.
+        log: rows, events and bar.
+        checkpoints: where to save.
+        name: for messages; empty where there is one member.
+        end_epoch: (state, epoch) -> the state that begins the next one; called after the epoch's
+            last step, before it is evaluated.
+        record: (steps taken so far, the last one's gradients), where the steps give them.
+        probe: (state, epoch) -> named numbers for the epoch's row.
+    """
+
+    progress: Progress
+    evaluate: Callable[[TrainState], dict[str, float]]
+    log: Log
+    checkpoints: Checkpoints
+    name: str = ""
+    end_epoch: Callable[[TrainState, int], TrainState] | None = None
+    record: Callable[[int, Any], None] | None = None
+    probe: Callable[[TrainState, int], dict[str, float]] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """A checkpoint of where it stands."""
+        self.checkpoints.save(self.progress.step, state, self.progress.to_json())
 
 
 def train(
     state: TrainState,
-    progress: Progress,
+    members: Sequence[Member],
     *,
     plan: Plan,
     steps: TakeStep,
     key: jax.Array,
     batches: Iterator[Any],
-    evaluate: Callable[[TrainState], dict[str, float]],
     scalars: Callable[[int], dict[str, float]],
-    log: Log,
-    checkpoints: Checkpoints,
     interrupt: Interrupt,
     skip_nonfinite: bool = False,
-    end_epoch: Callable[[TrainState, int], TrainState] | None = None,
-    record: Callable[[int, Any], None] | None = None,
-    probe: Callable[[TrainState, int], dict[str, float]] | None = None,
 ) -> TrainState:
-    """Trains from where `progress` stands to the end of the plan, or until a signal.
+    """Trains from where the members stand to the end of the plan, or until a signal.
+
+    With several members, state, keys, batches and metrics have a leading axis of them.
 
     Args:
         state: on the devices; donated.
-        progress: updated in place.
+        members: one a seed.
         plan: lengths and intervals.
         steps: the compiled steps, such as `Steps`.
         key: the run's key; each step folds its number in.
-        batches: on the devices, the first one for step `progress.step`.
-        evaluate: state -> named metrics of the evaluation set.
+        batches: on the devices, the first one for the step that comes next.
         scalars: step number -> learning rate, alpha and r at that step.
-        log: rows, events and bar.
-        checkpoints: where to save.
         interrupt: says when a signal came; the run then saves and returns.
-        end_epoch: (state, epoch) -> the state that begins the next one; called after the epoch's
-            last step, before it is evaluated.
-        record: (steps taken so far, the last one's gradients), where the steps give them.
-        probe: (state, epoch) -> named numbers for the epoch's row.
         skip_nonfinite: count non-finite steps (the step has dropped their update), go on.
 
     Returns:
@@ -141,81 +153,127 @@ def train(
         NonFiniteError: where skip_nonfinite is False.
         CheckpointError: a checkpoint could not be written.
     """
+    count, progress = len(members), members[0].progress
     while progress.step < plan.total_steps and not interrupt.now():
         epoch = progress.step // plan.steps_per_epoch + 1
         state = _train_epoch(
-            state, progress, epoch, plan, steps, key, batches, scalars, log, interrupt,
-            skip_nonfinite, record,
-        )  # fmt: skip
+            state, members, epoch, plan, steps, key, batches, scalars, interrupt, skip_nonfinite
+        )
         if progress.step == epoch * plan.steps_per_epoch:
-            last = epoch == plan.total_epochs
-            state = end_epoch(state, epoch) if end_epoch else state
-            measured = evaluate(state) if last or epoch % plan.evaluate_every == 0 else {}
-            measured |= probe(state, epoch) if probe else {}
-            row = _row(epoch, plan, progress, measured, scalars(progress.step - 1))
-            log.end_epoch(row, _line(row, plan))
-            progress.start_epoch()
-            if last or epoch % plan.save_every == 0:
-                checkpoints.save(progress.step, state, progress.to_json())
+            at_step = scalars(progress.step - 1)
+            state = stacked(
+                [
+                    _end_epoch(each, member, epoch, plan, at_step)
+                    for each, member in zip(apart(state, count), members, strict=True)
+                ]
+            )
     if interrupt.signal and progress.step:  # at whichever call of now() it was heeded
-        checkpoints.save(progress.step, state, progress.to_json())
-    log.close_bar()
-    checkpoints.wait()
+        for each, member in zip(apart(state, count), members, strict=True):
+            member.save(each)
+    for member in members:
+        member.log.close_bar()
+        member.checkpoints.wait()
+    return state
+
+
+def _end_epoch(
+    state: TrainState, member: Member, epoch: int, plan: Plan, scalars: dict[str, float]
+) -> TrainState:
+    """Evaluates, logs and saves; the state that begins the next epoch."""
+    last = epoch == plan.total_epochs
+    state = member.end_epoch(state, epoch) if member.end_epoch else state
+    measured = member.evaluate(state) if last or epoch % plan.evaluate_every == 0 else {}
+    measured |= member.probe(state, epoch) if member.probe else {}
+    row = _row(epoch, plan, member.progress, measured, scalars)
+    member.log.end_epoch(row, _line(row, plan))
+    member.progress.start_epoch()
+    if last or epoch % plan.save_every == 0:
+        member.save(state)
     return state
 
 
 def _train_epoch(
     state: TrainState,
-    progress: Progress,
+    members: Sequence[Member],
     epoch: int,
     plan: Plan,
     steps: TakeStep,
     key: jax.Array,
     batches: Iterator[Any],
     scalars: Callable[[int], dict[str, float]],
-    log: Log,
     interrupt: Interrupt,
     skip_nonfinite: bool,
-    record: Callable[[int, Any], None] | None,
 ) -> TrainState:
     """Steps until the epoch ends or a signal came; metrics are read while the next step runs."""
-    end = epoch * plan.steps_per_epoch
-    log.start_epoch(
-        epoch, plan.total_epochs, plan.steps_per_epoch, plan.steps_per_epoch - end + progress.step
-    )
+    progress, end = members[0].progress, epoch * plan.steps_per_epoch
+    done_before = plan.steps_per_epoch - end + progress.step
+    for member in members:
+        member.log.start_epoch(epoch, plan.total_epochs, plan.steps_per_epoch, done_before)
     before, started = progress.seconds, time.perf_counter()
     unread: tuple[int, dict[str, Any]] | None = None
-    batch = progress.next_batch(batches)
+    batch = _next_batch(batches, members)
     while True:
         state, metrics = steps(state, batch, key, progress.step)
-        progress.step += 1
+        for member in members:
+            member.progress.step += 1
         done = progress.step == end or interrupt.now()
         if not done:
-            batch = progress.next_batch(batches)
+            batch = _next_batch(batches, members)
         if unread is not None:
-            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite, record)
+            _read(unread, epoch, members, plan, scalars, skip_nonfinite)
         unread = (progress.step, metrics)
-        progress.seconds = before + time.perf_counter() - started
+        _set_seconds(members, before + time.perf_counter() - started)
         if done:
-            _read(unread, epoch, progress, plan, scalars, log, skip_nonfinite, record)
-            progress.seconds = before + time.perf_counter() - started
+            _read(unread, epoch, members, plan, scalars, skip_nonfinite)
+            _set_seconds(members, before + time.perf_counter() - started)
             return state
+
+
+def _next_batch(batches: Iterator[Any], members: Sequence[Member]) -> Any:
+    """The next batch; counts the seconds that it lets the loop wait."""
+    started = time.perf_counter()
+    batch = next(batches)
+    waited = time.perf_counter() - started
+    for member in members:
+        member.progress.data_seconds += waited
+    return batch
+
+
+def _set_seconds(members: Sequence[Member], seconds: float) -> None:
+    for member in members:
+        member.progress.seconds = seconds
 
 
 def _read(
     unread: tuple[int, dict[str, Any]],
     epoch: int,
-    progress: Progress,
+    members: Sequence[Member],
     plan: Plan,
     scalars: Callable[[int], dict[str, float]],
-    log: Log,
     skip_nonfinite: bool,
-    record: Callable[[int, Any], None] | None,
 ) -> None:
-    """Waits for a step's metrics and takes them into the epoch's means, the bar and TensorBoard."""
+    """Waits for a step's metrics and hands each member its own."""
     step, metrics = unread
-    gradients = metrics.pop("gradients", None)
-    read = jax.device_get(metrics)
+    gradients = apart(metrics.pop("gradients", None), len(members))
+    read = apart(jax.device_get(metrics), len(members))
+    at_step = scalars(step - 1) if step % plan.log_every == 0 else None
+    for member, values, grads in zip(members, read, gradients, strict=True):
+        _take(member, step, epoch, values, plan, at_step, skip_nonfinite)
+        if member.record and grads is not None:
+            member.record(step, grads)
+
+
+def _take(
+    member: Member,
+    step: int,
+    epoch: int,
+    read: dict[str, Any],
+    plan: Plan,
+    scalars: dict[str, float] | None,
+    skip_nonfinite: bool,
+) -> None:
+    """Takes a step's metrics into the epoch's means, the bar and, with scalars, TensorBoard."""
+    progress, log = member.progress, member.log
     # The loss first: leaving a compiled function, a dict is sorted by name.
     values = {name: float(read[name]) for name in sorted(read, key=lambda name: name != "loss")}
     finite = values.pop("finite") > 0
@@ -224,17 +282,16 @@ def _read(
     elif skip_nonfinite:
         progress.skipped += 1
     else:
+        whose = f"{member.name}, " if member.name else ""
         raise NonFiniteError(
-            f"step {step} (epoch {epoch}): loss {values['loss']:g}, gradient norm "
+            f"{whose}step {step} (epoch {epoch}): loss {values['loss']:g}, gradient norm "
             f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr, clip with "
             "gradient_clipping, check the data, or set --config.on_nonfinite=skip"
         )
-    if record and gradients is not None:
-        record(step, gradients)
     log.step(lambda: _postfix(progress, plan))
-    if step % plan.log_every == 0:
+    if scalars is not None:
         log.points(step, {f"train/{name}": value for name, value in values.items()})
-        log.points(step, scalars(step - 1))
+        log.points(step, scalars)
 
 
 def evaluate(

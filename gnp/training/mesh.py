@@ -142,9 +142,22 @@ def split(tree: Any, mesh: Mesh | None) -> Any:
     return jax.lax.with_sharding_constraint(tree, split_shardings(tree, mesh))
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process' rows [b, ...] of a batch onto its devices; returns before they are there."""
+def seeds_first(shardings: Any) -> Any:
+    """The places of arrays that have got a leading axis of seeds, which is not split."""
+    return jax.tree.map(lambda x: NamedSharding(x.mesh, PartitionSpec(None, *x.spec)), shardings)
+
+
+def shard_batch(batch: Any, mesh: Mesh, seeds: bool = False) -> Any:
+    """This process' rows of a batch onto its devices; returns before they are there.
+
+    Args:
+        batch: arrays [b, ...].
+        mesh: the devices.
+        seeds: the arrays are [seeds, b, ...], and there is one process.
+    """
     sharding = NamedSharding(mesh, batch_spec())
+    if seeds:
+        sharding = seeds_first(sharding)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

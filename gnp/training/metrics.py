@@ -46,11 +46,22 @@ class Log:
         directory: the run directory.
         from_step: rows and events of later steps are dropped: they will be written again.
         active: False: writes and prints nothing.
+        name: of one of several seeds, in front of its lines.
+        bar: whether it shows the progress of the epoch.
     """
 
-    def __init__(self, directory: Path, from_step: int = 0, active: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        from_step: int = 0,
+        active: bool = True,
+        name: str = "",
+        bar: bool = True,
+    ) -> None:
         self.path = directory / "metrics.jsonl"
         self.active = active
+        self._name = f"{name}: " if name else ""
+        self._shows_bar = active and bar
         self.rows: list[dict[str, Any]] = []
         self._bar: tqdm | None = None
         if active:
@@ -62,11 +73,11 @@ class Log:
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Opens the epoch's progress bar (on a terminal only)."""
-        disable = None if self.active else True
+        disable = None if self._shows_bar else True
         self._bar = tqdm(
             total=steps,
             initial=done,
-            desc=f"epoch {epoch}/{epochs}",
+            desc=f"{self._name}epoch {epoch}/{epochs}",
             unit="step",
             leave=False,
             disable=disable,
@@ -97,12 +108,12 @@ class Log:
         named = {k if k.startswith("sharpness/") else f"epoch/{k}": v for k, v in numbers.items()}
         self.points(row["step"], named)
         self._events.flush()
-        print(line, flush=True)
+        print(f"{self._name}{line}", flush=True)
 
     def say(self, line: str) -> None:
         """A line onto standard error, above the bar."""
         if self.active:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(f"{self._name}{line}", file=sys.stderr)
 
     def close_bar(self) -> None:
         """Takes the bar off the screen."""

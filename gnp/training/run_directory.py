@@ -99,7 +99,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it)")
+        inside = sorted(each.parent.name for each in path.glob("*/config.json"))
+        hint = f"; the runs in it are {', '.join(inside[:5])}" if inside else ""
+        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it){hint}")
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -399,3 +399,28 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path, gnp_environment):
     assert "in 3 groups" not in done.stdout and "4 runs in 2 groups" in done.stdout
     log = tmp_path / "sweep" / "logs" / "base_lr=0.05,seeds=0.log"
     assert "going on in" in log.read_text()
+
+
+def runs_of_seeds(directory, *words):
+    file = str(ROOT / "config" / "digits.py")
+    axes = sweep.read_axes(words)
+    keys = [("num_seeds", "2"), ("total_epochs", "2")]
+    return sweep.check(sweep.plan(file, directory, axes, keys, ["init_seeds", "seeds"]))
+
+
+def test_a_run_of_several_seeds_is_finished_where_each_of_them_is(tmp_path):
+    [run] = runs_of_seeds(tmp_path, "base_lr=0.1")
+    assert [path.name for path in run.seeds] == ["seed-0", "seed-1"]
+    config = json.dumps(build.config_as_json(sweep._checked(run)))
+    for place in run.seeds:
+        assert not sweep.is_finished(run)
+        (place / "checkpoints" / "4").mkdir(parents=True)
+        (place / "config.json").write_text(config)
+        (place / "metrics.jsonl").write_text('{"epoch": 2, "step": 4}')
+    assert sweep.is_finished(run)
+
+
+def test_no_seed_is_trained_twice(tmp_path):
+    assert len(runs_of_seeds(tmp_path, "seeds=0,2")) == 2
+    with pytest.raises(sweep.UsageError, match="seeds=0 and seeds=1 are the same run"):
+        runs_of_seeds(tmp_path, "seeds=0,1")

@@ -97,7 +97,7 @@ class Trainer:
         """Takes steps; checks that the state stays in its place and in its memory."""
         jax = self.jax
         places = jax.tree.map(lambda leaf: leaf.sharding, run.like)
-        batches = self.build.training_batches(run, 0, first)
+        batches = self.build.training_batches([run], first)
         key = jax.random.key(1)
         for number, batch in zip(range(first, first + count), batches, strict=False):
             old = state
@@ -163,7 +163,7 @@ def sent() -> dict[str, Any]:
     """What four devices send in a penalised step, and how many parameters are split."""
     trainer = the_trainer()
     run = trainer.run("SGDG", (1, 4))
-    batch = next(iter(trainer.build.training_batches(run, 0, 0)))
+    batch = next(iter(trainer.build.training_batches([run], 0)))
     lowered = run.steps.penalized.lower(run.like, batch, trainer.jax.random.key(1), np.uint32(0))
     program = lowered.compile().as_text()
     kinds = re.findall(r" (all-gather|all-to-all|collective-permute)(?:-start)?[(]", program)

@@ -23,7 +23,7 @@ from gnp.training.evolution import (
 from gnp.training.files import FileFormatError
 from gnp.training.gradient_files import FOLDER, GradientFiles, read_index
 from gnp.training.interrupt import Interrupt
-from gnp.training.loop import Plan, Progress, Steps, train
+from gnp.training.loop import Member, Plan, Progress, Steps, train
 from gnp.training.mesh import AXES, build_mesh
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
@@ -95,18 +95,13 @@ def run(directory, interrupt=None, plan=PLAN):
     try:
         train(
             state,
-            progress,
+            [Member(progress, lambda state: {}, log, checkpoints, end_epoch=write, record=files)],
             plan=plan,
             steps=Steps(STEP, STEP, lambda step: True),
             key=jax.random.key(0),
             batches=batches(),
-            evaluate=lambda state: {},
             scalars=lambda step: {},
-            log=log,
-            checkpoints=checkpoints,
             interrupt=signal,
-            end_epoch=write,
-            record=files,
         )
     finally:
         log.close()

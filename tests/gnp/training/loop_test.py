@@ -10,7 +10,7 @@ import pytest
 
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.interrupt import Interrupt
-from gnp.training.loop import NonFiniteError, Plan, Progress, Steps, evaluate, train
+from gnp.training.loop import Member, NonFiniteError, Plan, Progress, Steps, evaluate, train
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState
@@ -75,15 +75,12 @@ def run(directory, *, interrupt=None, poison=None, steps=None, skip=False, plan=
     try:
         state = train(
             state,
-            progress,
+            [Member(progress, measure, log, checkpoints)],
             plan=plan,
             steps=steps or Steps(PLAIN, PENALIZED, lambda step: step % 2 == 1),
             key=jax.random.key(0),
             batches=batches(),
-            evaluate=measure,
             scalars=lambda step: {"learning_rate": 0.1, "alpha": 0.5, "r": 0.1},
-            log=log,
-            checkpoints=checkpoints,
             interrupt=signal,
             skip_nonfinite=skip,
         )

@@ -273,7 +273,8 @@ def _optimizer_conflicts(config: ml_collections.ConfigDict) -> list[str]:
 
 def _seed_conflicts(config: ml_collections.ConfigDict) -> list[str]:
     count, lines = config.num_seeds, []
-    if count > 1 and config.use_hybrid_training and 0 < config.hybrid_config.p < 1:
+    hybrid = config.use_hybrid_training and 0 < config.hybrid_config.p < 1
+    if count > 1 and hybrid and config.gnp.r > 0:
         lines.append(
             f"num_seeds = {count} with use_hybrid_training = True: each seed penalises other "
             "steps, which cannot be taken at once; train one seed a run"

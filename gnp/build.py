@@ -309,14 +309,17 @@ def _check(config: ml_collections.ConfigDict, training: bool) -> None:
 
 def _check_alike(datasets: Sequence[ds_pipeline.Dataset], batch_size: int) -> None:
     """Whether steps on the data of several seeds can be taken at once."""
-    found = [
-        (ds_pipeline.count_steps(each, batch_size), each.shape, each.num_classes)
+    found = {
+        (
+            f"{ds_pipeline.count_steps(each, batch_size)} steps an epoch with inputs of shape "
+            f"{each.shape} and {each.num_classes} classes"
+        )
         for each in datasets
-    ]
-    if len(set(found)) > 1:
+    }
+    if len(found) > 1:
         raise configs.ConfigError(
-            "num_seeds: the seeds' parts of the data differ in steps an epoch, shape or classes: "
-            f"{', '.join(map(str, dict.fromkeys(found)))}; train one seed a run"
+            f"num_seeds = {len(datasets)}: the seeds' parts of the data differ, "
+            f"{'; '.join(sorted(found))}; train one seed a run"
         )
 
 

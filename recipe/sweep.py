@@ -55,7 +55,7 @@ from gnp.analysis.command_line import Parser
 from gnp.analysis.report.runs import ReportError, read_run
 from gnp.main import command_line
 from gnp.main.main import USAGE_ERRORS
-from gnp.training.run_directory import read_config, refuse_other_config
+from gnp.training.run_directory import read_config, refuse_other_config, refuse_single_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-P", "-m", "gnp.main.main")
@@ -327,6 +327,7 @@ def check(runs: Sequence[Run]) -> list[Run]:
         try:
             config = _checked(run)
             members, directories = build.members_of(config, run.directory)
+            refuse_single_run(run.directory, len(members))
             for member, directory in zip(members, directories, strict=True):
                 _refuse_other_run(directory, member)
         except (*USAGE_ERRORS, UsageError) as error:
@@ -336,7 +337,8 @@ def check(runs: Sequence[Run]) -> list[Run]:
         for member in members:
             text = json.dumps(build.config_as_json(member), sort_keys=True)
             if text in seen:
-                wrong.append(f"{seen[text]} and {run.name} are the same run; leave one out")
+                what = "are the same run" if len(members) == 1 else f"train seed {member.seeds}"
+                wrong.append(f"{seen[text]} and {run.name} {what}; leave one out")
             seen.setdefault(text, run.name)
     if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))

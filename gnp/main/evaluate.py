@@ -27,6 +27,7 @@ def run(
     """Evaluates a checkpoint of a directory, or of each seed's; prints a table and a JSON line."""
     if config is not None and config.num_seeds > 1:
         for member, directory in zip(*build.members_of(config, working_dir), strict=True):
+            print(f"{directory}:")
             run(member, directory, checkpoint)
         return 0
     saved = read_config(working_dir)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from gnp.analysis.curves import plot_curves
 from gnp.main.command_line import UsageError
 from gnp.main.tables import print_results
 from gnp.training import processes
-from gnp.training.checkpoint import Checkpoints, Restored
+from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
 from gnp.training.evolution import EvolutionWriter, layer_names
 from gnp.training.files import read_rows
 from gnp.training.gradient_files import GradientFiles, check_space, size_line
@@ -32,6 +32,7 @@ from gnp.training.run_directory import (
     check_run_directory,
     claim_run_directory,
     read_config,
+    refuse_single_run,
 )
 from gnp.training.seeds import stacked
 from gnp.training.state import TrainState
@@ -69,11 +70,7 @@ def run(
     build.check_devices(config)
     active = processes.is_first()
     members, directories = build.members_of(config, working_dir)
-    if len(members) > 1 and (working_dir / "config.json").exists():
-        raise UsageError(
-            f"--working_dir={working_dir} holds the run of one seed; choose another directory for "
-            f"num_seeds = {len(members)}"
-        )
+    processes.decide(lambda: refuse_single_run(working_dir, len(members)))
 
     def stored() -> dict[str, Any]:
         fresh = config.retrain or not (directories[0] / "config.json").is_file()
@@ -97,24 +94,19 @@ def run(
             f"{plan.steps_per_epoch} an epoch"
         )
     if config.record.steps and active:
-        check_space(working_dir, _parameters(like) * len(seeds), plan.total_steps)
+        parts = directories if len(seeds) > 1 else ()
+        check_space(working_dir, _parameters(like), plan.total_steps, parts)
     begun = [_pretrained(seed) for seed in seeds]
     # Only now: a command that cannot run leaves the directory as it was.
     for directory, values in zip(directories, as_json, strict=True):
         _claim(directory, values, config.retrain)
     if not active:
         _check_shared(directories[0], as_json[0])
-    with catch_signals() as interrupt:
+    with catch_signals() as interrupt, contextlib.ExitStack() as open_ones:
         checkpoints = [Checkpoints(seed.directory, config.keep_checkpoints) for seed in seeds]
-        try:
-            progress = _train(seeds, working_dir, checkpoints, like, begun, interrupt, profile)
-        except BaseException as error:
-            if not processes.is_lost(error):  # who is gone cannot write its part
-                for each in checkpoints:
-                    processes.bounded(each.close)
-            raise
         for each in checkpoints:
-            each.close()
+            open_ones.push(_closing(each))
+        progress = _train(seeds, working_dir, checkpoints, like, begun, interrupt, profile)
     if active:
         for seed in seeds:
             _show(seed.directory, seed.parts.records)
@@ -130,6 +122,18 @@ def run(
         file=sys.stderr,
     )
     return code
+
+
+def _closing(checkpoints: Checkpoints) -> Callable[..., None]:
+    """What closes them at the end of a `with`, whatever it ends with."""
+
+    def close(_: Any, error: BaseException | None, __: Any) -> None:
+        if error is None:
+            checkpoints.close()
+        elif not processes.is_lost(error):  # who is gone cannot write its part
+            processes.bounded(checkpoints.close)
+
+    return close
 
 
 def _check_directory(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
@@ -288,22 +292,22 @@ def _train(
     working_dir: Path,
     checkpoints: Sequence[Checkpoints],
     like: TrainState,
-    begun: Sequence[build.Begun | None],
+    begun: list[build.Begun | None],
     interrupt: Interrupt,
     profile: tuple[int, int] | None,
 ) -> Progress:
-    parts, config, active = seeds[0].parts, seeds[0].config, processes.is_first()
+    parts, active = seeds[0].parts, processes.is_first()
     restored = _restore(seeds, checkpoints, like)
-    states, members, closing = [], [], []
-    try:
+    states, members = [], []
+    with contextlib.ExitStack() as open_ones:
         for seed, saved, first, at in zip(seeds, restored, begun, checkpoints, strict=True):
             progress = Progress(saved.progress if saved else None)
-            log = Log(seed.directory, progress.step, active, name=seed.name, bar=seed is seeds[0])
-            closing.append(log.close)
+            log = Log(seed.directory, progress.step, active, seed.name, bar=seed is seeds[0])
+            open_ones.callback(log.close)
             states.append(_first_state(seed, saved, first, log))
             files = _gradient_files(seed.config, seed.parts, like, seed.directory, progress)
             if files:
-                closing.append(files.close)
+                open_ones.callback(files.close)
                 size = size_line(seed.directory, _parameters(like), parts.plan.total_steps)
                 log.say(f"every step's gradient is written: {size}")
             members.append(
@@ -318,51 +322,69 @@ def _train(
                     probe=_probe(seed.config, seed.parts),
                 )
             )
-        first_member = members[0]
-        steps = _profiled(parts, working_dir, profile, first_member.progress, first_member.log)
-        if steps:  # last: a trace that cannot be written takes nothing else with it
-            closing.append(steps.close)
+        progress = members[0].progress
+        steps = _profiled(parts, working_dir, profile, progress, members[0].log)
+        if steps:
+            open_ones.callback(steps.close)
+        state = stacked(states)
+        for each in (states, restored, begun):  # no seed's own arrays are kept beside the stack
+            each.clear()
         train(
-            stacked(states),
+            state,
             members,
             plan=parts.plan,
             steps=steps or parts.steps,
             key=stacked([jax.random.key(seed.config.seeds) for seed in seeds]),
-            batches=build.training_batches(
-                [seed.parts for seed in seeds], first_member.progress.step
-            ),
+            batches=build.training_batches([seed.parts for seed in seeds], progress.step),
             scalars=parts.scalars,
             interrupt=interrupt,
-            skip_nonfinite=config.on_nonfinite == "skip",
+            skip_nonfinite=seeds[0].config.on_nonfinite == "skip",
         )
-    finally:
-        for close in closing:
-            close()
-    return first_member.progress
+    return progress
 
 
 def _restore(
     seeds: Sequence[_Seed], checkpoints: Sequence[Checkpoints], like: TrainState
 ) -> list[Restored | None]:
-    """What each seed goes on from: the newest step that all have saved, which is that of a kill.
+    """What each seed goes on from: the newest step that all have saved.
+
+    A run that was killed as it saved has them at two steps. What is later is removed: it comes
+    again.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: some have gone on further than the others' checkpoints allow.
     """
     restored = [each.restore(like) for each in checkpoints]
-    for warning in [w for each in restored if each for w in each.warnings]:
-        if processes.is_first():
-            print(f"warning: {warning}", file=sys.stderr)
+    for seed, saved in zip(seeds, restored, strict=True):
+        _warn(seed, saved.warnings if saved else [])
     steps = [each.step if each else 0 for each in restored]
-    common = min(steps)
-    if common == max(steps):
+    if min(steps) == max(steps):
         return restored
-    if common == 0:  # with the same seeds, the ones that were ahead get there again
+    kept = [each.steps() for each in checkpoints]
+    common = max(set.intersection(*map(set, kept)), default=0)
+    if common == 0 and max(map(len, kept)) > 1:
+        stand = ", ".join(
+            f"{seed.name} at step {step}" for seed, step in zip(seeds, steps, strict=True)
+        )
+        raise CheckpointError(
+            f"the seeds have no step in common from which they could go on together ({stand}): "
+            "train them alone, each in its directory with its seeds and init_seeds, choose "
+            "another --working_dir, or start over with --config.retrain=True"
+        )
+    for each in checkpoints:
+        each.forget_after(common)
+    if common == 0:  # the first save was not whole
         return [None] * len(seeds)
     return [
-        each if step == common else saved.restore(like, common)
-        for each, step, saved in zip(restored, steps, checkpoints, strict=True)
+        saved if step == common else each.restore(like, common)
+        for saved, step, each in zip(restored, steps, checkpoints, strict=True)
     ]
+
+
+def _warn(seed: _Seed, lines: Iterable[str]) -> None:
+    whose = f"{seed.name}: " if seed.name else ""
+    for line in lines if processes.is_first() else []:
+        print(f"warning: {whose}{line}", file=sys.stderr)
 
 
 def _first_state(
@@ -375,8 +397,7 @@ def _first_state(
     state, pretrained = begun or build.initial_state(seed.parts, seed.config.init_seeds)
     if pretrained:
         log.say(f"{seed.config.model.pretrained}: {pretrained.summary()}")
-        for line in pretrained.lines() if processes.is_first() else []:
-            print(f"warning: pretrained weights, {line}", file=sys.stderr)
+        _warn(seed, [f"pretrained weights, {line}" for line in pretrained.lines()])
     return state
 
 

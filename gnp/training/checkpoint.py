@@ -87,7 +87,7 @@ class Checkpoints:
             return
         self._saving = step
         try:
-            self._manager.save(
+            saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_arrays(state)),
@@ -96,6 +96,17 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._write_error(error) from error
+        if not saved:
+            raise CheckpointError(
+                f"checkpoint {step} was not written to {self.directory}: there are later ones, of "
+                f"{', '.join(map(str, self.steps()))}"
+            )
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, which are going to be written again."""
+        later = [each for each in processes.decide(self.steps) if each > step]
+        if later:
+            self._remove(later)
 
     def wait(self) -> None:
         """Returns when everything is written.

@@ -66,18 +66,21 @@ def size_line(directory: Path, parameters: int, steps: int) -> str:
     )
 
 
-def check_space(directory: Path, parameters: int, steps: int) -> None:
+def check_space(directory: Path, parameters: int, steps: int, parts: Sequence[Path] = ()) -> None:
     """Whether the disk of a run directory has room for the gradients.
 
     Args:
         directory: is there; what its gradients take already is used again.
         parameters: how many.
+        parts: the run directories of several seeds in it, each with as many parameters.
         steps: of the whole run.
 
     Raises:
         DiskSpaceError: it has not.
     """
-    files = (directory / FOLDER).glob("*.npy")
+    folders = parts or [directory]
+    files = [file for folder in folders for file in (folder / FOLDER).glob("*.npy")]
+    parameters *= len(folders)
     there = sum(file.stat().st_blocks * 512 for file in files)
     free = shutil.disk_usage(directory).free
     if needed_bytes(parameters, steps) - there > free:

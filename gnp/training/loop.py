@@ -161,12 +161,12 @@ def train(
         )
         if progress.step == epoch * plan.steps_per_epoch:
             at_step = scalars(progress.step - 1)
-            state = stacked(
-                [
-                    _end_epoch(each, member, epoch, plan, at_step)
-                    for each, member in zip(apart(state, count), members, strict=True)
-                ]
-            )
+            next_states = [
+                _end_epoch(each, member, epoch, plan, at_step)
+                for each, member in zip(apart(state, count), members, strict=True)
+            ]
+            if any(member.end_epoch for member in members):
+                state = stacked(next_states)
     if interrupt.signal and progress.step:  # at whichever call of now() it was heeded
         for each, member in zip(apart(state, count), members, strict=True):
             member.save(each)

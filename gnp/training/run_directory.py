@@ -78,6 +78,23 @@ def check_run_directory(
         )
 
 
+def refuse_single_run(path: Path, seeds: int) -> None:
+    """Raises where several seeds are to be trained in the directory of one run.
+
+    Args:
+        path: the directory.
+        seeds: how many.
+
+    Raises:
+        RunDirectoryError: it is one.
+    """
+    if seeds > 1 and (path / "config.json").exists():
+        raise RunDirectoryError(
+            f"--working_dir={path} holds the run of one seed; choose another directory for "
+            f"num_seeds = {seeds}"
+        )
+
+
 def claim_run_directory(path: Path, config: Mapping[str, Any], *, retrain: bool) -> None:
     """Writes the config into a directory that was checked.
 

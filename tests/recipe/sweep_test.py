@@ -422,5 +422,5 @@ def test_a_run_of_several_seeds_is_finished_where_each_of_them_is(tmp_path):
 
 def test_no_seed_is_trained_twice(tmp_path):
     assert len(runs_of_seeds(tmp_path, "seeds=0,2")) == 2
-    with pytest.raises(sweep.UsageError, match="seeds=0 and seeds=1 are the same run"):
+    with pytest.raises(sweep.UsageError, match="seeds=0 and seeds=1 train seed 1; leave one out"):
         runs_of_seeds(tmp_path, "seeds=0,1")

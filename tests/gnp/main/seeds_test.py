@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from config import load_config
+from config import ConfigError, load_config
 from gnp import build
+from gnp.training import processes
 from gnp.training.seeds import stacked
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +49,11 @@ def states_after(config, directory, steps):
     [
         # Batch norm, dropout, the penalty; normalised by the numbers of each seed's own part.
         (DIGITS, [*SMALL, ("ema_decay", "0.9"), ("record.gradients", "True")]),
-        (DIGITS, [*SMALL, ("opt.opt_type", "SGDG"), ("gnp.r", "0"), ("gnp.alpha", "0")]),
+        pytest.param(
+            DIGITS,
+            [*SMALL, ("opt.opt_type", "SGDG"), ("gnp.r", "0"), ("gnp.alpha", "0")],
+            marks=pytest.mark.slow,
+        ),
         (IRIS, [("opt.opt_type", "Adam"), ("gnp.r", "0.1"), ("gnp.alpha", "0.8"),
                 ("accumulate_steps", "2"), ("dataset.label_noise", "0.2")]),
     ],
@@ -101,37 +107,70 @@ def test_directories_equal_those_of_their_own_runs(trained, seed):
     np.testing.assert_allclose(first["gradient_norm"], second["gradient_norm"], rtol=1e-5)
 
 
+@pytest.fixture
+def both(trained, tmp_path) -> Path:
+    """A copy of the two seeds' directory."""
+    return shutil.copytree(trained / "both", tmp_path / "both")
+
+
+def saved_of(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*"))
+
+
+def check_finished(both, trained):
+    for name in ("seed-0", "seed-1"):
+        expected = numbers_of(trained / "both" / name)
+        np.testing.assert_allclose(numbers_of(both / name), expected, rtol=1e-5, atol=1e-5)
+        assert saved_of(both / name) == [6, 9, 12]
+
+
 def test_seeds_that_stand_at_different_steps_go_on_from_the_last_common_one(
-    trained, tmp_path, run_gnp_here
+    both, trained, run_gnp_here, monkeypatch
 ):
-    shutil.copytree(trained / "both", tmp_path / "both")
-    expected = [numbers_of(tmp_path / "both" / f"seed-{seed}") for seed in range(2)]
-    saved = sorted(int(p.name) for p in (tmp_path / "both/seed-1/checkpoints").glob("[0-9]*"))
-    shutil.rmtree(tmp_path / "both" / "seed-1" / "checkpoints" / str(saved[-1]))
-    result = run_gnp_here(*line(tmp_path / "both", "num_seeds=2"))
+    shutil.rmtree(both / "seed-1" / "checkpoints" / "12")
+    calls = iter([None, signal.SIGTERM])  # before the step and after it
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "stops_here", lambda: next(calls))
+        result = run_gnp_here(*line(both, "num_seeds=2"))
     assert result.returncode == 0, result
-    assert result.stderr.count(f"after step {saved[-2]}") == 2
-    for seed in range(2):
-        np.testing.assert_allclose(
-            numbers_of(tmp_path / "both" / f"seed-{seed}"), expected[seed], rtol=1e-5, atol=1e-5
-        )
+    assert result.stderr.count("going on in") == result.stderr.count("after step 9") == 2
+    assert "stopped by SIGTERM after step 10 of 12, saved" in result.stderr
+    assert [saved_of(both / f"seed-{seed}") for seed in range(2)] == [[6, 9, 10], [6, 9, 10]]
+    result = run_gnp_here(*line(both, "num_seeds=2"))
+    assert result.returncode == 0, result
+    assert result.stderr.count("after step 10") == 2
+    for name in ("seed-0", "seed-1"):
+        expected = numbers_of(trained / "both" / name)
+        np.testing.assert_allclose(numbers_of(both / name), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_seed_that_has_nothing_makes_all_begin(trained, tmp_path, run_gnp_here):
-    shutil.copytree(trained / "both" / "seed-0", tmp_path / "both" / "seed-0")
-    result = run_gnp_here(*line(tmp_path / "both", "num_seeds=2"))
+def test_where_the_first_save_was_not_whole_all_begin(both, trained, run_gnp_here):
+    shutil.rmtree(both / "seed-1")
+    for step in ("9", "12"):
+        shutil.rmtree(both / "seed-0" / "checkpoints" / step)
+    result = run_gnp_here(*line(both, "num_seeds=2"))
     assert result.returncode == 0, result
     assert "going on" not in result.stderr
-    for seed in range(2):
-        found = numbers_of(tmp_path / "both" / f"seed-{seed}")
-        expected = numbers_of(trained / "both" / f"seed-{seed}")
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    check_finished(both, trained)
+
+
+def test_a_seed_that_is_ahead_is_not_begun_again(both, trained, run_gnp_here):
+    shutil.rmtree(both / "seed-1")
+    result = run_gnp_here(*line(both, "num_seeds=2"))
+    assert result.returncode == 1
+    assert "(seed 0 at step 12, seed 1 at step 0): train them alone" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert numbers_of(both / "seed-0") == numbers_of(trained / "both" / "seed-0")
+    assert saved_of(both / "seed-0") == [6, 9, 12]
 
 
 def test_each_seed_is_evaluated(trained, run_gnp_here):
     result = run_gnp_here("--mode=eval", *line(trained / "both", "num_seeds=2"))
     found = [json.loads(text) for text in result.stdout.splitlines() if text.startswith("{")]
     assert [each["step"] for each in found] == [12, 12]
+    for seed, each in enumerate(found):
+        last = (trained / "both" / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()[-1]
+        assert each["test_loss"] == pytest.approx(json.loads(last)["test_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +190,12 @@ def test_what_cannot_be_done_is_one_line(words, message, tmp_path, run_gnp_here)
     assert result.returncode == (1 if "base_lr" in words[-1] else 2)
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_state_that_is_split_is_of_one_seed(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"num_seeds = 2 does not go with 2 parts of the state"):
+        build.check_devices(load_config(IRIS, [*SEEDS, ("mesh.fsdp", "2")]))
 
 
 def test_the_directory_of_one_run_is_not_that_of_several(trained, run_gnp_here):

@@ -241,13 +241,13 @@ def build_run(
 
 
 def build_runs(
-    members: Sequence[ml_collections.ConfigDict], directories: Sequence[Path]
+    members: Sequence[ml_collections.ConfigDict], directories: Sequence[Path | None]
 ) -> list[Run]:
     """The runs of configs that differ in their seeds alone; several take their steps at once.
 
     Args:
         members: checked and complete.
-        directories: of the runs.
+        directories: of the runs; None: as in `build_run`.
 
     Raises:
         ConfigError, DataError, ModelError, OptimizerError: one line each.

@@ -55,7 +55,7 @@ from gnp.analysis.command_line import Parser
 from gnp.analysis.report.runs import ReportError, read_run
 from gnp.main import command_line
 from gnp.main.main import USAGE_ERRORS
-from gnp.training.run_directory import read_config, refuse_other_config, refuse_single_run
+from gnp.training.run_directory import read_config, refuse_mixture, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-P", "-m", "gnp.main.main")
@@ -327,7 +327,7 @@ def check(runs: Sequence[Run]) -> list[Run]:
         try:
             config = _checked(run)
             members, directories = build.members_of(config, run.directory)
-            refuse_single_run(run.directory, len(members))
+            refuse_mixture(run.directory, len(members))
             for member, directory in zip(members, directories, strict=True):
                 _refuse_other_run(directory, member)
         except (*USAGE_ERRORS, UsageError) as error:

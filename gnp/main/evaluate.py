@@ -15,7 +15,7 @@ from gnp import build
 from gnp.main.tables import print_metrics
 from gnp.training import processes
 from gnp.training.loop import evaluate
-from gnp.training.run_directory import read_config, refuse_other_config
+from gnp.training.run_directory import read_config, refuse_other_config, seed_directories
 
 
 def run(
@@ -29,6 +29,12 @@ def run(
         for member, directory in zip(*build.members_of(config, working_dir), strict=True):
             print(f"{directory}:")
             run(member, directory, checkpoint)
+        return 0
+    inside = seed_directories(working_dir)
+    if config is None and inside and not (working_dir / "config.json").exists():
+        for directory in inside:
+            print(f"{directory}:")
+            run(None, directory, checkpoint, overrides)
         return 0
     saved = read_config(working_dir)
     if config is None:

@@ -32,7 +32,7 @@ from gnp.training.run_directory import (
     check_run_directory,
     claim_run_directory,
     read_config,
-    refuse_single_run,
+    refuse_mixture,
 )
 from gnp.training.seeds import stacked
 from gnp.training.state import TrainState
@@ -70,7 +70,7 @@ def run(
     build.check_devices(config)
     active = processes.is_first()
     members, directories = build.members_of(config, working_dir)
-    processes.decide(lambda: refuse_single_run(working_dir, len(members)))
+    processes.decide(lambda: refuse_mixture(working_dir, len(members)))
 
     def stored() -> dict[str, Any]:
         fresh = config.retrain or not (directories[0] / "config.json").is_file()

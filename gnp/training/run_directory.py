@@ -78,20 +78,34 @@ def check_run_directory(
         )
 
 
-def refuse_single_run(path: Path, seeds: int) -> None:
-    """Raises where several seeds are to be trained in the directory of one run.
+def seed_directories(path: Path) -> list[Path]:
+    """The run directories of several seeds in one, by number."""
+    found = [each.parent for each in path.glob("seed-*/config.json")]
+    return sorted(
+        (each for each in found if each.name[5:].isdigit()), key=lambda x: int(x.name[5:])
+    )
+
+
+def refuse_mixture(path: Path, seeds: int) -> None:
+    """Raises where the run of one seed and those of several would share a directory.
 
     Args:
         path: the directory.
-        seeds: how many.
+        seeds: how many are to be trained.
 
     Raises:
-        RunDirectoryError: it is one.
+        RunDirectoryError: they would.
     """
     if seeds > 1 and (path / "config.json").exists():
         raise RunDirectoryError(
             f"--working_dir={path} holds the run of one seed; choose another directory for "
             f"num_seeds = {seeds}"
+        )
+    inside = [each.name for each in seed_directories(path)]
+    if seeds == 1 and inside:
+        raise RunDirectoryError(
+            f"--working_dir={path} holds the runs of several seeds ({', '.join(inside)}): train as "
+            "many at once with num_seeds, go on with one in its own directory, or choose another"
         )
 
 
@@ -116,9 +130,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        inside = sorted(each.parent.name for each in path.glob("*/config.json"))
-        hint = f"; the runs in it are {', '.join(inside[:5])}" if inside else ""
-        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it){hint}")
+        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it)")
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -164,8 +164,10 @@ def test_a_seed_that_is_ahead_is_not_begun_again(both, trained, run_gnp_here):
     assert saved_of(both / "seed-0") == [6, 9, 12]
 
 
-def test_each_seed_is_evaluated(trained, run_gnp_here):
-    result = run_gnp_here("--mode=eval", *line(trained / "both", "num_seeds=2"))
+@pytest.mark.parametrize("asked", [True, False], ids=["with its config", "without"])
+def test_each_seed_is_evaluated(asked, trained, run_gnp_here):
+    _, directory, *_ = words = line(trained / "both", "num_seeds=2")
+    result = run_gnp_here("--mode=eval", *(words if asked else [directory]))
     found = [json.loads(text) for text in result.stdout.splitlines() if text.startswith("{")]
     assert [each["step"] for each in found] == [12, 12]
     for seed, each in enumerate(found):
@@ -202,6 +204,7 @@ def test_the_directory_of_one_run_is_not_that_of_several(trained, run_gnp_here):
     result = run_gnp_here(*line(trained / "alone-0", "num_seeds=2"))
     assert result.returncode == 2
     assert "holds the run of one seed" in result.stderr
-    result = run_gnp_here("--mode=eval", f"--working_dir={trained / 'both'}")
+    result = run_gnp_here(*line(trained / "both"))
     assert result.returncode == 2
-    assert "the runs in it are seed-0, seed-1" in result.stderr
+    assert "holds the runs of several seeds (seed-0, seed-1): train as many" in result.stderr
+    assert not (trained / "both" / "config.json").exists()

@@ -10,7 +10,8 @@ list of values adds the runs that are missing.
 KEY=VALUE,VALUE      any config key. `seeds` sets init_seeds too, unless that is given itself
 KEY,KEY=(A,B),(C,D)  keys that go together: one run with A and B, another with C and D
 --working_dir=DIR    where; default: runs/CONFIG-sweep in the checkout
---jobs=N             runs at a time, or JOBS=N; the GPUs are shared out evenly.
+--jobs=N             runs at a time, or JOBS=N; the GPUs are shared out evenly, and where there
+                     are more jobs than GPUs, each GPU's memory too.
                      Default: as many as there are GPUs, 1 without any
 --config.KEY=VALUE   handed to every run
 
@@ -33,6 +34,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -63,6 +65,8 @@ SEEDS = "seeds"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _LONGEST_NAME = 200  # a file's name may have 255 bytes
 _POLL_SECONDS = 0.1
+_VISIBLE, _MEMORY = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_SHARED = 0.8  # of a GPU's memory; each process needs some outside jax's part as well
 
 
 class UsageError(ValueError):
@@ -424,7 +428,7 @@ def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
 def run_all(
     runs: Sequence[Run],
     total: int,
-    shares: Sequence[str | None],
+    shares: Sequence[Mapping[str, str]],
     logs: Path,
     signals: Sequence[signal.Signals],
     lock: int,
@@ -434,7 +438,7 @@ def run_all(
     Args:
         runs: what to run.
         total: of the sweep, for the bar.
-        shares: CUDA_VISIBLE_DEVICES of each process that may run; None: as it is.
+        shares: the environment variables that give each process that may run its devices.
         logs: the folder of the logs.
         signals: grows when a signal comes: it is handed on, and no other run is started.
         lock: open file, kept by the processes too.
@@ -489,23 +493,21 @@ class Process:
 
     Args:
         run: what it runs.
-        share: CUDA_VISIBLE_DEVICES; None: as it is.
+        share: the environment variables that give it its devices.
         logs: the folder of the logs.
         lock: an open file that it keeps.
     """
 
-    def __init__(self, run: Run, share: str | None, logs: Path, lock: int) -> None:
+    def __init__(self, run: Run, share: Mapping[str, str], logs: Path, lock: int) -> None:
         self.run, self.share = run, share
         self.log = logs / f"{run.name}.log"
         self.started = time.monotonic()
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # so that the last line comes last
-        if share is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = share
         with open(self.log, "ab") as log:
             self._from = log.tell()
             self._process = subprocess.Popen(
                 [*PROGRAM, *run.arguments],
-                env=environment,
+                # Unbuffered, so that the last line comes last.
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **share},
                 pass_fds=[lock],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
@@ -589,20 +591,26 @@ def _catch_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
-def _shares(jobs: int | None, runs: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each job.
+def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
+    """The environment variables that give each job its devices.
 
     Raises:
         UsageError: more jobs than devices that cannot be shared.
     """
     if jobs == 1 or runs == 0:
-        return [None]
+        return [{}]
     backend, names = _devices()
+    if jobs is not None:
+        jobs = min(jobs, runs)
     return share_out(backend, names, jobs)[: max(1, runs)]
 
 
-def share_out(backend: str, names: Sequence[str], jobs: int | None) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each job: an even share of the GPUs; None: as it is.
+def share_out(backend: str, names: Sequence[str], jobs: int | None) -> list[dict[str, str]]:
+    """The environment variables that give each job an even share of the devices.
+
+    Where there are more jobs than GPUs, those on one GPU have a share of its memory each, as jax
+    would keep three quarters of it for the first
+    (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
 
     Args:
         backend: as jax calls it.
@@ -614,21 +622,26 @@ def share_out(backend: str, names: Sequence[str], jobs: int | None) -> list[str 
 
     Example:
         >>> share_out("gpu", ["0", "1", "2", "3"], 2)
-        ['0,1', '2,3']
+        [{'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '2,3'}]
     """
     if backend == "cpu":
-        return [None] * (jobs or 1)
+        return [{}] * (jobs or 1)
     jobs = jobs or (len(names) if backend == "gpu" else 1)
     if jobs == 1:
-        return [None]
-    most = len(names) if backend == "gpu" else 1
-    if jobs > most:
+        return [{}]
+    if backend != "gpu":
         raise UsageError(
-            f"--jobs={jobs}: allowed is at most {most}, as each job needs a {backend.upper()} of "
-            "its own"
+            f"--jobs={jobs}: allowed is 1, as a {backend.upper()} belongs to one process"
         )
-    share = len(names) // jobs
-    return [",".join(names[job * share : (job + 1) * share]) for job in range(jobs)]
+    share, on_one = max(1, len(names) // jobs), math.ceil(jobs / len(names))
+    shares = []
+    for job in range(jobs):
+        first = job * share % len(names)
+        each = {_VISIBLE: ",".join(names[first : first + share])}
+        if on_one > 1:
+            each[_MEMORY] = f"{_SHARED / on_one:.3f}"
+        shares.append(each)
+    return shares
 
 
 def _devices() -> tuple[str, list[str]]:
@@ -644,7 +657,7 @@ def _devices() -> tuple[str, list[str]]:
     if done.returncode:
         raise SweepError(f"no device can be used: {last_line(done.stderr)}")
     backend, count = done.stdout.split()[-2:]
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    named = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",")]
     names = [name for name in named if name] or [str(number) for number in range(int(count))]
     return backend, names[: int(count)]
 

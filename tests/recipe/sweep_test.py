@@ -349,13 +349,23 @@ def test_a_sweep_has_its_directory_for_itself(run_sweep, without_report, tmp_pat
     ],
 )
 def test_devices_are_shared_out(backend, names, jobs, shares):
-    assert sweep.share_out(backend, names, jobs) == shares
+    wanted = [{"CUDA_VISIBLE_DEVICES": share} if share else {} for share in shares]
+    assert sweep.share_out(backend, names, jobs) == wanted
 
 
-@pytest.mark.parametrize(("backend", "most"), [("gpu", 2), ("tpu", 1)])
-def test_more_jobs_than_devices(backend, most):
-    with pytest.raises(sweep.UsageError, match=f"^--jobs=3: allowed is at most {most}, as each"):
-        sweep.share_out(backend, ["0", "1"], 3)
+@pytest.mark.parametrize(
+    ("names", "visible", "memory"),
+    [(["0"], ["0", "0"], "0.400"), (["2", "5"], ["2", "5", "2"], "0.400")],
+)
+def test_more_jobs_than_gpus_share_their_memory(names, visible, memory):
+    assert sweep.share_out("gpu", names, len(visible)) == [
+        {"CUDA_VISIBLE_DEVICES": name, "XLA_PYTHON_CLIENT_MEM_FRACTION": memory} for name in visible
+    ]
+
+
+def test_more_jobs_than_a_tpu_can_have():
+    with pytest.raises(sweep.UsageError, match=r"^--jobs=3: allowed is 1, as a TPU belongs to"):
+        sweep.share_out("tpu", ["0", "1"], 3)
 
 
 @pytest.mark.parametrize("module", [sweep, all_smoke])

@@ -111,7 +111,8 @@ class Trainer:
         """
         for each in penalize:
             if each not in self._programs:
-                self._programs[each] = self._lowered(each).compile()
+                lowered = self._jitted(each).lower(*self._arguments())
+                self._programs[each] = lowered.compile()
         return Cycle(self, penalize)
 
     def run(self, penalize: Sequence[bool], cycles: int) -> None:
@@ -139,10 +140,13 @@ class Trainer:
         return {**parts, "peak": sum(parts.values())}
 
     def flops(self) -> float:
-        """Operations of the plain step: XLA's count for its program before it is optimised."""
-        return float((self._lowered(False).cost_analysis() or {}).get("flops", 0.0))
+        """Operations of the plain step."""
+        return count_flops(self._jitted(False), *self._arguments())
 
-    def _lowered(self, penalize: bool) -> Any:
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.state, self._batch, self._key, self._number
+
+    def _jitted(self, penalize: bool) -> Any:
         step = build_train_step(
             self._apply,
             build_objective("softmax_cross_entropy"),
@@ -152,8 +156,27 @@ class Trainer:
         )
         if self.steps_per_call > 1:
             step = _several(step, self.steps_per_call)
-        jitted = jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
-        return jitted.lower(self.state, self._batch, self._key, self._number)
+        return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
+
+
+def count_flops(function: Any, *arguments: Any) -> float:
+    """Operations of a jitted function: XLA's count for its program before it is optimised.
+
+    Counted for the CPU, whatever device there is, as the plugins of others count nothing
+    (https://github.com/jax-ml/jax/issues/22713).
+
+    Args:
+        function: what `jax.jit` returned.
+        arguments: arrays or their shapes.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((10, 20), jnp.float32)
+        >>> count_flops(jax.jit(lambda x: x @ x.T), x)
+        4000.0
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return float(function.lower(*shapes).cost_analysis()["flops"])
 
 
 class Cycle:

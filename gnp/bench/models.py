@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import model
+from gnp.bench.measure import count_flops
 from gnp.bench.pages import PageError, read_page, write_page
 
 MARKS = ("<!-- table of gnp.bench.models -->", "<!-- end of the table -->")
@@ -76,9 +77,9 @@ def describe(name: str) -> Row:
 
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda x: module.init(key, x, train=False), x)
-    costs = jax.jit(forward).lower(variables, x).cost_analysis() or {"flops": 0.0}
+    flops = count_flops(jax.jit(forward), variables, x)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Row(name, _source(type(module)), shape, classes, parameters, costs["flops"])
+    return Row(name, _source(type(module)), shape, classes, parameters, flops)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ alpha 0.8, learning rate 0.1 with a cosine, L2 1e-3, gradients clipped at 5, bat
 
 Meant for an accelerator (README.md has the seconds of a step). The paper trains
 WideResNet_28_10. To expect: 5.9% test error after --config.total_epochs=30 in bfloat16
-(docs/results.md); the 200 epochs have not been run.
+(two seeds on one H100, docs/results.md); the 200 epochs have not been run.
 """
 
 import ml_collections

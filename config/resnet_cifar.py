@@ -5,7 +5,8 @@ r"""ResNet50 on CIFAR-10 with the gradient-norm penalty, as published.
         --config.dataset.data_dir=DATA_DIR
 
 Everything but the network is that of config/wideresnet_cifar.py, CIFAR-100 too. Settings:
-recipes/resnet-cifar.sh of https://github.com/zhaoyang-0204/gnp. Not yet trained here.
+recipes/resnet-cifar.sh of https://github.com/zhaoyang-0204/gnp. The paper's errors are not at hand
+and no hours are published (docs/published.md). Not yet trained here.
 """
 
 import ml_collections

@@ -7,9 +7,9 @@ r"""WideResNet_28_10 on CIFAR-100 with Adam-G, as in the Riemannian paper.
 The other published networks: --config.model.model_name=WideResNet_40_10;
 VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rate=0.
 
-Published test error, median of five runs, in percent: VGG-13 24.89, VGG-19 25.59,
-WRN-28-10 18.30, WRN-40-10 17.85 (arXiv 1709.09603; docs/published.md has the other optimizers').
-config/riemannian.py has the settings. Not yet trained here.
+Published test error, median of five runs, in percent: VGG-13 24.89, VGG-19 25.59, WRN-28-10 18.30,
+WRN-40-10 17.85 (arXiv 1709.09603; docs/published.md has the other optimizers').
+config/riemannian.py has the settings. No hours are published. Not yet trained here.
 """
 
 import ml_collections

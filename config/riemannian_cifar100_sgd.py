@@ -7,9 +7,9 @@ r"""WideResNet_28_10 on CIFAR-100 with SGD, as in the Riemannian paper.
 The other published networks: --config.model.model_name=WideResNet_40_10;
 VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rate=0.
 
-Published test error, median of five runs, in percent: VGG-13 26.17, VGG-19 27.62,
-WRN-28-10 18.66, WRN-40-10 18.39 (arXiv 1709.09603; docs/published.md has the other optimizers').
-config/riemannian.py has the settings. Not yet trained here.
+Published test error, median of five runs, in percent: VGG-13 26.17, VGG-19 27.62, WRN-28-10 18.66,
+WRN-40-10 18.39 (arXiv 1709.09603; docs/published.md has the other optimizers').
+config/riemannian.py has the settings. No hours are published. Not yet trained here.
 """
 
 import ml_collections

@@ -7,9 +7,9 @@ r"""WideResNet_16_4 on SVHN with SGD, as in the Riemannian paper.
 The other published networks: --config.model.model_name=WideResNet_22_8;
 VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rate=0.
 
-Published test error, median of five runs, in percent: VGG-13 1.78, VGG-19 1.94,
-WRN-16-4 1.64, WRN-22-8 1.64 (arXiv 1709.09603; docs/published.md has the other optimizers').
-config/riemannian.py has the settings. Not yet trained here.
+Published test error, median of five runs, in percent: VGG-13 1.78, VGG-19 1.94, WRN-16-4 1.64,
+WRN-22-8 1.64 (arXiv 1709.09603; docs/published.md has the other optimizers'). config/riemannian.py
+has the settings. No hours are published. Not yet trained here.
 """
 
 import ml_collections

@@ -65,7 +65,13 @@ SEEDS = "seeds"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _LONGEST_NAME = 200  # a file's name may have 255 bytes
 _POLL_SECONDS = 0.1
-_VISIBLE, _MEMORY = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+# What tells jax how much of a GPU's memory to take; it refuses the first two together.
+_MEMORY = (
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+)
 _SHARED = 0.8  # of a GPU's memory; each process needs some outside jax's part as well
 
 
@@ -599,33 +605,34 @@ def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
     """
     if jobs == 1 or runs == 0:
         return [{}]
-    backend, names = _devices()
-    if jobs is not None:
-        jobs = min(jobs, runs)
-    return share_out(backend, names, jobs)[: max(1, runs)]
+    return share_out(*_devices(), jobs, runs)
 
 
-def share_out(backend: str, names: Sequence[str], jobs: int | None) -> list[dict[str, str]]:
+def share_out(
+    backend: str, names: Sequence[str], jobs: int | None, runs: int
+) -> list[dict[str, str]]:
     """The environment variables that give each job an even share of the devices.
 
-    Where there are more jobs than GPUs, those on one GPU have a share of its memory each, as jax
-    would keep three quarters of it for the first
+    How many GPUs a job has does not depend on how many runs are left: a run that uses another
+    number of them may be another run. Jobs on one GPU have a share of its memory each, as jax would
+    keep three quarters of it for the first, unless the environment says how much jax takes
     (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
 
     Args:
         backend: as jax calls it.
         names: of the devices.
         jobs: how many; None: one a GPU, one in all on anything else.
+        runs: how many wait; there are no more shares than that.
 
     Raises:
         UsageError: more jobs than devices that cannot be shared.
 
     Example:
-        >>> share_out("gpu", ["0", "1", "2", "3"], 2)
+        >>> share_out("gpu", ["0", "1", "2", "3"], 2, runs=9)
         [{'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '2,3'}]
     """
     if backend == "cpu":
-        return [{}] * (jobs or 1)
+        return [{}] * min(jobs or 1, runs)
     jobs = jobs or (len(names) if backend == "gpu" else 1)
     if jobs == 1:
         return [{}]
@@ -633,14 +640,15 @@ def share_out(backend: str, names: Sequence[str], jobs: int | None) -> list[dict
         raise UsageError(
             f"--jobs={jobs}: allowed is 1, as a {backend.upper()} belongs to one process"
         )
-    share, on_one = max(1, len(names) // jobs), math.ceil(jobs / len(names))
+    share = max(1, len(names) // jobs)
+    at_once = min(jobs, runs)
     shares = []
-    for job in range(jobs):
+    for job in range(at_once):
         first = job * share % len(names)
-        each = {_VISIBLE: ",".join(names[first : first + share])}
-        if on_one > 1:
-            each[_MEMORY] = f"{_SHARED / on_one:.3f}"
-        shares.append(each)
+        shares.append({_VISIBLE: ",".join(names[first : first + share])})
+    on_one = math.ceil(at_once / len(names))
+    if on_one > 1 and not any(name in os.environ for name in _MEMORY):
+        shares = [each | {_MEMORY[0]: f"{_SHARED / on_one:.3f}"} for each in shares]
     return shares
 
 

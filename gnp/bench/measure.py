@@ -175,7 +175,11 @@ def count_flops(function: Any, *arguments: Any) -> float:
         4000.0
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        sys.exit(f"JAX_PLATFORMS={jax.config.jax_platforms}: add ,cpu; FLOPs are counted there")
+    with jax.default_device(cpu):
         return float(function.lower(*shapes).cost_analysis()["flops"])
 
 

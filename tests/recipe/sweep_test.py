@@ -336,6 +336,15 @@ def test_a_sweep_has_its_directory_for_itself(run_sweep, without_report, tmp_pat
     )
 
 
+MEMORY = "XLA_CLIENT_MEM_FRACTION"
+
+
+@pytest.fixture
+def free_memory(monkeypatch):
+    for name in (MEMORY, "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.parametrize(
     ("backend", "names", "jobs", "shares"),
     [
@@ -350,22 +359,48 @@ def test_a_sweep_has_its_directory_for_itself(run_sweep, without_report, tmp_pat
 )
 def test_devices_are_shared_out(backend, names, jobs, shares):
     wanted = [{"CUDA_VISIBLE_DEVICES": share} if share else {} for share in shares]
-    assert sweep.share_out(backend, names, jobs) == wanted
+    assert sweep.share_out(backend, names, jobs, runs=9) == wanted
 
 
 @pytest.mark.parametrize(
-    ("names", "visible", "memory"),
-    [(["0"], ["0", "0"], "0.400"), (["2", "5"], ["2", "5", "2"], "0.400")],
+    ("names", "jobs", "visible", "memory"),
+    [
+        (["3"], 2, ["3"] * 2, "0.400"),
+        (["0"], 7, ["0"] * 7, "0.114"),
+        (["0", "1", "2"], 8, ["0", "1", "2", "0", "1", "2", "0", "1"], "0.267"),
+    ],
 )
-def test_more_jobs_than_gpus_share_their_memory(names, visible, memory):
-    assert sweep.share_out("gpu", names, len(visible)) == [
-        {"CUDA_VISIBLE_DEVICES": name, "XLA_PYTHON_CLIENT_MEM_FRACTION": memory} for name in visible
-    ]
+def test_more_jobs_than_gpus_share_their_memory(free_memory, names, jobs, visible, memory):
+    wanted = [{"CUDA_VISIBLE_DEVICES": name, MEMORY: memory} for name in visible]
+    assert sweep.share_out("gpu", names, jobs, runs=99) == wanted
+
+
+@pytest.mark.parametrize("name", [MEMORY, "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_the_share_of_the_memory_that_the_user_gives_counts(free_memory, name, monkeypatch):
+    monkeypatch.setenv(name, "0.2")
+    assert sweep.share_out("gpu", ["0"], 2, runs=9) == [{"CUDA_VISIBLE_DEVICES": "0"}] * 2
+
+
+def test_the_last_runs_have_as_many_gpus_as_the_first(free_memory, monkeypatch):
+    monkeypatch.setattr(sweep, "_devices", lambda: ("gpu", ["0", "1", "2", "3"]))
+    assert sweep._shares(4, 1) == [{"CUDA_VISIBLE_DEVICES": "0"}]
+    assert sweep._shares(2, 1) == [{"CUDA_VISIBLE_DEVICES": "0,1"}]
+    assert sweep._shares(8, 1) == [{"CUDA_VISIBLE_DEVICES": "0"}]
 
 
 def test_more_jobs_than_a_tpu_can_have():
     with pytest.raises(sweep.UsageError, match=r"^--jobs=3: allowed is 1, as a TPU belongs to"):
-        sweep.share_out("tpu", ["0", "1"], 3)
+        sweep.share_out("tpu", ["0", "1"], 3, runs=9)
+
+
+def test_a_process_has_its_share(tmp_path, monkeypatch):
+    program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    monkeypatch.setattr(sweep, "PROGRAM", (sys.executable, "-c", program))
+    with open(tmp_path / "lock", "wb") as lock:
+        run = sweep.Run("r", tmp_path / "r", ())
+        process = sweep.Process(run, {"CUDA_VISIBLE_DEVICES": "5"}, tmp_path, lock.fileno())
+        process.wait()
+    assert process.log.read_text() == "5\n"
 
 
 @pytest.mark.parametrize("module", [sweep, all_smoke])

@@ -178,7 +178,8 @@ def count_flops(function: Any, *arguments: Any) -> float:
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        sys.exit(f"JAX_PLATFORMS={jax.config.jax_platforms}: add ,cpu; FLOPs are counted there")
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        sys.exit(f"JAX_PLATFORMS={platforms}: add ,cpu to it, as FLOPs are counted there")
     with jax.default_device(cpu):
         return float(function.lower(*shapes).cost_analysis()["flops"])
 

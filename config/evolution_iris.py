@@ -6,7 +6,7 @@ r"""How gradients evolve on Iris: a perceptron on four numbers.
 
 100 epochs, batch 15, SGD at 0.01, one hidden layer of 8, as published. The 150 flowers come with
 scikit-learn: nothing is downloaded. A fifth of them is the test set.
-To expect: 6.67% test error with seed 0.
+To expect: 6.67, 13.33 and 20.00% test error with seeds 0, 1, 2, each in seconds.
 docs/evolution.md says what it records.
 """
 

@@ -10,12 +10,16 @@ set -euo pipefail
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
+# Most of a test's time is compilation: without most of LLVM's passes it takes less than half as
+# long. --slow compiles as a user's run does.
+optimizations="${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}"
 options=(-n 2)
 paths=("$ROOT/tests" "$ROOT/config" "$ROOT/ds_pipeline" "$ROOT/gnp" "$ROOT/model" "$ROOT/optimizer")
 arguments=()
 for argument in "$@"; do
   if [[ "$argument" == --slow ]]; then
     options+=(-m "") # replaces the "not slow" of pyproject.toml
+    optimizations="${JAX_DISABLE_MOST_OPTIMIZATIONS:-0}"
     continue
   fi
   if [[ "$argument" != -* && -e "${argument%%::*}" ]]; then
@@ -24,7 +28,8 @@ for argument in "$@"; do
   arguments+=("$argument")
 done
 
-# Most of a test's time is compilation: keep its results between processes and runs, for a week.
+export JAX_DISABLE_MOST_OPTIMIZATIONS="$optimizations"
+# The results of compilations are kept between processes and runs, for a week.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1

@@ -8,7 +8,7 @@ r"""How gradients evolve on CIFAR-100: a CNN of four convolutions.
 15 epochs and batch 1024 are as published. The network is that of CIFAR-10; the published one has
 batch norms between its dense layers, with Adam at 0.005. Without them this one takes Adam's usual
 0.001.
-docs/evolution.md says what it records. Not yet trained here; no hours are published.
+docs/evolution.md says what it records. Not yet trained here; its hours are not known to us.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ r"""How gradients evolve on FordA: a 1-D CNN on the noise of engines.
 
 Batch 32, Adam at 1e-4, as published; 100 epochs to be quick, where the published run takes 500
 (--config.total_epochs=500). DATA_DIR is the folder of the UCR sets.
-docs/evolution.md says what it records. Not yet trained here; no hours are published.
+docs/evolution.md says what it records. Not yet trained here; its hours are not known to us.
 """
 
 import ml_collections

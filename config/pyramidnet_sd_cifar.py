@@ -6,7 +6,7 @@ r"""PyramidNet 272-200 with ShakeDrop on CIFAR-10 with the gradient-norm penalty
 
 AutoAugment, mixup and cutout, 1800 epochs. CIFAR-100 as in config/wideresnet_cifar.py. Settings:
 recipes/pyramidnet-sd-cifar.sh of https://github.com/zhaoyang-0204/gnp. The paper's errors are not
-at hand and no hours are published (docs/published.md). Not yet trained here.
+at hand and its hours are not known to us (docs/published.md). Not yet trained here.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ r"""ResNet50 on CIFAR-10 with the gradient-norm penalty, as published.
 
 Everything but the network is that of config/wideresnet_cifar.py, CIFAR-100 too. Settings:
 recipes/resnet-cifar.sh of https://github.com/zhaoyang-0204/gnp. The paper's errors are not at hand
-and no hours are published (docs/published.md). Not yet trained here.
+and its hours are not known to us (docs/published.md). Not yet trained here.
 """
 
 import ml_collections

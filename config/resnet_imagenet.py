@@ -8,8 +8,8 @@ DIR holds train/CLASS/*.JPEG and val/CLASS/*.JPEG. Random crops at any scale wit
 pixels, which the authors' code does whatever its flags say.
 
 Settings: recipes/resnet-imagenet.sh of https://github.com/zhaoyang-0204/gnp; the paper is arXiv
-2202.03599. The paper's errors are not at hand and no hours are published (docs/published.md). Not
-yet trained here.
+2202.03599. The paper's errors are not at hand and its hours are not known to us
+(docs/published.md). Not yet trained here.
 """
 
 import ml_collections

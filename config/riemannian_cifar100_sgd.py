@@ -9,7 +9,7 @@ VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rat
 
 Published test error, median of five runs, in percent: VGG-13 26.17, VGG-19 27.62, WRN-28-10 18.66,
 WRN-40-10 18.39 (arXiv 1709.09603; docs/published.md has the other optimizers').
-config/riemannian.py has the settings. No hours are published. Not yet trained here.
+config/riemannian.py has the settings. Its hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

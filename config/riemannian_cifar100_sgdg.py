@@ -9,7 +9,7 @@ VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rat
 
 Published test error, median of five runs, in percent: VGG-13 25.29, VGG-19 25.79, WRN-28-10 18.19,
 WRN-40-10 18.04 (arXiv 1709.09603; docs/published.md has the other optimizers').
-config/riemannian.py has the settings. No hours are published. Not yet trained here.
+config/riemannian.py has the settings. Its hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

@@ -9,7 +9,7 @@ VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rat
 
 Published test error, median of five runs, in percent: VGG-13 6.05, VGG-19 6.02, WRN-28-10 3.78,
 WRN-40-10 3.80 (arXiv 1709.09603; docs/published.md has the other optimizers'). config/riemannian.py
-has the settings. No hours are published. Not yet trained here.
+has the settings. Its hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

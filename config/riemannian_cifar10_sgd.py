@@ -9,7 +9,7 @@ VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rat
 
 Published test error, median of five runs, in percent: VGG-13 5.88, VGG-19 6.49, WRN-28-10 3.89,
 WRN-40-10 3.72 (arXiv 1709.09603; docs/published.md has the other optimizers'). config/riemannian.py
-has the settings. No hours are published. Not yet trained here.
+has the settings. Its hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

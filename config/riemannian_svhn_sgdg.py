@@ -9,7 +9,7 @@ VGG13Riemannian and VGG19Riemannian with --config.model.model_params.dropout_rat
 
 Published test error, median of five runs, in percent: VGG-13 1.74, VGG-19 1.81, WRN-16-4 1.67,
 WRN-22-8 1.63 (arXiv 1709.09603; docs/published.md has the other optimizers'). config/riemannian.py
-has the settings. No hours are published. Not yet trained here.
+has the settings. Its hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

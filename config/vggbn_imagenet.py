@@ -5,8 +5,8 @@ r"""VGG16 with batch norm on ImageNet with the gradient-norm penalty, as publish
         --config.dataset.data_dir=DIR
 
 The data are those of config/resnet_imagenet.py. Settings: recipes/vggbn-imagenet.sh of
-https://github.com/zhaoyang-0204/gnp. The paper's errors are not at hand and no hours are published
-(docs/published.md). Not yet trained here.
+https://github.com/zhaoyang-0204/gnp. The paper's errors are not at hand and its hours are not known
+to us (docs/published.md). Not yet trained here.
 """
 
 import ml_collections

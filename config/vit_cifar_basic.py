@@ -9,8 +9,8 @@ clips the gradient again, at 2, behind the clipping at 5: the same as clipping i
 in config/wideresnet_cifar.py.
 
 Settings: recipes/vit-cifar-basic.sh of https://github.com/zhaoyang-0204/gnp; the paper is arXiv
-2202.03599. The paper's errors are not at hand and no hours are published (docs/published.md). Not
-yet trained here.
+2202.03599. The paper's errors are not at hand and its hours are not known to us
+(docs/published.md). Not yet trained here.
 """
 
 import ml_collections

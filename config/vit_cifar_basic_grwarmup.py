@@ -16,8 +16,8 @@ Published test error on CIFAR-10, in percent (arXiv 2406.09723):
     S      12.07   12.40              10.68
     B      10.83   12.36               9.42
 
-Settings: recipes/vit-cifar-basic-grwarmup.sh of https://github.com/zhaoyang-0204/gnp. Not yet
-trained here.
+Settings: recipes/vit-cifar-basic-grwarmup.sh of https://github.com/zhaoyang-0204/gnp. Its
+hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

@@ -8,8 +8,8 @@ CIFAR-100: --config.dataset.dataset_name=cifar100 --config.dataset.num_classes=1
 --config.gnp.r=0 --config.gnp.alpha=0. SAM: --config.gnp.alpha=1.
 
 Settings: recipes/wideresnet-cifar.sh of https://github.com/zhaoyang-0204/gnp; the paper is arXiv
-2202.03599. The paper's errors are not at hand and no hours are published (docs/published.md). Not
-yet trained here.
+2202.03599. The paper's errors are not at hand and its hours are not known to us
+(docs/published.md). Not yet trained here.
 """
 
 import ml_collections

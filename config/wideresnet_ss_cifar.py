@@ -6,7 +6,7 @@ r"""The 2 x 96 Shake-Shake network on CIFAR-10 with the gradient-norm penalty, a
 
 1800 epochs; else as config/wideresnet_cifar.py, CIFAR-100 too. Settings:
 recipes/wideresnet-ss-cifar.sh of https://github.com/zhaoyang-0204/gnp. The paper's errors are not
-at hand and no hours are published (docs/published.md). Not yet trained here.
+at hand and its hours are not known to us (docs/published.md). Not yet trained here.
 """
 
 import ml_collections

@@ -11,7 +11,8 @@ KEY=VALUE,VALUE      any config key. `seeds` sets init_seeds too, unless that is
 KEY,KEY=(A,B),(C,D)  keys that go together: one run with A and B, another with C and D
 --working_dir=DIR    where; default: runs/CONFIG-sweep in the checkout
 --jobs=N             runs at a time, or JOBS=N; the GPUs are shared out evenly, and where there
-                     are more jobs than GPUs, each GPU's memory too.
+                     are more jobs than GPUs, each GPU's memory too, unless
+                     XLA_CLIENT_MEM_FRACTION says what each takes.
                      Default: as many as there are GPUs, 1 without any
 --config.KEY=VALUE   handed to every run
 
@@ -66,12 +67,8 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _LONGEST_NAME = 200  # a file's name may have 255 bytes
 _POLL_SECONDS = 0.1
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# What tells jax how much of a GPU's memory to take; it refuses the first two together.
-_MEMORY = (
-    "XLA_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_PREALLOCATE",
-)
+# What tells jax how much of a GPU's memory to take, and its older name; jax refuses both together.
+_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _SHARED = 0.8  # of a GPU's memory; each process needs some outside jax's part as well
 
 
@@ -647,9 +644,15 @@ def share_out(
         first = job * share % len(names)
         shares.append({_VISIBLE: ",".join(names[first : first + share])})
     on_one = math.ceil(at_once / len(names))
-    if on_one > 1 and not any(name in os.environ for name in _MEMORY):
-        shares = [each | {_MEMORY[0]: f"{_SHARED / on_one:.3f}"} for each in shares]
+    if on_one > 1 and not _says_how_much_memory(os.environ):
+        shares = [each | {_FRACTIONS[0]: f"{_SHARED / on_one:.3f}"} for each in shares]
     return shares
+
+
+def _says_how_much_memory(environment: Mapping[str, str]) -> bool:
+    """Whether jax would not take three quarters of a GPU by itself."""
+    grows = environment.get("XLA_PYTHON_CLIENT_PREALLOCATE", "") in ("false", "False", "0")
+    return grows or any(environment.get(name) for name in _FRACTIONS)
 
 
 def _devices() -> tuple[str, list[str]]:

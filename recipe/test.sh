@@ -3,15 +3,15 @@
 #
 #   bash recipe/test.sh [--slow] [PYTEST ARGUMENT ...]
 #
-# --slow adds the tests marked slow. Files and folders named here are the caller's; without any,
+# --slow adds the tests marked slow, and compiles as a user's run does: without it, or with
+# JAX_DISABLE_MOST_OPTIMIZATIONS=1, XLA leaves most optimizations out. Files and folders named here are the caller's; without any,
 # all tests and the examples in the docstrings run. -n 0 runs them in one process.
 # GNP_DATA_DIR names a folder of prepared TFDS data sets; the tests that read one skip without it.
 set -euo pipefail
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-# Most of a test's time is compilation: without most of LLVM's passes it takes less than half as
-# long. --slow compiles as a user's run does.
+# Most of a test's time is compilation, and most of that optimization.
 optimizations="${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}"
 options=(-n 2)
 paths=("$ROOT/tests" "$ROOT/config" "$ROOT/ds_pipeline" "$ROOT/gnp" "$ROOT/model" "$ROOT/optimizer")

@@ -249,9 +249,10 @@ every_state = pytest.mark.parametrize("name", [name for name in CASES if name no
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation() -> Iterator[None]:
     """Most of the time here goes into compiling programs that run for microseconds."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # In the wrappers of Optax.

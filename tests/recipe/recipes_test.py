@@ -30,6 +30,7 @@ class Checkout:
         python.write_text(
             "#!/bin/bash\n"
             f'{{ printf "%s\\x1f" "$PWD" "$@"; printf "\\x1e"; }} >>"{self.said}"\n'
+            'printf %s "$JAX_DISABLE_MOST_OPTIMIZATIONS"\n'
             "exit $STATUS\n"
         )
         python.chmod(0o755)
@@ -146,6 +147,20 @@ def test_test(checkout: Checkout):
     a_path = "../check out/recipe/test.sh::test_test"
     _, [call] = checkout.run("test.sh", "--slow", a_path)
     assert call == [*head, "-m", "", a_path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "optimizations_off"),
+    [
+        ([], {}, "1"),
+        ([], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}, "0"),
+        (["--slow"], {}, "0"),
+        (["--slow"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, "1"),
+    ],
+)
+def test_what_the_tests_are_compiled_with(checkout: Checkout, arguments, given, optimizations_off):
+    done, _ = checkout.run("test.sh", *arguments, **given)
+    assert done.stdout == optimizations_off
 
 
 def test_a_folder_of_the_caller_does_not_hide_ours(tmp_path: Path):

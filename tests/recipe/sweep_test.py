@@ -375,10 +375,20 @@ def test_more_jobs_than_gpus_share_their_memory(free_memory, names, jobs, visibl
     assert sweep.share_out("gpu", names, jobs, runs=99) == wanted
 
 
-@pytest.mark.parametrize("name", [MEMORY, "XLA_PYTHON_CLIENT_MEM_FRACTION"])
-def test_the_share_of_the_memory_that_the_user_gives_counts(free_memory, name, monkeypatch):
-    monkeypatch.setenv(name, "0.2")
-    assert sweep.share_out("gpu", ["0"], 2, runs=9) == [{"CUDA_VISIBLE_DEVICES": "0"}] * 2
+@pytest.mark.parametrize(
+    ("name", "value", "counts"),
+    [
+        (MEMORY, "0.2", True),
+        (MEMORY, "", False),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2", True),
+        ("XLA_PYTHON_CLIENT_PREALLOCATE", "false", True),
+        ("XLA_PYTHON_CLIENT_PREALLOCATE", "true", False),
+    ],
+)
+def test_what_the_user_says_of_the_memory_counts(free_memory, name, value, counts, monkeypatch):
+    monkeypatch.setenv(name, value)
+    given = {} if counts else {MEMORY: "0.400"}
+    assert sweep.share_out("gpu", ["0"], 2, runs=9) == [{"CUDA_VISIBLE_DEVICES": "0"} | given] * 2
 
 
 def test_the_last_runs_have_as_many_gpus_as_the_first(free_memory, monkeypatch):

@@ -43,7 +43,6 @@ def data_dir() -> Path:
 def gnp_environment() -> dict[str, str]:
     """Environment variables of a process in which `python -P -m gnp.main.main` works."""
     return os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # as a user's run; one of some epochs is quicker
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",

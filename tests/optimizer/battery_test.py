@@ -18,7 +18,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,15 +244,6 @@ every_case = pytest.mark.parametrize("name", CASES)
 # Not the variants, where one that has the state of another case could not fail alone.
 VARIANTS = ("penalty_where", "penalty_has_aux", "centralize_convolutions", "built")
 every_state = pytest.mark.parametrize("name", [name for name in CASES if name not in VARIANTS])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Most of the time here goes into compiling programs that run for microseconds."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # In the wrappers of Optax.

@@ -6,8 +6,8 @@ r"""A small vision transformer on CIFAR-10 with mixup and the gradient-norm pena
 
 1200 epochs. The authors report a test error below 5% with this augmentation and 12.29% with that of
 their paper (a comment in recipes/vit_cifar_heavy.sh of https://github.com/zhaoyang-0204/gnp, where
-the settings are from). The network and the clipping are those of config/vit_cifar_basic.py. No
-hours are published. Not yet trained here.
+the settings are from). The network and the clipping are those of config/vit_cifar_basic.py. Its
+hours are not known to us. Not yet trained here.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """The recipes of the published experiments, against a table of what was published.
 
 tests/reference/recipes.json was written from the papers, articles and repositories, not from the
-configs.
+configs, but for the settings that its "about" names: those only keep the configs as they are.
 """
 
 import json

@@ -27,12 +27,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import model
+from gnp.training.gradients import build_gradient, build_loss, grouped, penalized
 from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import Regularizer
 from gnp.training.state import TrainState, from_linen
-from gnp.training.step import Groups, build_train_step
-from optimizer import gradient_norm_penalty, record_gradient_evolution
+from gnp.training.step import build_train_step
+from optimizer import gradient_norm_penalty, penalized_gradient
 
 R, ALPHA = 0.05, 0.8
 TUTORIAL = "MnistTutorialCNN"
@@ -47,19 +48,18 @@ T = TypeVar("T")
 
 
 class Trainer:
-    """A model's training steps with a state of their own, each compiled when it is first needed.
+    """A model's train steps with a state of their own, each compiled when it is first needed.
 
     Args:
-        name: of the model.
-        batch_size: examples in a batch, over all devices.
-        optimizer: the chain.
-        regularize: as in `build_train_step`.
-        record: likewise.
-        record_steps: likewise.
-        dtype: of the model's computation.
-        groups: as in `build_train_step`.
-        mesh: the devices; None: the first one.
-        steps_per_call: steps that one call of the compiled program takes, a batch each.
+        name: Of the model.
+        batch_size: Examples in a batch, over all devices.
+        optimizer: The chain.
+        regularize: As in `build_loss`.
+        keep_gradients: As in `build_train_step`.
+        dtype: Of the model's computation.
+        group_size: Examples of a group with a perturbation of its own; None: one for the batch.
+        mesh: The devices; None: the first one.
+        steps_per_call: Steps that one call of the compiled program takes, a batch each.
     """
 
     def __init__(
@@ -69,38 +69,29 @@ class Trainer:
         optimizer: optax.GradientTransformationExtraArgs,
         *,
         regularize: Regularizer | None = None,
-        record: bool = False,
-        record_steps: bool = False,
+        keep_gradients: bool = False,
         dtype: Any = jnp.float32,
-        groups: Groups | None = None,
+        group_size: int | None = None,
         mesh: Mesh | None = None,
         steps_per_call: int = 1,
     ) -> None:
         shape = SHAPES.get(name, CIFAR_SHAPE)
-        module = model.get_model(name, num_classes=10, dtype=dtype)
-        initialise, self._apply = from_linen(module, lambda x: x, shape)
-        mesh = mesh or first_devices(1)
+        net = from_linen(model.get_model(name, num_classes=10, dtype=dtype), lambda x: x, shape)
+        self._mesh = mesh or first_devices(1)
 
         def initial_state(key: jax.Array) -> TrainState:
-            params, model_state = initialise(key)
-            opt_state = optimizer.init(params)
-            if record:
-                opt_state = (opt_state, record_gradient_evolution().init(params))
-            return TrainState(params, model_state, opt_state)
+            params, model_state = net.initialize(key)
+            return TrainState(params, model_state, optimizer.init(params))
 
-        self.state = replicate(jax.jit(initial_state)(jax.random.key(0)), mesh)
-        batch = shard_batch(_share(random_batch(batch_size, shape)), mesh)
+        self.state = replicate(jax.jit(initial_state)(jax.random.key(0)), self._mesh)
+        batch = shard_batch(_share(random_batch(batch_size, shape)), self._mesh)
         self.steps_per_call = steps_per_call
         self._batch = batch if steps_per_call == 1 else _stacked(batch, steps_per_call)
         self._key, self._number = jax.random.key(1), np.int32(1)
-        self._optimizer = optimizer
-        self._settings: dict[str, Any] = {
-            "regularize": regularize,
-            "record": record,
-            "record_steps": record_steps,
-            "groups": groups,
-            "mesh": mesh,
-        }
+        objective = build_objective("softmax_cross_entropy")
+        self._gradient = build_gradient(build_loss(net.apply, objective, regularize))
+        self._optimizer, self._group_size = optimizer, group_size
+        self._keep_gradients = keep_gradients
         self._programs: dict[bool, Any] = {}
 
     def cycle(self, *penalize: bool) -> "Cycle":
@@ -111,7 +102,8 @@ class Trainer:
         """
         for each in penalize:
             if each not in self._programs:
-                lowered = self._jitted(each).lower(*self._arguments())
+                with jax.set_mesh(self._mesh):
+                    lowered = self._jitted(each).lower(*self._arguments())
                 self._programs[each] = lowered.compile()
         return Cycle(self, penalize)
 
@@ -147,16 +139,21 @@ class Trainer:
         return self.state, self._batch, self._key, self._number
 
     def _jitted(self, penalize: bool) -> Any:
+        gradient = self._gradient
+        if self._group_size:
+            if penalize:
+                gradient = penalized(gradient, partial(penalized_gradient, r=R, alpha=ALPHA))
+            gradient = grouped(gradient, self._group_size)
         step = build_train_step(
-            self._apply,
-            build_objective("softmax_cross_entropy"),
+            lambda _: gradient,
             self._optimizer,
             penalize=penalize,
-            **self._settings,
+            keep_gradients=self._keep_gradients,
         )
         if self.steps_per_call > 1:
             step = _several(step, self.steps_per_call)
-        return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
+        options = model.cpu.compiler_options(self._mesh.devices.flat[0].platform)
+        return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 def count_flops(function: Any, *arguments: Any) -> float:

@@ -31,7 +31,7 @@ from config import default, load_config
 from gnp.analysis.report.tables import mean_and_deviation, spread
 from gnp.bench.measure import Cycle, Trainer, about_this_machine, measure_in_turn
 from gnp.bench.pages import PageError, read_page, write_page
-from gnp.build import config_as_json, regularizer
+from gnp.experiment import build_costs
 from gnp.training.files import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,7 +269,7 @@ def _is_of_another(directory: Path, config: ml_collections.ConfigDict) -> bool:
         stored = json.loads(file.read_text())
     except ValueError:
         return True
-    expected = config_as_json(config)
+    expected = configs.as_json(config)
     return any(
         stored.get(key) != value for key, value in expected.items() if key not in default.FREE_KEYS
     )
@@ -286,7 +286,7 @@ def _kinds(share: float) -> Iterator[bool]:
 def _compiled(method: str, penalize: bool) -> Cycle:
     config = config_of(method, 0, "unused")
     chain = optimizer.build_optimizer(config, _steps_per_epoch(config))
-    trainer = Trainer(MODEL, BATCH_SIZE, chain, regularize=regularizer(config))
+    trainer = Trainer(MODEL, BATCH_SIZE, chain, regularize=build_costs(config))
     return trainer.cycle(penalize)
 
 

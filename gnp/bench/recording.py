@@ -79,10 +79,11 @@ def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
     params = initial_params(name)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     adam = optax.with_extra_args_support(optax.adam(1e-3))
+    recorded = optax.with_extra_args_support(optax.chain(record_gradient_evolution(), adam))
     trainers = {
         "plain": Trainer(name, batch_size, adam),
-        "recorded": Trainer(name, batch_size, adam, record=True),
-        "and handed out": Trainer(name, batch_size, adam, record=True, record_steps=True),
+        "recorded": Trainer(name, batch_size, recorded),
+        "and handed out": Trainer(name, batch_size, recorded, keep_gradients=True),
     }
     steps = {step: trainer.cycle(False) for step, trainer in trainers.items()}
     seconds = measure_in_turn(steps, runs)

@@ -59,10 +59,7 @@ from gnp.bench.measure import (
     write_json,
 )
 from gnp.bench.peaks import peak_flops
-from gnp.training.accumulation import given_penalty
-from gnp.training.mesh import AXES
-from gnp.training.step import Groups
-from optimizer import gradient_norm_penalty, looksam, per_group
+from optimizer import gradient_norm_penalty, looksam
 
 MODELS = ("WideResNet_16_4", "ResNet18", "ViT_TI4", TUTORIAL)
 _GNP = functools.partial(gradient_norm_penalty, R, ALPHA)
@@ -74,7 +71,7 @@ _PENALTIES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "normalize": lambda: _GNP(normalize=True),
     "adaptive": lambda: _GNP(adaptive=True),
     "hvp": lambda: _GNP(method="hvp"),
-    "groups": lambda: given_penalty(_GNP()),
+    "groups": _GNP,
 }
 
 
@@ -232,13 +229,12 @@ def first_call_seconds(case: Case, step: str) -> float:
 
 
 def _trainer(case: Case, penalty: str, steps_per_call: int = 1) -> Trainer:
-    halves = Groups(case.batch_size // 2, per_group(_GNP(), AXES))
     return Trainer(
         case.name,
         case.batch_size,
         optax.chain(_PENALTIES[penalty](), base_optimizer(case.name)),
         dtype=model.PRECISIONS[case.dtype],
-        groups=halves if penalty == "groups" else None,
+        group_size=case.batch_size // 2 if penalty == "groups" else None,
         steps_per_call=steps_per_call,
     )
 

@@ -1,4 +1,4 @@
-"""--mode=eval."""
+"""--mode=eval: a checkpoint on the evaluation set."""
 
 import json
 import math
@@ -10,12 +10,13 @@ from typing import Any
 import ml_collections
 
 import config as configs
-from config import default
-from gnp import build
+import ds_pipeline
+from config import default, rules
+from gnp.experiment import build_experiment, device_count, eval_batches, restore
 from gnp.main.tables import print_metrics
-from gnp.training import processes
-from gnp.training.loop import evaluate
-from gnp.training.run_directory import read_config, refuse_other_config, seed_directories
+from gnp.training.distributed import is_first
+from gnp.training.metrics import evaluate
+from gnp.training.run_directory import read_config, refuse_other_config
 
 
 def run(
@@ -24,46 +25,40 @@ def run(
     checkpoint: int | None,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> int:
-    """Evaluates a checkpoint of a directory, or of each seed's; prints a table and a JSON line."""
-    if config is not None and config.num_seeds > 1:
-        for member, directory in zip(*build.members_of(config, working_dir), strict=True):
-            print(f"{directory}:")
-            run(member, directory, checkpoint)
-        return 0
-    inside = seed_directories(working_dir)
-    if config is None and inside and not (working_dir / "config.json").exists():
-        for directory in inside:
-            print(f"{directory}:")
-            run(None, directory, checkpoint, overrides)
-        return 0
-    saved = read_config(working_dir)
+    """Evaluate a checkpoint of a directory; print a table and a JSON line.
+
+    Args:
+        config: Complete, each key checked; None: the directory's own.
+        working_dir: The run directory.
+        checkpoint: The step; None: the newest.
+        overrides: (key, text) pairs for the directory's own config.
+    """
+    stored, devices = read_config(working_dir), device_count()
     if config is None:
-        stored = build.on_these_devices(configs.from_flat(saved))
-        config, _ = configs.apply_overrides(stored, overrides, default.KEYS)
+        config, _ = configs.apply_overrides(configs.from_flat(stored), overrides, default.KEYS)
+        config = configs.on_devices(config, devices)
     else:
         refuse_other_config(
             working_dir,
-            build.config_as_json(build.with_group_size(config, saved)),
+            configs.as_json(configs.with_group_size(config, stored, devices)),
             default.FREE_KEYS,
-            build.config_as_json(default.get_config()),
+            configs.as_json(default.get_config()),
             advice="leave --config out, or give the keys that it was trained with",
         )
-    parts = build.build_run(config, training=False, directory=working_dir)
-    restored = build.restore(parts, config, working_dir, checkpoint)
-    active = processes.is_first()
-    for warning in (*parts.dataset.warnings, *restored.warnings) if active else ():
+    rules.check(config, rules.Facts(devices=devices, training=False))
+    dataset = ds_pipeline.build_dataset(config, working_dir)
+    experiment = build_experiment(config, dataset)
+    restored = restore(experiment, working_dir, checkpoint)
+    for warning in (*dataset.warnings, *restored.warnings) if is_first() else ():
         print(f"warning: {warning}", file=sys.stderr)
-    values, examples = evaluate(
-        parts.evaluation_step, restored.state, build.evaluation_batches(parts)
-    )
-    if not active:
+    values, examples = evaluate(experiment.eval_step, restored.state, eval_batches(experiment))
+    if not is_first():
         return 0
-    name = parts.dataset.evaluation_name
     result: dict[str, Any] = {"step": restored.step, "examples": examples}
     result |= {
-        f"{name}_{metric}": value if math.isfinite(value) else None
+        f"{dataset.evaluation_name}_{metric}": value if math.isfinite(value) else None
         for metric, value in values.items()
     }
-    print_metrics(result, f"{config.dataset.dataset_name}, {name} set")
+    print_metrics(result, f"{config.dataset.dataset_name}, {dataset.evaluation_name} set")
     print(json.dumps(result))
     return 0

@@ -6,31 +6,29 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp import build
 from gnp.main.tables import print_config, print_layers, print_parameters
 from gnp.training.objective import output_size
 
 
 def run(config: ml_collections.ConfigDict) -> int:
-    """Prints the config, the layers and the parameters of a config's model."""
-    build.check_names(config)
+    """Print the config, the layers and the parameters of a config's model."""
     shape, num_classes = _input(config)
     outputs = output_size(config.loss, num_classes)
     module = model.build_model(config, outputs)
     inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    with build.inputs_fit(config.model.model_name, shape):
-        params, layers = model.describe(module, inputs)
-    print_config(build.config_as_json(config))
+    params, layers = model.describe(module, inputs)
+    print_config(configs.as_json(config))
     print_layers(layers, config.model.model_name)
     print_parameters(_parameters(config, params))
     return 0
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
-    """Input shape and class count: from the config where it says them, else from the data."""
+    """Return input shape and class count: from the config where it says them, else from the data."""
     asked = config.dataset
     if asked.image_size and asked.num_channels and asked.num_classes:
         return (asked.image_size, asked.image_size, asked.num_channels), asked.num_classes

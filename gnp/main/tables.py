@@ -1,4 +1,4 @@
-"""What a person reads on the screen."""
+"""Tables that a person reads on the screen."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gnp.analysis.curves import plot_curves
+from gnp.training.files import read_rows
+
+
+def show_results(working_dir: Path, has_evolution: bool) -> None:
+    """Draw the pictures of a run and print its table."""
+    rows = read_rows(working_dir / "metrics.jsonl")
+    if not rows:
+        return
+    plot_curves(rows, working_dir / "curves.png")
+    print_results(rows, working_dir)
+    if has_evolution:
+        from gnp.analysis.evolution import show_evolution
+
+        show_evolution(working_dir)
+
 
 def print_results(rows: Sequence[Mapping[str, Any]], working_dir: Path) -> None:
-    """The run's table: first, best and last epoch, total time, and where everything is.
+    """Print the run's table: first, best and last epoch, total time, and where everything is.
 
     Args:
         rows: the objects of metrics.jsonl, at least one.
@@ -46,7 +62,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], working_dir: Path) -> None:
 
 
 def print_metrics(values: Mapping[str, Any], title: str) -> None:
-    """Names and values, a row each."""
+    """Print names and values, a row each."""
     table = Table(title=title, show_header=False)
     for name, value in values.items():
         table.add_row(_words(name), _number(name, value))
@@ -54,7 +70,7 @@ def print_metrics(values: Mapping[str, Any], title: str) -> None:
 
 
 def print_config(config: Mapping[str, Any]) -> None:
-    """The resolved config, a key a row."""
+    """Print the resolved config, a key a row."""
     table = Table(title="config", show_header=False)
     for name in sorted(config):
         table.add_row(name, str(config[name]))
@@ -62,7 +78,7 @@ def print_config(config: Mapping[str, Any]) -> None:
 
 
 def print_layers(layers: Sequence[Any], name: str) -> None:
-    """The layers with the shapes of what they give out, in the order of the forward pass.
+    """Print the layers with the shapes of what they give out, in the order of the forward pass.
 
     Args:
         layers: each with path, layer, shape and parameters.
@@ -79,7 +95,7 @@ def print_layers(layers: Sequence[Any], name: str) -> None:
 
 
 def print_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
-    """The parameters, and as the last line how many there are.
+    """Print the parameters, and as the last line how many there are.
 
     Args:
         parameters: each with path, shape, count, group and decayed.
@@ -100,7 +116,7 @@ def print_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal, 160 columns where there is none; `[...]` in a path is no markup."""
+    """Return a console as wide as the terminal, 160 columns where there is none; `[...]` in a path is no markup."""
     console = Console(markup=False)
     return console if console.is_terminal else Console(markup=False, width=160)
 

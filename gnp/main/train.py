@@ -1,409 +1,202 @@
-"""--mode=train."""
+"""--mode=train: a run from its checked config to pictures and a table, in the order of events."""
 
-import contextlib
-import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
 
-from config import default
-from gnp import build
-from gnp.analysis.curves import plot_curves
-from gnp.main.command_line import UsageError
-from gnp.main.tables import print_results
-from gnp.training import processes
-from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
-from gnp.training.evolution import EvolutionWriter, layer_names
-from gnp.training.files import read_rows
-from gnp.training.gradient_files import GradientFiles, check_space, size_line
-from gnp.training.interrupt import Interrupt, catch_signals
-from gnp.training.loop import Member, Progress, evaluate, train
-from gnp.training.metrics import Log
-from gnp.training.profile import FOLDER, ProfiledSteps
-from gnp.training.run_directory import (
-    RunDirectoryError,
-    check_run_directory,
-    claim_run_directory,
-    read_config,
-    refuse_mixture,
-)
-from gnp.training.seeds import stacked
+import config as configs
+import ds_pipeline
+import model
+from config import default, rules
+from gnp import experiment as experiments
+from gnp.experiment import Experiment, build_experiment
+from gnp.main.recording import Recording, check_recording
+from gnp.main.tables import show_results
+from gnp.training import distributed, run_directory
+from gnp.training.checkpoint import Checkpoints
+from gnp.training.log import Log
+from gnp.training.metrics import Progress, evaluate, non_finite_error, row_line, to_floats
 from gnp.training.state import TrainState
-
-# Keys that may differ between the machines of a run.
-_OF_A_MACHINE = ("dataset.data_dir", "dataset.workers")
-
-
-class _Seed(NamedTuple):
-    """A seed of the run: its config, its directory and its parts."""
-
-    config: ml_collections.ConfigDict
-    directory: Path
-    parts: build.Run
-    name: str
 
 
 def run(
     config: ml_collections.ConfigDict, working_dir: Path, profile: tuple[int, int] | None = None
 ) -> int:
-    """Trains, or goes on with, the run of a directory; returns the exit code.
-
-    With `num_seeds` above 1 that is a run directory a seed, in the one that is given.
-
-    The exit code of a run which SIGTERM stopped before its end is GNP_STOPPED, 0 where that is not
-    set, in all its processes, whichever had the signal: a scheduler may have to know that there is
-    more.
+    """Train, or go on with, the run of a directory; return the exit code.
 
     Args:
-        config: checked and complete.
-        working_dir: the run directory.
-        profile: the first and the last step to trace, counted from 1.
+        config: Complete, each key checked.
+        working_dir: The run directory.
+        profile: The first and the last step to trace, counted from 1.
     """
-    build.check_names(config)
-    build.check_devices(config)
-    active = processes.is_first()
-    members, directories = build.members_of(config, working_dir)
-    processes.decide(lambda: refuse_mixture(working_dir, len(members)))
-
-    def stored() -> dict[str, Any]:
-        fresh = config.retrain or not (directories[0] / "config.json").is_file()
-        return {} if fresh else read_config(directories[0])
-
-    there = processes.decide(stored)
-    members = [build.with_group_size(member, there) for member in members]
-    as_json = [build.config_as_json(member) for member in members]
-    _check_same(as_json[0])
-    for directory, values in zip(directories, as_json, strict=True):
-        _check_directory(directory, values, config.retrain)
-    runs = build.build_runs(members, directories)
-    names = [f"seed {run.seed}" if len(runs) > 1 else "" for run in runs]
-    seeds = [_Seed(*each) for each in zip(members, directories, runs, names, strict=True)]
-    plan, like = runs[0].plan, build.abstract_state(runs[0])
-    for warning in dict.fromkeys(w for each in runs for w in each.dataset.warnings if active):
-        print(f"warning: {warning}", file=sys.stderr)
-    if profile and profile[1] > plan.total_steps:
-        raise UsageError(
-            f"--profile={profile[0]}:{profile[1]}: the run has {plan.total_steps} steps, "
-            f"{plan.steps_per_epoch} an epoch"
-        )
-    if config.record.steps and active:
-        parts = directories if len(seeds) > 1 else ()
-        check_space(working_dir, _parameters(like), plan.total_steps, parts)
-    begun = [_pretrained(seed) for seed in seeds]
-    # Only now: a command that cannot run leaves the directory as it was.
-    for directory, values in zip(directories, as_json, strict=True):
-        _claim(directory, values, config.retrain)
-    if not active:
-        _check_shared(directories[0], as_json[0])
-    with catch_signals() as interrupt, contextlib.ExitStack() as open_ones:
-        checkpoints = [Checkpoints(seed.directory, config.keep_checkpoints) for seed in seeds]
-        for each in checkpoints:
-            open_ones.push(_closing(each))
-        progress = _train(seeds, working_dir, checkpoints, like, begun, interrupt, profile)
-    if active:
-        for seed in seeds:
-            _show(seed.directory, seed.parts.records)
-    if interrupt.signal is None or progress.step == plan.total_steps:
-        return 0
-    code = 130 if interrupt.signal == signal.SIGINT else int(os.environ.get("GNP_STOPPED", "0"))
-    if not active:
-        return code
-    again = "" if config.retrain else "; the same command goes on from there"
-    print(
-        f"stopped by {interrupt.signal.name} after step {progress.step} of "
-        f"{plan.total_steps}, {'saved' if progress.step else 'nothing to save'}{again}",
-        file=sys.stderr,
-    )
-    return code
-
-
-def _closing(checkpoints: Checkpoints) -> Callable[..., None]:
-    """What closes them at the end of a `with`, whatever it ends with."""
-
-    def close(_: Any, error: BaseException | None, __: Any) -> None:
-        if error is None:
-            checkpoints.close()
-        elif not processes.is_lost(error):  # who is gone cannot write its part
-            processes.bounded(checkpoints.close)
-
-    return close
-
-
-def _check_directory(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
-    processes.decide(
-        lambda: check_run_directory(
-            directory,
-            as_json,
-            retrain=retrain,
+    # The config and the directory. What cannot run leaves the directory as it was.
+    devices, first = experiments.device_count(), distributed.is_first()
+    stored = {} if config.retrain else run_directory.stored_config(working_dir)
+    config = configs.with_group_size(config, stored, devices)
+    rules.check(config, rules.Facts(devices=devices))
+    values = configs.as_json(config)
+    if first:
+        run_directory.check(
+            working_dir,
+            values,
+            retrain=config.retrain,
             free=default.FREE_KEYS,
-            defaults=build.config_as_json(default.get_config()),
+            defaults=configs.as_json(default.get_config()),
         )
-    )
+    distributed.sync("the run directory is checked")
+
+    # The parts of the run.
+    dataset = ds_pipeline.build_dataset(config, working_dir)
+    rules.check(config, rules.Facts(devices=devices, is_regression=dataset.is_regression))
+    experiment = build_experiment(config, dataset)
+    check_recording(config, experiment, working_dir, profile)
+    resumes = not config.retrain and run_directory.has_checkpoints(working_dir)
+    # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
+    begun = None if resumes else experiments.initial_state(experiment, config)
+
+    distributed.sync("all processes have built the run")
+    if first:
+        for warning in dataset.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        run_directory.claim(working_dir, values, retrain=config.retrain)
+    distributed.sync("the run directory is claimed")
+    run_directory.check_shared(working_dir, values)
+
+    with (
+        distributed.catch_signals() as interrupt,
+        Checkpoints(working_dir, config.keep_checkpoints) as checkpoints,
+    ):
+        restored = checkpoints.restore(experiment.abstract_state)
+        progress = Progress(restored.progress if restored else None)
+        with Log(working_dir, progress.step, active=first) as log:
+            if restored:
+                state, lines = restored.state, [f"warning: {each}" for each in restored.warnings]
+                lines.append(f"going on in {working_dir} after step {progress.step}")
+            else:
+                state, report = begun or experiments.initial_state(experiment, config)
+                lines = _pretrained_lines(config.model.pretrained, report)
+            for line in lines:
+                log.say(line)
+            del begun, restored  # no second copy of the state stays while it trains
+            with Recording(
+                config, experiment, working_dir, progress.step, log, profile
+            ) as recording:
+                train(
+                    config, experiment, state, progress, log=log, recording=recording,
+                    checkpoints=checkpoints, interrupt=interrupt,
+                )  # fmt: skip
+    if first:
+        show_results(working_dir, config.record.gradients)
+    return exit_code(interrupt, progress.step, experiment.total_steps, config.retrain)
 
 
-def _claim(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
-    processes.decide(lambda: claim_run_directory(directory, as_json, retrain=retrain))
-
-
-def _pretrained(seed: _Seed) -> build.Begun | None:
-    """Pretrained weights may not fit, which shows here. A run that goes on needs them no more."""
-    config = seed.config
-    begins = config.retrain or not processes.decide(lambda: _has_checkpoints(seed.directory))
-    if not seed.parts.pretrained or not begins:
-        return None
-    return build.initial_state(seed.parts, config.init_seeds)
-
-
-def _has_checkpoints(working_dir: Path) -> bool:
-    return any(path.name.isdigit() for path in (working_dir / "checkpoints").glob("*"))
-
-
-def _check_same(as_json: dict[str, Any]) -> None:
-    """Whether all processes were given one config."""
-    here = json.loads(json.dumps(as_json))
-    first = processes.decide(lambda: here)
-    different = [
-        name for name in first if name not in _OF_A_MACHINE and first[name] != here.get(name)
-    ]
-    if different:
-        raise UsageError(
-            f"this process was given another config than process 0: {', '.join(different)}; "
-            "start all with the same command"
-        )
-
-
-def _check_shared(working_dir: Path, as_json: dict[str, Any]) -> None:
-    """Whether this process sees what process 0 has written."""
-    for wait in (0.0, 1.0, 5.0, 30.0):  # a network's file system may be late
-        time.sleep(wait)
-        with contextlib.suppress(RunDirectoryError):
-            there, here = read_config(working_dir), json.loads(json.dumps(as_json))
-            if all(there.get(name) == here[name] for name in here if name not in _OF_A_MACHINE):
-                return
-    raise RunDirectoryError(
-        f"--working_dir={working_dir} of process 0 is not seen here: all processes need one on a "
-        "file system that their machines share"
-    )
-
-
-def _show(working_dir: Path, recorded: bool) -> None:
-    rows = read_rows(working_dir / "metrics.jsonl")
-    if rows:
-        plot_curves(rows, working_dir / "curves.png")
-        print_results(rows, working_dir)
-        if recorded:
-            from gnp.analysis.evolution import show_evolution
-
-            show_evolution(working_dir)
-
-
-def _parameters(like: TrainState) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(like.params))
-
-
-def _gradient_files(
+def train(
     config: ml_collections.ConfigDict,
-    parts: build.Run,
-    like: TrainState,
-    working_dir: Path,
+    experiment: Experiment,
+    state: TrainState,
     progress: Progress,
-) -> GradientFiles | None:
-    """Where process 0 writes every step's gradient."""
-    if not config.record.steps or not processes.is_first():
-        return None
-    return GradientFiles(
-        working_dir,
-        layer_names(like.params),
-        [leaf.shape for leaf in jax.tree.leaves(like.params)],
-        parts.plan.steps_per_epoch,
-        parts.plan.total_steps,
-        from_step=progress.step,
-    )
-
-
-def _end_epoch(
-    parts: build.Run,
-    like: TrainState,
-    working_dir: Path,
-    progress: Progress,
-    files: GradientFiles | None,
-) -> Callable[[TrainState, int], TrainState] | None:
-    """What a recorded run does at the end of an epoch."""
-    if not parts.records:
-        return None
-    write = EvolutionWriter(
-        working_dir,
-        layer_names(like.params),
-        tuple(leaf.size for leaf in jax.tree.leaves(like.params)),
-        from_epoch=progress.step // parts.plan.steps_per_epoch,
-        active=processes.is_first(),
-    )
-
-    def end_epoch(state: TrainState, epoch: int) -> TrainState:
-        if files:
-            files.flush()
-        return write(state, epoch)
-
-    return end_epoch
-
-
-def _probe(
-    config: ml_collections.ConfigDict, parts: build.Run
-) -> Callable[[TrainState, int], dict[str, float]] | None:
-    """What measures the sharpness as a run goes on."""
-    every = config.record.sharpness_every_n_epochs
-    if every is None:
-        return None
-    from gnp.analysis.sharpness.run import build_probe  # late: few runs need matfree
-
-    loss = build.loss_parts(config, parts.dataset)
-    return build_probe(parts, loss, every, radius=config.gnp.r, seed=config.seeds)
-
-
-def _profiled(
-    parts: build.Run,
-    working_dir: Path,
-    profile: tuple[int, int] | None,
-    progress: Progress,
+    *,
     log: Log,
-) -> ProfiledSteps | None:
-    """The steps, where some that are still to come are to be traced."""
-    if profile is None:
-        return None
-    first, last = max(profile[0], progress.step + 1), profile[1]
-    if first > last:
-        log.say(f"warning: --profile={profile[0]}:{last}: these steps were taken before: no trace")
-        return None
-    if not processes.is_first():
-        return None
-    log.say(f"a trace of steps {first} to {last}: {working_dir / FOLDER}, for xprof or TensorBoard")
-    return ProfiledSteps(parts.steps, first, last, working_dir)
+    recording: Recording,
+    checkpoints: Checkpoints,
+    interrupt: distributed.Interrupt,
+) -> None:
+    """Train from where `progress` stands to the last epoch, or until a signal.
 
-
-def _train(
-    seeds: Sequence[_Seed],
-    working_dir: Path,
-    checkpoints: Sequence[Checkpoints],
-    like: TrainState,
-    begun: list[build.Begun | None],
-    interrupt: Interrupt,
-    profile: tuple[int, int] | None,
-) -> Progress:
-    parts, active = seeds[0].parts, processes.is_first()
-    restored = _restore(seeds, checkpoints, like)
-    states, members = [], []
-    with contextlib.ExitStack() as open_ones:
-        for seed, saved, first, at in zip(seeds, restored, begun, checkpoints, strict=True):
-            progress = Progress(saved.progress if saved else None)
-            log = Log(seed.directory, progress.step, active, seed.name, bar=seed is seeds[0])
-            open_ones.callback(log.close)
-            states.append(_first_state(seed, saved, first, log))
-            files = _gradient_files(seed.config, seed.parts, like, seed.directory, progress)
-            if files:
-                open_ones.callback(files.close)
-                size = size_line(seed.directory, _parameters(like), parts.plan.total_steps)
-                log.say(f"every step's gradient is written: {size}")
-            members.append(
-                Member(
-                    progress,
-                    _measure(seed.parts),
-                    log,
-                    at,
-                    name=seed.name,
-                    end_epoch=_end_epoch(seed.parts, like, seed.directory, progress, files),
-                    record=files,
-                    probe=_probe(seed.config, seed.parts),
-                )
-            )
-        progress = members[0].progress
-        steps = _profiled(parts, working_dir, profile, progress, members[0].log)
-        if steps:
-            open_ones.callback(steps.close)
-        state = stacked(states)
-        for each in (states, restored, begun):  # no seed's own arrays are kept beside the stack
-            each.clear()
-        train(
-            state,
-            members,
-            plan=parts.plan,
-            steps=steps or parts.steps,
-            key=stacked([jax.random.key(seed.config.seeds) for seed in seeds]),
-            batches=build.training_batches([seed.parts for seed in seeds], progress.step),
-            scalars=parts.scalars,
-            interrupt=interrupt,
-            skip_nonfinite=seeds[0].config.on_nonfinite == "skip",
-        )
-    return progress
-
-
-def _restore(
-    seeds: Sequence[_Seed], checkpoints: Sequence[Checkpoints], like: TrainState
-) -> list[Restored | None]:
-    """What each seed goes on from: the newest step that all have saved.
-
-    A run that was killed as it saved has them at two steps. What is later is removed: it comes
-    again.
+    Args:
+        config: Of the run.
+        experiment: Its parts.
+        state: On the devices; donated.
+        progress: Updated in place.
+        log: Rows, events and bar.
+        recording: Takes what is recorded beside the metrics.
+        checkpoints: Where to save.
+        interrupt: Says after which step a signal ends the run, which then saves.
 
     Raises:
-        CheckpointError: some have gone on further than the others' checkpoints allow.
+        NonFiniteError: where config.on_nonfinite is "stop".
+        CheckpointError: a checkpoint could not be written.
     """
-    restored = [each.restore(like) for each in checkpoints]
-    for seed, saved in zip(seeds, restored, strict=True):
-        _warn(seed, saved.warnings if saved else [])
-    steps = [each.step if each else 0 for each in restored]
-    if min(steps) == max(steps):
-        return restored
-    kept = [each.steps() for each in checkpoints]
-    common = max(set.intersection(*map(set, kept)), default=0)
-    if common == 0 and max(map(len, kept)) > 1:
-        stand = ", ".join(
-            f"{seed.name} at step {step}" for seed, step in zip(seeds, steps, strict=True)
+    key = jax.random.key(config.seeds)
+    batches = experiments.train_batches(experiment, progress.step)
+    steps_per_epoch, epochs = experiment.steps_per_epoch, config.total_epochs
+
+    def read(step: int, metrics: dict[str, Any]) -> None:
+        """Wait for the metrics of step `step`, counted from 1, and take them in."""
+        gradients = metrics.pop("gradients", None)
+        values = to_floats(metrics)
+        if not progress.add(values) and config.on_nonfinite == "stop":
+            raise non_finite_error(step, -(-step // steps_per_epoch), values)
+        log.step(lambda: progress.postfix(config.batch_size))
+        if step % config.log_every_n_steps == 0:
+            log.points(step, {f"train/{name}": value for name, value in values.items()})
+            log.points(step, experiment.scalars(step - 1))
+        recording.step(step, gradients)
+
+    for epoch in range(progress.step // steps_per_epoch + 1, epochs + 1):
+        if interrupt.reached(progress.step):
+            break
+        end = epoch * steps_per_epoch
+        log.start_epoch(epoch, epochs, steps_per_epoch, done=progress.step + steps_per_epoch - end)
+        unread = None
+        with progress.clock():
+            for step in range(progress.step, end):
+                batch = progress.next_batch(batches)
+                state, metrics = recording.train_step(state, batch, key, step)
+                progress.step = step + 1
+                if unread:  # while the step that was just dispatched runs
+                    read(*unread)
+                unread = step + 1, metrics
+                if interrupt.reached(step + 1):
+                    break
+            if unread:
+                read(*unread)
+        if progress.step < end:
+            break
+
+        state, measured = recording.end_epoch(state, epoch)
+        if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
+            means, _ = evaluate(experiment.eval_step, state, experiments.eval_batches(experiment))
+            name = experiment.dataset.evaluation_name
+            measured = {f"{name}_{metric}": value for metric, value in means.items()} | measured
+        scalars = experiment.scalars(progress.step - 1)
+        row = progress.row(epoch, steps_per_epoch * config.batch_size, measured, scalars)
+        log.end_epoch(row, row_line(row, epochs))
+        progress.start_epoch()
+        if epoch == epochs or epoch % config.save_ckpt_every_n_epochs == 0:
+            checkpoints.save(progress.step, state, progress.to_json())
+
+    if progress.step and interrupt.reached(progress.step):
+        checkpoints.save(progress.step, state, progress.to_json())
+    log.close_bar()
+    checkpoints.wait()
+
+
+def _pretrained_lines(file: str | None, report: model.Report | None) -> list[str]:
+    if report is None:
+        return []
+    problems = [f"warning: pretrained weights, {line}" for line in report.lines()]
+    return [f"{file}: {report.summary()}", *problems]
+
+
+def exit_code(interrupt: distributed.Interrupt, step: int, total_steps: int, retrains: bool) -> int:
+    """Say how a run ended before its last step, if it did, and return the exit code.
+
+    That of a run which SIGTERM stopped is GNP_STOPPED, 0 where that is not set, in all its
+    processes, whichever had the signal: a scheduler may have to know that there is more.
+    """
+    if interrupt.signal is None or step == total_steps:
+        return 0
+    if distributed.is_first():
+        saved = "saved" if step else "nothing to save"
+        again = "" if retrains else "; the same command goes on from there"
+        print(
+            f"stopped by {interrupt.signal.name} after step {step} of {total_steps}, {saved}{again}",
+            file=sys.stderr,
         )
-        raise CheckpointError(
-            f"the seeds have no step in common from which they could go on together ({stand}): "
-            "train them alone, each in its directory with its seeds and init_seeds, choose "
-            "another --working_dir, or start over with --config.retrain=True"
-        )
-    for each in checkpoints:
-        each.forget_after(common)
-    if common == 0:  # the first save was not whole
-        return [None] * len(seeds)
-    return [
-        saved if step == common else each.restore(like, common)
-        for saved, step, each in zip(restored, steps, checkpoints, strict=True)
-    ]
-
-
-def _warn(seed: _Seed, lines: Iterable[str]) -> None:
-    whose = f"{seed.name}: " if seed.name else ""
-    for line in lines if processes.is_first() else []:
-        print(f"warning: {whose}{line}", file=sys.stderr)
-
-
-def _first_state(
-    seed: _Seed, restored: Restored | None, begun: build.Begun | None, log: Log
-) -> TrainState:
-    """The state that a seed goes on from, or begins with; says which."""
-    if restored:
-        log.say(f"going on in {seed.directory} after step {restored.progress['step']}")
-        return restored.state
-    state, pretrained = begun or build.initial_state(seed.parts, seed.config.init_seeds)
-    if pretrained:
-        log.say(f"{seed.config.model.pretrained}: {pretrained.summary()}")
-        _warn(seed, [f"pretrained weights, {line}" for line in pretrained.lines()])
-    return state
-
-
-def _measure(parts: build.Run) -> Callable[[TrainState], dict[str, float]]:
-    def measure(state: TrainState) -> dict[str, float]:
-        values, _ = evaluate(parts.evaluation_step, state, build.evaluation_batches(parts))
-        return {f"{parts.dataset.evaluation_name}_{name}": v for name, v in values.items()}
-
-    return measure
+    return 130 if interrupt.signal == signal.SIGINT else int(os.environ.get("GNP_STOPPED", "0"))

@@ -1,4 +1,4 @@
-"""What the gradients of an epoch add up to, layer by layer, written while a run goes on.
+"""The sums of an epoch's gradients, layer by layer, written while a run goes on.
 
 For epoch e and layer l: G, the sum of the epoch's gradients; A, the sum of G over the epochs so
 far; D = sum |G| - |A| >= 0, what the epochs' gradients took from one another ("dissolving").
@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from gnp.training.files import FileFormatError, replaced
-from gnp.training.mesh import whole_place
+from gnp.training.mesh import WHOLE
 from gnp.training.state import TrainState
 from optimizer import GradientEvolution, end_epoch
 
@@ -28,7 +29,7 @@ _UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib
 
 
 def layer_names(params: Any) -> tuple[str, ...]:
-    """Paths of the parameters, such as `Dense_0/kernel`, in the order of their leaves.
+    """Return the paths of the parameters, such as `Dense_0/kernel`, in the order of their leaves.
 
     Example:
         >>> layer_names({"b": {"kernel": 0, "bias": 1}, "a": 2})
@@ -41,10 +42,10 @@ def layer_names(params: Any) -> tuple[str, ...]:
 
 
 def summarize(evolution: GradientEvolution) -> dict[str, Any]:
-    """An epoch's numbers of each layer: mean and maximum of |G|, |A| and D, and pictures of them.
+    """Return an epoch's numbers of each layer: mean and maximum of |G|, |A|, D, and pictures.
 
     Args:
-        evolution: of an epoch, with L layers.
+        evolution: Of an epoch, with L layers.
 
     Returns:
         "steps" [], and for each of gradient, accumulated, dissolving: "mean/FIELD" [L],
@@ -70,14 +71,14 @@ def summarize(evolution: GradientEvolution) -> dict[str, Any]:
 
 
 def cells(values: Any, most: int = CELLS) -> Any:
-    """The largest value of each cell, where an array is laid out as a matrix and cut into cells.
+    """Lay an array out as a matrix, cut it into cells, and return each cell's largest value.
 
     Rows are the leading axes, columns the last one; a vector is one row. All cells are of one
     size, the smallest that gives at most `most` of them along a side; the last ones may be cut off.
 
     Args:
-        values: any rank, not negative; of JAX or numpy.
-        most: cells along a side.
+        values: Any rank, not negative; of JAX or numpy.
+        most: Cells along a side.
 
     Returns:
         A matrix with at most `most` rows and columns.
@@ -95,44 +96,39 @@ def cells(values: Any, most: int = CELLS) -> Any:
     return matrix.reshape(rows // height, height, columns // width, width).max((1, 3))
 
 
-def _finish(recorded: Any) -> tuple[dict[str, Any], Any]:
-    evolution, recorded = end_epoch(recorded)
-    return summarize(evolution), recorded
-
-
-def _finish_in_place(recorded: Any) -> tuple[dict[str, Any], Any]:
-    """The recorder stays where it is, and is donated; every process has the numbers whole."""
-    places = jax.tree.map(lambda x: x.sharding, recorded)
-    finish = jax.jit(_finish, donate_argnums=0, out_shardings=(whole_place(recorded), places))
-    return finish(recorded)
+def _end_epoch(opt_state: Any) -> tuple[dict[str, Any], Any]:
+    evolution, opt_state = end_epoch(opt_state)
+    return summarize(evolution), opt_state
 
 
 class EvolutionWriter:
-    """Writes a file an epoch into DIR/evolution/.
+    """Write a file an epoch into DIR/evolution/.
 
     Args:
-        directory: the run directory.
-        names: of the layers.
-        sizes: elements of each.
-        from_epoch: files of later epochs are removed: they will be written again.
-        active: False: reads the recorder, as all processes must, and writes nothing.
+        directory: The run directory.
+        abstract_state: Shapes and shardings of the state, whose optimizer has a recorder.
+        from_epoch: Files of later epochs are removed: they will be written again.
+        active: False: the recorder is read, as all processes must, and nothing is written.
 
     Raises:
         FileFormatError: a file of an epoch up to `from_epoch` is missing.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        names: tuple[str, ...],
-        sizes: tuple[int, ...],
-        from_epoch: int = 0,
-        active: bool = True,
+        self, directory: Path, abstract_state: TrainState, from_epoch: int = 0, active: bool = True
     ) -> None:
-        self.folder = directory / FOLDER
-        self.names, self.sizes, self.active = names, sizes, active
-        if not active:
-            return
+        self.folder, self.active = directory / FOLDER, active
+        leaves = jax.tree.leaves(abstract_state.params)
+        self.names = layer_names(abstract_state.params)
+        self.sizes = tuple(leaf.size for leaf in leaves)
+        # The optimizer's state stays where it is; every process has the numbers whole.
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state.opt_state)
+        whole = NamedSharding(leaves[0].sharding.mesh, WHOLE)
+        self._end_epoch = jax.jit(_end_epoch, donate_argnums=0, out_shardings=(whole, shardings))
+        if active:
+            self._remove_after(directory, from_epoch)
+
+    def _remove_after(self, directory: Path, from_epoch: int) -> None:
         self.folder.mkdir(exist_ok=True)
         for left in self.folder.glob(".epoch_*"):  # of a process that was killed as it wrote
             left.unlink()
@@ -148,15 +144,13 @@ class EvolutionWriter:
                 path.unlink()
 
     def __call__(self, state: TrainState, epoch: int) -> TrainState:
-        """Writes epoch `epoch` and gives the state that begins the next one.
+        """Write an epoch, and return the state that begins the next one.
 
         Args:
-            state: its `opt_state` is the pair of the optimizer's state and the recorder's; the
-                recorder's is donated.
-            epoch: from 1 on.
+            state: Its `opt_state` is donated.
+            epoch: From 1 on.
         """
-        opt_state, recorded = state.opt_state
-        found, recorded = _finish_in_place(recorded)
+        found, opt_state = self._end_epoch(state.opt_state)
         if self.active:
             flat: dict[str, Any] = {"names": np.array(self.names), "sizes": np.array(self.sizes)}
             for name, value in jax.device_get(found).items():
@@ -165,11 +159,11 @@ class EvolutionWriter:
                 else:
                     flat[name] = value
             write_npz(self.folder / f"epoch_{epoch:05d}.npz", flat)
-        return state._replace(opt_state=(opt_state, recorded))
+        return state._replace(opt_state=opt_state)
 
 
 def epoch_files(directory: Path) -> dict[int, Path]:
-    """Epoch -> its file, in order, of a run directory."""
+    """Return epoch -> its file, in order, of a run directory."""
     found = {
         int(match[1]): path
         for path in (directory / FOLDER).glob("epoch_*.npz")
@@ -179,22 +173,22 @@ def epoch_files(directory: Path) -> dict[int, Path]:
 
 
 def map_epochs(epochs: int, most: int = MAPS) -> list[int]:
-    """Places of the epochs whose pictures are read: all, or evenly spaced ones.
+    """Choose the epochs, counted from 0, whose pictures are read: all, or evenly spaced ones.
 
     Args:
-        epochs: how many there are.
-        most: how many are read, the first and the last among them.
+        epochs: How many there are.
+        most: How many are read, the first and the last among them.
 
     Example:
         >>> map_epochs(3), map_epochs(9, most=3)
         ([0, 1, 2], [0, 4, 8])
     """
-    places = np.linspace(0, epochs - 1, min(epochs, most)).round().astype(int)
-    return list(map(int, places))
+    chosen = np.linspace(0, epochs - 1, min(epochs, most)).round().astype(int)
+    return list(map(int, chosen))
 
 
 def read_evolution(directory: Path) -> dict[str, Any]:
-    """All epochs of a run directory, put together.
+    """Read all epochs of a run directory.
 
     Returns:
         "names" [L], "sizes" [L], "epochs" [E], "steps" [E], "mean/FIELD" [E, L],
@@ -246,7 +240,7 @@ def read_evolution(directory: Path) -> dict[str, Any]:
 
 
 def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
-    """The arrays of an epoch's file."""
+    """Read the arrays of an epoch's file."""
     try:
         # np.load would leave the file of a damaged archive open.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -263,7 +257,7 @@ def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes an .npz so that a reader, or a crash, sees the old one or the new one whole.
+    """Write an .npz so that a reader, or a crash, sees the old one or the new one whole.
 
     Raises:
         OSError: it could not be written; the old file is untouched.

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from gnp.training.evolution import layer_names
 from gnp.training.files import FileFormatError, write_json
 
 FOLDER = "gradients"
@@ -23,7 +23,7 @@ class DiskSpaceError(OSError):
 
 
 class Index(NamedTuple):
-    """What the files hold.
+    """Contents of the files.
 
     Attributes:
         names: of the layers.
@@ -43,7 +43,7 @@ class Index(NamedTuple):
 
 
 def needed_bytes(parameters: int, steps: int) -> int:
-    """4 a parameter and step.
+    """Return the size of the files: 4 bytes a parameter and step.
 
     Example:
         >>> needed_bytes(34826, 2340)
@@ -53,7 +53,7 @@ def needed_bytes(parameters: int, steps: int) -> int:
 
 
 def size_line(directory: Path, parameters: int, steps: int) -> str:
-    """What the gradients are going to take, for the user.
+    """Return how much room the gradients are going to take, for the user.
 
     Example:
         >>> size_line(Path("runs/a"), 34826, 2340)
@@ -66,22 +66,18 @@ def size_line(directory: Path, parameters: int, steps: int) -> str:
     )
 
 
-def check_space(directory: Path, parameters: int, steps: int, parts: Sequence[Path] = ()) -> None:
-    """Whether the disk of a run directory has room for the gradients.
+def check_space(directory: Path, parameters: int, steps: int) -> None:
+    """Raise unless the disk of a run directory has room for the gradients.
 
     Args:
-        directory: is there; what its gradients take already is used again.
-        parameters: how many.
-        parts: the run directories of several seeds in it, each with as many parameters.
-        steps: of the whole run.
+        directory: Is there; the room that its gradients take already is used again.
+        parameters: How many.
+        steps: Of the whole run.
 
     Raises:
-        DiskSpaceError: it has not.
+        DiskSpaceError: there is too little room.
     """
-    folders = parts or [directory]
-    files = [file for folder in folders for file in (folder / FOLDER).glob("*.npy")]
-    parameters *= len(folders)
-    there = sum(file.stat().st_blocks * 512 for file in files)
+    there = sum(file.stat().st_blocks * 512 for file in (directory / FOLDER).glob("*.npy"))
     free = shutil.disk_usage(directory).free
     if needed_bytes(parameters, steps) - there > free:
         raise DiskSpaceError(
@@ -92,18 +88,17 @@ def check_space(directory: Path, parameters: int, steps: int, parts: Sequence[Pa
 
 
 class GradientFiles:
-    """Writes a step's gradients as a row of each layer's file.
+    """Write a step's gradients as a row of each layer's file.
 
     `numpy.load(file, mmap_mode="r")` reads them at any time. A step whose update was dropped, as
     it was not finite, is NaN.
 
     Args:
-        directory: the run directory.
-        names: of the layers.
-        shapes: of their parameters.
-        steps_per_epoch: of the run.
-        total_steps: of the run.
-        from_step: steps that are there already; the later ones are written again.
+        directory: The run directory.
+        params: Parameters or their shapes; each leaf is a layer.
+        steps_per_epoch: Of the run.
+        total_steps: Of the run.
+        from_step: Steps that are there already; the later ones are written again.
 
     Raises:
         FileFormatError: the files of those steps are missing, or of another model.
@@ -113,19 +108,18 @@ class GradientFiles:
     def __init__(
         self,
         directory: Path,
-        names: Sequence[str],
-        shapes: Sequence[tuple[int, ...]],
+        params: Any,
         steps_per_epoch: int,
         total_steps: int,
         from_step: int = 0,
     ) -> None:
         self.folder = directory / FOLDER
+        names = layer_names(params)
         files = tuple(
             self.folder / f"{i:03d}_{name.replace('/', '.')}.npy" for i, name in enumerate(names)
         )
-        self.index = Index(
-            tuple(names), files, tuple(map(tuple, shapes)), steps_per_epoch, total_steps, from_step
-        )
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(params))
+        self.index = Index(names, files, shapes, steps_per_epoch, total_steps, from_step)
         if from_step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
@@ -138,7 +132,7 @@ class GradientFiles:
         self._write_index()
 
     def __call__(self, step: int, gradients: Any) -> None:
-        """Writes the gradients of a step.
+        """Write the gradients of a step.
 
         Args:
             step: from 1 on.
@@ -157,13 +151,13 @@ class GradientFiles:
         self.index = self.index._replace(steps=step)
 
     def flush(self) -> None:
-        """Returns when everything is on the disk; a checkpoint may follow."""
+        """Return when everything is on the disk; a checkpoint may follow."""
         for descriptor in self._descriptors:
             os.fsync(descriptor)
         self._write_index()
 
     def close(self) -> None:
-        """Flushes, and lets go of the files."""
+        """Flush, and let go of the files."""
         self.flush()
         for descriptor in self._descriptors:
             os.close(descriptor)
@@ -177,7 +171,7 @@ class GradientFiles:
 
 
 def read_index(directory: Path) -> Index:
-    """What a run directory's gradient files hold.
+    """Return the contents of a run directory's gradient files.
 
     Raises:
         FileFormatError: there are none, or one is missing, cut off or damaged; names it.
@@ -203,7 +197,7 @@ def read_index(directory: Path) -> Index:
 
 
 def read_rows(file: Path) -> np.ndarray:
-    """A layer's gradients [steps, ...], read from the disk as they are used.
+    """Return a layer's gradients [steps, ...], read from the disk as they are used.
 
     Raises:
         FileFormatError: the file is missing or damaged.
@@ -215,7 +209,7 @@ def read_rows(file: Path) -> np.ndarray:
 
 
 def _make(file: Path, shape: tuple[int, ...]) -> None:
-    """A .npy file of zeros that takes no room yet."""
+    """Make a .npy file of zeros that takes no room yet."""
     with file.open("wb") as out:
         np.lib.format.write_array_header_1_0(
             out, {"shape": shape, "fortran_order": False, "descr": _DTYPE.str}
@@ -224,7 +218,7 @@ def _make(file: Path, shape: tuple[int, ...]) -> None:
 
 
 def _write_at(descriptor: int, data: bytes, place: int) -> None:
-    """Unbuffered, so that it outlives the process; a full disk would kill a memory map."""
+    """Write unbuffered, so that it outlives the process; a full disk would kill a memory map."""
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, place)

@@ -1,174 +1,136 @@
-"""Where arrays live: batches are split over all devices, the state over some of them or none.
+"""The mesh, and where arrays live on it: batches are split over it, the state in part or not.
 
 The mesh has two axes. A batch is split over both. Parameters, and what has their shapes
 (gradients, momentum, averages), are the same along the axis `data` and split along the axis `fsdp`,
 by one rule on the shape of each array. The computation of the model sees them whole.
 """
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DATA, FSDP = "data", "fsdp"
 AXES = (DATA, FSDP)
+WHOLE = PartitionSpec()  # on each device
+BATCH = PartitionSpec(AXES)  # arrays [b, ...]
 # Arrays of fewer elements are not split: sending them would cost more than the memory is worth.
 SMALLEST = 4096
 
 
-class MeshError(ValueError):
-    """Axes that do not go with the number of devices; one line."""
-
-
-def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
-    """The lengths of both axes.
-
-    Args:
-        data: of the axis over which parameters are replicated; -1: all the rest.
-        fsdp: of the axis over which they are split; -1: all the rest.
-        devices: their product.
-
-    Raises:
-        MeshError: both are -1, or they do not multiply to the number of devices.
-
-    Example:
-        >>> mesh_shape(-1, 2, 8)
-        (4, 2)
-    """
-    given = f"mesh.data = {data} and mesh.fsdp = {fsdp}"
-    if data == fsdp == -1:
-        raise MeshError(f"{given}: only one of them can be -1, all the rest")
-    if -1 in (data, fsdp):
-        known = max(data, fsdp)
-        if devices % known:
-            allowed = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
-            raise MeshError(
-                f"{given}: {known} does not divide the number of devices, {devices}: allowed is "
-                f"{allowed}"
-            )
-        rest = devices // known
-        return (rest, fsdp) if data == -1 else (data, rest)
-    if data * fsdp != devices:
-        raise MeshError(
-            f"{given} are for {data * fsdp} devices, and there are {devices}: their product must "
-            "be that number; -1 in one of them is all the rest"
-        )
-    return data, fsdp
-
-
 def build_mesh(data: int = -1, fsdp: int = 1, devices: Any = None) -> Mesh:
-    """The two-axis mesh.
-
-    The devices of a process are adjacent along the batch, as its rows are one block of it.
+    """Return the two-axis mesh, in which the devices of a process are adjacent along the batch.
 
     Args:
-        data: see `mesh_shape`.
-        fsdp: likewise.
+        data: Length of the axis over which parameters are replicated; -1: all the rest.
+        fsdp: Length of the axis over which they are split; -1: all the rest. One of both is given.
         devices: None: all.
 
     Raises:
-        MeshError: see `mesh_shape`.
+        ValueError: the product of the lengths is not the number of devices.
 
     Example:
         >>> build_mesh().axis_names
         ('data', 'fsdp')
     """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(data, fsdp, len(devices))
-    types = (AxisType.Auto,) * len(AXES)
+    data = len(devices) // fsdp if data == -1 else data
+    fsdp = len(devices) // data if fsdp == -1 else fsdp
     # In the order that suits how they are connected; sorting is stable and leaves one process' own.
-    near = jax.make_mesh(shape, AXES, types, devices=devices).devices
+    near = jax.make_mesh((data, fsdp), AXES, (AxisType.Auto,) * 2, devices=devices).devices
+    # The rows of a process are one block of the batch.
     ordered = sorted(near.flat, key=lambda device: device.process_index)
-    return Mesh(np.array(ordered).reshape(shape), AXES, types)
+    return Mesh(np.array(ordered).reshape(data, fsdp), AXES, (AxisType.Auto,) * 2)
 
 
-def batch_spec() -> PartitionSpec:
-    """Of arrays [b, ...]: the batch is split over both axes."""
-    return PartitionSpec(AXES)
+def on_mesh(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that runs with a mesh set, so that the program it compiles is for it.
+
+    Only there: with several processes, all that is computed while a mesh is set has to be computed
+    by all of them.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.set_mesh(mesh):
+            return function(*args, **kwargs)
+
+    return run
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on each device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def whole_place(tree: Any) -> Sharding:
-    """Whole on each of the devices that a pytree of arrays is on."""
-    sharding = jax.tree.leaves(tree)[0].sharding
-    is_split = isinstance(sharding, NamedSharding)
-    return NamedSharding(sharding.mesh, PartitionSpec()) if is_split else sharding
-
-
-def split_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """How an array of the state is split over `fsdp`: along its longest axis that parts divides.
+def split_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
+    """Return how an array of the state is split: along its longest axis that `shards` divides.
 
     Of axes of one length the last one, which is a kernel's outputs. An array with no such axis, or
     with fewer than SMALLEST elements, is whole on each device.
 
     Args:
-        shape: of the array.
-        parts: length of the axis `fsdp`.
+        shape: Of the array.
+        shards: Length of the axis `fsdp`.
 
     Example:
         >>> tuple(split_spec((3, 3, 64, 64), 4)), tuple(split_spec((64,), 4))
         ((None, None, None, 'fsdp'), ())
     """
-    axes = [axis for axis, length in enumerate(shape) if length % parts == 0]
-    if parts == 1 or not axes or math.prod(shape) < SMALLEST:
-        return PartitionSpec()
+    axes = [axis for axis, length in enumerate(shape) if length % shards == 0]
+    if shards == 1 or not axes or math.prod(shape) < SMALLEST:
+        return WHOLE
     axis = max(axes, key=lambda axis: (shape[axis], axis))
     return PartitionSpec(*(FSDP if each == axis else None for each in range(len(shape))))
 
 
 def split_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The place of each array of a pytree (or of its shapes) by `split_spec`."""
-    parts = mesh.shape[FSDP]
-    return jax.tree.map(lambda x: NamedSharding(mesh, split_spec(x.shape, parts)), tree)
+    """Return the sharding of each array of a pytree (or of its shapes) by `split_spec`."""
+    shards = mesh.shape[FSDP]
+    return jax.tree.map(lambda x: NamedSharding(mesh, split_spec(x.shape, shards)), tree)
 
 
-def gathered(tree: Any, mesh: Mesh | None) -> Any:
-    """Inside jit: parameters made whole on each device; None: there is no mesh."""
-    if mesh is None or mesh.shape[FSDP] == 1:  # they are whole already
+def _fsdp() -> int:
+    """Length of the axis `fsdp` of the mesh that is set; 1 where none is."""
+    shards: int = jax.sharding.get_abstract_mesh().shape.get(FSDP, 1)
+    return shards
+
+
+def gather(tree: Any) -> Any:
+    """Make parameters whole on each device of the mesh that is set; inside jit."""
+    return tree if _fsdp() == 1 else jax.lax.with_sharding_constraint(tree, WHOLE)
+
+
+def split(tree: Any) -> Any:
+    """Split gradients over the mesh that is set as the parameters are; inside jit."""
+    shards = _fsdp()
+    if shards == 1:
         return tree
-    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+    specs = jax.tree.map(lambda x: split_spec(x.shape, shards), tree)
+    return jax.lax.with_sharding_constraint(tree, specs)
 
 
-def split(tree: Any, mesh: Mesh | None) -> Any:
-    """Inside jit: gradients split as the parameters are; None: there is no mesh."""
-    if mesh is None or mesh.shape[FSDP] == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, split_shardings(tree, mesh))
-
-
-def seeds_first(shardings: Any) -> Any:
-    """The places of arrays that have got a leading axis of seeds, which is not split."""
-    return jax.tree.map(lambda x: NamedSharding(x.mesh, PartitionSpec(None, *x.spec)), shardings)
-
-
-def shard_batch(batch: Any, mesh: Mesh, seeds: bool = False) -> Any:
-    """This process' rows of a batch onto its devices; returns before they are there.
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Send this process' rows of a batch to its devices; return before they are there.
 
     Args:
-        batch: arrays [b, ...].
-        mesh: the devices.
-        seeds: the arrays are [seeds, b, ...], and there is one process.
+        batch: Arrays [b, ...].
+        mesh: The devices.
     """
-    sharding = NamedSharding(mesh, batch_spec())
-    if seeds:
-        sharding = seeds_first(sharding)
+    sharding = NamedSharding(mesh, BATCH)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """A pytree that each process holds whole onto the devices.
+def shard(tree: Any, shardings: Any) -> Any:
+    """Send a pytree that each process holds whole to the devices.
 
     Args:
-        tree: arrays, the same in each process; or global ones.
-        shardings: a pytree like it.
+        tree: Arrays, the same in each process; or global ones.
+        shardings: A pytree of them, of the same structure.
     """
 
     def put(x: Any, sharding: NamedSharding) -> Any:
@@ -182,5 +144,5 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A pytree onto every device."""
-    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+    """Send a pytree to every device, whole."""
+    return shard(tree, jax.tree.map(lambda _: NamedSharding(mesh, WHOLE), tree))

@@ -1,131 +1,205 @@
-"""What a run writes while it goes on: metrics.jsonl, TensorBoard events, a line an epoch."""
+"""Numbers of a run on the host: how far it is, the epoch's means, its row, the evaluation."""
 
-import json
-import sys
-from collections.abc import Callable
-from pathlib import Path
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import tensorboardX
-from tqdm import tqdm
+import jax
 
-from gnp.training.files import read_rows, write_atomic
+from gnp.training.state import TrainState
+from gnp.training.step import EvalStep
+
+_AVERAGED = "ema_"
 
 
-class Means:
-    """Running means of metrics over an epoch's steps, in float64 on the host.
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient or update was NaN or infinite; one line with step and epoch."""
+
+
+class Progress:
+    """How far a run is, and the sums of the epoch that runs, in float64.
 
     They are part of a checkpoint, so that an epoch that was interrupted ends with the same means.
 
+    Args:
+        saved: A dict that `to_json` gave; None: the beginning.
+
+    Attributes:
+        step: Steps taken so far.
+        data_seconds: Seconds of the epoch so far in which the loop waited for data.
+
     Example:
-        >>> means = Means()
-        >>> means.add({"loss": 1.0}); means.add({"loss": 3.0})
-        >>> means.mean()
-        {'loss': 2.0}
+        >>> progress = Progress()
+        >>> progress.add({"loss": 1.0, "finite": 1.0})
+        >>> progress.add({"loss": 3.0, "finite": 1.0})
+        >>> progress.means(), progress.step
+        ({'loss': 2.0}, 0)
     """
 
-    def __init__(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
-        self.sums = dict(sums or {})
-        self.count = count
+    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+        saved = saved or {"step": 0, "sums": {}, "count": 0, "seconds": 0.0, "skipped": 0}
+        self.step: int = saved["step"]
+        self._seconds: float = saved["seconds"]
+        self._started: float | None = None
+        self.data_seconds: float = saved.get("data_seconds", 0.0)
+        self._sums: dict[str, float] = dict(saved["sums"])
+        self._count: int = saved["count"]
+        self._skipped: int = saved["skipped"]
 
-    def add(self, values: dict[str, float]) -> None:
-        """One step's values."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values for a checkpoint."""
+        return {
+            "step": self.step,
+            "sums": dict(self._sums),  # it is written while the next steps add to them
+            "count": self._count,
+            "seconds": self.seconds,
+            "data_seconds": self.data_seconds,
+            "skipped": self._skipped,
+        }
 
-    def mean(self) -> dict[str, float]:
-        """The means so far; empty before the first value."""
-        return {name: value / self.count for name, value in self.sums.items()}
+    def start_epoch(self) -> None:
+        """Forget the last epoch."""
+        self._sums, self._count, self._skipped = {}, 0, 0
+        self._seconds = self.data_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training in the epoch so far."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._seconds + running
+
+    @contextlib.contextmanager
+    def clock(self) -> Iterator[None]:
+        """Count the seconds within it to the epoch's."""
+        self._started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds, self._started = self.seconds, None
+
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        """Return the next batch; count the seconds that the loop waits for it."""
+        started = time.perf_counter()
+        batch = next(batches)
+        self.data_seconds += time.perf_counter() - started
+        return batch
+
+    def add(self, values: dict[str, float]) -> bool:
+        """Take a step's metrics into the means, unless it was not finite; return whether it was."""
+        finite = values["finite"] > 0
+        if finite:
+            for name, value in values.items():
+                if name != "finite":
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+            self._count += 1
+        else:
+            self._skipped += 1
+        return finite
+
+    def means(self) -> dict[str, float]:
+        """Return the means so far; empty before the first value."""
+        return {name: value / self._count for name, value in self._sums.items()}
+
+    def postfix(self, batch_size: int) -> str:
+        """Return the text behind the progress bar."""
+        rate = self._count * batch_size / self.seconds if self.seconds > 0 else 0.0
+        return f"{_show(self.means())}, {rate:,.0f} examples/s"
+
+    def row(
+        self, epoch: int, examples: int, measured: dict[str, float], scalars: dict[str, float]
+    ) -> dict[str, Any]:
+        """Return the epoch's object in metrics.jsonl.
+
+        Args:
+            epoch: From 1 on.
+            examples: Training examples of an epoch.
+            measured: Metrics of the evaluation set, and sharpness, at the epoch's end.
+            scalars: Learning rate, alpha and r of its last step.
+        """
+        means = self.means()
+        norm = {name: means.pop(name) for name in ("gradient_norm",) if name in means}
+        values = {f"train_{name}": v for name, v in means.items()} | measured | scalars | norm
+        row: dict[str, Any] = {"epoch": epoch, "step": self.step}
+        # JSON has no NaN: a value that is not finite is left out.
+        row |= {name: value for name, value in values.items() if math.isfinite(value)}
+        if self._skipped:
+            row["skipped_steps"] = self._skipped
+        row["epoch_seconds"] = round(self.seconds, 3)
+        row["data_seconds"] = round(self.data_seconds, 3)
+        row["examples_per_second"] = round(examples / self.seconds, 1)
+        return row
 
 
-class Log:
-    """Writes a run's metrics; only process 0 does.
+def to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """Wait for a step's metrics and return them, the loss first."""
+    # Leaving a compiled function, a dict is sorted by name.
+    values = jax.device_get(metrics)
+    return {name: float(values[name]) for name in sorted(values, key=lambda x: x != "loss")}
+
+
+def non_finite_error(step: int, epoch: int, values: dict[str, float]) -> NonFiniteError:
+    """Return the error of a step whose loss, gradient or update is not finite."""
+    return NonFiniteError(
+        f"step {step} (epoch {epoch}): loss {values['loss']:g}, gradient norm "
+        f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr, clip with "
+        "gradient_clipping, check the data, or set --config.on_nonfinite=skip"
+    )
+
+
+def row_line(row: dict[str, Any], epochs: int) -> str:
+    """Return the line that a person reads of an epoch's row."""
+    skipped = f", {row['skipped_steps']} steps skipped" if "skipped_steps" in row else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}: {_show(row)}{skipped}, "
+        f"{row['epoch_seconds']:.1f} s, {row['examples_per_second']:,.0f} examples/s"
+    )
+
+
+def evaluate(
+    eval_step: EvalStep, state: TrainState, batches: Iterable[Any]
+) -> tuple[dict[str, float], int]:
+    """Return the means over every unmasked example of the batches, and how many there were.
+
+    Where the state has an average of the parameters, its means are there too, named `ema_...`; it
+    is given the same batch statistics.
 
     Args:
-        directory: the run directory.
-        from_step: rows and events of later steps are dropped: they will be written again.
-        active: False: writes and prints nothing.
-        name: of one of several seeds, in front of its lines.
-        bar: whether it shows the progress of the epoch.
+        eval_step: Compiled.
+        state: On the devices.
+        batches: On the devices, with "mask".
     """
+    sums: list[dict[str, Any]] = []
+    unread: list[dict[str, jax.Array]] = []
+    for batch in batches:
+        unread.append(_sums(eval_step, state, batch))
+        if len(unread) > 1:  # the device has its next batch, and no more of them
+            sums.append(jax.device_get(unread.pop(0)))
+    sums += jax.device_get(unread)
+    names = sorted(
+        sums[0], key=lambda name: (name.startswith(_AVERAGED), not name.endswith("loss"))
+    )
+    totals = {name: math.fsum(float(each[name]) for each in sums) for name in names}
+    count = totals.pop("count")
+    return {name: value / count for name, value in totals.items()}, round(count)
 
-    def __init__(
-        self,
-        directory: Path,
-        from_step: int = 0,
-        active: bool = True,
-        name: str = "",
-        bar: bool = True,
-    ) -> None:
-        self.path = directory / "metrics.jsonl"
-        self.active = active
-        self._name = f"{name}: " if name else ""
-        self._shows_bar = active and bar
-        self.rows: list[dict[str, Any]] = []
-        self._bar: tqdm | None = None
-        if active:
-            self.rows = [row for row in read_rows(self.path) if row["step"] <= from_step]
-            self._write_rows()
-            self._events = tensorboardX.SummaryWriter(
-                str(directory / "tensorboard"), purge_step=from_step + 1
-            )
 
-    def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """Opens the epoch's progress bar (on a terminal only)."""
-        disable = None if self._shows_bar else True
-        self._bar = tqdm(
-            total=steps,
-            initial=done,
-            desc=f"{self._name}epoch {epoch}/{epochs}",
-            unit="step",
-            leave=False,
-            disable=disable,
-            dynamic_ncols=True,
-        )
+def _sums(eval_step: EvalStep, state: TrainState, batch: Any) -> dict[str, jax.Array]:
+    sums = eval_step(state.params, state.model_state, batch)
+    if state.ema is None:
+        return sums
+    averaged = eval_step(state.ema, state.model_state, batch)
+    return sums | {f"{_AVERAGED}{k}": value for k, value in averaged.items() if k != "count"}
 
-    def step(self, values: Callable[[], str]) -> None:
-        """One more step in the bar, with a text behind it, made only where there is a bar."""
-        if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(values(), refresh=False)
-            self._bar.update()
 
-    def points(self, step: int, values: dict[str, float]) -> None:
-        """TensorBoard points of a step."""
-        if self.active:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
-
-    def end_epoch(self, row: dict[str, Any], line: str) -> None:
-        """The epoch's row into metrics.jsonl and TensorBoard, its line onto the screen."""
-        self.close_bar()
-        if not self.active:
-            return
-        self.rows.append(row)
-        self._write_rows()
-        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
-        # A name with a folder of its own keeps it.
-        named = {k if k.startswith("sharpness/") else f"epoch/{k}": v for k, v in numbers.items()}
-        self.points(row["step"], named)
-        self._events.flush()
-        print(f"{self._name}{line}", flush=True)
-
-    def say(self, line: str) -> None:
-        """A line onto standard error, above the bar."""
-        if self.active:
-            tqdm.write(f"{self._name}{line}", file=sys.stderr)
-
-    def close_bar(self) -> None:
-        """Takes the bar off the screen."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def close(self) -> None:
-        """Ends the event file."""
-        self.close_bar()
-        if self.active:
-            self._events.close()
-
-    def _write_rows(self) -> None:
-        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+def _show(values: dict[str, float]) -> str:
+    """Return `loss 0.123, error rate 4.56 %`, without the gradient norm."""
+    shown = []
+    for name, value in values.items():
+        words = name.replace("_", " ")
+        if name.endswith("error_rate"):
+            shown.append(f"{words} {value:.2%}")
+        elif name.endswith(("loss", "absolute_error")):
+            shown.append(f"{words} {value:.4f}")
+    return ", ".join(shown)

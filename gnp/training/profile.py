@@ -1,7 +1,7 @@
 """An xprof trace of a few steps."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -10,53 +10,44 @@ from gnp.training.state import TrainState
 FOLDER = "profile"
 
 
-class TakeStep(Protocol):
-    """Takes step `number`, counted from 0; does not wait for the device."""
-
-    def __call__(
-        self, state: TrainState, batch: Any, key: jax.Array, number: int
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The new state and the step's metrics."""
-
-
 class ProfiledSteps:
-    """Steps of which some, and what the host does between them, are traced into DIR/profile.
+    """Train steps of which some, and what the host does between them, are traced into DIR/profile.
 
     The devices are waited for before the first and after the last of them, so that the trace holds
     these steps alone and whole.
 
     Args:
-        steps: what takes a step.
-        first: the first traced one, counted from 1.
-        last: the last one.
-        directory: the run directory.
+        train_step: Takes a step; see `Experiment`.
+        first: The first traced one, counted from 1.
+        last: The last one.
+        directory: The run directory.
     """
 
-    def __init__(self, steps: TakeStep, first: int, last: int, directory: Path) -> None:
-        self._steps, self._first, self._last = steps, first, last
+    def __init__(self, train_step: Any, first: int, last: int, directory: Path) -> None:
+        self._train_step, self._first, self._last = train_step, first, last
         self._folder = directory / FOLDER
         self._tracing = False
 
     def __call__(
-        self, state: TrainState, batch: Any, key: jax.Array, number: int
+        self, state: TrainState, batch: Any, key: jax.Array, step: int
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Takes step `number`, counted from 0."""
-        if not self._first <= number + 1 <= self._last:
-            return self._steps(state, batch, key, number)
+        """Take step `step`, counted from 0."""
+        if not self._first <= step + 1 <= self._last:
+            return self._train_step(state, batch, key, step)
         if not self._tracing:
             self._folder.mkdir(exist_ok=True)
             jax.block_until_ready((state, batch))
             jax.profiler.start_trace(self._folder)
             self._tracing = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=number + 1):
-            new, metrics = self._steps(state, batch, key, number)
-        if number + 1 == self._last:
+        with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+            new, metrics = self._train_step(state, batch, key, step)
+        if step + 1 == self._last:
             jax.block_until_ready((new, metrics))
             self.close()
         return new, metrics
 
     def close(self) -> None:
-        """Writes what has been traced, where the run ends before the last of the steps.
+        """Write what has been traced, where the run ends before the last of the steps.
 
         Raises:
             OSError: it cannot be written.

@@ -1,8 +1,10 @@
-"""A run directory: which config it holds, and whether this run may go on in it."""
+"""A run directory: which config it holds, and whether a run may go on in it."""
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,15 @@ OUTPUTS = (
     "curves.png",
     "config.json",
 )
+# Keys that may differ between the machines of a run.
+_OF_A_MACHINE = ("dataset.data_dir", "dataset.workers")
 
 
 class RunDirectoryError(ValueError):
     """A working_dir that cannot be used as asked; one line."""
 
 
-def check_run_directory(
+def check(
     path: Path,
     config: Mapping[str, Any],
     *,
@@ -45,14 +49,14 @@ def check_run_directory(
     free: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes the directory, or checks that a run with this config may go on in it.
+    """Make the directory, or check that a run with this config may go on in it.
 
     Args:
-        path: the directory.
-        config: dotted key -> JSON value, complete.
-        retrain: another run may be here, as it is going to be removed.
-        free: keys that may differ, as results do not depend on them.
-        defaults: of keys that an older run does not know.
+        path: The directory.
+        config: Dotted key -> JSON value, complete.
+        retrain: Another run may be here, as it is going to be removed.
+        free: Keys that may differ, as results do not depend on them.
+        defaults: Of keys that an older run does not know.
 
     Raises:
         RunDirectoryError: not a directory, not writable, or it holds another config.
@@ -78,52 +82,62 @@ def check_run_directory(
         )
 
 
-def seed_directories(path: Path) -> list[Path]:
-    """The run directories of several seeds in one, by number."""
-    found = [each.parent for each in path.glob("seed-*/config.json")]
-    return sorted(
-        (each for each in found if each.name[5:].isdigit()), key=lambda x: int(x.name[5:])
-    )
+def has_checkpoints(path: Path) -> bool:
+    """Return whether the directory has a checkpoint, whole or damaged."""
+    return any(each.name.isdigit() for each in (path / "checkpoints").glob("*"))
 
 
-def refuse_mixture(path: Path, seeds: int) -> None:
-    """Raises where the run of one seed and those of several would share a directory.
+def claim(path: Path, config: Mapping[str, Any], *, retrain: bool) -> None:
+    """Write the config into a directory that was checked.
 
     Args:
-        path: the directory.
-        seeds: how many are to be trained.
-
-    Raises:
-        RunDirectoryError: they would.
-    """
-    if seeds > 1 and (path / "config.json").exists():
-        raise RunDirectoryError(
-            f"--working_dir={path} holds the run of one seed; choose another directory for "
-            f"num_seeds = {seeds}"
-        )
-    inside = [each.name for each in seed_directories(path)]
-    if seeds == 1 and inside:
-        raise RunDirectoryError(
-            f"--working_dir={path} holds the runs of several seeds ({', '.join(inside)}): train as "
-            "many at once with num_seeds, go on with one in its own directory, or choose another"
-        )
-
-
-def claim_run_directory(path: Path, config: Mapping[str, Any], *, retrain: bool) -> None:
-    """Writes the config into a directory that was checked.
-
-    Args:
-        path: the directory.
-        config: dotted key -> JSON value, complete.
-        retrain: remove what an earlier run left here, first.
+        path: The directory.
+        config: Dotted key -> JSON value, complete.
+        retrain: Remove what an earlier run left here, first.
     """
     if retrain:
         remove_run(path)
     write_json(path / "config.json", dict(config))
 
 
+def check_shared(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless the directory shows this process the config that it was given.
+
+    Process 0 has written it: else the others were given another one, or see another directory.
+
+    Args:
+        path: The directory.
+        config: Dotted key -> JSON value, complete.
+
+    Raises:
+        RunDirectoryError: names the keys that differ.
+    """
+    here, different = json.loads(json.dumps(dict(config))), ["config.json"]
+    for wait in (0.0, 1.0, 5.0, 30.0):  # a network's file system may be late
+        time.sleep(wait)
+        with contextlib.suppress(RunDirectoryError):
+            there = read_config(path)
+            different = [
+                name
+                for name in here
+                if name not in _OF_A_MACHINE and there.get(name) != here[name]
+            ]
+            if not different:
+                return
+    raise RunDirectoryError(
+        f"--working_dir={path} does not show here what process 0 has written ({different[0]} "
+        "differs): start all processes with the same command, and with a directory on a file "
+        "system that their machines share"
+    )
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """Return the config of a run directory, dotted key -> JSON value; empty where it has none."""
+    return read_config(path) if (path / "config.json").is_file() else {}
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The config of a run directory, dotted key -> JSON value.
+    """Return the config of a run directory, dotted key -> JSON value.
 
     Raises:
         RunDirectoryError: there is none, or it is damaged.
@@ -141,7 +155,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def remove_run(path: Path) -> None:
-    """Removes what a run writes, and nothing else."""
+    """Remove what a run writes, and nothing else."""
     for name in OUTPUTS:
         target = path / name
         if target.is_dir():
@@ -157,14 +171,14 @@ def refuse_other_config(
     defaults: Mapping[str, Any] | None = None,
     advice: str = "choose another directory, or start over with --config.retrain=True",
 ) -> None:
-    """Raises where a directory's config differs in a key that is not free.
+    """Raise where a directory's config differs in a key that is not free.
 
     Args:
-        path: the directory.
-        config: dotted key -> JSON value, complete.
-        free: keys that may differ.
-        defaults: of keys that an older run does not know.
-        advice: what to do, for the message.
+        path: The directory.
+        config: Dotted key -> JSON value, complete.
+        free: Keys that may differ.
+        defaults: Of keys that an older run does not know.
+        advice: What to do, for the message.
 
     Raises:
         RunDirectoryError: names each such key with both values.

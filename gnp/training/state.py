@@ -1,4 +1,4 @@
-"""What a training step changes, and the function that it trains."""
+"""The state that a train step changes, and the model as plain functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -17,10 +17,11 @@ class TrainState(NamedTuple):
     The step number is not in here: the loop keeps it on the host, where reading it costs nothing.
 
     Attributes:
-        params: pytree of trained arrays.
-        model_state: pytree of the rest (batch statistics), from the clean pass only.
-        opt_state: the optimizer's state.
-        ema: exponential moving average of the parameters, like params; None: there is none.
+        params: Pytree of trained arrays.
+        model_state: Pytree of the rest (batch statistics), from the clean pass only.
+        opt_state: State of the optimizer.
+        ema: Exponential moving average of the parameters, with their structure; None: there is
+            none.
     """
 
     params: Params
@@ -30,7 +31,7 @@ class TrainState(NamedTuple):
 
 
 class Apply(Protocol):
-    """A model: (params, model_state, inputs, train, key) -> (outputs [b, k], new model_state)."""
+    """(params, model_state, inputs, train, key) -> (outputs [b, k], new model_state)."""
 
     def __call__(
         self,
@@ -40,25 +41,31 @@ class Apply(Protocol):
         train: bool,
         key: jax.Array | None,
     ) -> tuple[jax.Array, ModelState]:
-        """Outputs and new model state."""
+        """Return the outputs and the new model state."""
 
 
-Initialise = Callable[[jax.Array], tuple[Params, ModelState]]
+class Model(NamedTuple):
+    """A model as two pure functions; nothing that is given one sees Flax.
+
+    Attributes:
+        initialize: key -> (params, model_state).
+        apply: See `Apply`.
+    """
+
+    initialize: Callable[[jax.Array], tuple[Params, ModelState]]
+    apply: Apply
 
 
 def from_linen(
     module: Any, normalize: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]
-) -> tuple[Initialise, Apply]:
-    """A Flax Linen module as plain functions; nothing after this sees Flax.
+) -> Model:
+    """Return a Flax Linen module as plain functions.
 
     Args:
-        module: a module called as `module(x, train)` with the collections `params` and, at most,
+        module: Called as `module(x, train)`, with the collections `params` and, at most,
             `batch_stats`, and the random stream `dropout`.
-        normalize: raw inputs -> what the module is given; part of the compiled step.
-        shape: of one raw input.
-
-    Returns:
-        `initialise(key) -> (params, model_state)` and `apply` (see `Apply`).
+        normalize: Raw inputs -> inputs of the module; part of the compiled step.
+        shape: Of one raw input.
 
     Example:
         >>> import flax.linen as nn
@@ -66,13 +73,13 @@ def from_linen(
         ...     @nn.compact
         ...     def __call__(self, x, train):
         ...         return nn.Dense(2)(x)
-        >>> initialise, apply = from_linen(Linear(), lambda x: x, (3,))
-        >>> params, model_state = initialise(jax.random.key(0))
+        >>> initialize, apply = from_linen(Linear(), lambda x: x, (3,))
+        >>> params, model_state = initialize(jax.random.key(0))
         >>> apply(params, model_state, jnp.ones((5, 3)), False, None)[0].shape
         (5, 2)
     """
 
-    def initialise(key: jax.Array) -> tuple[Params, ModelState]:
+    def initialize(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = normalize(jnp.zeros((1, *shape), jnp.float32))
         variables = module.init({"params": key, "dropout": key}, inputs, train=False)
         return variables["params"], _without_params(variables)
@@ -96,7 +103,7 @@ def from_linen(
         )
         return outputs, dict(updated)
 
-    return initialise, apply
+    return Model(initialize, apply)
 
 
 def _without_params(variables: Any) -> dict[str, Any]:

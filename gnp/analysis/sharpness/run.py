@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 import numpy.typing as npt
 
 import config as configs
 import ds_pipeline
 import model
-from gnp import build
+from gnp import experiment as experiments
 from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.pictures import draw
@@ -54,7 +55,7 @@ def open_checkpoint(
     seed: int = 0,
     regularized: bool = True,
 ) -> Measured:
-    """The loss around a checkpoint of a run directory.
+    """Open the loss around a checkpoint of a run directory.
 
     Args:
         directory: of a run.
@@ -68,83 +69,91 @@ def open_checkpoint(
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
             one line each.
     """
-    config = build.on_these_devices(configs.from_flat(read_config(directory)))
-    run = build.build_run(config, training=False, directory=directory)
-    choose = surfaces(
-        run, build.loss_parts(config, run.dataset), examples, batch_size, seed, regularized
+    config = configs.on_devices(
+        configs.from_flat(read_config(directory)), experiments.device_count()
     )
-    restored = build.restore(run, config, directory, step)
-    warnings = [*run.dataset.warnings, *restored.warnings]
-    return Measured(restored.step, choose(restored.state), warnings)
+    dataset = ds_pipeline.build_dataset(config, directory)
+    experiment = experiments.build_experiment(exact(config), dataset)
+    surface_of = surfaces(experiment, examples, batch_size, seed, regularized)
+    restored = experiments.restore(experiment, directory, step)
+    warnings = [*dataset.warnings, *restored.warnings]
+    return Measured(restored.step, surface_of(restored.state), warnings)
+
+
+def exact(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a copy that computes in float32: curvature is nothing that bfloat16 resolves."""
+    new = config.copy_and_resolve_references()
+    new.precision = "float32"
+    return new
 
 
 def surfaces(
-    run: build.Run,
-    parts: build.LossParts,
+    experiment: experiments.Experiment,
     examples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     regularized: bool = True,
 ) -> Callable[[TrainState], Surface]:
-    """State -> surface around it, over one draw of training examples, without augmentation.
+    """Return state -> surface around it, over one draw of training examples, not augmented.
 
     Args:
-        run: as built.
-        parts: of its loss.
-        examples: as in `open_checkpoint`.
-        batch_size: likewise.
-        seed: likewise.
-        regularized: likewise.
+        experiment: Of an `exact` config.
+        examples: As in `open_checkpoint`.
+        batch_size: Likewise.
+        seed: Likewise.
+        regularized: Likewise.
 
     Raises:
         DataError: there are not so many examples.
     """
-    source = _draw(run.dataset, examples, seed)
+    mesh = experiment.mesh
+    source = _draw(experiment.dataset, examples, seed)
     count = jax.process_count()
-    batch_size = -(-min(batch_size, len(source)) // run.mesh.size) * run.mesh.size
+    batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
 
     def batches() -> Iterator[Any]:
         host = ds_pipeline.evaluation_batches(source, batch_size, jax.process_index(), count)
-        return (shard_batch(batch, run.mesh) for batch in host)
+        return (shard_batch(batch, mesh) for batch in host)
 
-    like = build.abstract_state(run).params
-    has_costs = bool(jax.eval_shape(parts.regularize, like))
+    params = experiment.abstract_state.params
+    has_costs = bool(jax.eval_shape(experiment.regularize, params))
     products = build_products(
-        parts.apply,
-        parts.objective,
-        parts.regularize if regularized and has_costs else None,
-        like,
-        model.compiler_options(),
+        experiment.model.apply,
+        experiment.objective,
+        experiment.regularize if regularized and has_costs else None,
+        params,
+        model.cpu.compiler_options(mesh.devices.flat[0].platform),
     )
 
-    def place(tree: Any) -> Any:
-        return replicate(tree, run.mesh)
+    def whole(tree: Any) -> Any:
+        return replicate(tree, mesh)
 
     return lambda state: at_checkpoint(
-        products, place(state.params), state.model_state, batches, len(source), place
+        products, whole(state.params), state.model_state, batches, len(source), whole
     )
 
 
 def build_probe(
-    run: build.Run, parts: build.LossParts, every: int, radius: float, seed: int
+    config: ml_collections.ConfigDict, experiment: experiments.Experiment
 ) -> Callable[[TrainState, int], dict[str, float]]:
-    """What is measured every n epochs of training, on the same few examples each time.
+    """Return (state, epoch) -> the sharpness that a run logs every n epochs of training.
 
     Args:
-        run: as built.
-        parts: of its loss.
-        every: epochs.
-        radius: of SAM's ball; 0: 0.05.
-        seed: of the draw.
+        config: Read are record.sharpness_every_n_epochs, gnp.r (the radius of SAM's ball; 0: 0.05)
+            and seeds (of the draw of examples, the same ones each time).
+        experiment: Of this config.
 
     Returns:
-        (state, epoch) -> "sharpness/hessian_eigenvalue" (the largest), "sharpness/hessian_trace",
-        "sharpness/sam_sharpness", "sharpness/gradient_norm"; nothing in other epochs, nor where
-        these are not finite.
+        A function that gives "sharpness/hessian_eigenvalue" (the largest),
+        "sharpness/hessian_trace", "sharpness/sam_sharpness", "sharpness/gradient_norm"; nothing in
+        other epochs, nor where these are not finite.
     """
-    examples = min(PROBE_EXAMPLES, len(run.dataset.train))
-    surface_of = surfaces(run, parts, examples, seed=seed)
-    settings = _PROBE._replace(radius=radius or RADIUS, seed=seed)
+    if config.precision != "float32":
+        experiment = experiments.build_experiment(exact(config), experiment.dataset)
+    every, seed = config.record.sharpness_every_n_epochs, config.seeds
+    examples = min(PROBE_EXAMPLES, len(experiment.dataset.train))
+    surface_of = surfaces(experiment, examples, seed=seed)
+    settings = _PROBE._replace(radius=config.gnp.r or RADIUS, seed=seed)
 
     def probe(state: TrainState, epoch: int) -> dict[str, float]:
         if epoch % every:
@@ -163,7 +172,7 @@ def build_probe(
 
 
 def ball_radius(config: Mapping[str, Any]) -> float:
-    """The radius that a run was trained with, or 0.05.
+    """Return the radius that a run was trained with, or 0.05.
 
     Args:
         config: dotted key -> value.
@@ -176,7 +185,7 @@ def ball_radius(config: Mapping[str, Any]) -> float:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """What a sharpness.json holds; nothing where it is missing.
+    """Return the contents of a sharpness.json; nothing where it is missing.
 
     Raises:
         FileFormatError: it is damaged.
@@ -199,7 +208,7 @@ def write_results(
     folder: Path,
     arrays: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> list[str]:
-    """Writes a checkpoint's numbers and pictures; returns the names of the files.
+    """Write a checkpoint's numbers and pictures; returns the names of the files.
 
     Args:
         values: with its step. sharpness.json keeps those of other steps.

@@ -419,7 +419,7 @@ def _build(
             donate_argnums=0,
             # So that the state stays where it is, and process 0 has the metrics whole.
             out_shardings=(seeds_first(places) if of_seeds else places, replicated(mesh)),
-            compiler_options=model.compiler_options(),
+            compiler_options=model.compiler_options(jax.default_backend()),
         )
 
     return Run(
@@ -440,7 +440,7 @@ def _build(
         jax.jit(
             build_evaluation_step(apply, objective, mesh),
             out_shardings=replicated(mesh),
-            compiler_options=model.compiler_options(),
+            compiler_options=model.compiler_options(jax.default_backend()),
         ),
         mesh,
         like,

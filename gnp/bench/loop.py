@@ -65,7 +65,7 @@ class LoopBench:
         self.step = jax.jit(
             build_train_step(apply, objective, chain, penalize=True),
             donate_argnums=0,
-            compiler_options=model.compiler_options(),
+            compiler_options=model.compiler_options(jax.default_backend()),
         )
 
     def bare(self) -> float:

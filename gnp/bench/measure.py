@@ -156,7 +156,8 @@ class Trainer:
         )
         if self.steps_per_call > 1:
             step = _several(step, self.steps_per_call)
-        return jax.jit(step, donate_argnums=0, compiler_options=model.compiler_options())
+        options = model.compiler_options(jax.default_backend())
+        return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 def count_flops(function: Any, *arguments: Any) -> float:

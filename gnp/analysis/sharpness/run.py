@@ -114,7 +114,7 @@ def surfaces(
         parts.objective,
         parts.regularize if regularized and has_costs else None,
         like,
-        model.compiler_options(),
+        model.compiler_options(jax.default_backend()),
     )
 
     def place(tree: Any) -> Any:

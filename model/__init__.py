@@ -2,6 +2,7 @@
 
 from model import (
     cait,
+    cpu,
     evolution,
     perceptron,
     pyramidnet,
@@ -13,7 +14,7 @@ from model import (
     vit,
     wide_resnet,
 )
-from model.compiler import compiler_options
+from model.cpu import compiler_options
 from model.describe import Layer, describe
 from model.pretrained import PretrainedError, Report, load_pretrained
 from model.registry import (
@@ -34,6 +35,7 @@ __all__ = [
     "build_model",
     "cait",
     "compiler_options",
+    "cpu",
     "describe",
     "evolution",
     "get_model",

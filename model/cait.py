@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, StochasticDepth, checkpointed
+from model.layers import DType, StochasticDepth, check_images, checkpointed
 from model.registry import ModelError, register
 from model.transformer import (
     NORMAL,
@@ -263,6 +263,7 @@ class CaiT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         x = PatchEmbed(self.embed_dim, self.patch_size, dtype=self.dtype, name="patch_embed")(x)
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)

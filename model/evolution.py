@@ -17,10 +17,13 @@ from model.layers import (
     at_least_float32,
     check_batch_norm_group,
     check_dropout_rate,
+    check_images,
+    check_positive,
+    check_series,
     max_pool,
 )
 from model.perceptron import MLP
-from model.registry import ModelError, register
+from model.registry import register
 
 _GLOROT = nn.initializers.glorot_uniform()
 
@@ -63,15 +66,15 @@ class HorsesOrHumansCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive("features", self.features)
-        _check_positive("dense", (self.dense,))
+        check_positive("features", self.features)
+        check_positive("dense", (self.dense,))
         check_dropout_rate(self.dropout_rate)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 94 for five convolutions."""
-        _check_image("HorsesOrHumansCNN", x, self.features)
+        check_images(self, x, _least_side(self.features))
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
         def convolution(
@@ -122,14 +125,14 @@ class EvolutionMnistCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive("features", self.features)
+        check_positive("features", self.features)
         check_dropout_rate(self.dropout_rate)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two convolutions."""
-        _check_image("EvolutionMnistCNN", x, self.features)
+        check_images(self, x, _least_side(self.features))
 
         def convolution(
             module: nn.Module, x: jax.Array, *, features: int, number: int
@@ -181,8 +184,8 @@ class EvolutionCifarCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive("features", self.features)
-        _check_positive("dense", (self.dense,))
+        check_positive("features", self.features)
+        check_positive("dense", (self.dense,))
         check_dropout_rate(self.block_dropout_rate, "block_dropout_rate")
         check_dropout_rate(self.dropout_rate)
         super().__post_init__()
@@ -190,7 +193,7 @@ class EvolutionCifarCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two blocks."""
-        _check_image("EvolutionCifarCNN", x, self.features)
+        check_images(self, x, _least_side(self.features))
         conv = partial(_conv, dtype=self.dtype)
 
         def block(module: nn.Module, x: jax.Array, *, features: int, name: str) -> jax.Array:
@@ -241,18 +244,15 @@ class EvolutionFordACNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive("features", self.features)
-        _check_positive("window", (self.window,))
+        check_positive("features", self.features)
+        check_positive("window", (self.window,))
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, length, channels] -> [b, num_classes]; [b, length] has one channel."""
-        if x.ndim not in (2, 3):
-            raise ModelError(
-                f"EvolutionFordACNN: a series is [length] or [length, channels], is {x.shape[1:]}"
-            )
+        check_series(self, x)
 
         def block(module: nn.Module, x: jax.Array, *, features: int, number: int) -> jax.Array:
             conv = _conv(features, (self.window, 1), dtype=self.dtype, name=f"conv_{number}")
@@ -305,19 +305,10 @@ class EvolutionBostonMLP(MLP):
     widths: tuple[int, ...] = (64, 64)
 
 
-def _check_image(name: str, x: jax.Array, features: tuple[int, ...]) -> None:
-    """Raises ModelError where an image ends before the unpadded 3 x 3 convolutions, pooled, do."""
+def _least_side(features: tuple[int, ...]) -> int:
+    """Return the least side in pixels for unpadded 3 x 3 convolutions, each pooled."""
     # From the last pooling's one pixel back: each is of twice as many, and a convolution takes two.
-    least = 1
+    side = 1
     for _ in features:
-        least = 2 * least + 2
-    if min(x.shape[1:3]) < least:
-        raise ModelError(
-            f"{name} with features = {features}: an image must be at least {least} x {least} "
-            f"pixels, is {x.shape[1]} x {x.shape[2]}"
-        )
-
-
-def _check_positive(name: str, sizes: tuple[int, ...]) -> None:
-    if not sizes or min(sizes) < 1:
-        raise ModelError(f"model_params.{name} = {sizes}: must be whole numbers of at least 1")
+        side = 2 * side + 2
+    return side

@@ -1,25 +1,22 @@
-"""Layers that the families share, in the formulations that measure fastest.
+"""Layers that the families share.
 
 All images are [b, h, w, c]. Each layer equals its counterpart in flax.linen, parameter names
-included; where there is a difference, it is in the way to the same numbers, and only on the CPU
-(see `conv`).
+included. Programs for the CPU get to the same values by the formulations of `model.cpu`.
 
 Precision: parameters and batch statistics are float32. `dtype` is that of the computation and of
 the output, float32 or bfloat16; what adds up many values (statistics, means) does so in float32.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
-from jax.experimental.xla_metadata import set_xla_metadata
 
-from model.registry import ModelError
+from model import cpu
+from model.registry import ModelError, registered_name
 
 Initializer = Callable[..., jax.Array]
 DType = Any
@@ -33,13 +30,7 @@ def conv(
     padding: str | int = "SAME",
     groups: int = 1,
 ) -> jax.Array:
-    """y[b, i, j, o] = sum_{u, v, c} x[b, s i + u - p, s j + v - p, c] kernel[u, v, c, o].
-
-    As `lax.conv_general_dilated` does it, but for two things on the CPU. For one input channel in
-    float32, where that is six times slower, the value of the same-padded one is a sum of shifted
-    products; the derivative in the kernel's direction stays that of the plain one. For the others
-    the kernel's gradient takes the images from a copy of their own (see `_turned`). Forward and
-    reverse differentiation, and one over the other, work in every case.
+    """Return y[b, i, j, o] = sum_{u, v, c} x[b, s i + u - p, s j + v - p, c] kernel[u, v, c, o].
 
     Args:
         x: [b, h, w, c].
@@ -47,7 +38,7 @@ def conv(
         strides: step in pixels, in both directions.
         padding: "SAME", "VALID", or the pixels p of zeros at each edge. With strides of 2, "SAME"
             puts the odd pixel at the end of an even side; PyTorch's p puts one at both ends.
-        groups: parts of the channels that are convolved each on its own.
+        groups: groups of channels, each convolved on its own.
 
     Returns:
         [b, ceil(h / strides), ceil(w / strides), o] for "SAME"; the sides of others are
@@ -57,115 +48,9 @@ def conv(
         >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
         [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
-    # In bfloat16 a sum of products would round at each term.
-    one_channel = x.shape[-1] == 1 and x.dtype == jnp.float32
-    if one_channel and (strides, padding) == (1, "SAME") and jax.default_backend() == "cpu":
-        return _one_channel_conv(x, kernel)
-    if groups == 1 and jax.default_backend() == "cpu":
-        return _cpu_conv(strides, padding, x, kernel)
-    return _plain_conv(x, kernel, strides, padding, groups)
-
-
-def _plain_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: int = 1,
-    padding: str | int = "SAME",
-    groups: int = 1,
-    axes: str = "NHWC",
-) -> jax.Array:
-    edges = [(padding, padding)] * 2 if isinstance(padding, int) else padding
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides, strides),
-        edges,
-        dimension_numbers=(axes, "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _cpu_conv(strides: int, padding: str | int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _plain_conv(x, kernel, strides, padding)
-
-
-def _cpu_conv_jvp(strides: int, padding: str | int, primals: Any, tangents: Any) -> Any:
-    """The product rule; its transpose, the kernel's gradient, reads the images `_turned`."""
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = _cpu_conv(strides, padding, x, kernel)
-    dy = jnp.zeros_like(y)
-    if not isinstance(dx, SymbolicZero):
-        dy = _cpu_conv(strides, padding, dx, kernel)
-    if not isinstance(dkernel, SymbolicZero):
-        dy = dy + _plain_conv(_turned(x), dkernel, strides, padding, axes="CHWN")
-    return y, dy
-
-
-_cpu_conv.defjvp(_cpu_conv_jvp, symbolic_zeros=True)
-
-
-def _turned(x: jax.Array) -> jax.Array:
-    """The images as [c, h, w, b], the order in which XLA convolves them for a kernel's gradient.
-
-    In a call that XLA does not inline: else it fuses into this copy what they are made of (batch
-    norm, ReLU) and computes that once more in strided order, which takes three times as long.
-    """
-    with set_xla_metadata(inlineable="false"):
-        return _transposed(x)
-
-
-@jax.jit
-def _transposed(x: jax.Array) -> jax.Array:
-    return x.transpose(3, 1, 2, 0)
-
-
-@jax.custom_jvp
-def _one_channel_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _shifted_products(x, kernel)
-
-
-def _one_channel_conv_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """The product rule. Images have no tangent in training: symbolic zeros save that term."""
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = _one_channel_conv(x, kernel)
-    dy = jnp.zeros_like(y)
-    if not isinstance(dx, SymbolicZero):
-        dy = _one_channel_conv(dx, kernel)
-    if not isinstance(dkernel, SymbolicZero):
-        dy = dy + _plain_conv(x, dkernel)
-    return y, dy
-
-
-_one_channel_conv.defjvp(_one_channel_conv_jvp, symbolic_zeros=True)
-
-
-def _shifted_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    products = [
-        _product(shifted, tap)
-        for shifted, tap in zip(
-            _shifts(x, kernel.shape[:2]), kernel.reshape(-1, *kernel.shape[2:]), strict=True
-        )
-    ]
-    return sum(products[1:], products[0])
-
-
-def _shifts(x: jax.Array, window: tuple[int, ...]) -> list[jax.Array]:
-    """For each tap of a same-padded window, x moved to where the tap reads."""
-    zero = jnp.zeros((), x.dtype)
-    offsets = [
-        (row - (window[0] - 1) // 2, column - (window[1] - 1) // 2)
-        for row in range(window[0])
-        for column in range(window[1])
-    ]
-    return [
-        lax.pad(x, zero, ((0, 0, 0), (-down, down, 0), (-right, right, 0), (0, 0, 0)))
-        for down, right in offsets
-    ]
-
-
-def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+    if groups == 1 and cpu.is_target():
+        return cpu.conv(x, kernel, strides, padding)
+    return cpu.plain_conv(x, kernel, strides, padding, groups)
 
 
 class Conv(nn.Module):
@@ -176,9 +61,9 @@ class Conv(nn.Module):
         window: kernel height and width in pixels.
         strides: step in pixels, in both directions.
         use_bias: add a bias to each channel.
-        kernel_init: initialiser of the kernel [kh, kw, c / groups, features].
+        kernel_init: initializer of the kernel [kh, kw, c / groups, features].
         padding: "SAME", "VALID", or pixels of zeros at each edge.
-        groups: parts of the channels that are convolved each on its own.
+        groups: groups of channels, each convolved on its own.
         dtype: of the computation and the output.
 
     Example:
@@ -259,7 +144,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[..., c] -> [..., c]."""
-        shape, whole = x.shape[-1:], x.shape
+        shape, input_shape = x.shape[-1:], x.shape
         x = at_least_float32(x)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -273,22 +158,22 @@ class BatchNorm(nn.Module):
             mean = x.mean(axes)
             var = jnp.maximum(lax.square(x).mean(axes) - lax.square(mean), 0.0)
             if not self.is_initializing():
-                running_mean.value = self._moved(running_mean.value, mean)
-                running_var.value = self._moved(running_var.value, var)
+                running_mean.value = self._updated(running_mean.value, mean)
+                running_var.value = self._updated(running_var.value, var)
         factor = lax.rsqrt(var + self.epsilon)
         if scale is not None:
             factor = factor * jnp.broadcast_to(scale, factor.shape)
         y = (x - _spread(mean, x)) * _spread(factor, x) + _spread(bias, x)
-        return y.reshape(whole).astype(self.dtype)
+        return y.reshape(input_shape).astype(self.dtype)
 
-    def _moved(self, running: jax.Array, batch: jax.Array) -> jax.Array:
+    def _updated(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         if self.group is not None:
             batch = batch.mean(0)
         return self.momentum * running + (1 - self.momentum) * batch
 
 
 def _in_groups(x: jax.Array, group: int) -> jax.Array:
-    """[b, ..., c] -> [b / group, group, ..., c]."""
+    """Reshape [b, ..., c] to [b / group, group, ..., c]."""
     check_batch_norm_group(group)
     if len(x) % group:
         raise ModelError(
@@ -299,17 +184,16 @@ def _in_groups(x: jax.Array, group: int) -> jax.Array:
 
 
 def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Values of each channel [c], or of each group and channel, in the shape of x."""
+    """Broadcast values of each channel [c], or of each group and channel, to the shape of x."""
     axes = (0, x.ndim - 1)[-values.ndim :]
     return lax.broadcast_in_dim(values, x.shape, axes)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum over non-overlapping windows of 2 x 2 pixels; an odd last row or column is dropped.
+    """Take the maximum over windows of 2 x 2 pixels; an odd last row or column is dropped.
 
-    Written as a reshape and maxima of pairs, whose gradient is cheaper on the CPU than that of
-    `nn.max_pool`. Pixels of a window that share the maximum share its gradient: the two of a pair
-    in equal parts, then the two pairs. `nn.max_pool` gives all of it to the first.
+    Where pixels of a window share the maximum, the first has its gradient; on the CPU they share
+    that too (see `model.cpu.max_pool`).
 
     Args:
         x: [b, h, w, c].
@@ -321,17 +205,35 @@ def max_pool(x: jax.Array) -> jax.Array:
         >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
         [[5.0, 7.0], [13.0, 15.0]]
     """
-    b, h, w, c = x.shape
+    _, h, w, _ = x.shape
     if h < 2 or w < 2:
         raise ModelError(f"an image of {h} x {w} pixels cannot be halved: use larger images")
-    even = x[:, : h // 2 * 2, : w // 2 * 2]
-    windows = even.reshape(b, h // 2, 2, w // 2, 2, c)
-    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+    return cpu.max_pool(x) if cpu.is_target() else nn.max_pool(x, (2, 2), (2, 2))
+
+
+def overlapping_max_pool(x: jax.Array) -> jax.Array:
+    """Return y[b, i, j, c] = max of x[b, 2 i - 1 ... 2 i + 1, 2 j - 1 ... 2 j + 1, c].
+
+    Windows of 3 x 3 pixels in steps of 2, cut off at the image's edges. Pixels that share a
+    maximum: as in `max_pool`.
+
+    Args:
+        x: [b, h, w, c].
+
+    Returns:
+        [b, ceil(h / 2), ceil(w / 2), c].
+
+    Example:
+        >>> overlapping_max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
+    """
+    if cpu.is_target():
+        return cpu.overlapping_max_pool(x)
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 def mean_of_pixels(x: jax.Array) -> jax.Array:
-    """y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
+    """Return y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
 
     Args:
         x: [b, h, w, c].
@@ -347,7 +249,7 @@ def mean_of_pixels(x: jax.Array) -> jax.Array:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """The array in float32 where its dtype has fewer bits, else the array itself.
+    """Return the array in float32 where its dtype has fewer bits, else the array itself.
 
     Example:
         >>> at_least_float32(jnp.ones(1, jnp.bfloat16)).dtype.name
@@ -357,7 +259,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def drop_path(x: jax.Array, rate: float, train: bool, key: jax.Array | None) -> jax.Array:
-    """y[b] = x[b] k[b] / (1 - rate), with k[b] = 1 with probability 1 - rate, else 0.
+    """Return y[b] = x[b] k[b] / (1 - rate), where k[b] is 1 with probability 1 - rate, else 0.
 
     Stochastic depth: x is the branch of a residual block, which is left out for whole examples.
     The division keeps the expectation, so evaluation returns x as it is.
@@ -412,7 +314,7 @@ class StochasticDepth(nn.Module):
 
 
 def checkpointed(block: type[Module], remat: bool) -> type[Module]:
-    """The block's class, or one whose activations are computed again in the backward pass.
+    """Return the block's class, or one that computes its activations again in the backward pass.
 
     Parameters, their names (the block needs a `name`), values and random masks stay the same.
 
@@ -428,7 +330,7 @@ def checkpointed(block: type[Module], remat: bool) -> type[Module]:
 
 
 def check_dropout_rate(rate: float, name: str = "dropout_rate") -> None:
-    """Raises ModelError unless 0 <= rate < 1.
+    """Raise ModelError unless 0 <= rate < 1.
 
     Args:
         rate: a probability.
@@ -442,7 +344,7 @@ def check_dropout_rate(rate: float, name: str = "dropout_rate") -> None:
 
 
 def check_batch_norm_group(group: int | None) -> None:
-    """Raises ModelError unless the group is None or at least 1.
+    """Raise ModelError unless the group is None or at least 1.
 
     Args:
         group: examples that share batch statistics.
@@ -454,3 +356,87 @@ def check_batch_norm_group(group: int | None) -> None:
         raise ModelError(
             f"model_params.batch_norm_group = {group}: must be at least 1, or None for the batch"
         )
+
+
+def check_positive(name: str, sizes: tuple[int, ...]) -> None:
+    """Raise ModelError unless there are sizes, each of at least 1.
+
+    Args:
+        name: of the model's parameter, for the message.
+        sizes: the parameter's value.
+
+    Example:
+        >>> check_positive("widths", (300, 100))
+    """
+    if not sizes or min(sizes) < 1:
+        raise ModelError(f"model_params.{name} = {sizes}: must be whole numbers of at least 1")
+
+
+def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
+    """Raise ModelError unless x is a batch of images, with sides of at least `least` pixels.
+
+    Args:
+        model: the module that is given x, for the message.
+        x: should be [b, h, w, c].
+        least: pixels.
+
+    Example:
+        >>> check_images(nn.Dense(3), jnp.ones((2, 4)))
+        Traceback (most recent call last):
+        ...
+        model.registry.ModelError: model.model_name = Dense cannot take inputs of shape (4,): a
+        vector, not an image; docs/models.md says what each model is for
+    """
+    shape = x.shape[1:]
+    if len(shape) != 3:
+        raise _cannot_take(model, shape, f"{_kind(shape)}, not an image")
+    check_not_empty(model, x)
+    if min(shape[:2]) < least:
+        raise _cannot_take(
+            model,
+            shape,
+            f"an image must be at least {least} x {least} pixels, is {shape[0]} x {shape[1]}",
+        )
+
+
+def check_series(model: nn.Module, x: jax.Array) -> None:
+    """Raise ModelError unless x is a batch of series, [b, length, channels] or [b, length].
+
+    Args:
+        model: the module that is given x, for the message.
+        x: the batch.
+
+    Example:
+        >>> check_series(nn.Dense(3), jnp.ones((2, 500, 1)))
+    """
+    shape = x.shape[1:]
+    if len(shape) not in (1, 2):
+        raise _cannot_take(model, shape, f"{_kind(shape)}, not a series")
+    check_not_empty(model, x)
+
+
+def check_not_empty(model: nn.Module, x: jax.Array) -> None:
+    """Raise ModelError where an example of the batch x has no values.
+
+    Args:
+        model: the module that is given x, for the message.
+        x: [b, ...].
+
+    Example:
+        >>> check_not_empty(nn.Dense(3), jnp.ones((2, 4)))
+    """
+    if 0 in x.shape[1:]:
+        raise _cannot_take(model, x.shape[1:], "it is empty")
+
+
+def _kind(shape: tuple[int, ...]) -> str:
+    names = ("a number", "a vector", "a series", "an image")
+    return names[len(shape)] if len(shape) < len(names) else f"an array of {len(shape)} axes"
+
+
+def _cannot_take(model: nn.Module, shape: tuple[int, ...], reason: str) -> ModelError:
+    name = registered_name(model)
+    return ModelError(
+        f"model.model_name = {name} cannot take inputs of shape {shape}: {reason}; "
+        "docs/models.md says what each model is for"
+    )

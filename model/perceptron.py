@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, at_least_float32, check_dropout_rate
+from model.layers import DType, at_least_float32, check_dropout_rate, check_not_empty
 from model.registry import ModelError, register
 
 
@@ -46,6 +46,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, ...] -> [b, num_classes]."""
+        check_not_empty(self, x)
         # Keras' default, which the examples that these networks come from were made with.
         glorot = nn.initializers.glorot_uniform()
         x = x.reshape(x.shape[0], -1)

@@ -12,6 +12,7 @@ from model.layers import (
     Conv,
     DType,
     check_batch_norm_group,
+    check_images,
     checkpointed,
     mean_of_pixels,
 )
@@ -177,6 +178,7 @@ class PyramidNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         block_class = checkpointed(Bottleneck, self.remat)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         blocks = (self.depth - 2) // 9

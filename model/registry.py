@@ -1,4 +1,4 @@
-"""Models by name: a name or a pattern of names, the class behind it, and clear errors."""
+"""Models by name: register a class under a name or a pattern of names, and build it from one."""
 
 import difflib
 import inspect
@@ -16,7 +16,7 @@ PRECISIONS = types.MappingProxyType({"float32": jnp.float32, "bfloat16": jnp.bfl
 
 
 class ModelError(ValueError):
-    """A model name or parameter that cannot be used; one line for the user."""
+    """A model name, parameter, input or file of weights that cannot be used; one line."""
 
 
 class Entry(NamedTuple):
@@ -29,14 +29,14 @@ class Entry(NamedTuple):
 
 
 _FIELD = re.compile(r"\{(\w+)(?::(int))?\}")
-_SET_BY_US = {"num_classes", "dtype", "parent", "name"}
+_RESERVED = {"num_classes", "dtype", "parent", "name"}
 _entries: list[Entry] = []
 
 Model = typing.TypeVar("Model", bound=type[nn.Module])
 
 
 def register(pattern: str, *, examples: tuple[str, ...] = ()) -> Callable[[Model], Model]:
-    """Class decorator: makes a Flax module available under a name or a pattern of names.
+    """Make the decorated Flax module available under a name or a pattern of names.
 
     Args:
         pattern: a name; `{field:int}` stands for a whole number and `{field}` for letters and
@@ -67,7 +67,9 @@ def register(pattern: str, *, examples: tuple[str, ...] = ()) -> Callable[[Model
 
 
 def get_model(name: str, num_classes: int, dtype: Any = jnp.float32, **params: Any) -> nn.Module:
-    """The model of a name, called as `module(x, train)`, with logits [b, num_classes] in float32.
+    """Build the model of a name: a Flax module called as `module(x, train)`.
+
+    Its logits are [b, num_classes] in float32.
 
     Args:
         name: such as "WideResNet_28_10"; see `model_names`.
@@ -91,7 +93,7 @@ def get_model(name: str, num_classes: int, dtype: Any = jnp.float32, **params: A
 
 
 def build_model(config: Any, num_classes: int) -> nn.Module:
-    """The model that a config's `model.model_name` and `model.model_params` ask for.
+    """Build the model that a config's `model.model_name` and `model.model_params` ask for.
 
     Args:
         config: any object with these attributes; `model_params` is a mapping. Its `precision`,
@@ -117,13 +119,29 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
 
 
 def model_names() -> tuple[str, ...]:
-    """Every registered name; for a pattern, the names that it was registered with.
+    """Return every registered name; for a pattern, the names that it was registered with.
 
     Example:
         >>> "WideResNet_28_10" in model_names()
         True
     """
     return tuple(sorted(name for entry in _entries for name in entry.examples))
+
+
+def registered_name(module: nn.Module) -> str:
+    """Return the name that makes a model, or its class's where that is not registered.
+
+    Args:
+        module: a model.
+
+    Example:
+        >>> registered_name(get_model("WideResNet_16_4", num_classes=10, remat=True))
+        'WideResNet_16_4'
+    """
+    for entry in _entries:
+        if entry.build is type(module):
+            return _FIELD.sub(lambda field: str(getattr(module, field[1])), entry.pattern)
+    return type(module).__name__
 
 
 def _build(name: str, num_classes: int, dtype: Any, params: Mapping[str, Any]) -> nn.Module:
@@ -145,7 +163,7 @@ def _build(name: str, num_classes: int, dtype: Any, params: Mapping[str, Any]) -
 
 
 def _precision(entry: Entry, name: str, dtype: Any) -> dict[str, Any]:
-    """The keyword argument for the dtype, which a model of one's own need not have."""
+    """Return the keyword argument for the dtype, which a user's own model need not have."""
     if "dtype" in inspect.signature(entry.build).parameters:
         return {"dtype": dtype}
     if jnp.dtype(dtype) != jnp.float32:
@@ -154,20 +172,20 @@ def _precision(entry: Entry, name: str, dtype: Any) -> dict[str, Any]:
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    parts, end = [], 0
+    regex, end = "", 0
     for field in _FIELD.finditer(pattern):
         value = r"[1-9]\d{0,5}" if field[2] else "[A-Za-z0-9]+"
-        parts += [re.escape(pattern[end : field.start()]), f"(?P<{field[1]}>{value})"]
+        regex += f"{re.escape(pattern[end : field.start()])}(?P<{field[1]}>{value})"
         end = field.end()
-    return re.compile("".join(parts) + re.escape(pattern[end:]), re.ASCII)
+    return re.compile(regex + re.escape(pattern[end:]), re.ASCII)
 
 
 def _find(name: str) -> tuple[Entry, dict[str, Any]]:
     for entry in _entries:
         if match := entry.regex.fullmatch(name):
-            whole = {field for field, kind in _FIELD.findall(entry.pattern) if kind}
+            ints = {field for field, kind in _FIELD.findall(entry.pattern) if kind}
             fields = match.groupdict()
-            return entry, {key: int(v) if key in whole else v for key, v in fields.items()}
+            return entry, {key: int(v) if key in ints else v for key, v in fields.items()}
     patterns = ", ".join(_FIELD.sub(r"{\1}", entry.pattern) for entry in _entries)
     raise ModelError(
         f"unknown model_name {name!r}{_suggestion(name, model_names())} Allowed: {patterns}"
@@ -183,11 +201,11 @@ def _suggestion(word: str, known: tuple[str, ...]) -> str:
 def _allowed(build: type[nn.Module]) -> dict[str, Any]:
     kinds = typing.get_type_hints(build)
     names = inspect.signature(build).parameters
-    return {name: kinds.get(name, Any) for name in names if name not in _SET_BY_US}
+    return {name: kinds.get(name, Any) for name in names if name not in _RESERVED}
 
 
 def _checked(model: str, key: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type has it (list to tuple, int to float)."""
+    """Return the value in the field's type: a list as a tuple, an int as a float."""
     if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         element = typing.get_args(kind)[0]
         return tuple(_checked(model, key, item, element) for item in value)

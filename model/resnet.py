@@ -5,15 +5,16 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from model.layers import (
     BatchNorm,
     Conv,
     DType,
     check_batch_norm_group,
+    check_images,
     checkpointed,
     mean_of_pixels,
+    overlapping_max_pool,
 )
 from model.registry import ModelError, register
 
@@ -25,43 +26,6 @@ _STEMS = ("cifar", "imagenet")
 _SMALL = 64
 
 _conv = partial(Conv, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
-
-
-def overlapping_max_pool(x: jax.Array) -> jax.Array:
-    """y[b, i, j, c] = max of x[b, 2 i - 1 ... 2 i + 1, 2 j - 1 ... 2 j + 1, c] inside the image.
-
-    Windows of 3 x 3 pixels in steps of 2, as `nn.max_pool` with one pixel of padding. Written as
-    maxima of shifted images, first of rows, then of columns: a quarter of the comparisons, and no
-    scatter in the gradient, which is slow on the CPU. Pixels that share a maximum share its
-    gradient (see `model.layers.max_pool`).
-
-    Args:
-        x: [b, h, w, c].
-
-    Returns:
-        [b, ceil(h / 2), ceil(w / 2), c].
-
-    Example:
-        >>> overlapping_max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
-        [[5.0, 7.0], [13.0, 15.0]]
-    """
-    return _maxima_of_threes(_maxima_of_threes(x, axis=1), axis=2)
-
-
-def _maxima_of_threes(x: jax.Array, axis: int) -> jax.Array:
-    """max(x[2 i - 1], x[2 i], x[2 i + 1]) along an axis, where they exist."""
-    size = x.shape[axis]
-    even = lax.slice_in_dim(x, 0, size, stride=2, axis=axis)
-    if size == 1:
-        return even
-    odd = lax.slice_in_dim(x, 1, size, stride=2, axis=axis)
-
-    def padded(before: int, after: int) -> jax.Array:
-        edges = [(before, after, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-        return lax.pad(odd, jnp.array(-jnp.inf, x.dtype), edges)
-
-    # An odd size has one more even than odd place: the last window has no right neighbour.
-    return jnp.maximum(jnp.maximum(padded(1, size % 2 - 1), even), padded(0, size % 2))
 
 
 class BasicBlock(nn.Module):
@@ -124,7 +88,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-    """What a block adds to y; called in the block, whose parameters it makes."""
+    """Return what a block adds to y; called in the block, which holds its parameters."""
     if x.shape[-1] == y.shape[-1] and block.strides == 1:
         return x
     x = _conv(y.shape[-1], (1, 1), block.strides, dtype=block.dtype, name="downsample_0")(x)
@@ -207,6 +171,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         stem = self.stem or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
         if stem == "cifar":
             x = _conv(self.stem_features, dtype=self.dtype, name="conv1")(x)

@@ -11,6 +11,7 @@ from model.layers import (
     Conv,
     DType,
     check_batch_norm_group,
+    check_images,
     checkpointed,
     mean_of_pixels,
 )
@@ -178,6 +179,7 @@ class ShakeShake(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         block_class = checkpointed(Block, self.remat)
         x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
         norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="norm")

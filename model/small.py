@@ -15,9 +15,11 @@ from model.layers import (
     at_least_float32,
     check_batch_norm_group,
     check_dropout_rate,
+    check_images,
+    check_positive,
     max_pool,
 )
-from model.registry import ModelError, register
+from model.registry import register
 
 
 @register("DigitsCNN")
@@ -53,8 +55,8 @@ class DigitsCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_widths("features", self.features)
-        _check_widths("dense", (self.dense,))
+        check_positive("features", self.features)
+        check_positive("dense", (self.dense,))
         check_dropout_rate(self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
@@ -62,6 +64,7 @@ class DigitsCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x, 2 ** len(self.features))
         he = nn.initializers.he_normal()
         for number, features in enumerate(self.features):
             x = _run(partial(_digits_block, features=features, number=number, train=train), self, x)
@@ -122,6 +125,7 @@ class MnistTutorialCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]; h and w at least 8."""
+        check_images(self, x, 8)
         glorot = nn.initializers.glorot_uniform()
         first = 0
         for features, convolutions in ((16, 1), (32, 2), (64, 3)):
@@ -166,8 +170,3 @@ def _run(block: Callable[..., jax.Array], model: Any, x: jax.Array) -> jax.Array
     """A block inside a model, whose modules it names itself: `remat` starts to count anew."""
     run = nn.remat(block) if model.remat else block
     return run(model, x)
-
-
-def _check_widths(name: str, widths: tuple[int, ...]) -> None:
-    if not widths or min(widths) < 1:
-        raise ModelError(f"model_params.{name} = {widths}: must be whole numbers of at least 1")

@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.layers import DType, StochasticDepth, checkpointed, mean_of_pixels
+from model.layers import (
+    DType,
+    StochasticDepth,
+    check_images,
+    checkpointed,
+    mean_of_pixels,
+)
 from model.registry import ModelError, register
 from model.transformer import (
     NORMAL,
@@ -345,6 +351,7 @@ class Swin(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         patches = PatchEmbed(
             self.embed_dim, self.patch_size, norm=True, dtype=self.dtype, name="patch_embed"
         )

@@ -15,14 +15,17 @@ from model.layers import (
     at_least_float32,
     check_batch_norm_group,
     check_dropout_rate,
+    check_images,
     max_pool,
     mean_of_pixels,
 )
-from model.registry import ModelError, register
+from model.registry import ModelError, register, registered_name
 
 # Depth -> convolutions of each group; a 2 x 2 max-pool follows each group.
 _GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _HEADS = ("cifar", "imagenet")
+# Each group halves an image: this side in pixels leaves one.
+_LEAST = 32
 # Images up to this width get the CIFAR head, in pixels.
 _SMALL = 64
 # Side of what the ImageNet head is given, in pixels.
@@ -63,10 +66,6 @@ def _window_means(size: int, side: int) -> np.ndarray:
     return inside / inside.sum(1, keepdims=True)
 
 
-def _name(depth: int, batch_norm: bool) -> str:
-    return f"VGG{depth}BN" if batch_norm else f"VGG{depth}"
-
-
 def _check_groups(name: str, depth: int, widths: tuple[int, ...], dense: int) -> None:
     if depth not in _GROUPS:
         allowed = ", ".join(map(str, _GROUPS))
@@ -75,14 +74,6 @@ def _check_groups(name: str, depth: int, widths: tuple[int, ...], dense: int) ->
         raise ModelError(
             f"model_params.widths = {widths}, dense = {dense}: must be five whole numbers and "
             "one, of at least 1"
-        )
-
-
-def _check_image(name: str, x: jax.Array) -> None:
-    if min(x.shape[1:3]) < 32:
-        raise ModelError(
-            f"{name} halves an image five times: it must be at least 32 x 32 pixels, "
-            f"is {x.shape[1]} x {x.shape[2]}"
         )
 
 
@@ -142,7 +133,7 @@ class VGG(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_groups(_name(self.depth, self.batch_norm), self.depth, self.widths, self.dense)
+        _check_groups(registered_name(self), self.depth, self.widths, self.dense)
         if self.head not in (None, *_HEADS):
             raise ModelError(
                 f"model_params.head = {self.head!r}: must be one of {', '.join(_HEADS)}, or None"
@@ -159,7 +150,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
-        _check_image(_name(self.depth, self.batch_norm), x)
+        check_images(self, x, _LEAST)
         head = self.head or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
         place = 0
         for count, features in zip(_GROUPS[self.depth], self.widths, strict=True):
@@ -252,7 +243,7 @@ class VGGRiemannian(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _check_groups(f"VGG{self.depth}Riemannian", self.depth, self.widths, self.dense)
+        _check_groups(registered_name(self), self.depth, self.widths, self.dense)
         check_dropout_rate(self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
@@ -260,7 +251,7 @@ class VGGRiemannian(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
-        _check_image(f"VGG{self.depth}Riemannian", x)
+        check_images(self, x, _LEAST)
         norm = partial(
             BatchNorm,
             momentum=0.99,

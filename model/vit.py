@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, StochasticDepth, checkpointed
+from model.layers import DType, StochasticDepth, check_images, checkpointed
 from model.registry import register
 from model.transformer import (
     NORMAL,
@@ -148,6 +148,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         x = PatchEmbed(self.embed_dim, self.patch, dtype=self.dtype, name="patch_embed")(x)
         b, h, w, c = x.shape
         token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, c))

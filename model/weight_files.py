@@ -1,5 +1,6 @@
 """Files of named arrays: `.safetensors` and `.npz`, never a pickle, which can run code."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,11 +15,20 @@ from model.registry import ModelError
 
 Weights = dict[str, np.ndarray]
 
+# What NumPy and zipfile raise for a damaged archive: some headers are parsed as Python.
+_DAMAGED = (
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar", ".th")
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Every array of a file, by name.
+    """Read every array of a file, by name.
 
     Args:
         path: a file that ends in `.safetensors` or `.npz`.
@@ -48,9 +58,7 @@ def read_weights(path: str | Path) -> Weights:
     except OSError as error:
         reason = error.strerror or _first_line(error)
         raise ModelError(f"pretrained weights {file} cannot be read: {reason}") from error
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:  # a damaged file raises many types, in both libraries
+    except _DAMAGED as error:
         raise ModelError(
             f"pretrained weights {file}: no {file.suffix.lower()} file, or a damaged or "
             f"truncated one ({_first_line(error)})"

@@ -12,6 +12,7 @@ from model.layers import (
     DType,
     check_batch_norm_group,
     check_dropout_rate,
+    check_images,
     checkpointed,
     mean_of_pixels,
 )
@@ -101,6 +102,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
+        check_images(self, x)
         block_class = checkpointed(Block, self.remat)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)

@@ -1,4 +1,4 @@
-"""What the loop adds to its steps: an epoch of gnp.training.loop beside the bare steps.
+"""What the loop adds to its steps: an epoch of gnp.main.train beside the bare steps.
 
     python -m gnp.bench.loop [--model NAME] [--batch_size N] [--steps N] [--runs N]
 
@@ -13,95 +13,74 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import optax
+from gnp.training.distributed import catch_signals
 
 import model
-from ds_pipeline import train_batches
+from config import default
 from ds_pipeline.dataset import Dataset, from_arrays
 from gnp.bench.measure import CIFAR_SHAPE, SHAPES
+from gnp.experiment import build_experiment, initial_state, train_batches
+from gnp.main.recording import Recording
+from gnp.main.train import train
 from gnp.training.checkpoint import Checkpoints
-from gnp.training.interrupt import Interrupt
-from gnp.training.loop import Member, Plan, Progress, Steps, train
-from gnp.training.mesh import build_mesh, replicate, shard_batch
-from gnp.training.metrics import Log
-from gnp.training.objective import build_objective
-from gnp.training.state import TrainState, from_linen
-from gnp.training.step import build_train_step
-from optimizer import gradient_norm_penalty
+from gnp.training.log import Log
+from gnp.training.metrics import Progress
 
 
 class LoopBench:
-    """A model, its compiled penalised step, and data in memory.
+    """A run on data in memory, every step penalized.
 
     Args:
-        name: of the model.
-        shape: of an image.
-        batch_size: examples a step.
-        steps: steps an epoch.
+        name: Of the model.
+        shape: Of an image.
+        batch_size: Examples a step.
+        steps: Steps an epoch.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], batch_size: int, steps: int) -> None:
-        self.data = random_data(shape, batch_size * steps)
-        self.plan = Plan(batch_size, steps, 1, 1, 1, 50)
-        self.mesh = build_mesh()
-        self.key = jax.random.key(0)
-        initialise, apply = from_linen(
-            model.get_model(name, num_classes=10), self.data.normalize, shape
-        )
-        chain = optax.chain(gradient_norm_penalty(0.05, 0.8), optax.adam(1e-3))
-        objective = build_objective("softmax_cross_entropy")
-
-        def initial_state() -> TrainState:
-            params, model_state = initialise(self.key)
-            return TrainState(params, model_state, chain.init(params))
-
-        self.state = replicate(jax.jit(initial_state)(), self.mesh)
-        self.step = jax.jit(
-            build_train_step(apply, objective, chain, penalize=True),
-            donate_argnums=0,
-            compiler_options=model.compiler_options(),
-        )
+        self.config = default.get_config()
+        self.config.model.model_name = name
+        self.config.batch_size = batch_size
+        self.config.total_epochs = 1
+        self.config.opt.opt_type = "Adam"
+        self.config.base_lr = 1e-3
+        self.config.lr_schedule_type = "constant"
+        self.config.gnp.r, self.config.gnp.alpha = 0.05, 0.8
+        data = random_data(shape, batch_size * steps)
+        self.experiment = build_experiment(self.config, data)
 
     def bare(self) -> float:
-        """Seconds of an epoch's steps alone."""
-        batch = next(iter(self._batches()))
+        """Return the seconds of an epoch's steps alone."""
+        batch, key = next(train_batches(self.experiment, 0)), jax.random.key(0)
         jax.block_until_ready(batch)
+        state, _ = initial_state(self.experiment, self.config)
         start = time.perf_counter()
-        for number in range(self.plan.steps_per_epoch):
-            self.state, _ = self.step(self.state, batch, self.key, np.uint32(number))
-        jax.block_until_ready(self.state)
+        for step in range(self.experiment.steps_per_epoch):
+            state, _ = self.experiment.train_step(state, batch, key, step)
+        jax.block_until_ready(state)
         return time.perf_counter() - start
 
     def epoch(self) -> float:
-        """Seconds of an epoch in the loop."""
+        """Return the seconds of an epoch in the loop."""
+        state, _ = initial_state(self.experiment, self.config)
         with (
             tempfile.TemporaryDirectory() as directory,
             contextlib.redirect_stdout(io.StringIO()),
+            Checkpoints(Path(directory)) as checkpoints,
+            Log(Path(directory)) as log,
+            Recording(self.config, self.experiment, Path(directory), 0, log) as recording,
+            catch_signals() as interrupt,
         ):
-            log, checkpoints = Log(Path(directory)), Checkpoints(Path(directory))
-            self.state = train(
-                self.state,
-                [Member(Progress(), lambda state: {}, log, checkpoints)],
-                plan=self.plan,
-                steps=Steps(self.step, self.step, lambda number: True),
-                key=self.key,
-                batches=self._batches(),
-                scalars=lambda step: {"learning_rate": 1e-3, "alpha": 0.8, "r": 0.05},
-                interrupt=Interrupt(),
-            )
-            log.close()
-            checkpoints.close()
+            train(
+                self.config, self.experiment, state, Progress(), log=log, recording=recording,
+                checkpoints=checkpoints, interrupt=interrupt,
+            )  # fmt: skip
             return float(log.rows[-1]["epoch_seconds"])
-
-    def _batches(self) -> Iterator[Any]:
-        host = train_batches(self.data, self.plan.batch_size, 0, 0, self.plan.total_steps)
-        return (shard_batch(batch, self.mesh) for batch in host)
 
 
 def random_data(shape: Sequence[int], count: int) -> Dataset:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 import ml_collections
 from tqdm import tqdm
 
+import config as configs
 import optimizer
 from config import default, load_config
 from gnp.analysis.report.tables import mean_and_deviation, spread

@@ -28,10 +28,12 @@ from gnp.bench.measure import (
     TUTORIAL,
     Trainer,
     about_this_machine,
+    first_devices,
     measure_in_turn,
     paired_ratio,
 )
-from gnp.training.evolution import EvolutionWriter, layer_names
+from gnp.training.evolution import EvolutionWriter
+from gnp.training.mesh import replicate
 from gnp.training.state import TrainState
 from optimizer import record_gradient_evolution
 
@@ -56,11 +58,11 @@ def end_of_epoch_seconds(params: Any, runs: int) -> float:
         params: of the model.
         runs: how often.
     """
-    sizes = tuple(leaf.size for leaf in jax.tree.leaves(params))
-    state = TrainState(params, {}, ((), record_gradient_evolution().init(params)))
+    state = TrainState(params, {}, record_gradient_evolution().init(params))
+    state = replicate(state, first_devices(1))
     seconds = []
     with tempfile.TemporaryDirectory() as directory:
-        write = EvolutionWriter(Path(directory), layer_names(params), sizes)
+        write = EvolutionWriter(Path(directory), state)
         for epoch in range(runs + 1):
             start = time.perf_counter()
             state = write(state, epoch + 1)

@@ -25,6 +25,7 @@ runtime.set_flags(os.environ)
 
 import jax
 from absl import logging as absl_logging
+from gnp.training.loop import NonFiniteError
 
 import config as configs
 import ds_pipeline
@@ -35,7 +36,6 @@ from gnp.main import command_line, evaluate, inspect, train
 from gnp.training import processes
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
-from gnp.training.loop import NonFiniteError
 from gnp.training.run_directory import RunDirectoryError
 
 USAGE_ERRORS = (

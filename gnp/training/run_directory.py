@@ -118,9 +118,7 @@ def check_shared(path: Path, config: Mapping[str, Any]) -> None:
         with contextlib.suppress(RunDirectoryError):
             there = read_config(path)
             different = [
-                name
-                for name in here
-                if name not in _OF_A_MACHINE and there.get(name) != here[name]
+                name for name in here if name not in _OF_A_MACHINE and there.get(name) != here[name]
             ]
             if not different:
                 return

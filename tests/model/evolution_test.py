@@ -115,7 +115,7 @@ def test_horses_or_humans_drops_where_the_example_does():
 def test_series_without_channels_has_one():
     module = get_model("EvolutionFordACNN", 2)
     assert shapes_of(module, (7,)) == shapes_of(module, (7, 1))
-    with pytest.raises(ModelError, match="a series is"):
+    with pytest.raises(ModelError, match="an image, not a series"):
         shapes_of(module, (7, 1, 1))
 
 

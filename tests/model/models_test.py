@@ -228,6 +228,54 @@ def test_batch_norm_groups_where_there_is_no_batch_norm():
         get_model("ViT_S4", 3, batch_norm_group=2)
 
 
+@pytest.mark.parametrize("name", [name for name, _, _ in SIZES] + ["ViT_S4", "VGG11", "ResNet18"])
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((), "a number, not an image"),
+        ((4,), "a vector, not an image"),
+        ((5, 3), "a series, not an image"),
+        ((2, 8, 8, 3), "an array of 4 axes, not an image"),
+        ((0, 8, 3), "it is empty"),
+        ((8, 8, 0), "it is empty"),
+    ],
+)
+def test_image_models_say_in_one_line_what_they_cannot_take(name, shape, reason):
+    assert error_for(name, shape) == (
+        f"model.model_name = {name} cannot take inputs of shape {shape}: {reason}; "
+        "docs/models.md says what each model is for"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("DigitsCNN", 4), ("MnistTutorialCNN", 8)],
+)
+def test_images_that_are_too_small_are_an_error(name, least):
+    message = f"must be at least {least} x {least} pixels, is {least} x {least - 1};"
+    assert message in error_for(name, (least, least - 1, 3))
+    x = jax.ShapeDtypeStruct((1, least, least, 3), jnp.float32)
+    module = get_model(name, 3)
+    logits = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, False)[0], x)
+    assert logits.shape == (1, 3)
+
+
+def error_for(name, shape):
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    with pytest.raises(ModelError) as raised:
+        jax.eval_shape(lambda x: get_model(name, 3).init(jax.random.key(0), x, train=False), x)
+    return str(raised.value)
+
+
+def test_perceptrons_take_whatever_is_not_empty():
+    module = get_model("MLP", 3)
+    for shape in ((), (4,), (5, 3), (8, 8, 1)):
+        x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        logits = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, True)[0], x)
+        assert logits.shape == (2, 3)
+    assert "MLP cannot take inputs of shape (5, 0): it is empty;" in error_for("MLP", (5, 0))
+
+
 def test_dropout_rate_zero_draws_nothing():
     module = get_model("WideResNet_10_1", 3)
     x = jax.ShapeDtypeStruct((4, 4, 4, 3), jnp.float32)

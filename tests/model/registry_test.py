@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from model import ModelError, build_model, get_model, model_names, registry
-from model.registry import register
+from model.registry import register, registered_name
 
 
 @pytest.fixture
@@ -164,6 +164,32 @@ def test_a_model_of_ones_own(entries, key):
     with pytest.raises(ModelError, match="Widths_3_a computes in float32 alone"):
         get_model("Widths_3_a", 5, dtype=jnp.bfloat16)
     assert "must be bool | None, is int" in error_of("Widths_3_a", bias=1)
+
+
+@pytest.mark.parametrize("name", ["DigitsCNN", "WideResNet_16_4", "VGG13BN", "ViT_S8", "CaiT_XS7"])
+def test_a_model_knows_its_name(name):
+    assert registered_name(get_model(name, 10, remat=True)) == name
+
+
+def test_a_mistake_in_a_model_of_ones_own_is_not_an_error_of_its_name(entries, key):
+    @register("Mistaken")
+    class Mistaken(nn.Module):
+        num_classes: int
+        depth: int = 1
+
+        def __post_init__(self):
+            if self.depth > 1:
+                raise KeyError("depths")
+            super().__post_init__()
+
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(self.num_clases)(x)
+
+    with pytest.raises(AttributeError, match="num_clases"):
+        get_model("Mistaken", 5).init(key, jnp.ones((2, 3)), train=True)
+    with pytest.raises(KeyError, match="depths"):
+        get_model("Mistaken", 5, depth=2)
 
 
 def test_a_pattern_is_registered_once(entries):

@@ -3,15 +3,12 @@
 import json
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from model import ModelError, get_model
-from model.resnet import overlapping_max_pool
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "models"
 DEPTHS = {"resnet_basic": 18, "resnet_bottleneck": 50}
@@ -209,29 +206,3 @@ def test_remat_marks_each_block():
 def test_errors_say_what_is_allowed(name, params, message):
     with pytest.raises(ModelError, match=message):
         get_model(name, 10, **params)
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 2), (1, 1, 2, 1)])
-def test_overlapping_max_pool_equals_flax(shape):
-    @jax.jit
-    def values(x):
-        def theirs(x):
-            return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-        def gradient(pool):
-            return jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
-
-        halves = x.astype(jnp.bfloat16)
-        return [(pool(x), gradient(pool), pool(halves)) for pool in (overlapping_max_pool, theirs)]
-
-    (y, gradient, halves), theirs = values(jax.random.normal(jax.random.key(0), shape))
-    np.testing.assert_array_equal(y, theirs[0])
-    np.testing.assert_allclose(gradient, theirs[1], rtol=1e-5)
-    assert halves.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(halves, theirs[2])
-
-
-def test_overlapping_max_pool_differentiates_in_every_order():
-    x = jnp.asarray(np.random.default_rng(0).permutation(20).reshape(1, 4, 5, 1) / 9, jnp.float32)
-    pool = jax.jit(lambda x: jnp.sin(overlapping_max_pool(x)))
-    check_grads(pool, (x,), order=2, modes=("fwd", "rev"), eps=1e-2, atol=0.05, rtol=0.05)

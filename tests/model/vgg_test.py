@@ -221,5 +221,5 @@ def test_errors_say_what_is_allowed(name, params, message):
 
 @pytest.mark.parametrize("name", ["VGG16", "VGG16BN", "VGG13Riemannian"])
 def test_small_images_are_an_error(name):
-    with pytest.raises(ModelError, match=f"^{name} halves .* at least 32 x 32 pixels, is 28 x 28"):
+    with pytest.raises(ModelError, match=f" {name} .* at least 32 x 32 pixels, is 28 x 28"):
         shapes(name, 28)

@@ -1,0 +1,176 @@
+"""The CPU's formulations against the plain ones, and the switch between them."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+from jax.test_util import check_grads
+
+from model import cpu, layers
+
+
+def on(platform):
+    """Trace for the devices of a platform, whether or not this machine has any."""
+    device = AbstractDevice(platform, None, platform)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((4,), ("data",), abstract_device=device))
+
+
+def primitives(function, *arguments):
+    """Return the names of the primitives of a program, those inside of calls included."""
+    return set(re.findall(r"= (?:\S+ )*?([a-z_0-9]+)\[", str(jax.make_jaxpr(function)(*arguments))))
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_the_mesh_says_for_what_a_program_is(monkeypatch, platform, expected):
+    # Where the mesh says it, this process' own devices are not asked.
+    monkeypatch.setattr(jax, "default_backend", None)
+    with on(platform):
+        assert cpu.is_target() is expected
+
+
+def test_a_compiled_function_is_traced_again_for_other_devices():
+    seen = []
+
+    @jax.jit
+    def function(x):
+        seen.append(cpu.is_target())
+        return x
+
+    for platform in ("gpu", "cpu", "gpu"):
+        with on(platform):
+            jax.eval_shape(function, jnp.ones(2))
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("cpu", True), ("gpu", False)])
+def test_without_a_mesh_of_devices_the_default_backend_says_it(monkeypatch, backend, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert cpu.is_target() is expected
+    with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ("data",))):
+        assert cpu.is_target() is expected
+
+
+def test_a_mesh_of_this_machine_and_what_is_inside_of_shard_map(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", None)
+    seen = []
+
+    def body(x):
+        seen.append(cpu.is_target())
+        return x
+
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        assert cpu.is_target()
+        jax.jit(jax.shard_map(body, in_specs=jax.P(), out_specs=jax.P()))(jnp.ones(2))
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "plain"),
+    [
+        (layers.conv, [(8, 6, 6, 1), (3, 3, 1, 2)], {"conv_general_dilated"}),
+        (layers.conv, [(8, 6, 6, 2), (3, 3, 2, 2)], {"conv_general_dilated"}),
+        (layers.max_pool, [(8, 6, 6, 2)], {"reduce_window_max"}),
+        (layers.overlapping_max_pool, [(8, 6, 6, 2)], {"reduce_window_max"}),
+    ],
+    ids=["conv of one channel", "conv", "max_pool", "overlapping_max_pool"],
+)
+def test_other_devices_have_the_plain_formulations(key, function, shapes, plain):
+    arguments = [jax.random.normal(key, shape) for shape in shapes]
+    with on("gpu"):
+        assert primitives(function, *arguments) == plain
+        program = jax.make_jaxpr(function)(*arguments)
+    with on("cpu"):
+        assert primitives(function, *arguments) != plain
+    (theirs,) = jax.core.eval_jaxpr(program.jaxpr, program.consts, *arguments)
+    assert_close(function(*arguments), theirs)
+
+
+def test_other_devices_map_inside_a_loop():
+    def squares(x):
+        return cpu.map_in_turn(lambda index: {"square": x[index] ** 2}, 3)
+
+    x = jnp.arange(3.0)
+    with on("gpu"):
+        assert "scan" in primitives(squares, x)
+    assert "scan" not in primitives(squares, x)
+    np.testing.assert_array_equal(squares(x)["square"], jnp.array([0.0, 1.0, 4.0]))
+
+
+def test_xla_keeps_its_own_convolutions_on_the_cpu():
+    def normalized(x, kernel):
+        y = layers.conv(x, kernel)
+        return y - y.mean((0, 1, 2), keepdims=True)
+
+    arguments = jnp.ones((64, 14, 14, 32)), jnp.ones((3, 3, 32, 32))
+    step = jax.jit(normalized, compiler_options=cpu.compiler_options("cpu"))
+    program = step.lower(*arguments).compile().as_text()
+    entry = program[program.index("\nENTRY") :]
+    assert re.search(r" convolution\(", entry)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_keep_their_defaults(platform):
+    assert cpu.compiler_options(platform) == {}
+
+
+def test_the_images_are_copied_without_the_operations_that_made_them():
+    def loss(kernels, x):
+        return jnp.sum(jnp.square(cpu.conv(nn.relu(cpu.conv(x, kernels[0])), kernels[1])))
+
+    x, kernels = jnp.ones((2, 4, 4, 3)), [jnp.ones((3, 3, 3, 5)), jnp.ones((3, 3, 5, 4))]
+    program = jax.jit(jax.grad(loss)).lower(kernels, x).compile().as_text()
+    copied = re.findall(r"f32\[(\d+),4,4,2\]\S* call\(", program)
+    assert sorted(copied) == ["3", "5"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_conv_maps_over_groups(key, channels):
+    x = jax.random.normal(key, (2, 3, 4, 4, channels))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, 2))
+    gradient = jax.grad(lambda kernel, x: jnp.sum(jnp.sin(cpu.conv(x, kernel))))
+    mapped = jax.vmap(gradient, in_axes=(None, 0))(kernel, x)
+    assert_close(mapped, jnp.stack([gradient(kernel, group) for group in x]))
+
+
+def test_max_pool_shares_the_gradient_of_ties():
+    x = jnp.array([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: jnp.sum(cpu.max_pool(x)))(x)
+    # The right column's two share a half, as the columns' maxima tie.
+    assert_close(gradient.reshape(2, 2), jnp.array([[0.5, 0.25], [0.0, 0.25]]))
+    all_equal = jax.grad(lambda x: jnp.sum(cpu.max_pool(x)))(jnp.ones((1, 2, 2, 1)))
+    assert_close(all_equal.reshape(2, 2), jnp.full((2, 2), 0.25))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 2), (1, 1, 2, 1)])
+def test_overlapping_max_pool_equals_flax(shape):
+    @jax.jit
+    def values(x):
+        def theirs(x):
+            return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+        def gradient(pool):
+            return jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
+
+        halves = x.astype(jnp.bfloat16)
+        pools = (cpu.overlapping_max_pool, theirs)
+        return [(pool(x), gradient(pool), pool(halves)) for pool in pools]
+
+    (y, gradient, halves), theirs = values(jax.random.normal(jax.random.key(0), shape))
+    np.testing.assert_array_equal(y, theirs[0])
+    np.testing.assert_allclose(gradient, theirs[1], rtol=1e-5)
+    assert halves.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(halves, theirs[2])
+
+
+def test_overlapping_max_pool_differentiates_in_every_order():
+    x = jnp.asarray(np.random.default_rng(0).permutation(20).reshape(1, 4, 5, 1) / 9, jnp.float32)
+    pool = jax.jit(lambda x: jnp.sin(cpu.overlapping_max_pool(x)))
+    check_grads(pool, (x,), order=2, modes=("fwd", "rev"), eps=1e-2, atol=0.05, rtol=0.05)

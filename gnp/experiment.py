@@ -1,7 +1,7 @@
 """Experiment: the parts of a run, each built once from its config.
 
-Nothing that this module calls sees a ConfigDict but the three builders: `ds_pipeline.build_dataset`,
-`model.build_model` and `optimizer.build_optimizer` with its siblings.
+What this module calls sees no ConfigDict, but for `config` itself and the builders of
+`ds_pipeline`, `model` and `optimizer`.
 """
 
 import dataclasses
@@ -354,7 +354,7 @@ def restore(experiment: Experiment, directory: Path, step: int | None = None) ->
 
 
 def train_batches(experiment: Experiment, start_step: int) -> Iterator[Batch]:
-    """Yield training batches from a step on, each sent to the devices as soon as it is asked for."""
+    """Yield training batches from a step on, each sent to the devices when it is asked for."""
     batches = ds_pipeline.train_batches(
         experiment.dataset,
         experiment.batch_size,

@@ -28,7 +28,7 @@ def run(config: ml_collections.ConfigDict) -> int:
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
-    """Return input shape and class count: from the config where it says them, else from the data."""
+    """Return input shape and class count, as the config says them, else from the data."""
     asked = config.dataset
     if asked.image_size and asked.num_channels and asked.num_classes:
         return (asked.image_size, asked.image_size, asked.num_channels), asked.num_classes

@@ -67,7 +67,7 @@ class Recording:
             first, last = max(profile[0], step + 1), profile[1]
             if first > last:
                 log.say(
-                    f"warning: --profile={profile[0]}:{last}: no trace, as the run is at {step}"
+                    f"warning: --profile={profile[0]}:{last}: no trace, the run is at {step}"
                 )
             else:
                 self.train_step = self._trace = ProfiledSteps(

@@ -116,7 +116,7 @@ def print_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _console() -> Console:
-    """Return a console as wide as the terminal, 160 columns where there is none; `[...]` in a path is no markup."""
+    """Return a console as wide as the terminal, or of 160 columns; `[...]` is no markup."""
     console = Console(markup=False)
     return console if console.is_terminal else Console(markup=False, width=160)
 

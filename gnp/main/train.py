@@ -195,8 +195,6 @@ def exit_code(interrupt: distributed.Interrupt, step: int, total_steps: int, ret
     if distributed.is_first():
         saved = "saved" if step else "nothing to save"
         again = "" if retrains else "; the same command goes on from there"
-        print(
-            f"stopped by {interrupt.signal.name} after step {step} of {total_steps}, {saved}{again}",
-            file=sys.stderr,
-        )
+        line = f"stopped by {interrupt.signal.name} after step {step} of {total_steps}"
+        print(f"{line}, {saved}{again}", file=sys.stderr)
     return 130 if interrupt.signal == signal.SIGINT else int(os.environ.get("GNP_STOPPED", "0"))

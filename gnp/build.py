@@ -18,7 +18,7 @@ import model
 import optimizer
 from config import default
 from config.schema import set_value
-from gnp.training.accumulation import Accumulation, given_penalty
+from gnp.training.accumulation import Accumulation
 from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
 from gnp.training.loop import Plan, Steps
 from gnp.training.mesh import (
@@ -364,10 +364,7 @@ def _build(
         _check_micro_batches(config, mesh.size)
     groups = _groups(config, steps_per_epoch) if training else None
     accumulation = _accumulation(config, steps_per_epoch)
-    penalty = None
-    if groups or (accumulation and accumulation.penalty):
-        penalty = given_penalty(optimizer.build_penalty(config, steps_per_epoch))
-    chain = optimizer.build_optimizer(config, steps_per_epoch, penalty)
+    chain = optimizer.build_optimizer(_without_recorder(config), steps_per_epoch)
     schedules = optimizer.build_schedules(config, steps_per_epoch)
     plan = Plan(
         batch_size=config.batch_size,
@@ -447,6 +444,13 @@ def _build(
     )
 
 
+def _without_recorder(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy; the recorder is beside the chain here."""
+    copy = ml_collections.ConfigDict(config)
+    copy.record = ml_collections.ConfigDict({**config.record, "gradients": False})
+    return copy
+
+
 def check_objective(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset) -> None:
     """Whether the loss and the metrics fit what is predicted.
 
@@ -506,7 +510,8 @@ def _groups(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Groups |
     if size == config.batch_size:
         return None
     penalty = optimizer.build_penalty(config, steps_per_epoch)
-    return Groups(size, optimizer.per_group(penalty, AXES))
+    unroll = jax.default_backend() == "cpu"
+    return Groups(size, optimizer.per_group(penalty, AXES, unroll=unroll))
 
 
 def _check_micro_batches(config: ml_collections.ConfigDict, devices: int) -> None:

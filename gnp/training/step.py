@@ -175,7 +175,9 @@ def _update_by_groups(
             group_key = jax.random.fold_in(step_key, first + group)
             return gradient(params, model_state, part, group_key)
 
-        grads, (metrics, new_state) = map_groups(lambda i: at(params, i), count)
+        grads, (metrics, new_state) = map_groups(
+            lambda i: at(params, i), count, unroll=jax.default_backend() == "cpu"
+        )
         penalised = None
         if penalize:
             penalised, _ = penalty.update(
@@ -207,6 +209,7 @@ def _update_by_groups(
             state.opt_state,
             state.params,
             grad_fn=lambda _: split(penalised, mesh),
+            penalized=split(penalised, mesh) if penalize else None,
             penalize=penalize,
         )
         return _Update(grads, metrics, model_state, updates, opt_state)
@@ -256,6 +259,7 @@ def _update_accumulated(
             state.opt_state,
             state.params,
             grad_fn=accumulated if penalty is None else lambda _: penalised,
+            penalized=penalised,
             penalize=penalize,
         )
         return _Update(grads, metrics, model_state, updates, opt_state)

@@ -97,7 +97,7 @@ def only_w(params: Any) -> Any:
 
 
 def built() -> optax.GradientTransformation:
-    """A chain of all parts: penalty, clipping, centralization, groups."""
+    """Build a chain of everything: recorder, penalty, clipping, centralization, groups."""
     gnp = SimpleNamespace(
         r=0.3, alpha=0.6, norm_perturbations=False, every=1, warmup_epochs=None, adaptive=False,
         method="finite_difference", where="all", reuse=0.0,
@@ -111,6 +111,7 @@ def built() -> optax.GradientTransformation:
         base_lr=0.1, total_epochs=3, warmup_epochs=0.0, lr_schedule_type="cosine",
         lr_schedule_params=schedule, gradient_clipping=5.0, no_weight_decay_on_bn=False,
         gr_warmup_strategy="none", use_hybrid_training=False, gnp=gnp, opt=opt,
+        record=SimpleNamespace(gradients=True),
     )  # fmt: skip
     return build_optimizer(config, steps_per_epoch=4)
 

@@ -29,12 +29,12 @@ METHODS = ("finite_difference", "hvp")
 
 
 def quadratic(params: Any) -> jax.Array:
-    """½‖θ‖² over the tree, so that the gradient is θ and the Hessian the identity."""
+    """Return ½‖θ‖² over the tree, whose gradient is θ and whose Hessian is the identity."""
     return 0.5 * sum(jnp.vdot(p, p) for p in jax.tree.leaves(params))
 
 
 def curved(params: Any) -> jax.Array:
-    """A loss whose Hessian changes from place to place."""
+    """Return a loss whose Hessian is not constant."""
     w, b = params["w"], params["b"]
     return jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.exp(b)) * jnp.mean(w)
 
@@ -294,7 +294,7 @@ def normalized() -> dict[str, Any]:
 
 
 def coupled(params: Any) -> jax.Array:
-    """A loss in which every parameter's gradient depends on every other."""
+    """Return a loss in which every parameter's gradient depends on every other."""
     hidden = jnp.sin(params["dense"]["kernel"]).sum(0) + params["dense"]["bias"]
     return jnp.sum(jnp.exp(hidden * params["norm"]["scale"] + params["norm"]["bias"]))
 
@@ -306,7 +306,7 @@ def all_but_normalization(params: Any) -> Any:
 @pytest.mark.parametrize("where", [is_normalization, all_but_normalization])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_where_perturbs_a_part(
+def test_where_perturbs_some_parameters(
     normalized: Any, where: Any, adaptive: bool, normalize: bool
 ) -> None:
     r, alpha, params = 0.4, 0.7, normalized

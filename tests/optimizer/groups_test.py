@@ -1,4 +1,4 @@
-"""Groups of examples with a perturbation each: against one group at a time, and over devices."""
+"""Groups of examples with a perturbation each: against one group at a time, on any devices."""
 
 import subprocess
 import sys
@@ -228,8 +228,8 @@ def test_looksam_goes_around(params: Params, grad_fn: Any) -> None:
         return np.concatenate([np.asarray(tree[name], np.float64) for name in sorted(tree)])
 
     g = flat(jax.tree.map(lambda g: g.mean(0), clean(grad_fn, params)))
-    part = flat(expected) - (flat(expected) @ g) / (g @ g) * g
-    by_hand = g + weight * np.linalg.norm(g) / np.linalg.norm(part) * part
+    across = flat(expected) - (flat(expected) @ g) / (g @ g) * g
+    by_hand = g + weight * np.linalg.norm(g) / np.linalg.norm(across) * across
     np.testing.assert_allclose(flat(reused), by_hand, rtol=1e-4)
 
 

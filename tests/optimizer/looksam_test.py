@@ -25,7 +25,7 @@ WEIGHT = 0.7
 
 
 def curved(params: Any) -> jax.Array:
-    """A loss whose Hessian changes from place to place."""
+    """Return a loss whose Hessian is not constant."""
     w, b = params["w"], params["b"]
     return jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.exp(b)) * jnp.mean(w)
 
@@ -42,8 +42,8 @@ def flat(tree: Any) -> np.ndarray:
 def reused_by_hand(u: Any, first: Any, later: Any, weight: float = WEIGHT) -> np.ndarray:
     """Compute in NumPy's float64: u and first are of the penalized step, later of the plain one."""
     u, first, later = flat(u), flat(first), flat(later)
-    part = u - (u @ first) / (first @ first) * first
-    return later + weight * np.linalg.norm(later) / np.linalg.norm(part) * part
+    across = u - (u @ first) / (first @ first) * first
+    return later + weight * np.linalg.norm(later) / np.linalg.norm(across) * across
 
 
 def fixed(gradient: Any) -> Any:
@@ -65,8 +65,8 @@ def test_equals_numpy_over_steps(params: Any) -> None:
 
     step = jax.jit(step, static_argnums=2)
     last: Any = None
-    for number in range(9):
-        penalize, gradient = number % 4 == 1, grad_fn(params)
+    for count in range(9):
+        penalize, gradient = count % 4 == 1, grad_fn(params)
         if penalize:
             u, _ = penalty.update(gradient, penalty.init(params), params, grad_fn=grad_fn)
             last, expected = (u, gradient), flat(u)
@@ -235,9 +235,9 @@ def test_weight_can_be_a_schedule(params: Any) -> None:
     opt = looksam(penalty, lambda count: 0.25 * count)
     gradient = grad_fn(params)
     u, state = opt.update(gradient, opt.init(params), params, grad_fn=grad_fn)
-    for number in (1, 2):
+    for count in (1, 2):
         result, state = opt.update(gradient, state, params, penalize=False)
-        expected = reused_by_hand(u, gradient, gradient, 0.25 * number)
+        expected = reused_by_hand(u, gradient, gradient, 0.25 * count)
         np.testing.assert_allclose(flat(result), expected, rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ from .build import OPTIMIZERS as OPTIMIZERS
 from .build import WHERE as WHERE
 from .build import Schedules as Schedules
 from .build import build_optimizer as build_optimizer
+from .build import build_penalized_gradient as build_penalized_gradient
 from .build import build_penalty as build_penalty
 from .build import build_schedules as build_schedules
 from .build import build_step_rule as build_step_rule
@@ -28,6 +29,7 @@ from .centralization import is_convolution as is_convolution
 from .gradient_norm_penalty import METHODS as METHODS
 from .gradient_norm_penalty import GradientNormPenaltyState as GradientNormPenaltyState
 from .gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
+from .gradient_norm_penalty import penalized_gradient as penalized_gradient
 from .grassmann import grassmann_labels as grassmann_labels
 from .grassmann import orthogonality_penalty as orthogonality_penalty
 from .grassmann import unit_norm as unit_norm

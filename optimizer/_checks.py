@@ -57,18 +57,10 @@ def check_scalar(
     positive: bool = False,
     schedule: bool = False,
 ) -> None:
-    """Raise unless `value` is a number in range, an array of one, or, with `schedule`, a function.
+    """Raise unless `value` is a scalar in [0, high], or, with `schedule`, a function of the step.
 
-    Args:
-        name: What the message calls it.
-        value: What is checked. What a JAX array holds is not, as it may be traced.
-        high: The largest value that is allowed; the smallest is 0.
-        below: `high` itself is not allowed.
-        positive: 0 is not allowed.
-        schedule: A function of the step is allowed.
-
-    Raises:
-        OptimizerError: it is something else.
+    With `below` high itself is not allowed, with `positive` 0 is not. The value of a JAX array is
+    not checked, as it may be traced.
     """
     if schedule and callable(value):
         return
@@ -79,10 +71,10 @@ def check_scalar(
         )
     if isinstance(value, jax.Array):
         return
-    number = value if isinstance(value, Real) or not hasattr(value, "item") else value.item()
-    check_number(name, number, high=high, below=below)
-    if positive and number == 0:
-        raise OptimizerError(f"{name}={number!r} must be > 0")
+    scalar = value if isinstance(value, Real) or not hasattr(value, "item") else value.item()
+    check_number(name, scalar, high=high, below=below)
+    if positive and scalar == 0:
+        raise OptimizerError(f"{name}={scalar!r} must be > 0")
 
 
 def _is_real(value: jax.Array) -> bool:
@@ -96,6 +88,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def _nearest(value: object, allowed: Iterable[str]) -> str:
+    """Return a hint at the allowed name that is nearest to `value`, empty if none is near."""
     names = {name.lower(): name for name in allowed}
     found = difflib.get_close_matches(str(value).lower(), names, n=1)
     return f"; did you mean {names[found[0]]!r}?" if found else ""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def map_present(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` that leaves None where the first tree has None, whatever the others have."""
+    """Map f over the leaves as `jax.tree.map` does, but keep None where the first tree has None."""
 
     def leaf(x: Any, *others: Any) -> Any:
         return None if x is None else f(x, *others)
@@ -17,24 +17,22 @@ def map_present(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def wide_dtype(x: Any) -> Any:
-    """The dtype in which to compute with `x`: float32, or its own where that is wider."""
+    """Return the dtype in which to compute with `x`: float32, or its own where that is wider."""
     dtype = jnp.result_type(x)
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return dtype if is_wide else jnp.dtype(jnp.float32)
 
 
 def widen(x: Any) -> jax.Array:
-    """To float32, unless the dtype is wider."""
+    """Convert to float32, unless the dtype is wider."""
     return jnp.asarray(x, wide_dtype(x))
 
 
 def norm_and_inverse(tree: Any) -> tuple[jax.Array, jax.Array]:
-    """‖tree‖ and 1/‖tree‖, both 0 where no element is a normal number.
+    """Return ‖tree‖ and 1/‖tree‖, both 0 where no element is a normal number.
 
     1/‖tree‖ is 0 too where it would be no normal number: for a norm above 8.5e37 in float32.
-
-    Args:
-        tree: Any shapes; `widen` them first.
+    `widen` the leaves first.
     """
     leaves = jax.tree.leaves(tree)
     if not leaves:
@@ -50,7 +48,7 @@ def norm_and_inverse(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def unit(tree: Any) -> Any:
-    """The tree divided by its norm; zeros stay zeros."""
+    """Divide the tree by its norm; zeros stay zeros."""
     # One factor for all: XLA goes through the chain of scalars in every loop that reads it, and a
     # division or a selection per element there made the step of a small network half as long again.
     _, factor = norm_and_inverse(tree)

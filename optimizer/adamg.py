@@ -27,7 +27,7 @@ def adamg(
     eps: float | jax.Array = 1e-8,
     grad_clip: float | jax.Array | None = None,
 ) -> optax.GradientTransformation:
-    r"""Adam-G, Adam on the sphere of each column, with one second moment a column.
+    r"""Make Adam-G: Adam on the sphere of each column, with one second moment a column.
 
     Each column of a kernel of shape (..., out), all axes but the last flattened, is a point of
     G(1, n). With p a column of the parameters and g its gradient, step t = 1, 2, … is
@@ -86,19 +86,10 @@ def scale_by_adamg(
     eps: float | jax.Array = 1e-8,
     grad_clip: float | jax.Array | None = None,
 ) -> optax.GradientTransformation:
-    """The core of `adamg`, and all of it: a geodesic step is not linear in the learning rate.
+    """Make the core of `adamg`, which is all of it, with the same arguments.
 
-    Unlike other cores this one takes the learning rate and gives the update itself.
-
-    Args:
-        learning_rate: See `adamg`.
-        b1: See `adamg`.
-        b2: See `adamg`.
-        eps: See `adamg`.
-        grad_clip: See `adamg`.
-
-    Returns:
-        An `optax.GradientTransformation` with the state `ScaleByAdamgState`.
+    Unlike other cores this one takes the learning rate and gives the update itself, as a geodesic
+    step is not linear in the learning rate.
     """
     check_scalar("learning_rate", learning_rate, schedule=True)
     check_scalar("b1", b1, high=1.0, below=True)

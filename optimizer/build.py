@@ -1,4 +1,4 @@
-"""The optimizer that a config asks for: its chain, its schedules and which steps are penalised."""
+"""The optimizer that a config asks for: chain, schedules, and the rule for penalized steps."""
 
 import math
 import random
@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, check_choice, check_flag, check_names, check_number
 from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
-from .gradient_norm_penalty import gradient_norm_penalty
+from .gradient_norm_penalty import METHODS, gradient_norm_penalty, penalized_gradient
 from .looksam import looksam
 from .parameters import is_normalization
+from .recorder import record_gradient_evolution
 from .schedules import STRATEGIES, gnp_warmup, learning_rate_schedule
 from .sgdg import sgdg
 
@@ -24,27 +26,13 @@ _BASE: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[s
     "Momentum": (optax.sgd, {"momentum": 0.9, "nesterov": True}),
     "Adam": (
         optax.adamw,
-        {
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "eps_root": 0.0,
-            "nesterov": False,
-            "weight_decay": 0.0,
-        },
+        {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0, "nesterov": False}
+        | {"weight_decay": 0.0},
     ),
     "RMSProp": (
         optax.rmsprop,
-        {
-            "decay": 0.9,
-            "eps": 1e-8,
-            "eps_in_sqrt": True,
-            "initial_scale": 0.0,
-            "centered": False,
-            "momentum": None,
-            "nesterov": False,
-            "bias_correction": False,
-        },
+        {"decay": 0.9, "eps": 1e-8, "eps_in_sqrt": True, "initial_scale": 0.0, "centered": False}
+        | {"momentum": None, "nesterov": False, "bias_correction": False},
     ),
 }
 # SGD-G and Adam-G train the Grassmann group; the rest is trained by SGD with momentum.
@@ -53,13 +41,8 @@ _GRASSMANN: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapp
     "AdamG": (adamg, {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "grad_clip": 0.1}),
 }
 _EUCLIDEAN = {"euclidean_momentum": 0.9, "nesterov": True}
-_AVERAGING = (
-    "momentum",
-    "euclidean_momentum",
-    "b1",
-    "b2",
-    "decay",
-)  # weights of a moving average, below 1
+# Weights of a moving average, which are below 1.
+_AVERAGING = ("momentum", "euclidean_momentum", "b1", "b2", "decay")
 
 OPTIMIZERS = (*_BASE, *_GRASSMANN)
 CENTRALIZE = ("none", "all", "conv")
@@ -68,7 +51,7 @@ WHERE = ("all", "normalization", "others")
 
 
 class Schedules(NamedTuple):
-    """What changes with the step: each a schedule step -> value."""
+    """Values that change with the step: each a schedule step -> value."""
 
     learning_rate: optax.Schedule
     r: optax.Schedule
@@ -76,30 +59,27 @@ class Schedules(NamedTuple):
     learning_rate_grassmann: optax.Schedule | None = None  # SGDG and AdamG alone
 
 
-def build_optimizer(
-    config: Any,
-    steps_per_epoch: int,
-    penalty: optax.GradientTransformationExtraArgs | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """The chain that a config asks for.
+def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+    """Build the chain that a config asks for.
 
-    Penalty → clipping by the global norm → centralization → base optimizer, where SGDG and AdamG
-    have a Euclidean and a Grassmann group. What a config turns off is left out of the chain.
+    Recorder → penalty → clipping by the global norm → centralization → base optimizer, where SGDG
+    and AdamG have a Euclidean and a Grassmann group. A transformation that a config turns off is
+    left out of the chain.
 
     Args:
         config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
           lr_schedule_params, gradient_clipping (of the global norm; 0 for none),
-          no_weight_decay_on_bn, gr_warmup_strategy, use_hybrid_training, gnp and opt.
+          no_weight_decay_on_bn, gr_warmup_strategy, gnp, opt and record.gradients.
         steps_per_epoch: Steps in one epoch.
-        penalty: Takes the place of the config's penalty, where that has one.
 
     Returns:
-        The chain. Its `update` takes `grad_fn` and `penalize` (see `gradient_norm_penalty`), also
-        where it has no penalty.
+        The chain. Its `update` takes `grad_fn`, `penalized` and `penalize` (see
+        `gradient_norm_penalty`), also where it has no penalty. Where record.gradients is set,
+        `end_epoch` reads the recorder in its state.
 
     Raises:
-        OptimizerError: a value is unknown or out of range, or gnp.reuse has no step to work in. In
-          a penalised step: gnp.where selects no parameter.
+        OptimizerError: a value is unknown or out of range. In a penalized step: gnp.where selects
+          no parameter.
 
     Example:
         >>> from types import SimpleNamespace as Config
@@ -114,6 +94,7 @@ def build_optimizer(
         ...     gnp=Config(r=0.1, alpha=0.8, norm_perturbations=False, every=2, warmup_epochs=None,
         ...                adaptive=False, method="finite_difference", where="all", reuse=0.0),
         ...     opt=Config(opt_type="SGD", opt_params={}, centralize="none"),
+        ...     record=Config(gradients=False),
         ... )
         >>> opt, penalized = build_optimizer(config, 10), build_step_rule(config, 10)
         >>> grad_fn = jax.grad(lambda p: 0.5 * jnp.vdot(p, p))
@@ -129,18 +110,21 @@ def build_optimizer(
     """
     schedules = build_schedules(config, steps_per_epoch)
     check_number("gradient_clipping", config.gradient_clipping)
-    parts: list[optax.GradientTransformation] = []
+    chain: list[optax.GradientTransformation] = []
+    if config.record.gradients:
+        chain.append(record_gradient_evolution())
     if config.gnp.r > 0:
-        inner = build_penalty(config, steps_per_epoch) if penalty is None else penalty
-        parts.append(_penalty(config, inner))
+        penalty, reuse = build_penalty(config, steps_per_epoch), config.gnp.reuse
+        check_number("gnp.reuse", reuse)
+        chain.append(looksam(penalty, reuse) if reuse > 0 else penalty)
     if config.gradient_clipping > 0:
-        parts.append(optax.clip_by_global_norm(config.gradient_clipping))
-    parts.append(_base_optimizer(config, schedules))
-    return optax.with_extra_args_support(optax.chain(*parts))
+        chain.append(optax.clip_by_global_norm(config.gradient_clipping))
+    chain.append(_base_optimizer(config, schedules))
+    return optax.with_extra_args_support(optax.chain(*chain))
 
 
 def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
-    """The `gradient_norm_penalty` that a config asks for, without groups and LookSAM.
+    """Build the `gradient_norm_penalty` that a config asks for, without groups and LookSAM.
 
     Args:
         config: Read are those of `build_schedules` and gnp, with r > 0.
@@ -149,20 +133,40 @@ def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransforma
     Raises:
         OptimizerError: a value is unknown or out of range.
     """
-    gnp, schedules = config.gnp, build_schedules(config, steps_per_epoch)
-    check_choice("gnp.where", gnp.where, WHERE)
-    return gradient_norm_penalty(
-        schedules.r,
-        schedules.alpha,
-        normalize=gnp.norm_perturbations,
-        adaptive=gnp.adaptive,
-        method=gnp.method,
-        where=_perturbed(gnp.where),
-    )
+    schedules = build_schedules(config, steps_per_epoch)
+    return gradient_norm_penalty(schedules.r, schedules.alpha, **_penalty_options(config.gnp))
+
+
+def build_penalized_gradient(
+    config: Any, steps_per_epoch: int
+) -> Callable[[Callable[[Any], Any], Any, Any, Any], Any]:
+    """Build the `penalized_gradient` that a config asks for, with its schedules read at a step.
+
+    For training steps that penalize the gradient of each micro-batch or group on their own and hand
+    the mean to `update(..., penalized=...)` of the chain of `build_optimizer`.
+
+    Args:
+        config: Read are those of `build_schedules` and gnp, with r > 0.
+        steps_per_epoch: Steps in one epoch.
+
+    Returns:
+        A function (grad_fn, params, grads, step) -> penalized gradient; the step may be traced.
+
+    Raises:
+        OptimizerError: a value is unknown or out of range.
+    """
+    options, schedules = _penalty_options(config.gnp), build_schedules(config, steps_per_epoch)
+
+    def at_step(grad_fn: Callable[[Any], Any], params: Any, grads: Any, step: Any) -> Any:
+        count = jnp.asarray(step, jnp.int32)  # as the transformation counts
+        r, alpha = schedules.r(count), schedules.alpha(count)
+        return penalized_gradient(grad_fn, params, grads, r, alpha, **options)
+
+    return at_step
 
 
 def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
-    """The schedules that a config asks for: learning rate, and r and alpha after their warmup.
+    """Build the schedules of a config: learning rate, and r and alpha after their warmup.
 
     Args:
         config: Read are base_lr, total_epochs, warmup_epochs, lr_schedule_type,
@@ -188,9 +192,9 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
 
 
 def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Which steps are penalised, as the host knows before it starts them.
+    """Build the rule for penalized steps, which the host knows before it starts them.
 
-    A step whose penalised gradient would be the plain one (r = 0; α = 0 unless `normalize`) is
+    A step whose penalized gradient would be the plain one (r = 0; α = 0 unless `normalize`) is
     plain; so are all but every `gnp.every`-th step, counted from step 0, and, in hybrid training,
     those that a draw from (seeds, step) leaves out with probability 1 - p. Plain Python: no
     device is asked.
@@ -206,12 +210,14 @@ def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
     Raises:
         OptimizerError: a value is unknown or out of range.
     """
-    check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
-    _check_every(config.gnp.every)
-    check_number("hybrid_config.p", config.hybrid_config.p, high=1.0)
-    first = _first_penalized_step(config, steps_per_epoch)
     every, hybrid = config.gnp.every, config.use_hybrid_training
     seed, p = config.seeds, config.hybrid_config.p
+    check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
+    check_number("gnp.every", every, low=1)
+    if every != int(every):
+        raise OptimizerError(f"gnp.every={every!r} must be a whole number")
+    check_number("hybrid_config.p", p, high=1.0)
+    first = _first_penalized_step(config, steps_per_epoch)
 
     def is_penalized(step: int) -> bool:
         if first is None or step < first or step % every != 0:
@@ -222,7 +228,7 @@ def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
 
 
 def opt_param_names(opt_type: str) -> tuple[str, ...]:
-    """The names that `opt.opt_params` may hold for an optimizer.
+    """Return the names that `opt.opt_params` may hold for an optimizer.
 
     Args:
         opt_type: One of `OPTIMIZERS`.
@@ -282,30 +288,20 @@ def _learning_rate(config: Any, base_lr: float, steps_per_epoch: int) -> optax.S
     )
 
 
-def _penalty(
-    config: Any,
-    penalty: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """With what LookSAM keeps of it, where the config asks for that."""
-    gnp = config.gnp
-    check_number("gnp.reuse", gnp.reuse)
-    _check_every(gnp.every)
-    if gnp.reuse > 0 and gnp.every == 1 and not config.use_hybrid_training:
-        raise OptimizerError(
-            f"gnp.reuse={gnp.reuse!r} has no step to work in, as every step is penalised: "
-            "set gnp.every > 1 or use_hybrid_training"
-        )
-    return looksam(penalty, gnp.reuse) if gnp.reuse > 0 else penalty
-
-
-def _check_every(every: Any) -> None:
-    check_number("gnp.every", every, low=1)
-    if every != int(every):
-        raise OptimizerError(f"gnp.every={every!r} must be a whole number")
+def _penalty_options(gnp: Any) -> dict[str, Any]:
+    """Return the options that the penalty and its pure function share."""
+    check_choice("gnp.method", gnp.method, METHODS)
+    check_choice("gnp.where", gnp.where, WHERE)
+    return {
+        "normalize": gnp.norm_perturbations,
+        "adaptive": gnp.adaptive,
+        "method": gnp.method,
+        "where": _perturbed(gnp.where),
+    }
 
 
 def _perturbed(choice: str) -> Callable[[optax.Params], Any] | None:
-    """The mask of the parameters that the penalty moves."""
+    """Return the mask of the parameters that the penalty moves."""
     if choice == "all":
         return None
 
@@ -321,7 +317,7 @@ def _perturbed(choice: str) -> Callable[[optax.Params], Any] | None:
 
 
 def _base_optimizer(config: Any, schedules: Schedules) -> optax.GradientTransformation:
-    """The optimizer itself, with centralization before it or behind it."""
+    """Return the optimizer itself, with centralization before it or behind it."""
     opt = config.opt
     check_opt_params(opt.opt_type, opt.opt_params)
     params = {**_defaults(opt.opt_type), **opt.opt_params}
@@ -356,7 +352,7 @@ def _with_centralization(
 
 
 def _defaults(opt_type: str) -> dict[str, Any]:
-    """The parameters of an optimizer that a config may set, with their defaults."""
+    """Return the parameters of an optimizer that a config may set, with their defaults."""
     if opt_type in _GRASSMANN:
         return {**_GRASSMANN[opt_type][1], **_EUCLIDEAN}
     return dict(_BASE[opt_type][1])
@@ -371,7 +367,7 @@ def _penalty_warmup_steps(config: Any, steps_per_epoch: int) -> int:
 
 
 def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
-    """The first step at which the penalty is on, but for every and hybrid; None for never."""
+    """Return the first step at which the penalty is on, but for every and hybrid; None: never."""
     gnp, strategy = config.gnp, config.gr_warmup_strategy
     # With normalize, alpha = 0 is no plain step: it follows g/‖g‖.
     is_plain_without_alpha = not gnp.norm_perturbations
@@ -385,5 +381,5 @@ def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
 
 
 def _draw(seed: int, step: int) -> float:
-    """A number in [0, 1) that depends on the seed and the step only."""
+    """Draw from [0, 1), by the seed and the step only."""
     return random.Random(f"hybrid training, seed {seed}, step {step}").random()

@@ -1,4 +1,4 @@
-"""Which parameters a config decays, and which group of the optimizer each of them is in."""
+"""Masks of the parameters that a config decays, and labels of the optimizer's groups."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ GRASSMANN_OPTIMIZERS = ("SGDG", "AdamG")
 
 
 def decay_mask(params: optax.Params, no_weight_decay_on_bn: bool) -> Any:
-    """Which leaves weight decay touches, L2 in the loss and AdamW's alike.
+    """Return a mask of the leaves that decay, by L2 in the loss and by AdamW alike.
 
     Args:
         params: Parameters or their shapes.
@@ -38,7 +38,7 @@ def decay_mask(params: optax.Params, no_weight_decay_on_bn: bool) -> Any:
 
 
 def l2_coefficients(config: Any, params: optax.Params) -> Any:
-    """What half the squared norm of each parameter is multiplied by in the loss.
+    """Return the factor of half the squared norm of each parameter in the loss.
 
     That is `l2_by_kind` of its kind (see `parameter_kinds`) where the config gives one, else
     `l2_regularization`, which `no_weight_decay_on_bn` takes from leaves of rank 0 and 1. The
@@ -80,7 +80,7 @@ def l2_coefficients(config: Any, params: optax.Params) -> Any:
 
 
 def build_labels(config: Any) -> Callable[[optax.Params], Any]:
-    """Which group of the optimizer each parameter is in.
+    """Build the function that labels each parameter with its group of the optimizer.
 
     Args:
         config: Read is opt.
@@ -120,7 +120,7 @@ def build_labels(config: Any) -> Callable[[optax.Params], Any]:
 
 
 def _found_by(pattern: str) -> Callable[[optax.Params], Any]:
-    """A mask of the kernels in whose path (a/b/kernel) an expression is found."""
+    """Return the mask of the kernels in whose path (a/b/kernel) an expression is found."""
     try:
         expression = re.compile(pattern)
     except re.error as error:

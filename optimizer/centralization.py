@@ -24,7 +24,7 @@ _ROLES = (*_HEADS, "out", "qkv", "kv")
 
 
 def centralize(where: Where = None) -> optax.GradientTransformation:
-    r"""Subtracts from the gradient of each output unit its mean (gradient centralization).
+    r"""Subtract from the gradient of each output unit its mean (gradient centralization).
 
     For a kernel whose last axis is the output, as in Flax's layers,
 
@@ -43,10 +43,10 @@ def centralize(where: Where = None) -> optax.GradientTransformation:
     - The last axis in general: (h, w, in, out), depthwise (h, w, 1, c), (in, out), attention's
       (heads, head_dim, out), and trees without names.
     - For a `kernel` with a `bias` beside it, the axes of the bias: the last two of attention's
-      query, key and value (in, heads, head_dim), all features of a DenseGeneral, the places of a
-      ConvLocal, and the layer of kernels stacked by `nn.scan`. Where sizes coincide, the last axes
-      are taken, or else the first with the last. (`optax.partition` hides the bias from a group
-      without it.)
+      query, key and value (in, heads, head_dim), all features of a DenseGeneral, the positions of
+      a ConvLocal, and the layer of kernels stacked by `nn.scan`. Where sizes coincide, the last
+      axes are taken, or else the first with the last. (`optax.partition` hides the bias from a
+      group without it.)
     - For query, key and value without bias (in, heads, head_dim) the last two. Where their rank is
       more than 3, only if the `out` beside `query` takes its last two axes (`nn.scan` has stacked
       them then, and the stack's axis is an output too); else they are convolutions, as in non-local
@@ -56,10 +56,10 @@ def centralize(where: Where = None) -> optax.GradientTransformation:
 
     Without a bias beside them, kernels of several output axes are averaged over all axes but the
     last: over the stack too where `nn.scan` stacks layers, over the other features of a
-    DenseGeneral, over the places of a ConvLocal. Their shape does not tell them from others: leave
-    them out by `where`.
+    DenseGeneral, over the positions of a ConvLocal. Their shape does not tell them from others:
+    leave them out by `where`.
 
-    Convolutions with `transpose_kernel=True` are recognised by their bias only, and not where
+    Convolutions with `transpose_kernel=True` are recognized by their bias only, and not where
     in = out: leave them out by `where`. A unit with a single element (a dense layer with one
     input) gets the gradient 0, as the formula says.
 
@@ -124,7 +124,7 @@ def centralize(where: Where = None) -> optax.GradientTransformation:
 
 
 def is_convolution(params: optax.Params) -> Any:
-    """True for the kernels of convolutions, as a mask.
+    """Return a mask that is True for the kernels of convolutions.
 
     A kernel of rank 4 or 5 is one, unless its layer is a dense one by its name (`Dense_0`,
     `DenseGeneral_0`, `Einsum_0`), or an attention's by names and shapes (see `centralize`), or its
@@ -163,7 +163,7 @@ def is_convolution(params: optax.Params) -> Any:
 
 
 def _has_output_units(params: Any) -> Any:
-    """True for the leaves that `centralize` takes unless told otherwise, as a mask."""
+    """Return the mask of the leaves that `centralize` takes unless told otherwise."""
 
     def leaf(path: Any, is_kernel: bool) -> bool:
         return is_kernel and leaf_path(path)[-1:] != ("weight",)
@@ -172,7 +172,7 @@ def _has_output_units(params: Any) -> Any:
 
 
 def _is_kernel(params: Any) -> Any:
-    """True for the leaves of rank > 1 that are kernels, as a mask."""
+    """Return the mask of the leaves of rank > 1 that are kernels."""
 
     def leaf(path: Any, x: Any) -> bool:
         *parents, name = leaf_path(path) or ("",)
@@ -192,13 +192,13 @@ def _shapes(tree: Any) -> Shapes:
 
 
 def _bias(names: Path, shapes: Shapes) -> tuple[int, ...]:
-    """The shape of the bias beside a leaf, () where there is none."""
+    """Return the shape of the bias beside a leaf, () where there is none."""
     biases = (shapes.get((*names[:-1], name), ()) for name in BIASES)
     return next((bias for bias in biases if bias), ())
 
 
 def _is_attention(names: Path, shape: tuple[int, ...], shapes: Shapes) -> bool:
-    """Whether a kernel without bias is of attention's projections to heads, or from them.
+    """Return whether a kernel without bias is of attention's projections to heads or from them.
 
     Convolutions have the same names in non-local blocks: (1, 1, in, out), and (1, in, out).
     """
@@ -216,7 +216,7 @@ def _is_attention(names: Path, shape: tuple[int, ...], shapes: Shapes) -> bool:
 
 
 def _output_axes(names: Path, shape: tuple[int, ...], shapes: Shapes) -> tuple[int, ...]:
-    """Which axes of a leaf count output units."""
+    """Return the axes of a leaf that count output units."""
     rank = len(shape)
     if names[-1:] == ("weight",):
         return (0,)
@@ -237,7 +237,7 @@ def _output_axes(names: Path, shape: tuple[int, ...], shapes: Shapes) -> tuple[i
 
 
 def _centralized(g: Any, outputs: tuple[int, ...]) -> jax.Array:
-    """`g` less its mean over all axes but the `outputs`."""
+    """Subtract from `g` its mean over all axes but the `outputs`."""
     wide = widen(g)
     inputs = tuple(axis for axis in range(wide.ndim) if axis not in outputs)
     return (wide - jnp.mean(wide, inputs, keepdims=True)).astype(jnp.result_type(g))

@@ -25,7 +25,7 @@ EPSILON = 1e-8  # added to a length before it divides
 
 
 def norm(y: jax.Array) -> jax.Array:
-    """The length |y| of each column.
+    """Return the length |y| of each column.
 
     Args:
         y: Shape (..., out).
@@ -43,7 +43,7 @@ def norm(y: jax.Array) -> jax.Array:
 
 
 def unit(y: jax.Array) -> jax.Array:
-    """Each column scaled to length 1: y / (|y| + 1e-8). Zeros stay zeros.
+    """Scale each column to length 1: y / (|y| + 1e-8). Zeros stay zeros.
 
     Args:
         y: Shape (..., out).
@@ -63,7 +63,7 @@ def unit(y: jax.Array) -> jax.Array:
 
 
 def project(y: jax.Array, g: jax.Array) -> jax.Array:
-    """The part of g that is tangent at y: g - (yᵀg)·y.
+    """Return the part of g that is tangent at y: g - (yᵀg)·y.
 
     Args:
         y: Points, shape (..., out).
@@ -84,7 +84,7 @@ def project(y: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def clip(h: jax.Array, max_norm: Any) -> jax.Array:
-    """Each column that is longer than `max_norm` scaled to that length.
+    """Scale each column that is longer than `max_norm` to that length.
 
     Args:
         h: Shape (..., out).
@@ -106,7 +106,7 @@ def clip(h: jax.Array, max_norm: Any) -> jax.Array:
 
 
 def exp(y: jax.Array, h: jax.Array) -> jax.Array:
-    """The point that the geodesic from y along h reaches: y·cos|h| + h/|h|·sin|h|.
+    """Follow the geodesic from y along h to the point y·cos|h| + h/|h|·sin|h|.
 
     Args:
         y: Points, shape (..., out).
@@ -129,7 +129,7 @@ def exp(y: jax.Array, h: jax.Array) -> jax.Array:
 
 
 def transport(y: jax.Array, h1: jax.Array, h2: jax.Array) -> jax.Array:
-    """Parallel transport of h1 along the geodesic from y along h2.
+    """Transport h1 in parallel along the geodesic from y along h2.
 
     With u = h2 / |h2| the result is h1 - (uᵀh1)·(y·sin|h2| + u·(1 - cos|h2|)). Lengths and inner
     products of tangents stay as they are.
@@ -157,7 +157,7 @@ def transport(y: jax.Array, h1: jax.Array, h2: jax.Array) -> jax.Array:
 
 
 def transport_self(y: jax.Array, h: jax.Array) -> jax.Array:
-    """Parallel transport of h along itself: h·cos|h| - y·|h|·sin|h|.
+    """Transport h in parallel along itself: h·cos|h| - y·|h|·sin|h|.
 
     The same as `transport(y, h, h)`, with less work.
 
@@ -183,7 +183,7 @@ def transport_self(y: jax.Array, h: jax.Array) -> jax.Array:
 
 
 def orthogonality(y: jax.Array) -> jax.Array:
-    """How far the columns are from orthonormal: ½‖VᵀV - I‖², V the kernel as an (n, out) matrix.
+    """Return ½‖VᵀV - I‖², 0 for orthonormal columns, with V the kernel as an (n, out) matrix.
 
     Args:
         y: Shape (..., out).
@@ -203,13 +203,13 @@ def orthogonality(y: jax.Array) -> jax.Array:
 
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The inner product of each column of x with that of y, shape (1, ..., 1, out)."""
+    """Return the inner product of each column of x with that of y, shape (1, ..., 1, out)."""
     product = widen(x) * widen(y)
     return jnp.sum(product, axis=tuple(range(product.ndim - 1)), keepdims=True)
 
 
 def _turn(h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each column: |h| + 1e-8, cos|h| and sin|h| / (|h| + 1e-8)."""
+    """Return |h| + 1e-8, cos|h| and sin|h| / (|h| + 1e-8) of each column."""
     length = norm(h)
     padded = length + EPSILON
     # Both are quotients: XLA on the CPU computes a quotient once a column, but a bare cosine again

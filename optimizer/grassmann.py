@@ -1,4 +1,4 @@
-"""The Grassmann group of the parameters, and what `sgdg` and `adamg` share."""
+"""The Grassmann group of the parameters, and the code that `sgdg` and `adamg` share."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LABELS = ("grassmann", "euclidean")
 
 
 def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
-    """Which group each parameter belongs to, for `optax.partition`.
+    """Label each parameter with its group, for `optax.partition`.
 
     `'grassmann'` are the convolutions with more inputs than outputs: of shape (..., in, out) with
     n = product of all axes but the last > out, as in the paper. The paper takes convolutions that a
@@ -74,9 +74,9 @@ def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
 
 
 def unit_norm(params: optax.Params, labels: Any) -> Any:
-    """The parameters with the columns of the Grassmann group scaled to length 1.
+    """Scale the columns of the Grassmann group to length 1.
 
-    For the initialisation: the directions that an initialiser drew stay. A column of zeros has no
+    For the initialization: the directions that an initializer drew stay. A column of zeros has no
     direction: it stays zeros, and its first step by `sgdg` or `adamg` gives it another length than
     1. Start it at random.
 
@@ -109,9 +109,9 @@ def unit_norm(params: optax.Params, labels: Any) -> Any:
 
 
 def orthogonality_penalty(params: optax.Params, labels: Any, omega: float | jax.Array) -> jax.Array:
-    r"""The penalty :math:`\tfrac{\omega}{2} \sum \|V^\top V - I\|^2` on the Grassmann group.
+    r"""Return the penalty :math:`\tfrac{\omega}{2} \sum \|V^\top V - I\|^2` on the Grassmann group.
 
-    Add it to the loss. It drives the columns of each kernel V, as an (n, out) matrix, apart, in the
+    Add it to the loss. It makes the columns of each kernel V, as an (n, out) matrix, orthogonal, in
     place of a weight decay. See `geometry.orthogonality` for that of a single kernel.
 
     Args:
@@ -162,7 +162,7 @@ def check_points(name: str, params: optax.Params) -> None:
 def map_leaves(
     name: str, step: Callable[..., Any], params: Any, updates: Any, *state: Any
 ) -> list[Any]:
-    """`step(p, g, *state)` of each leaf; its results as trees. Where g is None the state stays."""
+    """Map `step(p, g, *state)` over the leaves to a list of trees; None as g keeps the state."""
     if params is None:
         raise OptimizerError(f"{name} needs params: update(grads, state, params)")
     structure: Any = jax.tree.structure(updates, is_leaf=lambda x: x is None)
@@ -176,18 +176,18 @@ def map_leaves(
 
 
 def additive_update(p: jax.Array, new: jax.Array) -> jax.Array:
-    """What Optax adds to `p` to get `new`, in the dtype of `p`."""
+    """Return the update that Optax adds to `p` to get `new`, in the dtype of `p`."""
     return (new - widen(p)).astype(jnp.result_type(p))
 
 
 def is_tall(p: Any) -> bool:
-    """Whether a leaf has rank > 1 and more inputs than outputs."""
+    """Return whether a leaf has rank > 1 and more inputs than outputs."""
     shape = jnp.shape(p)
     return len(shape) > 1 and math.prod(shape[:-1]) > shape[-1]
 
 
 def _resolve_labels(labels: Any, params: Any) -> Any:
-    """A pytree of labels like params, as `optax.partition` takes them."""
+    """Return a pytree of labels like params, as `optax.partition` takes them."""
 
     def checked(name: str, label: Any) -> Any:
         check_choice(name, label, LABELS)

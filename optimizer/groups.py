@@ -8,28 +8,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError
+from ._checks import OptimizerError, check_flag
 from ._tree import map_present, widen
-from .gradient_norm_penalty import check_penalize
+from .gradient_norm_penalty import check_penalize, check_penalized, check_penalized_step
 
 
-def map_groups(f: Callable[[Any], Any], count: int) -> Any:
-    """f(0), f(1), …, f(count - 1), stacked on a new leading axis.
+def map_groups(f: Callable[[Any], Any], count: int, *, unroll: bool = True) -> Any:
+    """Return f(0), f(1), …, f(count - 1), stacked on a new leading axis.
 
-    On the CPU `f` is called with each number in turn, as model code inside XLA's control flow runs
-    4 to 8 times slower there. On other devices it is traced once, inside `jax.lax.map`: the program
-    stays small, and the groups are computed one after another.
+    Unrolled, `f` is called with each index in turn. That is right on the CPU, where model code
+    inside XLA's control flow runs 4 to 8 times slower. On accelerators with many groups take
+    `unroll=False`: `f` is traced once, inside `jax.lax.map`, which keeps the program small.
 
     Args:
-        f: Of the group's number, a Python int or a traced int32 scalar; index with it, do not
-          branch on it. Gives a pytree of arrays.
+        f: A function of the group's index, a Python int or a traced int32 scalar; index with it,
+          do not branch on it. Gives a pytree of arrays.
         count: How many groups; an int >= 1.
+        unroll: False: in a loop of XLA's, one group after another.
 
     Returns:
         The pytree of `f`, each leaf with a leading axis of `count`.
 
     Raises:
-        OptimizerError: count is no int >= 1.
+        OptimizerError: count is no int >= 1, or unroll is no bool.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,22 +39,25 @@ def map_groups(f: Callable[[Any], Any], count: int) -> Any:
         >>> print(map_groups(lambda group: x[group].sum(), 3))
         [1. 5. 9.]
     """
+    check_flag("unroll", unroll)
     try:
-        number = 0 if isinstance(count, bool) else operator.index(count)
+        groups = 0 if isinstance(count, bool) else operator.index(count)
     except TypeError:  # a float, a text, a traced array
-        number = 0
-    if number < 1:
+        groups = 0
+    if groups < 1:
         raise OptimizerError(f"count={count!r} must be an int >= 1")
-    count = number
-    if count > 1 and jax.default_backend() != "cpu":
-        return jax.lax.map(f, jnp.arange(count))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[f(group) for group in range(count)])
+    if groups > 1 and not unroll:
+        return jax.lax.map(f, jnp.arange(groups))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[f(group) for group in range(groups)])
 
 
 def per_group(
-    inner: optax.GradientTransformation, axis_name: str | tuple[str, ...] | None = None
+    inner: optax.GradientTransformation,
+    axis_name: str | tuple[str, ...] | None = None,
+    *,
+    unroll: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Applies `inner` to the gradient of each group of examples and takes the mean.
+    r"""Apply `inner` to the gradient of each group of examples and take the mean.
 
     With gⱼ the gradient of group j of k and T the transformation `inner`,
 
@@ -71,6 +75,7 @@ def per_group(
       (`map_groups` makes one).
     - `grad_fn(params, group)`: the gradient of one group, an int or a traced int32 scalar; with
       `inner`'s `has_aux`, that and aux.
+    - `penalized`: the groups' penalized gradients, stacked like updates, in place of `grad_fn`.
     - `penalize=False`: `inner` is called with it, and so gives the mean of the plain gradients.
 
     Args:
@@ -81,16 +86,18 @@ def per_group(
           `check_vma=True` the gradient of parameters that all devices share is summed over the
           devices on the way: take the gradients at
           `jax.lax.pcast(params, axis_name, to='varying')`. `update` casts its own params.
+        unroll: See `map_groups`.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state of `inner`. Its updates are like
         params, without the axis of groups.
 
     Raises:
-        OptimizerError: in `init`: `inner` has state for each parameter. In `update`: updates have
-          no leading axis of groups, not the same one, or not params' shapes behind it; they have
-          been summed over the devices already; there is no such axis; a penalised step lacks
-          `grad_fn` or `params`; `penalize` is no Python bool.
+        OptimizerError: unroll is no bool. In `init`: `inner` has state for each parameter. In
+          `update`: updates have no leading axis of groups, not the same one, or not params' shapes
+          behind it; they have been summed over the devices already; there is no such axis; a
+          penalized step has neither `penalized` nor `grad_fn` and `params`; `penalize` is no Python
+          bool.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -112,6 +119,7 @@ def per_group(
         (m-sharpness).
     """
     inner = optax.with_extra_args_support(inner)
+    check_flag("unroll", unroll)
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
 
     def init_fn(params: optax.Params) -> optax.OptState:
@@ -129,27 +137,29 @@ def per_group(
         params: optax.Params | None = None,
         *,
         grad_fn: Callable[[optax.Params, Any], Any] | None = None,
+        penalized: optax.Updates | None = None,
         penalize: bool = True,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         check_penalize(penalize)
-        if penalize and params is None:
-            raise OptimizerError("a penalised step needs params: update(grads, state, params, ...)")
-        if penalize and grad_fn is None:
-            raise OptimizerError(
-                "a penalised step needs grad_fn(params, group) -> grads: update(..., grad_fn=...); "
-                "for a plain step pass penalize=False"
-            )
+        if not penalize:
+            penalized = None
+        elif penalized is not None:
+            penalized = check_penalized(penalized, updates)
+        else:
+            check_penalized_step(params, grad_fn, "grad_fn(params, group)")
         count = _group_count(updates, params)
         for axis in axes:
             params = _vary(updates, params, axis)
 
         def one(group: Any) -> tuple[optax.Updates, optax.OptState]:
-            own = jax.tree.map(lambda x: x[group], updates)
-            more = {} if grad_fn is None else {"grad_fn": lambda p: grad_fn(p, group)}
-            return inner.update(own, state, params, penalize=penalize, **more, **extra_args)
+            own, more = (jax.tree.map(lambda x: x[group], tree) for tree in (updates, penalized))
+            arguments = {} if more is None else {"penalized": more}
+            if grad_fn is not None:
+                arguments["grad_fn"] = lambda p: grad_fn(p, group)
+            return inner.update(own, state, params, penalize=penalize, **arguments, **extra_args)
 
-        results, states = map_groups(one, count)
+        results, states = map_groups(one, count, unroll=unroll)
 
         def mean(x: jax.Array) -> jax.Array:
             average = jnp.mean(widen(x), axis=0)
@@ -161,7 +171,7 @@ def per_group(
 
 
 def _group_count(updates: Any, params: Any) -> int:
-    """The length of the leading axis that all leaves of updates share."""
+    """Return the length of the leading axis that all leaves of updates share."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
     if not shapes:
         raise OptimizerError("per_group needs updates with at least one array")
@@ -188,7 +198,7 @@ def _group_count(updates: Any, params: Any) -> int:
 
 
 def _vary(updates: Any, params: Any, axis: str) -> Any:
-    """Params as each device's own, so that their gradients are not summed over the devices."""
+    """Return params as each device's own, whose gradients are not summed over the devices."""
 
     def varies(x: Any) -> bool:
         return axis in jax.typeof(x).manual_axis_type.varying

@@ -1,4 +1,4 @@
-"""LookSAM: what a penalised step has learned, used again at the plain steps after it."""
+"""LookSAM: a penalized step's direction, used again at the plain steps after it."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class LookSAMState(NamedTuple):
 def looksam(
     penalty: optax.GradientTransformationExtraArgs, weight: ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Reuses the part of the penalised gradient that is orthogonal to the plain one.
+    r"""Reuse the part of the penalized gradient that is orthogonal to the plain one.
 
     A step with `penalize=True` gives what `penalty` gives, u, and keeps the direction of
 
@@ -35,8 +35,8 @@ def looksam(
     .. math::
         g' = g + \text{weight} \cdot \frac{\|g\|}{\|g_v\|}\, g_v.
 
-    The part g_v changes more slowly than g, so a step in k that is penalised does much of what
-    penalising all of them would, at 1 + 1/k gradients a step. Until the first penalised step, and
+    The part g_v changes more slowly than g, so a step in k that is penalized does much of what
+    penalizing all of them would, at 1 + 1/k gradients a step. Until the first penalized step, and
     where g or g_v is zero, the other steps are plain ones; so they are where ‖g‖ is not finite. A
     g_v that is not finite is not kept: the direction before it stays. One that is not longer than
     eps·‖u‖ counts as zero, as the rounding of u to its dtype makes about that; eps is the dtype's
@@ -47,20 +47,22 @@ def looksam(
     twice their bytes.
 
     Args:
-        penalty: What penalises: `gradient_norm_penalty(...)`, `per_group` of one, or any
-          transformation that calls `grad_fn` at penalised steps, gives the plain gradient with
+        penalty: The transformation that penalizes: `gradient_norm_penalty(...)`, `per_group` of
+          one, or any other that calls `grad_fn` at penalized steps, gives the plain gradient with
           `penalize=False`, and keeps no arrays like params. It is asked for both.
         weight: Length of the reused part, in units of ‖g‖; >= 0. A number, an array of one or a
           schedule of the step.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `LookSAMState`. Its `update` takes
-        the arguments of `penalty`'s; at steps with `penalize=False` no `grad_fn` is needed.
+        the arguments of `penalty`'s and hands them on, also `penalized` where that one is
+        `gradient_norm_penalty` or `per_group`; at steps with `penalize=False` it needs neither
+        `grad_fn` nor `penalized`.
 
     Raises:
         OptimizerError: weight is negative or not one number, or penalty takes no further arguments.
           In `init`: penalty keeps arrays from step to step, or a parameter is complex. In `update`:
-          `penalize` is no Python bool, penalty does not penalise, or what `penalty` raises.
+          `penalize` is no Python bool, penalty does not penalize, or what `penalty` raises.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -117,9 +119,8 @@ def looksam(
         plain, inner = penalty.update(updates, state.penalty, params, penalize=False, **extra_args)
         count = optax.safe_increment(state.count)
         if penalize:
-            penalised, inner = _penalised(penalty, updates, state.penalty, params, extra_args)
-            direction = _orthogonal_unit(penalised, plain, state.direction)
-            return penalised, LookSAMState(count, direction, inner)
+            u, inner = _penalized(penalty, updates, state.penalty, params, extra_args)
+            return u, LookSAMState(count, _orthogonal_unit(u, plain, state.direction), inner)
 
         length = weight(state.count) if callable(weight) else weight
         norm, _ = norm_and_inverse(map_present(widen, plain))
@@ -128,15 +129,14 @@ def looksam(
         def reuse(g: jax.Array, d: jax.Array) -> jax.Array:
             return (widen(g) + factor.astype(d.dtype) * d).astype(jnp.result_type(g))
 
-        return map_present(reuse, plain, state.direction), state._replace(
-            count=count, penalty=inner
-        )
+        new_state = state._replace(count=count, penalty=inner)
+        return map_present(reuse, plain, state.direction), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _penalised(penalty: Any, updates: Any, state: Any, params: Any, extra_args: Any) -> Any:
-    """The penalised step, checked to be one."""
+def _penalized(penalty: Any, updates: Any, state: Any, params: Any, extra_args: Any) -> Any:
+    """Take the penalized step; raise if it is none."""
     calls: list[None] = []
     grad_fn = extra_args.get("grad_fn")
 
@@ -146,19 +146,19 @@ def _penalised(penalty: Any, updates: Any, state: Any, params: Any, extra_args: 
 
     more = extra_args if grad_fn is None else extra_args | {"grad_fn": counted}
     result = penalty.update(updates, state, params, penalize=True, **more)
-    # Our own needs no second gradient where r or alpha is 0.
+    # Our own needs no second gradient where r or alpha is 0, or where `penalized` is given.
     nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, GradientNormPenaltyState))
     if not calls and not any(isinstance(node, GradientNormPenaltyState) for node in nodes):
         raise OptimizerError(
-            "penalty calls no grad_fn at a penalised step, so there is nothing to reuse: looksam "
+            "penalty calls no grad_fn at a penalized step, so there is nothing to reuse: looksam "
             "needs gradient_norm_penalty(...), or per_group of one"
         )
     return result
 
 
-def _orthogonal_unit(penalised: Any, plain: Any, before: Any) -> Any:
-    """g_v / ‖g_v‖ in the dtypes of `before`; zero where g_v is rounding, `before` where NaN."""
-    u, g = map_present(widen, penalised), map_present(widen, plain)
+def _orthogonal_unit(penalized: Any, plain: Any, before: Any) -> Any:
+    """Return g_v / ‖g_v‖; zeros where g_v is rounding, `before` where it is not finite."""
+    u, g = map_present(widen, penalized), map_present(widen, plain)
     _, inverse_g = norm_and_inverse(g)
     _, inverse_u = norm_and_inverse(u)
 
@@ -174,7 +174,7 @@ def _orthogonal_unit(penalised: Any, plain: Any, before: Any) -> Any:
         lambda raw, x: (
             float(jnp.finfo(jnp.result_type(raw)).eps) ** 2 * jnp.sum(jnp.square(x * inverse_u))
         ),
-        penalised,
+        penalized,
         u,
     )
     _, inverse = norm_and_inverse(part)

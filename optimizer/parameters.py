@@ -1,4 +1,4 @@
-"""What a parameter is, told from its place in the tree, and masks over parameters."""
+"""Kinds of parameters, told from their paths in the tree, and masks over parameters."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ Where: TypeAlias = Callable[[Any], Any] | Any | None
 
 
 def parameter_kinds(params: optax.Params) -> Any:
-    """Which kind each parameter is of: weight, bias, or a normalization's scale or offset.
+    """Return the kind of each parameter: weight, bias, or a normalization's scale or offset.
 
     A layer is a normalization if it has a leaf `scale`, or `gamma` with `beta` or `offset` beside
     it, or a name with `norm` in it or `bn` at the start. In it `scale` and `gamma` are scales, and
@@ -63,7 +63,7 @@ def parameter_kinds(params: optax.Params) -> Any:
 
 
 def is_normalization(params: optax.Params) -> Any:
-    """True for the scales and offsets of normalization layers, as a mask (see `parameter_kinds`).
+    """Return the mask of the scales and offsets of normalizations (see `parameter_kinds`).
 
     Args:
         params: Parameters or their shapes.
@@ -77,14 +77,14 @@ def is_normalization(params: optax.Params) -> Any:
 
 
 def resolve_mask(where: Where, params: optax.Params, name: str = "where") -> Any:
-    """A pytree of bool like `params`.
+    """Return a pytree of bool like `params`.
 
     Args:
         where: A pytree of bool like `params` or a prefix of it, as `optax.masked` takes them, a
           function params -> such a pytree, or None: all. A pytree of bool that can be called, as
           modules can, is not.
         params: Parameters, gradients or their shapes. None stays None.
-        name: What messages call it.
+        name: The argument's name, for messages.
 
     Raises:
         OptimizerError: the pytree has another structure, or other leaves than True and False.
@@ -96,13 +96,7 @@ def resolve_mask(where: Where, params: optax.Params, name: str = "where") -> Any
 
 
 def resolve_function(tree: Any, params: Any, is_value: Callable[[Any], bool]) -> Any:
-    """What `tree` makes of params if it is a function, else `tree`.
-
-    Args:
-        tree: A function, or a pytree of values, which may be an object that can be called.
-        params: What the function is handed.
-        is_value: Whether a leaf is one of the values.
-    """
+    """Return `tree(params)` if `tree` is a function, not a pytree of values that can be called."""
     if not callable(tree) or any(is_value(leaf) for leaf in jax.tree.leaves(tree)):
         return tree
     return tree(params)
@@ -111,17 +105,10 @@ def resolve_function(tree: Any, params: Any, is_value: Callable[[Any], bool]) ->
 def broadcast(
     name: str, tree: Any, params: Any, expected: str, convert: Callable[[str, Any], Any]
 ) -> Any:
-    """A tree of values, like params or a prefix of it, as one that is like params.
+    """Extend a tree, like params or a prefix of it, to one like params, and convert its leaves.
 
-    Args:
-        name: What messages call it.
-        tree: The pytree of values.
-        params: The pytree that it shall be like.
-        expected: What messages say it must be.
-        convert: A function (name, leaf) -> value, which raises where it is none.
-
-    Raises:
-        OptimizerError: `tree` is no prefix of params; the message names the first difference.
+    `convert(name, leaf)` raises where a leaf is no value. Where `tree` is no prefix of params, the
+    message says that `name` must be `expected`, and where the first difference is.
     """
     try:
         whole = jax.tree.broadcast(tree, params)
@@ -131,7 +118,7 @@ def broadcast(
 
 
 def _is_bool(leaf: Any) -> bool:
-    """Whether a leaf is a Python bool, or NumPy's or JAX's of no axes."""
+    """Return whether a leaf is a Python bool, or NumPy's or JAX's of no axes."""
     return isinstance(leaf, bool) or (
         str(getattr(leaf, "dtype", "")) == "bool" and getattr(leaf, "shape", None) == ()
     )
@@ -152,7 +139,7 @@ def _short(leaf: Any) -> str:
 
 
 def _difference(tree: Any, params: Any) -> str:
-    """The first place where a tree is no prefix of params, in a few words."""
+    """Describe the first path at which a tree is no prefix of params."""
     given, wanted = (
         dict(jax.tree_util.tree_leaves_with_path(t, is_leaf=lambda x: x is None))
         for t in (tree, params)
@@ -169,16 +156,12 @@ def _difference(tree: Any, params: Any) -> str:
 
 
 def leaf_name(path: Any) -> str:
-    """The place of a leaf, for messages."""
+    """Return the path of a leaf, for messages."""
     return ".".join(leaf_path(path)) or "the array"
 
 
 def leaf_path(path: Any) -> tuple[str, ...]:
-    """The names on the way to a leaf, as texts.
-
-    Args:
-        path: What `jax.tree_util.tree_map_with_path` hands to its function.
-    """
+    """Return the names in a path of `jax.tree_util.tree_map_with_path`, as strings."""
     # NNX keeps each array in a node whose only field is the value.
     last_is_node = bool(path) and path[-1] == jax.tree_util.GetAttrKey("value")
     names = path[:-1] if last_is_node else path

@@ -1,4 +1,4 @@
-"""A recorder of what the gradients of an epoch add up to."""
+"""A recorder that sums up the gradients of each epoch."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ class GradientEvolutionState(NamedTuple):
 
 
 class GradientEvolution(NamedTuple):
-    """What `end_epoch` reads; the trees are like params, in float32 or wider."""
+    """Result of `end_epoch`; the trees are like params, in float32 or wider."""
 
     epoch: optax.Updates  # G(e), the sum of the epoch's updates
     running: optax.Updates  # A(e) = G(1) + ... + G(e)
@@ -29,7 +29,7 @@ class GradientEvolution(NamedTuple):
 
 
 def record_gradient_evolution() -> optax.GradientTransformation:
-    r"""Passes updates through unchanged and sums them up on the device, for each epoch.
+    r"""Pass updates through unchanged and sum them up on the device, for each epoch.
 
     With g(t) the updates that reach it at step t, for each epoch e and each element,
 
@@ -90,7 +90,7 @@ def record_gradient_evolution() -> optax.GradientTransformation:
 
 
 def end_epoch(opt_state: Any) -> tuple[GradientEvolution, Any]:
-    """Reads the recorder at an epoch's end and makes it ready for the next epoch.
+    """Read the recorder at an epoch's end and make it ready for the next epoch.
 
     Pure, so that it may be jitted and vmapped; the recorder may lie anywhere in the state.
 
@@ -118,12 +118,12 @@ def end_epoch(opt_state: Any) -> tuple[GradientEvolution, Any]:
         return isinstance(node, GradientEvolutionState)
 
     nodes, structure = jax.tree.flatten(opt_state, is_leaf=is_recorder)
-    places = [place for place, node in enumerate(nodes) if is_recorder(node)]
-    if len(places) != 1:
+    found = [index for index, node in enumerate(nodes) if is_recorder(node)]
+    if len(found) != 1:
         raise OptimizerError(
-            f"end_epoch needs one record_gradient_evolution in the optimizer, not {len(places)}"
+            f"end_epoch needs one record_gradient_evolution in the optimizer, not {len(found)}"
         )
-    state = nodes[places[0]]
+    state = nodes[found[0]]
     running = jax.tree.map(jnp.add, state.running, state.epoch)
     absolute = jax.tree.map(lambda total, g: total + jnp.abs(g), state.absolute, state.epoch)
     evolution = GradientEvolution(
@@ -132,7 +132,7 @@ def end_epoch(opt_state: Any) -> tuple[GradientEvolution, Any]:
         absolute=jax.tree.map(jnp.copy, absolute),
         steps=state.steps,
     )
-    nodes[places[0]] = GradientEvolutionState(
+    nodes[found[0]] = GradientEvolutionState(
         epoch=jax.tree.map(jnp.zeros_like, state.epoch),
         running=running,
         absolute=absolute,

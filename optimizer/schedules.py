@@ -1,9 +1,8 @@
-"""Schedules of the step number: the learning rate, and the warmup of the penalty's r and alpha."""
+"""Schedules of the step: the learning rate, and the warmup of the penalty's r and alpha."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -25,7 +24,7 @@ def learning_rate_schedule(
     rate: float = 0.97,
     decay: float = 0.0,
 ) -> optax.Schedule:
-    r"""A learning rate that decays as `name` says, after a linear warmup from 0.
+    r"""Return a learning rate that decays as `name` says, after a linear warmup from 0.
 
     At step t = 0, 1, … and with a warmup of W steps the learning rate is
     :math:`\min(1, t / W) \cdot f(t)`, where f(t) is
@@ -94,7 +93,7 @@ def learning_rate_schedule(
 def gnp_warmup(
     strategy: str, r: float, alpha: float, warmup_steps: int
 ) -> tuple[optax.Schedule, optax.Schedule]:
-    r"""Schedules of r and alpha that bring in the gradient-norm penalty over the first W steps.
+    r"""Return schedules of r and alpha that bring in the penalty over the first W steps.
 
     At step t = 0, 1, …, with :math:`w = \min(1, t / W)`:
 
@@ -162,7 +161,7 @@ def _inverse_time(base_lr: float, decay: float) -> optax.Schedule:
 
 
 def _warmed_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
-    """The schedule times min(1, step / warmup_steps)."""
+    """Multiply the schedule by min(1, step / warmup_steps)."""
     if warmup_steps == 0:
         return schedule
     ramp = optax.linear_schedule(0.0, 1.0, warmup_steps)
@@ -170,7 +169,4 @@ def _warmed_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
 
 
 def _zero_before(schedule: optax.Schedule, start: int) -> optax.Schedule:
-    def gated(step: jax.typing.ArrayLike) -> jax.Array:
-        return jnp.where(jnp.asarray(step) < start, 0.0, schedule(step))
-
-    return gated
+    return lambda step: jnp.where(jnp.asarray(step) < start, 0.0, schedule(step))

@@ -24,7 +24,7 @@ def sgdg(
     momentum: float | jax.Array = 0.9,
     grad_clip: float | jax.Array | None = None,
 ) -> optax.GradientTransformation:
-    r"""SGD-G, gradient descent with momentum on the sphere of each column.
+    r"""Make SGD-G: gradient descent with momentum on the sphere of each column.
 
     For weights in front of a normalization, whose length does not matter. Each column of a kernel
     of shape (..., out), all axes but the last flattened, is a point of G(1, n). With p a column of
@@ -87,17 +87,10 @@ def scale_by_sgdg(
     momentum: float | jax.Array = 0.9,
     grad_clip: float | jax.Array | None = None,
 ) -> optax.GradientTransformation:
-    """The core of `sgdg`, and all of it: a geodesic step is not linear in the learning rate.
+    """Make the core of `sgdg`, which is all of it, with the same arguments.
 
-    Unlike other cores this one takes the learning rate and gives the update itself.
-
-    Args:
-        learning_rate: See `sgdg`.
-        momentum: See `sgdg`.
-        grad_clip: See `sgdg`.
-
-    Returns:
-        An `optax.GradientTransformation` with the state `ScaleBySgdgState`.
+    Unlike other cores this one takes the learning rate and gives the update itself, as a geodesic
+    step is not linear in the learning rate.
     """
     check_scalar("learning_rate", learning_rate, schedule=True)
     check_scalar("momentum", momentum, high=1.0, below=True)

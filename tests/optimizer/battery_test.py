@@ -1,7 +1,7 @@
 """One battery of tests that every transformation of the package goes through.
 
 Inside each wrapper of Optax the result is compared with the transformation's own, so that a wrapper
-that drops an argument or a part of the state is seen. What does not fit by nature:
+that drops an argument or some of the state is seen. Some do not fit by nature:
 
 - `per_group` takes updates with an axis of groups. `partition` and `masked` hand them on; wrappers
   that compute with the updates themselves (MultiSteps, apply_if_finite) do not know the axis: there
@@ -10,7 +10,7 @@ that drops an argument or a part of the state is seen. What does not fit by natu
   inside it gets no grad_fn, which is an error; it is applied by hand in front of it.
 - `MultiSteps(...).gradient_transformation()` and a MultiSteps inside a chain forward no arguments
   either: a penalty inside one needs MultiSteps' own update.
-- In `partition` and `masked` a penalty moves a part of the parameters: its grad_fn is handed a tree
+- In `partition` and `masked` a penalty moves some of the parameters: its grad_fn is handed a tree
   with holes and gives one.
 """
 
@@ -75,11 +75,11 @@ class Case(NamedTuple):
         return self.make(**self.numbers)
 
     def answer(self, gradients: Any) -> Any:
-        """What grad_fn gives."""
+        """Return the result of grad_fn."""
         return (gradients, {"statistics": jnp.ones(3)}) if self.has_aux else gradients
 
     def inside(self, wrap: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
-        """The transformation in a wrapper."""
+        """Put the transformation into a wrapper."""
         inner = self.whole() if self.wrapped is None else self.wrapped()
         return optax.chain(self.first(), wrap(inner))
 
@@ -97,7 +97,7 @@ def only_w(params: Any) -> Any:
 
 
 def built() -> optax.GradientTransformation:
-    """A chain of all parts: penalty, clipping, centralization, groups."""
+    """Build a chain of everything: recorder, penalty, clipping, centralization, groups."""
     gnp = SimpleNamespace(
         r=0.3, alpha=0.6, norm_perturbations=False, every=1, warmup_epochs=None, adaptive=False,
         method="finite_difference", where="all", reuse=0.0,
@@ -111,6 +111,7 @@ def built() -> optax.GradientTransformation:
         base_lr=0.1, total_epochs=3, warmup_epochs=0.0, lr_schedule_type="cosine",
         lr_schedule_params=schedule, gradient_clipping=5.0, no_weight_decay_on_bn=False,
         gr_warmup_strategy="none", use_hybrid_training=False, gnp=gnp, opt=opt,
+        record=SimpleNamespace(gradients=True),
     )  # fmt: skip
     return build_optimizer(config, steps_per_epoch=4)
 
@@ -157,14 +158,14 @@ X = np.random.default_rng(0).normal(size=(4, 3))
 
 
 def start(dtype: Any = jnp.float32, seed: int = 1) -> Params:
-    """Two kernels of convolutions in a window of one pixel, with unit columns."""
+    """Draw two kernels of convolutions in a window of one pixel, with unit columns."""
     generator = np.random.default_rng(seed)
     tree = {name: generator.normal(size=(1, 1, 3, 2)) for name in ("v", "w")}
     return {name: jnp.asarray(x / np.linalg.norm(x, axis=2), dtype) for name, x in tree.items()}
 
 
 def loss(params: Params, x: jax.Array) -> jax.Array:
-    """With a Hessian that is not constant; of w and v only."""
+    """Return a loss of w and v only, whose Hessian is not constant."""
     w, v = (params[name].reshape(3, 2) for name in ("w", "v"))
     return jnp.mean(jnp.square(x @ w) * (x @ v)) + jnp.sum(w * w * v)
 
@@ -177,12 +178,12 @@ gradient = jax.jit(jax.grad(loss))
 
 
 def split(x: jax.Array) -> jax.Array:
-    """Groups of two examples."""
+    """Split into groups of two examples."""
     return x.reshape(-1, 2, *x.shape[1:])
 
 
 def inputs(case: Case, params: Params, x: jax.Array | None = None) -> tuple[Params, dict[str, Any]]:
-    """The gradients, and the further arguments of update."""
+    """Return the gradients, and the further arguments of update."""
     x = data(params) if x is None else x
     if not case.is_grouped:
         more = {"grad_fn": lambda p: case.answer(gradient(p, x))} if case.is_penalty else {}
@@ -194,7 +195,7 @@ def inputs(case: Case, params: Params, x: jax.Array | None = None) -> tuple[Para
 
 
 def stepper(case: Case, opt: Any, extra: Any = None, **jit_options: Any) -> Any:
-    """One compiled step, with extra arguments of update."""
+    """Compile one step, with extra arguments of update."""
 
     def step(params: Params, state: Any) -> Any:
         gradients, more = inputs(case, params)
@@ -205,7 +206,7 @@ def stepper(case: Case, opt: Any, extra: Any = None, **jit_options: Any) -> Any:
 
 
 def run(step: Any, params: Params, state: Any, steps: int = STEPS) -> tuple[list[Params], Any]:
-    """The parameters after each step, and the last state. A second step must not compile again."""
+    """Return the parameters after each step and the last state; steps compile once."""
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (params, state))
     path = []
     for _ in range(steps):
@@ -218,7 +219,7 @@ def run(step: Any, params: Params, state: Any, steps: int = STEPS) -> tuple[list
 
 @cache
 def plain(name: str, steps: int = STEPS) -> list[Params]:
-    """The path of the transformation outside of any wrapper."""
+    """Return the path of the transformation outside of any wrapper."""
     case = CASES[name]
     opt = case.whole()
     return run(stepper(case, opt), start(), opt.init(start()), steps)[0]
@@ -235,7 +236,7 @@ def assert_close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1
 
 
 def multi_steps(inner: Any, count: int) -> optax.GradientTransformationExtraArgs:
-    """MultiSteps with an update that hands its arguments on, also in a chain."""
+    """Make MultiSteps with an update that hands its arguments on, also in a chain."""
     opt = optax.MultiSteps(inner, count)
     return optax.GradientTransformationExtraArgs(opt.init, opt.update)
 
@@ -267,26 +268,26 @@ def test_chain(name: str) -> None:
     assert_close(path, plain(name))
 
 
-def fill(part: Any, whole: Any) -> Any:
-    """The whole, with the leaves of the part where that has no holes."""
+def fill(pierced: Any, whole: Any) -> Any:
+    """Return the whole, with the leaves of the pierced tree where that has no holes."""
 
     def leaf(p: Any, w: Any) -> Any:
         return w if isinstance(p, optax.MaskedNode) else p
 
-    return jax.tree.map(leaf, part, whole, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return jax.tree.map(leaf, pierced, whole, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
-def pierce(whole: Any, part: Any) -> Any:
-    """The whole, with the holes of the part."""
+def pierce(whole: Any, pierced: Any) -> Any:
+    """Return the whole, with the holes of the pierced tree."""
 
     def leaf(p: Any, w: Any) -> Any:
         return p if isinstance(p, optax.MaskedNode) else w
 
-    return jax.tree.map(leaf, part, whole, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return jax.tree.map(leaf, pierced, whole, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
-def in_a_part(wrap: Callable[[Any], Any], whole: bool = False) -> Callable[[str], None]:
-    """A test with one more parameter, a bias b, that the transformation does not get.
+def beside_a_bias(wrap: Callable[[Any], Any], whole: bool = False) -> Callable[[str], None]:
+    """Make a test with one more parameter, a bias b, that the transformation does not get.
 
     With `whole` all of it goes into the wrapper, `per_group` too.
     """
@@ -306,11 +307,11 @@ def in_a_part(wrap: Callable[[Any], Any], whole: bool = False) -> Callable[[str]
             elif more:
                 x = data(kernels)
 
-                def grad_fn(part: Params, *group: Any) -> Any:
-                    full = fill(part, params)
+                def grad_fn(pierced: Params, *group: Any) -> Any:
+                    full = fill(pierced, params)
                     moved = {key: full[key] for key in ("v", "w")}
                     moved = gradient(moved, split(x)[group] if group else x)
-                    return case.answer(pierce(moved | {"b": full["b"]}, part))
+                    return case.answer(pierce(moved | {"b": full["b"]}, pierced))
 
                 more = {"grad_fn": grad_fn}
             gradients = gradients | {"b": params["b"]}
@@ -337,17 +338,17 @@ def masked(opt: Any) -> Any:
 
 @every_case
 def test_partition(name: str) -> None:
-    in_a_part(partition)(name)
+    beside_a_bias(partition)(name)
 
 
 @every_case
 def test_masked(name: str) -> None:
-    in_a_part(masked)(name)
+    beside_a_bias(masked)(name)
 
 
 @pytest.mark.parametrize("wrap", [partition, masked])
-def test_groups_inside_a_part(wrap: Callable[[Any], Any]) -> None:
-    in_a_part(wrap, whole=True)("per_group")
+def test_groups_inside_a_wrapper(wrap: Callable[[Any], Any]) -> None:
+    beside_a_bias(wrap, whole=True)("per_group")
 
 
 @every_state
@@ -497,7 +498,7 @@ def test_donated_buffers(name: str) -> None:
 
 
 def sharded(name: str, mesh: Mesh) -> list[Params]:
-    """The path with the examples split over the devices."""
+    """Return the path with the examples split over the devices."""
     case = CASES[name]
     opt = case.whole()
     if case.is_grouped:
@@ -524,8 +525,8 @@ def sharded(name: str, mesh: Mesh) -> list[Params]:
     )
     compiled = jax.jit(mapped)
     # Where the loop puts them; arrays of one device would compile the first step for themselves.
-    place = jax.sharding.NamedSharding(mesh, everywhere)
-    params, state = jax.device_put((start(), opt.init(start())), place)
+    sharding = jax.sharding.NamedSharding(mesh, everywhere)
+    params, state = jax.device_put((start(), opt.init(start())), sharding)
     x = jax.device_put(data(params), jax.sharding.NamedSharding(mesh, split_))
     path = []
     for _ in range(STEPS):
@@ -577,7 +578,7 @@ def test_pickle_of_the_state(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def states() -> dict[str, Any]:
-    """Of all cases, after a step."""
+    """Return the states of all cases, after a step."""
     optimizers = {name: (case, case.whole()) for name, case in CASES.items()}
     first = {
         name: stepper(case, opt)(start(), opt.init(start()))[1]
@@ -588,7 +589,7 @@ def states() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def restored(states: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same, written and read by orbax."""
+    """Return the same, written and read by orbax."""
     directory = tmp_path_factory.mktemp("orbax") / "states"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, states)
@@ -693,7 +694,7 @@ def parabola(initial: Any, solution: Any) -> Target:
 
 
 def rosenbrock(initial: Any, a: float) -> Target:
-    """(a - x)² + 100 (y - x²)², with its minimum 0 at (a, a²)."""
+    """Return (a - x)² + 100 (y - x²)², with its minimum 0 at (a, a²)."""
 
     def valley(p: jax.Array) -> jax.Array:
         x, y = jnp.ravel(p)
@@ -708,7 +709,7 @@ TARGETS = {
     "parabola": parabola([-1.0, 10.0, 1.0], [1.0, -1.0, 1.0]),
     "matrix": parabola(np.zeros((2, 2)), [[3.0, -2.0], [1.0, 4.0]]),
     # Each column's mean stays under centralization, so the solution has the means of the start.
-    "centred_matrix": parabola(np.ones((2, 2)), [[3.0, -2.0], [-1.0, 4.0]]),
+    "centered_matrix": parabola(np.ones((2, 2)), [[3.0, -2.0], [-1.0, 4.0]]),
     "rosenbrock": rosenbrock([0.0, 0.0], 1.0),
     "sphere": parabola(
         [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [[0.6, 0.48], [0.0, 0.6], [0.8, 0.64]]
@@ -735,7 +736,7 @@ TABLE = [
     *((name, target) for name in RIEMANNIAN for target in ("sphere", "sphere_rosenbrock")),
 ]
 TABLE = [
-    (name, "centred_matrix" if (name, target) == ("centralize", "matrix") else target)
+    (name, "centered_matrix" if (name, target) == ("centralize", "matrix") else target)
     for name, target in TABLE
 ]
 
@@ -758,7 +759,7 @@ def test_convergence(name: str, target: str) -> None:
     @jax.jit
     def train(params: Any, state: Any) -> Any:
         def pair(carry: Any, _: Any) -> Any:
-            # LookSAM penalises every other step and reuses that step's direction in the next.
+            # LookSAM penalizes every other step and reuses that step's direction in the next.
             return step(*step(*carry, True), name != "looksam"), None
 
         return jax.lax.scan(pair, (params, state), length=1500)[0][0]

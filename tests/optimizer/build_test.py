@@ -1,4 +1,4 @@
-"""The builders: what a config turns into."""
+"""The builders: the optimizer, the schedules and the step rule of a config."""
 
 import copy
 import subprocess
@@ -22,12 +22,13 @@ from optimizer import (
     STRATEGIES,
     OptimizerError,
     build_optimizer,
+    build_penalized_gradient,
     build_penalty,
     build_schedules,
     build_step_rule,
     decay_mask,
+    end_epoch,
     opt_param_names,
-    per_group,
 )
 from optimizer.geometry import unit
 
@@ -40,7 +41,7 @@ def quartic(params: Any) -> jax.Array:
 
 
 def trajectory(opt: optax.GradientTransformationExtraArgs, penalize: Any = None) -> Any:
-    """Three steps on the quartic; `penalize` is a step rule."""
+    """Take three steps on the quartic; `penalize` is a step rule."""
     grad_fn = jax.grad(quartic)
     params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]]), "bias": jnp.array([1.0, -2.0])}
     state = opt.init(params)
@@ -283,11 +284,6 @@ def test_where_chooses_what_is_perturbed(make_config: MakeConfig, where: str) ->
     assert moved == {"tall": not is_norm, "wide": not is_norm, "norm": is_norm}
 
 
-@pytest.mark.parametrize("overrides", [{"gnp.every": 2}, {"use_hybrid_training": True}])
-def test_reuse_with_plain_steps_is_no_error(make_config: MakeConfig, overrides: Any) -> None:
-    build_optimizer(make_config(**{"gnp.reuse": 0.5}, **overrides), STEPS_PER_EPOCH)
-
-
 @pytest.mark.parametrize("where", ["normalization", "others"])
 def test_where_that_selects_nothing_is_named(make_config: MakeConfig, where: str) -> None:
     layers = ("norm",) if where == "others" else ("tall", "wide")
@@ -298,26 +294,87 @@ def test_where_that_selects_nothing_is_named(make_config: MakeConfig, where: str
     assert str(caught.value) == f"gnp.where='{where}' selects no parameter of this model"
 
 
-def test_groups_and_reuse_wrap_the_penalty(make_config: MakeConfig) -> None:
-    config = make_config(**{"gnp.reuse": 0.5, "gnp.every": 2})
+@pytest.mark.parametrize("reuse", [0.0, 0.5])
+def test_groups_that_are_penalized_outside_of_the_chain(
+    make_config: MakeConfig, reuse: float
+) -> None:
+    config = make_config(**{"gnp.reuse": reuse, "gnp.every": 2})
     params = jnp.array([3.0, -4.0])
     grads = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # of two groups
-    in_groups = per_group(build_penalty(config, STEPS_PER_EPOCH), "data")
-    built = build_optimizer(config, STEPS_PER_EPOCH, in_groups)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    spec = jax.sharding.PartitionSpec
-
-    def update(grads: jax.Array) -> Any:
-        state = built.init(params)
-        return built.update(grads, state, params, grad_fn=lambda p, i: grads[i] * p[0] / 3)
-
-    updates, state = jax.shard_map(
-        update, mesh=mesh, in_specs=spec("data"), out_specs=spec(), check_vma=False
-    )(grads)
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    penalize = build_penalized_gradient(config, STEPS_PER_EPOCH)
+    own = [penalize(lambda p, g=g: g * p[0] / 3, params, g, 0) for g in grads]
+    updates, state = built.update(
+        grads.mean(0), built.init(params), params, penalized=sum(own) / len(own)
+    )
     # The first group's point is (3.1, -4), the second's (3, -3.9).
     expected = -0.1 * (0.2 * grads.mean(0) + 0.8 * jnp.array([3.1 / 3, 1.0]) / 2)
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
-    np.testing.assert_allclose(jnp.linalg.norm(state[0].direction), 1.0, rtol=1e-5)
+    if reuse:
+        np.testing.assert_allclose(jnp.linalg.norm(state[0].direction), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("count", [np.uint32, np.int32, int])
+def test_the_penalized_gradient_of_a_config_is_that_of_its_chain(
+    make_config: MakeConfig, strategy: str, count: Any
+) -> None:
+    config = make_config(
+        **{"gr_warmup_strategy": strategy, "gnp.warmup_epochs": 0.5, "gnp.where": "others"},
+        **{"gnp.norm_perturbations": True, "gnp.adaptive": True, "gnp.method": "hvp"},
+    )
+    grad_fn, params = jax.grad(quartic), CONVOLUTIONS
+    penalty = build_penalty(config, STEPS_PER_EPOCH)
+    gradient_at = build_penalized_gradient(config, STEPS_PER_EPOCH)
+
+    @jax.jit
+    def both(params: Any, state: Any, step: Any) -> Any:
+        expected, state = penalty.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        return gradient_at(grad_fn, params, grad_fn(params), step), expected, state
+
+    state = penalty.init(params)
+    for step in range(4):
+        actual, expected, state = both(params, state, count(step))
+        assert_trees_equal(actual, expected)
+
+
+def test_the_recorder_is_first_in_the_chain(make_config: MakeConfig) -> None:
+    options = {"gradient_clipping": 0.5, "opt.opt_type": "Momentum"}
+    plain = build_optimizer(make_config(**options), STEPS_PER_EPOCH)
+    recording = build_optimizer(
+        make_config(**options, **{"record.gradients": True}), STEPS_PER_EPOCH
+    )
+    grad_fn, params = jax.grad(quartic), CONVOLUTIONS
+    results = []
+    for opt in (plain, recording):
+        results.append(opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn))
+    (updates, state), (recorded_updates, recorded_state) = results
+    assert_trees_equal(recorded_updates, updates)
+    # The clean gradient, neither penalized nor clipped; one more element in front of the state.
+    assert_trees_equal(end_epoch(recorded_state)[0].epoch, grad_fn(params))
+    assert isinstance(recorded_state[0], optimizer.GradientEvolutionState)
+    assert jax.tree.structure(recorded_state[1:]) == jax.tree.structure(state)
+
+
+def test_states_of_older_checkpoints_fit(make_config: MakeConfig) -> None:
+    # Without a recorder the state is that of the chain by hand, as it has always been.
+    config = make_config(
+        **{"lr_schedule_type": "constant", "gradient_clipping": 0.5},
+        **{"gnp.reuse": 0.5, "gnp.every": 2},
+    )
+    penalty = optimizer.looksam(optimizer.gradient_norm_penalty(0.1, 0.8), 0.5)
+    base = optax.sgd(lambda count: 0.1)
+    by_hand = optax.chain(penalty, optax.clip_by_global_norm(0.5), base)
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    states = [opt.init(CONVOLUTIONS) for opt in (built, by_hand)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+@pytest.mark.parametrize("option", ["method", "where"])
+def test_wrong_options_of_the_penalized_gradient(make_config: MakeConfig, option: str) -> None:
+    config = make_config(**{f"gnp.{option}": "none"})
+    with pytest.raises(OptimizerError, match=f"gnp.{option}='none' is not one of"):
+        build_penalized_gradient(config, STEPS_PER_EPOCH)
 
 
 @pytest.mark.parametrize(
@@ -352,15 +409,15 @@ def test_step_rule_changes_no_result(
 
 
 @pytest.mark.parametrize(
-    "strategy, penalised",
+    "strategy, penalized",
     [("none", [0, 1, 2, 3]), ("lambda", [1, 2, 3]), ("r", [1, 2, 3]), ("zero", [2, 3])],
 )
 def test_step_rule_of_the_warmups(
-    make_config: MakeConfig, strategy: str, penalised: list[int]
+    make_config: MakeConfig, strategy: str, penalized: list[int]
 ) -> None:
     config = make_config(gr_warmup_strategy=strategy, warmup_epochs=0.5)
     rule = build_step_rule(config, STEPS_PER_EPOCH)
-    assert [t for t in range(4) if rule(t)] == penalised
+    assert [t for t in range(4) if rule(t)] == penalized
     config.gnp.warmup_epochs = 0.0
     assert build_step_rule(config, STEPS_PER_EPOCH)(0)
 
@@ -379,7 +436,7 @@ def test_every_kth_step(make_config: MakeConfig, every: int) -> None:
 
 
 @pytest.mark.parametrize("p, low, high", [(0.0, 0, 0), (0.5, 430, 570), (1.0, 1000, 1000)])
-def test_hybrid_training_penalises_a_share(
+def test_hybrid_training_penalizes_a_share(
     make_config: MakeConfig, p: float, low: int, high: int
 ) -> None:
     config = make_config(**{"use_hybrid_training": True, "hybrid_config.p": p})
@@ -468,11 +525,9 @@ def test_builders_leave_the_config_alone(make_config: MakeConfig) -> None:
         ({"gnp.r": -0.1}, "gnp.r=-0.1 must"),
         ({"gnp.alpha": -0.1}, "gnp.alpha=-0.1 must"),
         ({"gnp.warmup_epochs": -1.0}, "gnp.warmup_epochs=-1.0 must"),
-        ({"gnp.method": "exact"}, "method='exact' is not one of"),
+        ({"gnp.method": "exact"}, "gnp.method='exact' is not one of"),
         ({"gnp.where": "norms"}, "gnp.where='norms' is not one of all, normalization, others"),
         ({"gnp.reuse": -1.0}, "gnp.reuse=-1.0 must"),
-        ({"gnp.reuse": 0.5}, "gnp.reuse=0.5 has no step to work in"),
-        ({"gnp.every": 2.5}, "gnp.every=2.5 must be a whole number"),
         ({"opt.centralize": "convs"}, "opt.centralize='convs' is not one of none, all, conv"),
         ({"opt.centralize": "all", "opt.centralize_at": "grad"}, "opt.centralize_at='grad' is not"),
         ({"opt.opt_type": "SGDG", "opt.opt_params": {"b1": 0.9}}, "unknown opt.opt_params.b1"),

@@ -29,14 +29,14 @@ B1, B2, EPS = 0.9, 0.999, 1e-8
 
 
 def to_flax(name: str, x: np.ndarray) -> np.ndarray:
-    """(..., out, in, h, w) -> (..., h, w, in, out); (..., out, in) -> (..., in, out)."""
+    """Turn (..., out, in, h, w) into (..., h, w, in, out), (..., out, in) into (..., in, out)."""
     first = x.ndim - GOLDEN[f"in/{name}/w"].ndim
     order = {"conv": (2, 3, 1, 0), "linear": (1, 0), "bias": (0,)}[name]
     return np.transpose(x, (*range(first), *(first + axis for axis in order)))
 
 
 def inputs(key: str, dtype: Any, pick: Any = ...) -> dict[str, dict[str, jax.Array]]:
-    """The leaves `in/*/key` as the parameters of a Flax model."""
+    """Return the leaves `in/*/key` as the parameters of a Flax model."""
     tree: dict[str, dict[str, jax.Array]] = {"conv": {}, "linear": {}}
     for name, (layer, leaf) in LEAVES.items():
         x = to_flax(name, GOLDEN[f"in/{name}/{key}"])[pick]
@@ -49,7 +49,7 @@ def step_size(count: jax.Array) -> jax.Array:
 
 
 def scale_by_uncorrected_adam() -> optax.GradientTransformation:
-    """m / (√v + ε): the published AdamW corrects the bias in its step size, ε not at all."""
+    """Return m / (√v + ε): the published AdamW corrects the bias in its step size, ε not at all."""
 
     def init(params: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
@@ -63,7 +63,7 @@ def scale_by_uncorrected_adam() -> optax.GradientTransformation:
 
 
 def chain(run: str) -> optax.GradientTransformation:
-    """The authors' optimizer, as one line of ours between lines of Optax."""
+    """Return the authors' optimizer, as one line of ours between lines of Optax."""
     case = META["runs"][run]
     lr = case["lr"]
     decay = optax.add_decayed_weights(case["weight_decay"])

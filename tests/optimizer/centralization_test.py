@@ -23,13 +23,13 @@ STACKED_ATTENTION = {"query": {4: (1,)}, "key": {4: (1,)}, "value": {4: (1,)}, "
 
 
 def shapes(module: nn.Module, *inputs: tuple[int, ...]) -> Any:
-    """The shapes of a layer's parameters."""
+    """Return the shapes of a layer's parameters."""
     arrays = [jnp.zeros(shape) for shape in inputs]
     return jax.eval_shape(partial(module.init, jax.random.key(0)), *arrays)["params"]
 
 
 def cell(module: Any, features: tuple[int, ...]) -> Any:
-    """The shapes of a recurrent cell's parameters."""
+    """Return the shapes of a recurrent cell's parameters."""
 
     def init(x: jax.Array) -> Any:
         key = jax.random.key(0)
@@ -68,7 +68,7 @@ class NonLocal(nn.Module):
 
 
 class Tables(nn.Module):
-    """What has no output units."""
+    """Parameters without output units."""
 
     @nn.compact
     def __call__(self) -> Any:
@@ -146,7 +146,7 @@ PATHS = [
 
 
 def mean_axes(path: str, leaf: jax.Array) -> Axes:
-    """The axes of the mean, from the table above."""
+    """Return the axes of the mean, from the table above."""
     name, *_ = path.split("/")
     axes = LAYERS[name][1]
     if leaf.ndim <= 1 or path.endswith("/bias"):
@@ -161,7 +161,7 @@ def centralized(grads: Any) -> Any:
 
 
 def draw(seed: int, exponent: int) -> Any:
-    """Random gradients of all the layers, not centred."""
+    """Draw gradients of all the layers, not centered."""
     generator = np.random.default_rng(seed)
 
     def leaf(shape: Any) -> np.ndarray:

@@ -33,7 +33,7 @@ def join(params: Any) -> Any:
 
 
 def curved(params: Any) -> jax.Array:
-    """A loss with a minimum, whose Hessian changes from place to place."""
+    """Return a loss with a minimum, whose Hessian is not constant."""
     w, b = params["w"], params["b"]
     coupling = jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.tanh(b)) * jnp.mean(w)
     return coupling + jnp.sum(w**2) + jnp.sum(b**2)
@@ -46,7 +46,7 @@ def point(dtype: Any = jnp.float32, seed: int = 1) -> dict[str, jax.Array]:
 def penalized(
     loss: Callable[[Any], jax.Array], params: Any, r: Any, alpha: Any, **options: Any
 ) -> np.ndarray:
-    """The first gradient that the transformation gives, as one float64 vector."""
+    """Return the transformation's first gradient, as one float64 vector."""
     opt, grad_fn = gradient_norm_penalty(r, alpha, **options), jax.grad(loss)
     result, _ = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
     return np.asarray(join(result), np.float64)
@@ -91,21 +91,21 @@ def test_the_error_on_a_cubic_falls_as_r() -> None:
     assert abs(slope - 1) < 0.05
 
 
-@pytest.mark.parametrize("part", [("b", "w"), ("b",), ("w",)])
+@pytest.mark.parametrize("moved", [("b", "w"), ("b",), ("w",)])
 @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
-def test_the_exact_penalty_is_the_gradient_of_the_penalised_loss(
-    dtype: str, rtol: float, part: tuple[str, ...]
+def test_the_exact_penalty_is_the_gradient_of_the_penalized_loss(
+    dtype: str, rtol: float, moved: tuple[str, ...]
 ) -> None:
     lambda_, r = 0.2, 0.5
     with jax.enable_x64(dtype == "float64"):
         params = point(dtype)
 
-        def penalised_loss(p: Any) -> jax.Array:
+        def penalized_loss(p: Any) -> jax.Array:
             gradient = jax.grad(curved)(p)
-            return curved(p) + lambda_ * optax.tree.norm([gradient[name] for name in part])
+            return curved(p) + lambda_ * optax.tree.norm([gradient[name] for name in moved])
 
-        expected = np.asarray(join(jax.grad(penalised_loss)(params)))
-        where = None if len(part) == len(params) else {name: name in part for name in params}
+        expected = np.asarray(join(jax.grad(penalized_loss)(params)))
+        where = None if len(moved) == len(params) else {name: name in moved for name in params}
         result = penalized(curved, params, r, lambda_ / r, method="hvp", where=where)
         np.testing.assert_allclose(result, expected, rtol, rtol * np.max(np.abs(expected)))
 
@@ -113,7 +113,7 @@ def test_the_exact_penalty_is_the_gradient_of_the_penalised_loss(
 def train(
     opt: Any, params: Any, gradient: Callable[[Any], Any], steps: int = 20, **options: Any
 ) -> Any:
-    """The parameters after some steps; options are of `update`."""
+    """Return the parameters after some steps; options are of `update`."""
 
     @jax.jit
     def step(params: Any, state: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the tests of the optimizer share: a config of plain namespaces."""
+"""Shared by the tests of the optimizer: a config of plain namespaces."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def make_config() -> Callable[..., SimpleNamespace]:
-    """A config of a small run; overrides are written as on the command line, gnp.r=0.05."""
+    """Return the maker of a small run's config; overrides are keys as on the command line."""
 
     def make(**overrides: Any) -> SimpleNamespace:
         config = SimpleNamespace(
@@ -45,6 +45,7 @@ def make_config() -> Callable[..., SimpleNamespace]:
                 centralize="none",
                 centralize_at="gradient",
             ),
+            record=SimpleNamespace(gradients=False),
         )
         for path, value in overrides.items():
             *folders, name = path.split(".")

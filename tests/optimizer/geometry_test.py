@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 @st.composite
 def kernels(draw: st.DrawFn, largest: float = 2.0) -> Arrays:
-    """Points y, columns a and tangents h, h1, h2 at y, in float64; |h| from 1e-6 to `largest`."""
+    """Draw points y, columns a, tangents h, h1, h2 at y in float64; |h| from 1e-6 to `largest`."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = draw(st.sampled_from(SHAPES))
     inner = tuple(range(len(shape) - 1))
@@ -36,7 +36,7 @@ def kernels(draw: st.DrawFn, largest: float = 2.0) -> Arrays:
 
 
 def dot(x: Any, y: Any) -> np.ndarray:
-    """Column by column."""
+    """Return the inner product of each column."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     return np.sum(x * y, axis=tuple(range(x.ndim - 1)))
 
@@ -98,7 +98,7 @@ def test_exp_stays_on_the_sphere_at_the_angle(arrays: Arrays) -> None:
 @settings(max_examples=200, deadline=None)
 @given(kernels())
 def test_exp_of_two_steps_is_exp_of_their_sum(arrays: Arrays) -> None:
-    """A geodesic: h transported to where it leads continues it."""
+    """Follow a geodesic: h, transported to its end, continues it."""
     x = f32(arrays)
     middle, onward = exp(x["y"], x["h"]), transport_self(x["y"], x["h"])
     np.testing.assert_allclose(exp(middle, onward), exp(x["y"], 2 * x["h"]), atol=3e-6)
@@ -143,7 +143,7 @@ def test_exp_differs_from_the_straight_line_by_a_square(arrays: Arrays) -> None:
         t = np.array([1e-2, 1e-3])
         error = [length(np.asarray(exp(y, s * h)) - np.asarray(y + s * h)) for s in t]
         slope = np.log(error[0] / error[1]) / np.log(t[0] / t[1])
-        # Adding 1e-8 to |h| costs 1e-8 of the straight part.
+        # Adding 1e-8 to |h| costs 1e-8 of the straight term.
         np.testing.assert_allclose(slope, 2, atol=0.05)
         np.testing.assert_allclose(error[0], t[0] ** 2 / 2, rtol=1e-3)
 
@@ -161,7 +161,7 @@ def test_clip_shortens_long_columns_only(arrays: Arrays, max_norm: float) -> Non
 
 
 def test_ten_thousand_steps_do_not_drift() -> None:
-    """The steps of sgdg with a random gradient each, all columns from different lengths."""
+    """Take the steps of sgdg with a random gradient each, from columns of different lengths."""
     shape, steps = (3, 3, 4, 16), 10_000
     key = jax.random.key(0)
 

@@ -2,7 +2,7 @@
 
 `meta` in tests/reference/gnp.npz explains the keys, and every array of it is compared. Elements are
 compared relative to the largest one of their array: the small ones differ by more from machine to
-machine. The authors log the loss of their last pass, which a penalised step takes at the perturbed
+machine. The authors log the loss of their last pass, which a penalized step takes at the perturbed
 point, of the first replica; so here it is what the last call of grad_fn has seen. Their batch
 statistics are those of the clean pass, as ours.
 """
@@ -77,7 +77,7 @@ MODELS = {"mlp": mlp, "conv": conv}
 
 @partial(jax.jit, static_argnums=0)
 def gradient(model: str, params: Params, x: jax.Array, y: jax.Array, decay: Any) -> Any:
-    """Of the mean over replicas, and their losses [replicas] and batch statistics.
+    """Return the mean gradient over replicas, and their losses [replicas] and batch statistics.
 
     x and y have a leading axis of replicas, decay is per leaf.
     """
@@ -110,7 +110,7 @@ class Batch:
         self.model = model
 
     def gradient_with_aux(self, params: Params, replica: int | None = None) -> Any:
-        """(gradient, batch statistics [replicas, ...]), of all replicas or of one."""
+        """Return (gradient, batch statistics [replicas, ...]), of all replicas or of one."""
         chosen = slice(None) if replica is None else slice(replica, replica + 1)
         grads, (losses, statistics) = gradient(
             self.model, params, self.x[chosen], self.y[chosen], self.decay
@@ -132,7 +132,7 @@ def recorded_names(prefix: str) -> set[str]:
 
 
 def assert_equals_recorded(prefix: str, actual: Mapping[str, jax.Array], tolerance: float) -> None:
-    """All that the archive has under this prefix, no more and no less."""
+    """Compare with all that the archive has under this prefix, no more and no less."""
     assert set(actual) == recorded_names(prefix)
     for name, value in actual.items():
         expected = GOLDEN[prefix + name]
@@ -187,7 +187,7 @@ def test_gradient_equals_the_authors(name: str, bits: str) -> None:
 def snapshot(
     params: Params, statistics: Statistics, batch: Batch, clipped: Params, **schedules: Any
 ) -> dict[str, jax.Array]:
-    """What the authors record after a step."""
+    """Return the values that the authors record after a step."""
     return {
         **{f"params/{key}": value for key, value in params.items()},
         **{f"batch_stats/{key}": value for key, value in statistics.items()},

@@ -21,6 +21,7 @@ from optimizer import (
     OptimizerError,
     gradient_norm_penalty,
     is_normalization,
+    penalized_gradient,
 )
 from optimizer._tree import norm_and_inverse
 
@@ -28,12 +29,12 @@ METHODS = ("finite_difference", "hvp")
 
 
 def quadratic(params: Any) -> jax.Array:
-    """½‖θ‖² over the tree, so that the gradient is θ and the Hessian the identity."""
+    """Return ½‖θ‖² over the tree, whose gradient is θ and whose Hessian is the identity."""
     return 0.5 * sum(jnp.vdot(p, p) for p in jax.tree.leaves(params))
 
 
 def curved(params: Any) -> jax.Array:
-    """A loss whose Hessian changes from place to place."""
+    """Return a loss whose Hessian is not constant."""
     w, b = params["w"], params["b"]
     return jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.exp(b)) * jnp.mean(w)
 
@@ -46,7 +47,7 @@ def params() -> dict[str, jax.Array]:
 def penalized(
     loss: Callable[[Any], jax.Array], params: Any, r: Any, alpha: Any, **options: Any
 ) -> Any:
-    """The first gradient that the transformation gives."""
+    """Return the first gradient that the transformation gives."""
     opt, grad_fn = gradient_norm_penalty(r, alpha, **options), jax.grad(loss)
     return opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)[0]
 
@@ -285,7 +286,7 @@ def test_mixed_precision(param_dtype: str, grad_dtype: str, method: str) -> None
 
 @pytest.fixture
 def normalized() -> dict[str, Any]:
-    """Parameters of a dense layer and of a normalization layer."""
+    """Return parameters of a dense layer and of a normalization layer."""
     return {
         "dense": {"kernel": jnp.array([[0.3, -1.2], [0.7, 2.0]]), "bias": jnp.array([0.1, 0.2])},
         "norm": {"scale": jnp.array([1.5, 0.5]), "bias": jnp.array([-0.3, 0.4])},
@@ -293,7 +294,7 @@ def normalized() -> dict[str, Any]:
 
 
 def coupled(params: Any) -> jax.Array:
-    """A loss in which every parameter's gradient depends on every other."""
+    """Return a loss in which every parameter's gradient depends on every other."""
     hidden = jnp.sin(params["dense"]["kernel"]).sum(0) + params["dense"]["bias"]
     return jnp.sum(jnp.exp(hidden * params["norm"]["scale"] + params["norm"]["bias"]))
 
@@ -305,7 +306,7 @@ def all_but_normalization(params: Any) -> Any:
 @pytest.mark.parametrize("where", [is_normalization, all_but_normalization])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_where_perturbs_a_part(
+def test_where_perturbs_some_parameters(
     normalized: Any, where: Any, adaptive: bool, normalize: bool
 ) -> None:
     r, alpha, params = 0.4, 0.7, normalized
@@ -468,7 +469,7 @@ def tree_with_a_scalar() -> dict[str, Any]:
     return {"layer": {"w": jnp.ones(3), "b": jnp.array(2.0)}, "frozen": None}
 
 
-FIX = "structure and shapes of the one that update is given; of value_and_grad's (value, grads)"
+FIX = "structure and shapes of the one that is given; of value_and_grad's (value, grads)"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -484,7 +485,7 @@ FIX = "structure and shapes of the one that update is given; of value_and_grad's
         (lambda g: g | {"layer": {"w": None, "b": 1.0}}, "lacks layer.w"),
         (lambda g: g["layer"], "lacks layer.b"),
         (lambda g: jnp.ones(()), "lacks layer.b"),
-        (lambda g: g | {"more": jnp.ones(2)}, "another structure than updates, at more"),
+        (lambda g: g | {"more": jnp.ones(2)}, "another structure than the gradient, at more"),
         (lambda g: [g["layer"], None], "lacks layer.b"),
     ],
 )
@@ -710,7 +711,7 @@ def test_a_number_may_be_an_array(params: Any, number: Any) -> None:
 
 @pytest.mark.parametrize("r", [0.1, 0.0, lambda t: 0.0])
 @pytest.mark.parametrize("missing", ["params", "grad_fn"])
-def test_a_penalised_step_without_its_arguments_is_an_error(
+def test_a_penalized_step_without_its_arguments_is_an_error(
     params: Any, missing: str, r: Any
 ) -> None:
     opt = gradient_norm_penalty(r, 0.0)
@@ -730,3 +731,137 @@ def test_a_traced_penalize_is_an_error(params: Any) -> None:
 
     with pytest.raises(OptimizerError, match="Python bool"):
         step(True)
+
+
+SCHEDULES = {
+    "numbers": (0.3, 0.6),
+    "arrays": (jnp.asarray(0.3), jnp.float32(0.6)),
+    "schedules": (lambda t: 0.1 * t, lambda t: 0.6),
+    "no_radius": (0.0, 0.6),
+}
+
+
+@pytest.mark.parametrize("numbers", SCHEDULES)
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("where", [None, is_normalization])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_pure_function_is_the_transformation_to_the_bit(
+    normalized: Any, numbers: str, adaptive: bool, normalize: bool, where: Any, method: str
+) -> None:
+    r, alpha = SCHEDULES[numbers]
+    options = {"normalize": normalize, "adaptive": adaptive, "where": where, "method": method}
+    opt, grad_fn = gradient_norm_penalty(r, alpha, **options), jax.grad(coupled)
+    state = GradientNormPenaltyState(count=jnp.asarray(2, jnp.int32))
+
+    def transformed(params: Any, state: Any) -> Any:
+        return opt.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+
+    def pure(params: Any, state: Any) -> Any:
+        at_step = [x(state.count) if callable(x) else x for x in (r, alpha)]
+        return penalized_gradient(grad_fn, params, grad_fn(params), *at_step, **options)
+
+    assert_trees_equal(jax.jit(pure)(normalized, state), jax.jit(transformed)(normalized, state))
+
+
+@settings(max_examples=20, deadline=None)
+@given(r=st.floats(0, 2), alpha=st.floats(0, 2), seed=st.integers(0, 1000))
+def test_the_pure_function_takes_traced_numbers(r: float, alpha: float, seed: int) -> None:
+    w = jax.random.normal(jax.random.key(seed), (7,))
+    params, grad_fn = {"w": w[:4], "b": w[4:]}, jax.grad(curved)
+    traced = jax.jit(
+        lambda r, alpha: penalized_gradient(grad_fn, params, grad_fn(params), r, alpha)
+    )
+    expected = penalized_gradient(grad_fn, params, grad_fn(params), r, alpha)
+    assert_trees_close(traced(r, alpha), expected, 1e-4)
+
+
+def test_the_mean_over_micro_batches_that_are_penalized_alone() -> None:
+    # Of each micro-batch c: the gradient of ½c‖θ‖² is c·θ, and penalized c·θ·(1 + α·r/‖θ‖).
+    params, r, alpha = jnp.array([3.0, 4.0]), 0.5, 0.8
+    own = [
+        penalized_gradient(lambda p, c=c: c * p, params, c * params, r, alpha) for c in (1.0, 3.0)
+    ]
+    np.testing.assert_allclose(sum(own) / 2, 2 * params * (1 + alpha * r / 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        ((-0.1, 0.5), {}, "r=-0.1 must be a finite number >= 0"),
+        ((0.1, -1), {}, "alpha=-1 must be a finite number >= 0"),
+        ((lambda t: 0.1, 0.5), {}, "r=<function"),
+        ((0.1, jnp.ones(2)), {}, "alpha must be one number, not an array of shape (2,)"),
+        ((0.1, 0.5), {"method": "hpv"}, "did you mean 'hvp'?"),
+        ((0.1, 0.5), {"adaptive": 1}, "adaptive=1 must be True or False"),
+    ],
+)
+def test_wrong_arguments_of_the_pure_function(
+    params: Any, arguments: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        penalized_gradient(jax.grad(curved), params, params, *arguments, **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_pure_function_takes_real_parameters_and_gradients_alone(params: Any) -> None:
+    with pytest.raises(OptimizerError, match="penalized_gradient needs real parameters"):
+        penalized_gradient(jnp.conj, jnp.ones(2, jnp.complex64), jnp.ones(2), 0.1, 0.5)
+    with pytest.raises(OptimizerError, match="value_and_grad's \\(value, grads\\)"):
+        penalized_gradient(jax.value_and_grad(quadratic), params, params, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_a_penalized_gradient_that_is_given_is_used_in_a_chain(params: Any, has_aux: bool) -> None:
+    grad_fn = jax.grad(curved)
+    opt = optax.chain(
+        gradient_norm_penalty(lambda t: 0.1 * (t + 1), 0.6, has_aux=has_aux),
+        optax.sgd(0.1, momentum=0.9),
+    )
+    states = [opt.init(params)] * 2
+    for step in range(3):
+        gradient = grad_fn(params)
+        given = penalized_gradient(grad_fn, params, gradient, 0.1 * (step + 1), 0.6)
+
+        def no_call(params: Any) -> Any:
+            raise AssertionError("grad_fn is called")
+
+        result, states[0] = opt.update(
+            gradient, states[0], params, penalized=given, grad_fn=no_call
+        )
+        with_aux = (lambda p: (grad_fn(p), 1.0)) if has_aux else grad_fn
+        expected, states[1] = opt.update(gradient, states[1], params, grad_fn=with_aux)
+        assert_trees_close((result, states[0]), (expected, states[1]))
+        assert states[0][0].count == step + 1
+
+
+def test_a_penalized_gradient_needs_neither_params_nor_grad_fn_and_keeps_dtypes() -> None:
+    updates = {"a": jnp.ones(3, jnp.bfloat16), "b": None}
+    opt = gradient_norm_penalty(0.1, 0.5)
+    given = {"a": np.full(3, 2.0, np.float32), "b": jnp.ones(2)}
+    result, state = opt.update(updates, opt.init(updates), penalized=given)
+    assert_trees_equal(result, {"a": jnp.full(3, 2.0, jnp.bfloat16), "b": None})
+    assert state.count == 1
+
+
+def test_a_plain_step_does_not_look_at_the_penalized_gradient(params: Any) -> None:
+    opt = gradient_norm_penalty(0.1, 0.5)
+    result, state = opt.update(params, opt.init(params), penalized="none", penalize=False)
+    assert result is params and state.count == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda g: g | {"b": g["b"][:2]}, "penalized has b of shape (2,), not (3,)"),
+        (lambda g: {"w": g["w"]}, "penalized lacks b"),
+        (lambda g: g | {"more": g["b"]}, "penalized has another structure than the gradient"),
+    ],
+)
+def test_a_penalized_gradient_that_does_not_fit_is_an_error(
+    params: Any, change: Any, message: str
+) -> None:
+    opt = gradient_norm_penalty(0.1, 0.5)
+    with pytest.raises(OptimizerError) as caught:
+        opt.update(params, opt.init(params), params, penalized=change(params))
+    assert message in str(caught.value) and "\n" not in str(caught.value)

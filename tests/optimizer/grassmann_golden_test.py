@@ -1,4 +1,4 @@
-"""The Grassmann part against numbers that the authors' own code has computed.
+"""The Grassmann optimizers against numbers that the authors' own code has computed.
 
 `meta` in tests/reference/grassmann.npz explains the keys. Elements are compared relative to the
 largest one of their array.
@@ -89,7 +89,7 @@ def inputs(shape: str, dtype: Any) -> Input:
 
 
 def assert_close(actual: Any, key: str, tolerance: Any) -> None:
-    """The tolerance is one number, or one per column."""
+    """Compare, with one tolerance or one per column."""
     expected = GOLDEN[key]
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, key
     difference = np.abs(np.asarray(actual) - expected)
@@ -107,7 +107,7 @@ def operation_tolerance(bits: str, shape: str, name: str) -> Any:
 
 
 def test_every_array_of_the_archive_is_compared() -> None:
-    """The tests below go through these two sets, key by key."""
+    """Check that the two sets, which the tests below go through key by key, are complete."""
     results = {key for key in GOLDEN if key != "meta" and not key.startswith("in/")}
     assert results == OPERATION_KEYS | TRAJECTORY_KEYS
     assert len(results) == 2 * 2 * (18 + 2 * (2 + 3))
@@ -115,7 +115,7 @@ def test_every_array_of_the_archive_is_compared() -> None:
 
 @functools.cache
 def operations(bits: str, shape: str) -> dict[str, Any]:
-    """The result of each, compiled together."""
+    """Compute the result of each, compiled together."""
     with jax.enable_x64(bits == "f64"):
         run = jax.jit(lambda x: {name: operation(x) for name, operation in OPERATIONS.items()})
         return run(inputs(shape, BITS[bits]))
@@ -131,7 +131,7 @@ def test_operation_equals_the_authors(key: str) -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", META["trajectories"])
 def test_trajectory_equals_the_authors(name: str, bits: str) -> None:
-    """Both kernels in one tree."""
+    """Train both kernels in one tree."""
     case = META["trajectories"][name]
     base = {
         "sgdg": partial(sgdg, momentum=case.get("momentum")),

@@ -43,7 +43,7 @@ def gradient(key: jax.Array) -> jax.Array:
 
 
 def moved(opt: optax.GradientTransformation, params: Any, *gradients: Any) -> tuple[Any, Any]:
-    """The parameters and the state after a step with each gradient."""
+    """Return the parameters and the state after a step with each gradient."""
     state = opt.init(params)
     for g in gradients:
         updates, state = opt.update(g, state, params)
@@ -74,7 +74,7 @@ def test_sgdg_without_momentum_is_the_geodesic_step(kernel: Any, gradient: Any) 
 
 
 def test_sgdg_carries_the_momentum_along(kernel: Any, gradient: Any) -> None:
-    """No gradient: the second step goes on along the same geodesic, μ times as far."""
+    """Without gradient the second step goes on along the same geodesic, μ times as far."""
     new, _ = moved(sgdg(0.3, momentum=0.5), kernel, gradient, 0 * gradient)
     h = -0.3 * geometry.project(kernel, gradient)
     assert_close(new, geometry.exp(kernel, 1.5 * h))
@@ -103,7 +103,7 @@ def test_adamg_without_memory_turns_by_the_learning_rate(kernel: Any, gradient: 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_clip_is_per_column_after_the_projection(optimizer: Optimizer, kernel: Any) -> None:
-    """A large part along y is projected away, so only the column with a long tangent is clipped."""
+    """Project first: only the column with a long tangent is clipped, not the one long along y."""
     tangent = geometry.unit(geometry.project(kernel, jnp.roll(kernel, 1, axis=0)))
     size = jnp.array([0.01, 0.05, 0.5, 3.0, 0.09]).reshape(1, 1, 1, 5)
     clipped = jnp.minimum(size, 0.1)
@@ -155,7 +155,7 @@ def test_columns_of_zeros_are_safe(optimizer: Optimizer, gradient: Any) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_steps_stay_on_the_sphere(optimizer: Optimizer, kernel: Any) -> None:
-    """The update is added, 10,000 times."""
+    """Add the update 10,000 times."""
     opt = optimizer(0.1, grad_clip=0.5)
 
     def step(i: jax.Array, carry: Any) -> Any:
@@ -174,7 +174,7 @@ def test_steps_stay_on_the_sphere(optimizer: Optimizer, kernel: Any) -> None:
 
 
 def rayleigh(matrix: jax.Array, y: jax.Array) -> jax.Array:
-    """Minus the Rayleigh quotient of each column, summed; it does not depend on their lengths."""
+    """Sum minus the Rayleigh quotients of the columns, which do not depend on their lengths."""
     product = jnp.einsum("ij,jk->ik", matrix, y)
     return -jnp.sum(jnp.sum(y * product, 0) / jnp.sum(y * y, 0))
 
@@ -206,7 +206,7 @@ def test_converges_to_the_leading_eigenvector(name: str, seed: int) -> None:
     vectors = np.linalg.qr(random.normal(size=(6, 6)))[0]
     matrix = jnp.asarray((vectors * EIGENVALUES) @ vectors.T, jnp.float32)
     start = random.normal(size=(6, 3))
-    # Not from the saddle, where the leading eigenvector has no part.
+    # Not from the saddle, where the leading eigenvector has no share.
     start += vectors[:, :1] * np.sign(vectors[:, 0] @ start)
     y, losses = descend(name, matrix, jnp.asarray(start, jnp.float32))
     np.testing.assert_allclose(np.abs(vectors[:, 0] @ np.asarray(y)), 1, atol=1e-4)
@@ -415,7 +415,7 @@ def test_arguments_out_of_range(make: Callable[[], Any], message: str) -> None:
 
 
 class Network(nn.Module):
-    """Every kind of layer that has a kernel."""
+    """A network with every kind of layer that has a kernel."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -13,13 +13,19 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer import LookSAMState, OptimizerError, gradient_norm_penalty, looksam
+from optimizer import (
+    LookSAMState,
+    OptimizerError,
+    gradient_norm_penalty,
+    looksam,
+    penalized_gradient,
+)
 
 WEIGHT = 0.7
 
 
 def curved(params: Any) -> jax.Array:
-    """A loss whose Hessian changes from place to place."""
+    """Return a loss whose Hessian is not constant."""
     w, b = params["w"], params["b"]
     return jnp.sum(jnp.sin(w) * jnp.roll(w, 1)) + jnp.sum(jnp.exp(b)) * jnp.mean(w)
 
@@ -34,14 +40,14 @@ def flat(tree: Any) -> np.ndarray:
 
 
 def reused_by_hand(u: Any, first: Any, later: Any, weight: float = WEIGHT) -> np.ndarray:
-    """In NumPy's float64: u and first are of the penalised step, later of the plain one."""
+    """Compute in NumPy's float64: u and first are of the penalized step, later of the plain one."""
     u, first, later = flat(u), flat(first), flat(later)
-    part = u - (u @ first) / (first @ first) * first
-    return later + weight * np.linalg.norm(later) / np.linalg.norm(part) * part
+    across = u - (u @ first) / (first @ first) * first
+    return later + weight * np.linalg.norm(later) / np.linalg.norm(across) * across
 
 
 def fixed(gradient: Any) -> Any:
-    """A grad_fn that is the same everywhere."""
+    """Return a grad_fn that is the same everywhere."""
     return lambda params: gradient
 
 
@@ -59,8 +65,8 @@ def test_equals_numpy_over_steps(params: Any) -> None:
 
     step = jax.jit(step, static_argnums=2)
     last: Any = None
-    for number in range(9):
-        penalize, gradient = number % 4 == 1, grad_fn(params)
+    for count in range(9):
+        penalize, gradient = count % 4 == 1, grad_fn(params)
         if penalize:
             u, _ = penalty.update(gradient, penalty.init(params), params, grad_fn=grad_fn)
             last, expected = (u, gradient), flat(u)
@@ -72,7 +78,7 @@ def test_equals_numpy_over_steps(params: Any) -> None:
     assert sorted(traces) == [False, True]
 
 
-def test_a_penalised_step_is_the_penalty_itself(params: Any) -> None:
+def test_a_penalized_step_is_the_penalty_itself(params: Any) -> None:
     grad_fn, penalty = jax.grad(curved), gradient_norm_penalty(0.3, 0.8, normalize=True)
     opt = looksam(penalty, WEIGHT)
     u, state = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
@@ -84,7 +90,7 @@ def test_a_penalised_step_is_the_penalty_itself(params: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_plain_to_the_bit_until_the_first_penalised_step(dtype: str) -> None:
+def test_plain_to_the_bit_until_the_first_penalized_step(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         gradient = {"a": jnp.array([0.0, -0.0, 1.5, -3e-3], dtype), "b": jnp.ones((), dtype)}
         opt = looksam(gradient_norm_penalty(0.1, 0.5), WEIGHT)
@@ -140,7 +146,7 @@ def test_bfloat16_keeps_its_dtype_and_computes_in_float32() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["g", "u"])
-def test_a_penalised_step_that_is_not_finite_leaves_the_direction(where: str, bad: float) -> None:
+def test_a_penalized_step_that_is_not_finite_leaves_the_direction(where: str, bad: float) -> None:
     good, poisoned = jnp.array([1.0, 0.0, 2.0]), jnp.array([1.0, bad, 2.0])
     there = jnp.array([1.0, 1.0, 2.0])
     opt = looksam(gradient_norm_penalty(0.1, 1.0), WEIGHT)
@@ -229,9 +235,9 @@ def test_weight_can_be_a_schedule(params: Any) -> None:
     opt = looksam(penalty, lambda count: 0.25 * count)
     gradient = grad_fn(params)
     u, state = opt.update(gradient, opt.init(params), params, grad_fn=grad_fn)
-    for number in (1, 2):
+    for count in (1, 2):
         result, state = opt.update(gradient, state, params, penalize=False)
-        expected = reused_by_hand(u, gradient, gradient, 0.25 * number)
+        expected = reused_by_hand(u, gradient, gradient, 0.25 * count)
         np.testing.assert_allclose(flat(result), expected, rtol=1e-4)
 
 
@@ -310,7 +316,7 @@ def test_wrong_arguments(params: Any) -> None:
         opt.update(params, opt.init(params), params, penalize=jnp.array(True))
 
 
-def test_a_penalty_that_penalises_nothing_is_an_error(params: Any) -> None:
+def test_a_penalty_that_penalizes_nothing_is_an_error(params: Any) -> None:
     grad_fn = jax.grad(curved)
     opt = looksam(optax.with_extra_args_support(optax.sgd(0.1)), 0.5)
     state = opt.init(params)
@@ -318,11 +324,33 @@ def test_a_penalty_that_penalises_nothing_is_an_error(params: Any) -> None:
         with pytest.raises(OptimizerError, match="calls no grad_fn") as caught:
             opt.update(params, state, params, **options)
         assert "\n" not in str(caught.value)
-    # Our own with r = 0 penalises nothing either, and says so by its state.
+    # Our own with r = 0 penalizes nothing either, and says so by its state.
     for penalty in (gradient_norm_penalty(0.0, 0.5), optax.chain(gradient_norm_penalty(0.1, 0.0))):
         opt = looksam(penalty, 0.5)
         result, _ = opt.update(params, opt.init(params), params, grad_fn=grad_fn)
         np.testing.assert_array_equal(flat(result), flat(params))
+
+
+@pytest.mark.parametrize("wrap", [lambda penalty: penalty, optax.chain], ids=["alone", "chain"])
+def test_a_penalized_gradient_that_is_given_is_used(params: Any, wrap: Any) -> None:
+    grad_fn = jax.grad(curved)
+    opt = looksam(wrap(gradient_norm_penalty(0.3, 0.8)), WEIGHT)
+    gradient, state = grad_fn(params), opt.init(params)
+    u = penalized_gradient(grad_fn, params, gradient, 0.3, 0.8)
+    expected, expected_state = opt.update(gradient, state, params, grad_fn=grad_fn)
+    result, new = opt.update(gradient, state, params, penalized=u)
+    jax.tree.map(np.testing.assert_array_equal, (result, new), (expected, expected_state))
+    # A plain step does not look at it.
+    plain = [
+        opt.update(gradient, new, params, penalize=False, **more)[0]
+        for more in ({}, {"penalized": u})
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *plain)
+    np.testing.assert_allclose(flat(plain[0]), reused_by_hand(u, gradient, gradient), rtol=1e-4)
+    # One that does not look at it penalizes nothing.
+    other = looksam(optax.with_extra_args_support(optax.sgd(0.1)), WEIGHT)
+    with pytest.raises(OptimizerError, match="calls no grad_fn"):
+        other.update(gradient, other.init(params), params, penalized=u)
 
 
 def test_a_penalty_of_ones_own_is_accepted() -> None:

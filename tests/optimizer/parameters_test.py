@@ -1,4 +1,4 @@
-"""What a parameter is told from its place, and masks."""
+"""Kinds of parameters, told from their paths, and masks."""
 
 from typing import Any, NamedTuple
 

@@ -51,7 +51,7 @@ def assert_trees_equal(actual: Any, expected: Any) -> None:
 
 
 def standardized(layers: list[np.ndarray]) -> np.ndarray:
-    """Σ over layers of ‖·‖₁/size, for each epoch."""
+    """Sum ‖·‖₁/size over the layers, for each epoch."""
     return np.sum([np.abs(x).reshape(len(x), -1).mean(1) for x in layers], axis=0)
 
 
@@ -196,7 +196,7 @@ def only_w(tree: Any) -> Any:
 
 
 recorded = optax.chain(record_gradient_evolution(), optax.sgd(0.1))
-PLACES: dict[str, tuple[Any, set[str]]] = {
+CHAINS: dict[str, tuple[Any, set[str]]] = {
     "alone": (record_gradient_evolution(), {"w", "b"}),
     "chain": (optax.chain(optax.identity(), recorded), {"w", "b"}),
     "named_chain": (optax.named_chain(("r", record_gradient_evolution())), {"w", "b"}),
@@ -218,9 +218,9 @@ PLACES: dict[str, tuple[Any, set[str]]] = {
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
-@pytest.mark.parametrize("place", PLACES)
-def test_the_recorder_is_found_anywhere_in_a_state(params: Any, place: str, compiled: bool) -> None:
-    opt, names = PLACES[place]
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_recorder_is_found_anywhere_in_a_state(params: Any, chain: str, compiled: bool) -> None:
+    opt, names = CHAINS[chain]
     state = opt.init(params)
     gradients = [like(params, seed) for seed in range(3)]
     for g in gradients[:2]:

@@ -8,25 +8,25 @@ predict.
 
 import numpy as np
 
-from ds_pipeline.parts import Parts, split_off_test
+from ds_pipeline.splits import Splits, split_off_test
 
 NAMES = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 
 
-def load_bundled(name: str, test_fraction: float, seed: int) -> Parts:
-    """A bundled set in two parts, stratified by class.
+def load_bundled(name: str, test_fraction: float, seed: int) -> Splits:
+    """Load a bundled set, split into train and test, stratified by class.
 
     Args:
         name: one of NAMES.
-        test_fraction: share of the test part.
+        test_fraction: share of the test split.
         seed: of the split, at least 0.
 
     Returns:
         Images uint8 [n, 8, 8, 1], 0 to 16, for the digits; float32 [n, d] for the others.
 
     Example:
-        >>> parts = load_bundled("digits", test_fraction=0.2, seed=0)
-        >>> len(parts.train), len(parts.evaluation)
+        >>> splits = load_bundled("digits", test_fraction=0.2, seed=0)
+        >>> len(splits.train), len(splits.evaluation)
         (1438, 359)
 
     References:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
 from ds_pipeline.files import text_lines
-from ds_pipeline.parts import Parts, encode_classes, split_off_test, unknown_name
+from ds_pipeline.splits import Splits, encode_classes, split_off_test, unknown_name
 
 _MEANING = "the CSV file"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -17,14 +17,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def load_csv(
     file: Path, target: str | None, is_regression: bool, test_fraction: float, seed: int
-) -> Parts:
-    """A table in two parts, stratified by class; random for a regression.
+) -> Splits:
+    """Load a table, split into train and test, stratified by class; random for a regression.
 
     Args:
         file: with a header line, commas between columns, quotes where needed.
         target: name of the column to predict.
         is_regression: it holds numbers; else classes, as text or whole numbers.
-        test_fraction: share of the test part.
+        test_fraction: share of the test split.
         seed: of the split, at least 0.
 
     Returns:
@@ -35,7 +35,7 @@ def load_csv(
             name, no rows, a row of another length, a value that is no finite number.
     """
     header, rows = _read(file)
-    place = _target_place(file, header, target)
+    index = _target_index(file, header, target)
     if not rows:
         raise DataError(f"{file} has a header and no rows")
     inputs = np.empty((len(rows), len(header) - 1), np.float32)
@@ -43,41 +43,41 @@ def load_csv(
         inputs[row] = [
             _number(file, line, name, text)
             for column, (name, text) in enumerate(zip(header, fields, strict=True))
-            if column != place
+            if column != index
         ]
-    targets = [(line, fields[place].strip()) for line, fields in rows]
-    where = f"{file}, column '{header[place]}'"
+    targets = [(line, fields[index].strip()) for line, fields in rows]
+    where = f"{file}, column '{header[index]}'"
     class_names: tuple[str, ...] = ()
     if is_regression:
         classes = "for classes set dataset.task to classification, or "
         labels = np.array(
-            [_number(file, line, header[place], t, classes) for line, t in targets], np.float32
+            [_number(file, line, header[index], t, classes) for line, t in targets], np.float32
         )
     else:
         for line, text in targets:
             if text.lower() in ("", "nan"):
-                raise DataError(f"{file}, line {line}: column '{header[place]}' is empty")
+                raise DataError(f"{file}, line {line}: column '{header[index]}' is empty")
         labels, _, class_names = encode_classes(where, [text for _, text in targets])
     return split_off_test(where, inputs, labels, test_fraction, seed, class_names)
 
 
 def input_names(file: Path, target: str | None) -> tuple[str, ...]:
-    """Names of the columns that `load_csv` takes as inputs, in their order.
+    """Return the names of the columns that `load_csv` takes as inputs, in their order.
 
     Args:
-        file: as there.
+        file: as in `load_csv`.
         target: name of the column to predict.
 
     Raises:
-        DataError: as there.
+        DataError: as `load_csv`.
     """
     header, _ = _read(file)
-    place = _target_place(file, header, target)
-    return tuple(name for column, name in enumerate(header) if column != place)
+    index = _target_index(file, header, target)
+    return tuple(name for column, name in enumerate(header) if column != index)
 
 
 def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """(header, rows with their line numbers)."""
+    """Return (header, rows with their line numbers)."""
     numbers: list[int] = []
 
     def lines() -> Iterator[str]:
@@ -107,7 +107,7 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
-def _target_place(file: Path, header: list[str], target: str | None) -> int:
+def _target_index(file: Path, header: list[str], target: str | None) -> int:
     if target is None:
         raise DataError(
             f"which column of {file} is to be predicted? set dataset.target to one of "

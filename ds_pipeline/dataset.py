@@ -19,7 +19,6 @@ from ds_pipeline.image_folder import load_image_folder
 from ds_pipeline.label_noise import with_label_noise
 from ds_pipeline.loader import default_workers
 from ds_pipeline.npz_file import load_npz
-from ds_pipeline.parts import Parts, numbered
 from ds_pipeline.source import (
     InMemorySource,
     Source,
@@ -28,6 +27,7 @@ from ds_pipeline.source import (
     stratified_draw,
     stratified_split,
 )
+from ds_pipeline.splits import Splits, default_class_names
 from ds_pipeline.tfds_source import load_tfds, prepared_names
 from ds_pipeline.ucr import load_ucr
 
@@ -49,7 +49,7 @@ _AFTER_CROP = {
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What training and evaluation need to know of a data set.
+    """A data set, split and described for training and evaluation.
 
     Args:
         name: as in the config.
@@ -85,11 +85,11 @@ class Dataset:
 
     @property
     def is_regression(self) -> bool:
-        """Whether labels are float32 numbers to predict, not classes."""
+        """Labels are float32 values to predict, not classes."""
         return not self.class_names
 
     def normalize(self, inputs: npt.ArrayLike | jax.Array) -> jax.Array:
-        """(x - mean) / std, to be called inside the compiled step: raw bytes go to the device.
+        """Return (x - mean) / std; called in the compiled step, so that raw bytes go to the device.
 
         Args:
             inputs: [b, ..., c], uint8 or float32, raw values.
@@ -109,7 +109,7 @@ class Dataset:
 
 
 def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
-    """The data set that a config asks for, with its augmentation.
+    """Build the data set that a config asks for, with its augmentation.
 
     Args:
         config: reads `seeds` (of splits, subset and label noise), `use_test_set` and all keys of
@@ -134,15 +134,15 @@ def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
         ('validation', 1294, 144)
     """
     keys = config.dataset
-    parts = _read(keys, config.seeds, config.use_test_set, cache_dir)
-    _check_requested(keys, parts)
-    num_classes = len(parts.class_names) or 1
-    train, evaluation, evaluation_name = _split(config, parts)
+    splits = _read(keys, config.seeds, config.use_test_set, cache_dir)
+    _check_requested(keys, splits)
+    num_classes = len(splits.class_names) or 1
+    train, evaluation, evaluation_name = _split(config, splits)
     if keys.subset is not None:
         train = _subset(train, keys.subset, config.seeds)
     train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
-    mean, std = _statistics(keys, parts, train)
-    shape = parts.shape
+    mean, std = _statistics(keys, splits, train)
+    shape = splits.shape
     crop, level = None, keys.image_level_augmentations
     if shape is None:
         size = keys.image_size or _ENCODED_SIZE
@@ -152,7 +152,7 @@ def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
     augment = get_augment(
         level,
         shape=shape,
-        dtype=parts.dtype,
+        dtype=splits.dtype,
         policy=_policy(keys),
         randaugment_layers=keys.randaugment_layers,
         randaugment_magnitude=keys.randaugment_magnitude,
@@ -164,7 +164,7 @@ def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
         evaluation_name=evaluation_name,
         shape=shape,
         num_classes=num_classes,
-        class_names=parts.class_names,
+        class_names=splits.class_names,
         mean=mean,
         std=std,
         augment=chain([step for step in (crop, augment) if step is not None]),
@@ -179,11 +179,11 @@ def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
             keys.batch_level_augmentations,
             shape=shape,
             mean=mean,
-            dtype=parts.dtype,
+            dtype=splits.dtype,
             cutout_size=keys.cutout_size,
         ),
-        workers=_workers(keys.workers, parts.train),
-        warnings=parts.warnings,
+        workers=_workers(keys.workers, splits.train),
+        warnings=splits.warnings,
     )
 
 
@@ -193,7 +193,7 @@ def from_arrays(
     evaluation: tuple[np.ndarray, npt.ArrayLike],
     augment: Augment | None = None,
 ) -> Dataset:
-    """A data set from arrays in memory, with the training inputs' mean and deviation.
+    """Build a data set from arrays in memory, with the training inputs' mean and deviation.
 
     Args:
         name: for messages.
@@ -210,7 +210,9 @@ def from_arrays(
     source, held_out = InMemorySource(*train), InMemorySource(*evaluation)
     class_names: tuple[str, ...] = ()
     if source.labels().dtype == np.int32:
-        class_names = numbered(int(max(source.labels().max(), held_out.labels().max())) + 1)
+        class_names = default_class_names(
+            int(max(source.labels().max(), held_out.labels().max())) + 1
+        )
     mean, std = channel_statistics(source)
     return Dataset(
         name=name,
@@ -227,7 +229,7 @@ def from_arrays(
 
 
 def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
-    """Names of the data sets that can be loaded right now: the bundled ones, and TFDS sets.
+    """Return the names of the data sets that can be loaded now: bundled ones and TFDS sets.
 
     Args:
         data_dir: folder of the prepared TFDS sets; None: the environment's TFDS_DATA_DIR, else
@@ -240,21 +242,23 @@ def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
     return (*bundled.NAMES, *prepared_names(_tfds_dir(data_dir)))
 
 
-def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> Parts:
-    """The files of the kind of data set that its name says."""
+def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> Splits:
+    """Read the files of the kind of data set that its name says."""
     name = keys.dataset_name
     if name in bundled.NAMES:
-        parts = bundled.load_bundled(name, keys.test_fraction, seed)
+        splits = bundled.load_bundled(name, keys.test_fraction, seed)
     elif name == "image_folder":
-        parts = load_image_folder(_named_path(keys, "the image folder"), use_test_set, cache_dir)
+        splits = load_image_folder(_named_path(keys, "the image folder"), use_test_set, cache_dir)
     elif name.startswith("ucr/"):
-        parts = load_ucr(_named_path(keys, "the folder of the UCR sets"), name.removeprefix("ucr/"))
+        splits = load_ucr(
+            _named_path(keys, "the folder of the UCR sets"), name.removeprefix("ucr/")
+        )
     elif name == "csv":
         file, is_regression = _named_path(keys, "the CSV file"), keys.task == "regression"
-        parts = load_csv(file, keys.target, is_regression, keys.test_fraction, seed)
+        splits = load_csv(file, keys.target, is_regression, keys.test_fraction, seed)
     elif name == "npz":
         file, is_regression = _named_path(keys, "the .npz file"), keys.task == "regression"
-        parts = load_npz(file, is_regression, keys.test_fraction, seed)
+        splits = load_npz(file, is_regression, keys.test_fraction, seed)
     else:
         data_dir = _tfds_dir(keys.data_dir)
         return load_tfds(name.removeprefix("tfds/"), data_dir, keys.train_split, use_test_set)
@@ -262,7 +266,7 @@ def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> P
         raise DataError(
             f"dataset.train_split {keys.train_split} is for TFDS sets; '{name}' has 'train' alone"
         )
-    return parts
+    return splits
 
 
 def _tfds_dir(data_dir: str | None) -> Path:
@@ -283,10 +287,10 @@ def _path(data_dir: str, meaning: str) -> Path:
     return Path(data_dir).expanduser()
 
 
-def _check_requested(keys: Any, parts: Parts) -> None:
-    """Whether the data are as the config expects them; encoded images get any size."""
-    shape = parts.shape or (keys.image_size, keys.image_size, 3)
-    is_regression = not parts.class_names
+def _check_requested(keys: Any, splits: Splits) -> None:
+    """Raise DataError unless the data are as the config expects; encoded images get any size."""
+    shape = splits.shape or (keys.image_size, keys.image_size, 3)
+    is_regression = not splits.class_names
     if keys.task is not None and (keys.task == "regression") != is_regression:
         raise DataError(
             f"dataset.task {keys.task} does not match '{keys.dataset_name}', whose labels are "
@@ -295,11 +299,11 @@ def _check_requested(keys: Any, parts: Parts) -> None:
     is_image = len(shape) == 3
     size = f"{shape[0]} x {shape[1]}" if is_image else "no images"
     channels = str(shape[-1]) if len(shape) > 1 else "vectors"
-    classes = "numbers to predict" if is_regression else str(len(parts.class_names))
+    classes = "numbers to predict" if is_regression else str(len(splits.class_names))
     found = (
         ("image_size", is_image and shape[0] == shape[1] == keys.image_size, size),
         ("num_channels", channels == str(keys.num_channels), channels),
-        ("num_classes", len(parts.class_names) == keys.num_classes, classes),
+        ("num_classes", len(splits.class_names) == keys.num_classes, classes),
     )
     for key, matches, actual in found:
         wanted = getattr(keys, key)
@@ -310,11 +314,11 @@ def _check_requested(keys: Any, parts: Parts) -> None:
             )
 
 
-def _split(config: Any, parts: Parts) -> tuple[Source, Source, str]:
-    """(train, evaluation, its name): the test set, or a part held out of train."""
-    train = parts.train
-    if config.use_test_set and parts.evaluation is not None:
-        return train, parts.evaluation, parts.evaluation_name
+def _split(config: Any, splits: Splits) -> tuple[Source, Source, str]:
+    """Return (train, evaluation, its name): the test set, or examples held out of train."""
+    train = splits.train
+    if config.use_test_set and splits.evaluation is not None:
+        return train, splits.evaluation, splits.evaluation_name
     kept, held_out = stratified_split(
         train.labels(), config.dataset.validation_fraction, config.seeds
     )
@@ -324,7 +328,7 @@ def _split(config: Any, parts: Parts) -> tuple[Source, Source, str]:
 def _decoded(
     train: Source, evaluation: Source, size: int, level: str
 ) -> tuple[Source, Source, Augment | None]:
-    """Encoded images brought to one size: (train, evaluation, crop of the training images)."""
+    """Bring encoded images to one size: (train, evaluation, crop of the training images)."""
     if level in _AFTER_CROP:
         center = center_crop(size, size / (size + 32))
         return train, DecodedSource(evaluation, center), inception_crop(size)
@@ -333,7 +337,7 @@ def _decoded(
 
 
 def _policy(keys: Any) -> str:
-    """AutoAugment's policy: the one named, or that of the data it was found on."""
+    """Return AutoAugment's policy: the one named, or that of the data it was found on."""
     name = keys.dataset_name.removeprefix("tfds/")
     for policy in ("cifar", "svhn"):
         if keys.autoaugment_policy is None and name.startswith(policy):
@@ -342,7 +346,7 @@ def _policy(keys: Any) -> str:
 
 
 def _subset(train: Source, subset: float, seed: int) -> Source:
-    """A number (from 1 up) or a share of the examples, the same share of each class."""
+    """Draw a count (from 1 up) or a share of the examples, the same share of each class."""
     count = round(subset * len(train)) if subset < 1 else round(subset)
     if not 1 <= count <= len(train):
         raise DataError(
@@ -353,17 +357,17 @@ def _subset(train: Source, subset: float, seed: int) -> Source:
     return SubsetSource(train, stratified_draw(train.labels(), count, (seed, _SUBSET_TAG)))
 
 
-def _statistics(keys: Any, parts: Parts, train: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation: the config's, else the published ones, else those of train."""
-    channels = 3 if parts.shape is None else parts.shape[-1]
-    levels = 255 if parts.dtype == np.uint8 else 1
+def _statistics(keys: Any, splits: Splits, train: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation: the config's, else the published ones, else those of train."""
+    channels = 3 if splits.shape is None else splits.shape[-1]
+    levels = 255 if splits.dtype == np.uint8 else 1
     mean = _given("mean", keys.mean, channels, levels)
     std = _given("std", keys.std, channels, levels)
-    if parts.shape is None:
+    if splits.shape is None:
         published_mean = np.multiply(_IMAGENET_MEAN, levels).astype(np.float32)
         published_std = np.multiply(_IMAGENET_STD, levels).astype(np.float32)
-    elif parts.mean is not None and parts.std is not None:
-        published_mean, published_std = parts.mean, parts.std
+    elif splits.mean is not None and splits.std is not None:
+        published_mean, published_std = splits.mean, splits.std
     elif mean is None or std is None:
         published_mean, published_std = channel_statistics(train)
     return published_mean if mean is None else mean, published_std if std is None else std
@@ -372,7 +376,7 @@ def _statistics(keys: Any, parts: Parts, train: Source) -> tuple[np.ndarray, np.
 def _given(
     name: str, values: tuple[float, ...] | None, channels: int, levels: int
 ) -> np.ndarray | None:
-    """The config's statistics in the units of the raw values."""
+    """Return the config's statistics in the units of the raw values."""
     if values is None:
         return None
     if len(values) not in (1, channels):
@@ -384,8 +388,8 @@ def _given(
 
 
 def _workers(wanted: int | None, train: Source) -> int:
-    """Worker processes; by default none for data in memory, which each would need a copy of."""
+    """Count worker processes; by default none for data in memory, which each would copy."""
     if wanted is not None:
         return wanted
-    whole = train.source if isinstance(train, SubsetSource) else train
-    return default_workers(encoded=not isinstance(whole, InMemorySource))
+    source = train.source if isinstance(train, SubsetSource) else train
+    return default_workers(encoded=not isinstance(source, InMemorySource))

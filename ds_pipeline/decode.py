@@ -25,7 +25,7 @@ _INCEPTION_TAG = 0x494E
 _ATTEMPTS = 10
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
-# Of the shorter side that evaluation keeps: 224 of 256 pixels, and the like for other sizes.
+# Of the shorter side that evaluation keeps: 224 of 256 pixels, and in proportion for other sizes.
 _MARGIN = 32
 _JPEG_START = b"\xff\xd8\xff"
 # Pillow refuses larger images too.
@@ -36,7 +36,7 @@ cv2.setNumThreads(0)
 
 
 class Window(NamedTuple):
-    """A part of an image, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -45,15 +45,16 @@ class Window(NamedTuple):
 
 
 def decode_image(encoded: EncodedImage) -> npt.NDArray[np.uint8]:
-    """The pixels of a JPEG or PNG, uint8 [h, w, 3].
+    """Decode a JPEG or PNG to pixels, uint8 [h, w, 3].
 
-    - Greyscale: the same value in all three channels.
+    - Grayscale: the same value in all three channels.
     - 16 bits a channel: the upper 8 of them.
-    - A palette: its colours.
-    - Alpha: left out; a transparent pixel has the colour that is stored with it.
-    - CMYK: (255 - c)(255 - k) / 255 and alike; taken to be stored inverted, as Adobe does it.
+    - A palette: its colors.
+    - Alpha: left out; a transparent pixel has the color that is stored with it.
+    - CMYK: (255 - c)(255 - k) / 255, and so for m and y; taken to be stored inverted, as Adobe
+      does it.
     - EXIF orientation: ignored, as the published ImageNet pipelines do.
-    - Colour profiles: ignored.
+    - Color profiles: ignored.
     - A JPEG with damage that Pillow steps over, such as stray bytes: as Pillow decodes it.
 
     Args:
@@ -72,7 +73,7 @@ def decode_image(encoded: EncodedImage) -> npt.NDArray[np.uint8]:
 
 
 def image_size(encoded: EncodedImage) -> tuple[int, int]:
-    """(height, width) in pixels, from the header alone.
+    """Read (height, width) in pixels, from the header alone.
 
     Raises:
         DataError: the header cannot be read, or the image is too large.
@@ -96,7 +97,7 @@ def image_size(encoded: EncodedImage) -> tuple[int, int]:
 
 
 def decode_window(encoded: EncodedImage, window: Window, size: int) -> npt.NDArray[np.uint8]:
-    """A window of an image, resized to size x size.
+    """Decode a window of an image, resized to size x size.
 
     Args:
         encoded: the image.
@@ -117,7 +118,7 @@ def decode_window(encoded: EncodedImage, window: Window, size: int) -> npt.NDArr
 
 
 def resize(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """An image at size x size, without aliasing.
+    """Resize an image to size x size, without aliasing.
 
     Enlarged by bicubic interpolation. Shrunk by a factor s from 1 to 2, it is smoothed by
     ((s - 1) / 4, 1 - (s - 1) / 2, (s - 1) / 4) first, which comes closer to Pillow's bicubic
@@ -148,7 +149,7 @@ def resize(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def inception_crop(size: int) -> Augment:
-    """A random window of each encoded image, resized, and mirrored half of the time.
+    """Cut a random window of each encoded image, resize it, and mirror half of the time.
 
     The window's share of the area is uniform from 0.08 to 1 and its aspect ratio log-uniform from
     3/4 to 4/3. Where ten attempts do not fit into the image it is the window of `center_crop`.
@@ -174,7 +175,7 @@ def inception_crop(size: int) -> Augment:
 
 
 def center_crop(size: int, fraction: float | None = None) -> Callable[[Batch], Batch]:
-    """The centred square of each encoded image, resized, as for evaluation.
+    """Cut the centered square of each encoded image and resize it, as for evaluation.
 
     Args:
         size: side of the result in pixels.
@@ -211,16 +212,16 @@ class DecodedSource:
         return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
-        """The examples at these indices, decoded."""
+        """Return the examples at these indices, decoded."""
         return self.decode(self.source.batch(indices))
 
     def labels(self) -> np.ndarray:
-        """All labels in order."""
+        """Return all labels in order."""
         return self.source.labels()
 
 
 def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> list[Window]:
-    """Where `inception_crop` cuts; a height of 0: no attempt fits.
+    """Return the windows of `inception_crop`; a height of 0: no attempt fits.
 
     Args:
         heights: [b], of the images in pixels.
@@ -249,7 +250,7 @@ def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> li
 
 
 def center_window(height: int, width: int, fraction: float) -> Window:
-    """The centred square whose side is `fraction` of the shorter side.
+    """Return the centered square whose side is `fraction` of the shorter side.
 
     Example:
         >>> center_window(256, 300, 0.875)
@@ -289,12 +290,12 @@ def _fraction(size: int) -> float:
 
 
 def _between(bits: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Random words as float64 from low up to high."""
+    """Turn random words into float64 from low up to high."""
     return low + (high - low) * uniform(bits)
 
 
 def _smoothing(scale: float) -> np.ndarray:
-    """Three weights for shrinking by a factor up to 2; one where nothing shrinks."""
+    """Return three weights for shrinking by a factor up to 2; one where nothing shrinks."""
     if scale <= 1:
         return np.ones(1)
     side = (scale - 1) / 4
@@ -302,18 +303,18 @@ def _smoothing(scale: float) -> np.ndarray:
 
 
 def _jpeg_header(encoded: EncodedImage) -> tuple[int, int] | None:
-    """(height, width) of a JPEG whose colours simplejpeg converts; None: a case for Pillow."""
+    """Read (height, width) of a JPEG whose colors simplejpeg converts; None: one for Pillow."""
     if not encoded.data.startswith(_JPEG_START):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded.data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded.data)
     except ValueError:
         return None
-    return (height, width) if colours in ("Gray", "YCbCr", "RGB") else None
+    return (height, width) if colors in ("Gray", "YCbCr", "RGB") else None
 
 
 def _decode(encoded: EncodedImage, factor: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """(pixels, by how much they are reduced): `factor`, or 1 where the format does not allow it."""
+    """Return (pixels, their reduction): `factor`, or 1 where the format does not allow it."""
     height, width = image_size(encoded)
     if _jpeg_header(encoded) is not None:
         try:
@@ -348,8 +349,8 @@ def _as_rgb(image: PIL.Image.Image) -> np.ndarray:
     if not image.mode.startswith("I"):
         return np.asarray(image.convert("RGB"))
     # 16 bits, which Pillow's conversion would cut off at 255.
-    grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    gray = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def _undecodable(encoded: EncodedImage, reason: str) -> DataError:
@@ -359,7 +360,7 @@ def _undecodable(encoded: EncodedImage, reason: str) -> DataError:
 
 
 def _as_uint8(pixels: Any) -> npt.NDArray[np.uint8]:
-    """The type that the libraries' own annotations leave open."""
+    """Return the array with the type that the libraries' own annotations leave open."""
     assert pixels.dtype == np.uint8
     result: npt.NDArray[np.uint8] = pixels
     return result

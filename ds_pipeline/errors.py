@@ -16,12 +16,12 @@ class DataError(ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the allowed name nearest to `name`, or the empty string."""
+    """Return `; did you mean 'x'?` with the allowed name nearest to `name`, or nothing."""
     matches = difflib.get_close_matches(name.lower(), list(allowed), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an exception's message, at most `limit` characters of it."""
+    """Return the first line of an exception's message, at most `limit` characters of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= limit else lines[0][: limit - 3] + "..."

@@ -7,7 +7,7 @@ from ds_pipeline.errors import DataError
 
 
 def check_file(file: Path, meaning: str) -> None:
-    """Whether there is such a file, and it may be read.
+    """Raise DataError unless there is such a file and it may be read.
 
     Args:
         file: to look for.
@@ -35,7 +35,7 @@ def check_file(file: Path, meaning: str) -> None:
 
 
 def text_lines(file: Path, meaning: str) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines that are not blank, without their ends; UTF-8.
+    """Yield (number, text) of the lines that are not blank, without their ends; UTF-8.
 
     Args:
         file: to read.

@@ -1,4 +1,4 @@
-"""Photographs in folders: DIR/train/CLASS/*.JPEG, and DIR/test or DIR/val alike.
+"""Photographs in folders: DIR/train/CLASS/*.JPEG, and the same in DIR/test or DIR/val.
 
 The list of files is made once and kept beside the run, not in the data. In memory it is one
 buffer of bytes, some 25 bytes a file; images are read when they are asked for.
@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ds_pipeline.errors import DataError
-from ds_pipeline.parts import Parts, listing
 from ds_pipeline.source import Batch, EncodedImage, Indices
+from ds_pipeline.splits import Splits, listing
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
-_LAYOUT = "an image folder is DIR/train/CLASS/*.jpg, with DIR/test or DIR/val alike"
+_LAYOUT = "an image folder is DIR/train/CLASS/*.jpg, and the same in DIR/test or DIR/val"
 _EVALUATION_FOLDERS = (("test", "test"), ("val", "validation"), ("validation", "validation"))
 
 
@@ -32,7 +32,7 @@ class FolderIndex:
     Args:
         names: uint8, the file names one after the other.
         ends: int64 [n], where each ends.
-        labels: int32 [n], places in the class names.
+        labels: int32 [n], indices into the class names.
         ignored: entries that are no images.
         example: one of these, or the empty string.
     """
@@ -44,7 +44,7 @@ class FolderIndex:
     example: str
 
     def name(self, index: int) -> str:
-        """File name of an image."""
+        """Return the file name of an image."""
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.names[start : self.ends[index]].tobytes())
 
@@ -67,7 +67,7 @@ class ImageFolder:
         return len(self.index.labels)
 
     def batch(self, indices: Indices) -> Batch:
-        """The bytes of these files, as `EncodedImage`.
+        """Read these files, as `EncodedImage`.
 
         Raises:
             DataError: a file is gone, empty or cannot be read; it is named.
@@ -80,7 +80,7 @@ class ImageFolder:
         return {"input": images, "label": labels}
 
     def labels(self) -> np.ndarray:
-        """All labels in order, int32 [n]."""
+        """Return all labels in order, int32 [n]."""
         return self.index.labels
 
     def _read(self, index: int, class_name: str) -> EncodedImage:
@@ -95,8 +95,8 @@ class ImageFolder:
         return EncodedImage(data, file)
 
 
-def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None = None) -> Parts:
-    """An image folder's splits; classes are the folders in DIR/train, sorted.
+def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None = None) -> Splits:
+    """Load an image folder's splits; classes are the folders in DIR/train, sorted.
 
     Args:
         folder: DIR.
@@ -117,10 +117,10 @@ def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None =
     warnings = _ignored(train)
     evaluation, name = None, "validation"
     if use_test_set:
-        place, name = _evaluation_folder(folder)
-        evaluation = _open_split(place, train.class_names, cache_dir)
+        evaluation_folder, name = _evaluation_folder(folder)
+        evaluation = _open_split(evaluation_folder, train.class_names, cache_dir)
         warnings += _ignored(evaluation) + _absent(evaluation)
-    return Parts(
+    return Splits(
         train=train,
         evaluation=evaluation,
         evaluation_name=name,
@@ -132,20 +132,20 @@ def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None =
 
 
 def _evaluation_folder(folder: Path) -> tuple[Path, str]:
-    """The first that has class folders: a test set may come without labels, in one heap."""
-    for place, name in _EVALUATION_FOLDERS:
-        if os.path.isdir(folder / place) and _class_folders(folder / place):
-            return folder / place, name
+    """Return the first with class folders: a test set may come without labels, in one heap."""
+    for split, name in _EVALUATION_FOLDERS:
+        if os.path.isdir(folder / split) and _class_folders(folder / split):
+            return folder / split, name
     raise DataError(
         f"{folder} has neither test/CLASS nor val/CLASS folders ({_LAYOUT}); add them, or set "
-        "use_test_set to False to hold out a part of train"
+        "use_test_set to False to hold out examples of train"
     )
 
 
 def _open_split(
     folder: Path, class_names: tuple[str, ...] | None, cache_dir: Path | None
 ) -> ImageFolder:
-    """A split with its index; class_names None: they are its own folders."""
+    """Open a split with its index; class_names None: they are its own folders."""
     modified = _class_folders(folder)
     if not modified:
         raise DataError(f"{folder} holds no class folders ({_LAYOUT})")
@@ -172,7 +172,7 @@ def _open_split(
 
 
 def _class_folders(folder: Path) -> dict[str, int]:
-    """Name -> time of the last change, of the folders in it that are not hidden."""
+    """Map each folder in it that is not hidden to the time of its last change."""
     try:
         with os.scandir(folder) as entries:
             return {
@@ -187,11 +187,11 @@ def _class_folders(folder: Path) -> dict[str, int]:
 
 
 def make_index(folder: Path, class_names: tuple[str, ...]) -> FolderIndex:
-    """Lists the images of a split folder, one class folder in memory at a time.
+    """List the images of a split folder, one class folder in memory at a time.
 
     Args:
         folder: with the class folders.
-        class_names: the label of a file is the place of its folder in them; a folder that is not
+        class_names: the label of a file is the index of its folder in them; a folder that is not
             there has no files.
 
     Raises:
@@ -220,7 +220,7 @@ def make_index(folder: Path, class_names: tuple[str, ...]) -> FolderIndex:
 
 
 def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """(names of images, paths of other entries), each sorted; hidden entries are in neither."""
+    """List (names of images, paths of other entries), sorted; neither has hidden entries."""
     images, others = [], []
     try:
         with os.scandir(folder) as entries:
@@ -239,14 +239,14 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _other_entries(folder: Path, class_names: tuple[str, ...]) -> list[str]:
-    """Files beside the class folders."""
+    """List files beside the class folders."""
     images, others = _scan(folder)
     paths = [os.path.join(folder, name) for name in images]
     return sorted(paths + [path for path in others if os.path.basename(path) not in class_names])
 
 
 def read_index(file: Path, key: str) -> FolderIndex | None:
-    """An index that was written with the same key; None: there is none, or it is damaged."""
+    """Read an index that was written with this key; None: there is none, or it is damaged."""
     try:
         # Opened here: numpy leaves open what it finds damaged.
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
@@ -262,12 +262,12 @@ def read_index(file: Path, key: str) -> FolderIndex | None:
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         return None
     sizes = np.diff(index.ends, prepend=0)
-    whole = len(index.ends) == len(index.labels) and (sizes > 0).all()
-    return index if whole and sizes.sum() == len(index.names) else None
+    intact = len(index.ends) == len(index.labels) and (sizes > 0).all()
+    return index if intact and sizes.sum() == len(index.names) else None
 
 
 def write_index(file: Path, key: str, index: FolderIndex) -> None:
-    """Writes an index, whole or not at all; a folder that cannot be written to goes without."""
+    """Write an index, atomically; a folder that cannot be written to goes without."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")

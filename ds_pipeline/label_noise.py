@@ -8,7 +8,7 @@ from ds_pipeline.source import Batch, Indices, Source
 _TAG = 0x4E6F
 
 
-class RelabelledSource:
+class RelabeledSource:
     """Another source's inputs with other labels.
 
     Args:
@@ -18,7 +18,7 @@ class RelabelledSource:
     Example:
         >>> from ds_pipeline.source import InMemorySource
         >>> source = InMemorySource(np.zeros((2, 3), np.float32), [0, 1])
-        >>> RelabelledSource(source, np.array([1, 1])).batch(np.array([0]))["label"]
+        >>> RelabeledSource(source, np.array([1, 1])).batch(np.array([0]))["label"]
         array([1])
     """
 
@@ -30,16 +30,16 @@ class RelabelledSource:
         return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
-        """The inputs at these indices, and the new labels."""
+        """Return the inputs at these indices, and the new labels."""
         return {**self.source.batch(indices), "label": self._labels[indices]}
 
     def labels(self) -> np.ndarray:
-        """All new labels in order, [n]."""
+        """Return all new labels in order, [n]."""
         return self._labels
 
 
 def with_label_noise(source: Source, share: float, num_classes: int, seed: int) -> Source:
-    """The source with round(share * n) labels replaced by one of the other classes.
+    """Replace round(share * n) of a source's labels by one of the other classes.
 
     Which examples, and which of the num_classes - 1 others, is uniform, from the seed alone.
 
@@ -74,4 +74,4 @@ def with_label_noise(source: Source, share: float, num_classes: int, seed: int) 
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
     steps = rng.integers(1, num_classes, len(chosen))
     labels[chosen] = (labels[chosen] + steps) % num_classes
-    return RelabelledSource(source, labels)
+    return RelabeledSource(source, labels)

@@ -41,7 +41,7 @@ _KILLED = re.compile(r"terminated unexpectedly with (exit code -?\d+)")
 
 
 def default_workers(encoded: bool) -> int:
-    """Worker processes that suit this machine.
+    """Return the count of worker processes that suits this machine.
 
     None for data in memory: threads make more batches than a step can use, and processes would
     each hold a copy. None for encoded images on up to 4 cores: JPEG decoding and resizing release
@@ -50,7 +50,7 @@ def default_workers(encoded: bool) -> int:
     would be the limit: all but two, which are left to the training's own process.
 
     Args:
-        encoded: whether images are decoded when they are read.
+        encoded: images are decoded when they are read.
 
     Example:
         >>> default_workers(encoded=False)
@@ -61,7 +61,7 @@ def default_workers(encoded: bool) -> int:
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Indices:
-    """The order of an epoch's examples: a permutation that depends on (seed, epoch) only.
+    """Return the order of an epoch's examples, a permutation from (seed, epoch) alone.
 
     Args:
         count: examples.
@@ -76,7 +76,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> Indices:
 
 
 def count_steps(dataset: "Dataset", batch_size: int) -> int:
-    """Whole batches in an epoch: n // batch_size.
+    """Count the full batches in an epoch: n // batch_size.
 
     Args:
         dataset: its train source is counted.
@@ -109,7 +109,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Generator[Batch, None, None]:
-    """This process' share of the batches of steps start_step to total_steps - 1.
+    """Yield this process' share of the batches of steps start_step to total_steps - 1.
 
     With s = n // batch_size steps an epoch, step t takes rows (t mod s) * batch_size onwards of
     the order of epoch t // s; the n - s * batch_size last of that order rest for the epoch. Each
@@ -119,7 +119,7 @@ def train_batches(
     `dataset.erase` changes the result.
 
     Args:
-        dataset: the train source, what changes its batches, and the number of workers.
+        dataset: the train source, its augmentations, and the count of workers.
         batch_size: examples a step, over all processes.
         seed: of the order and the augmentation, at least 0.
         start_step: first step, counted from the beginning of the training.
@@ -173,13 +173,13 @@ def evaluation_batches(
     *,
     workers: int = 0,
 ) -> Generator[Batch, None, None]:
-    """This process' share of batches that hold every example once, in order.
+    """Yield this process' share of batches that hold every example once, in order.
 
     The last batch is filled up with copies of the last example, whose mask is 0.
 
     Args:
         source: the examples.
-        batch_size: examples a batch, over all processes; may exceed the number of examples.
+        batch_size: examples a batch, over all processes; may exceed the examples.
         process_index: of this process, from 0.
         process_count: processes, default 1.
         workers: processes that read, default 0: threads of this one.
@@ -225,12 +225,12 @@ class _Training:
                 block = self.erase(block, self.seed, epoch, indices)
             return _cut(block, len(self.rows))
         batches = _cut(block, len(self.rows))
-        for place, partners in enumerate(self._partners(first, last, batches)):
-            batch = self.mix(batches[place], partners, self.seed, first + place)
+        for i, partners in enumerate(self._partners(first, last, batches)):
+            batch = self.mix(batches[i], partners, self.seed, first + i)
             if self.erase is not None:
-                own = indices[place * len(self.rows) : (place + 1) * len(self.rows)]
+                own = indices[i * len(self.rows) : (i + 1) * len(self.rows)]
                 batch = self.erase(batch, self.seed, epoch, own)
-            batches[place] = batch
+            batches[i] = batch
         return batches
 
     def _partners(self, first: int, last: int, batches: Sequence[Batch]) -> list[Batch]:
@@ -240,9 +240,9 @@ class _Training:
         return _cut(self._read(first, last, rows)[1], len(rows))
 
     def _read(self, first: int, last: int, rows: Indices) -> tuple[Indices, Batch]:
-        """(indices, augmented examples) of these rows of the global batches, step after step."""
-        epoch, place = divmod(first, self.steps_per_epoch)
-        starts = np.arange(place, place + last - first)[:, None] * self.batch_size
+        """Read (indices, augmented examples) of these rows of the global batches, in order."""
+        epoch, step = divmod(first, self.steps_per_epoch)
+        starts = np.arange(step, step + last - first)[:, None] * self.batch_size
         order = _kept_order(len(self.source), self.seed, epoch)
         indices: Indices = order[(starts + rows[None, :]).ravel()]
         batch = self.source.batch(indices)
@@ -261,9 +261,9 @@ class _Evaluation:
 
     def __call__(self, first: int, last: int) -> list[Batch]:
         starts = np.arange(first, last)[:, None] * self.batch_size
-        places = (starts + self.rows[None, :]).ravel()
-        batch = self.source.batch(np.minimum(places, len(self.source) - 1))
-        mask = (places < len(self.source)).astype(np.float32)
+        indices = (starts + self.rows[None, :]).ravel()
+        batch = self.source.batch(np.minimum(indices, len(self.source) - 1))
+        mask = (indices < len(self.source)).astype(np.float32)
         return _cut({**batch, "mask": mask}, len(self.rows))
 
 
@@ -277,34 +277,34 @@ class _Blocks:
     size: int
 
     def __len__(self) -> int:
-        return self._number(self.stop - 1) - self._number(self.start) + 1
+        return self._block(self.stop - 1) - self._block(self.start) + 1
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        """(first step, step behind the last)."""
-        epoch, place = divmod(self._number(self.start) + index, self._an_epoch)
+        """Return (first step, step after the last)."""
+        epoch, block = divmod(self._block(self.start) + index, self._blocks_per_epoch)
         begin = epoch * self.steps_per_epoch
-        first = begin + place * self.size
+        first = begin + block * self.size
         last = min(first + self.size, begin + self.steps_per_epoch)
         return max(first, self.start), min(last, self.stop)
 
     @property
-    def _an_epoch(self) -> int:
+    def _blocks_per_epoch(self) -> int:
         return -(-self.steps_per_epoch // self.size)
 
-    def _number(self, step: int) -> int:
-        """Of the block that holds a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return epoch * self._an_epoch + place // self.size
+    def _block(self, step: int) -> int:
+        """Return the index of the block that holds a step."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        return epoch * self._blocks_per_epoch + step // self.size
 
 
 def _block_steps(shape: tuple[int, ...], rows: int) -> int:
-    """Steps in a block; 1 where a batch is large already, as one of photographs is."""
+    """Count the steps in a block; 1 where a batch is large already, as one of photographs is."""
     examples = min(_BLOCK_EXAMPLES, _BLOCK_VALUES // max(1, int(np.prod(shape))))
     return max(1, examples // rows)
 
 
 def _cut(block: Batch, rows: int) -> list[Batch]:
-    """A block as batches of so many rows, without a copy."""
+    """Split a block into batches of so many rows, without a copy."""
     starts = range(0, len(block["label"]), rows)
     return [{key: value[i : i + rows] for key, value in block.items()} for i in starts]
 
@@ -319,16 +319,16 @@ def _kept_order(count: int, seed: int, epoch: int) -> Indices:
 def _prefetched(
     make: Callable[[int, int], list[Batch]], blocks: _Blocks, workers: int
 ) -> Generator[Batch, None, None]:
-    """The batches of all blocks in order, a few blocks made ahead."""
+    """Yield the batches of all blocks in order, a few blocks made ahead."""
     if blocks.stop <= blocks.start:
         return
-    numbers = grain.MapDataset.range(len(blocks))
+    indices = grain.MapDataset.range(len(blocks))
     if workers:
-        yield from _from_workers(numbers.map(_Guarded(make, blocks)), workers)
+        yield from _from_workers(indices.map(_Guarded(make, blocks)), workers)
         return
     threads = 2 if blocks.size > 1 else min(max(2, usable_cores()), _MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    iterator = iter(numbers.map(lambda i: make(*blocks[i])).to_iter_dataset(options))
+    iterator = iter(indices.map(lambda i: make(*blocks[i])).to_iter_dataset(options))
     try:
         for block in iterator:
             yield from block
@@ -341,9 +341,9 @@ def _from_workers(data: Any, workers: int) -> Generator[Batch, None, None]:
         # grain reads flags of its own, and fails outside absl's app: github.com/google/grain 1355.
         flags.FLAGS.mark_as_parsed()
     # One block at a time in each process: the processes are what is parallel.
-    alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    iterator = iter(data.to_iter_dataset(alone).mp_prefetch(options, _begin_worker))
+    iterator = iter(data.to_iter_dataset(reading).mp_prefetch(options, _begin_worker))
     try:
         for block in _started(iterator):
             # Without grain's subclass of arrays that ends shared memory; it stays the base.
@@ -361,7 +361,7 @@ def _from_workers(data: Any, workers: int) -> Generator[Batch, None, None]:
 
 
 def _started(iterator: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-    """The same, its workers started by a thread that blocks SIGINT and SIGTERM.
+    """Iterate, with workers started by a thread that blocks SIGINT and SIGTERM.
 
     What starts there inherits that from its first moment: Ctrl-C and a job's end, which reach all
     processes at once, are left to this process, which may still need batches to come to its end.
@@ -385,7 +385,7 @@ def _started(iterator: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
 
 
 def _start_tracker() -> None:
-    """Starts the process that removes shared memory which others left.
+    """Start the process that removes shared memory which others left.
 
     Now, since its start would unblock the signals, and without its warning, since what is still
     under way when a run ends, or a worker is killed, is no mistake.
@@ -403,7 +403,7 @@ def _start_tracker() -> None:
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Called in a worker before it reads: no accelerator, and an end with its parent."""
+    """Prepare a worker before it reads: no accelerator, and an end with its parent."""
     del index, count
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
@@ -443,14 +443,14 @@ def _can_be_sent(error: Exception) -> bool:
 
 
 def usable_cores() -> int:
-    """Those that this process may run on: fewer than the machine's under taskset or in a job."""
+    """Count the cores for this process: fewer than the machine's under taskset or in a job."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _process_rows(batch_size: int, process_index: int, process_count: int) -> Indices:
-    """Places in the global batch that belong to this process."""
+    """Return the rows of the global batch that belong to this process."""
     if batch_size % process_count:
         raise DataError(
             f"batch_size {batch_size} does not divide among {process_count} processes; "

@@ -1,4 +1,4 @@
-"""Arrays in .npz files: x and y, and x_test and y_test where there is a test part."""
+"""Arrays in .npz files: x and y, and x_test and y_test where there is a test split."""
 
 import zipfile
 import zlib
@@ -9,18 +9,18 @@ import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
 from ds_pipeline.files import check_file
-from ds_pipeline.parts import Parts, encode_classes, listing, split_off_test
 from ds_pipeline.source import InMemorySource
+from ds_pipeline.splits import Splits, encode_classes, listing, split_off_test
 
 
-def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -> Parts:
-    """A data set from arrays; nothing that needs pickle is read.
+def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -> Splits:
+    """Load a data set from arrays; nothing that needs pickle is read.
 
     Args:
         file: with x [n, h, w, c], [n, h, w] (uint8 or float) or [n, d] (any numbers) and y [n]
-            (classes as whole numbers or text, or numbers to predict); x_test and y_test alike.
+            (classes as whole numbers or text, or numbers to predict); x_test and y_test likewise.
         is_regression: y holds numbers to predict, not classes.
-        test_fraction: share of the test part, where the file has none.
+        test_fraction: share of the test split, where the file has none.
         seed: of that split, at least 0.
 
     Returns:
@@ -51,7 +51,7 @@ def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -
         y, y_test, class_names = encode_classes(f"{file}, y", _texts(y), _texts(y_test))
     if not has_test:
         return split_off_test(f"{file}, y", x, y, test_fraction, seed, class_names)
-    return Parts(
+    return Splits(
         train=InMemorySource(x, y),
         evaluation=InMemorySource(x_test, y_test),
         evaluation_name="test",

@@ -22,7 +22,7 @@ class EncodedImage(NamedTuple):
 
     Attributes:
         data: the bytes of a JPEG or PNG.
-        where: the file, or the place in it, for messages.
+        where: the file, or the record in it, for messages.
     """
 
     data: bytes
@@ -35,7 +35,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Indices) -> Batch:
-        """`{"input": [b, ...], "label": [b]}` of these examples.
+        """Return `{"input": [b, ...], "label": [b]}` of these examples.
 
         The inputs are a uint8 or float32 array, or a list of `EncodedImage`; labels are int32
         classes or float32 targets.
@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
     def labels(self) -> np.ndarray:
-        """All labels in order, [n]; may read all data."""
+        """Return all labels in order, [n]; may read all data."""
         ...
 
 
@@ -78,11 +78,11 @@ class InMemorySource:
         return len(self._labels)
 
     def batch(self, indices: Indices) -> Batch:
-        """The examples at these indices, copied."""
+        """Return the examples at these indices, copied."""
         return {"input": self.inputs[indices], "label": self._labels[indices]}
 
     def labels(self) -> np.ndarray:
-        """All labels in order, [n], int32 or float32."""
+        """Return all labels in order, [n], int32 or float32."""
         return self._labels
 
 
@@ -91,11 +91,11 @@ class SubsetSource:
 
     Args:
         source: where the examples are; of a subset, its own source is taken.
-        indices: [m], their places in `source`.
+        indices: [m], into `source`.
 
     Example:
-        >>> whole = InMemorySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5))
-        >>> SubsetSource(whole, np.array([1, 3])).batch(np.array([1]))["label"]
+        >>> source = InMemorySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5))
+        >>> SubsetSource(source, np.array([1, 3])).batch(np.array([1]))["label"]
         array([3], dtype=int32)
     """
 
@@ -109,16 +109,16 @@ class SubsetSource:
         return len(self.indices)
 
     def batch(self, indices: Indices) -> Batch:
-        """The examples at these indices of the subset."""
+        """Return the examples at these indices of the subset."""
         return self.source.batch(self.indices[indices])
 
     def labels(self) -> np.ndarray:
-        """All labels in order, [m]."""
+        """Return all labels in order, [m]."""
         return self.source.labels()[self.indices]
 
 
 def chunks(source: Source) -> Iterator[Batch]:
-    """All examples in order, some at a time: fewer where they are large."""
+    """Yield all examples in order, some at a time: fewer where they are large."""
     values = np.size(source.batch(np.zeros(1, np.int64))["input"])
     step = max(1, min(_CHUNK_EXAMPLES, _CHUNK_VALUES // values))
     for start in range(0, len(source), step):
@@ -128,14 +128,14 @@ def chunks(source: Source) -> Iterator[Batch]:
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, key: str = "dataset.validation_fraction"
 ) -> tuple[Indices, Indices]:
-    """Indices of two disjoint parts, the second with round(fraction * n) examples.
+    """Split into two disjoint sets of indices, the second of round(fraction * n) examples.
 
-    Each class has its share in both parts to within one example; of float labels, which are no
+    Each class has its share in both to within one example; of float labels, which are no
     classes, any are drawn.
 
     Args:
         labels: [n], integers, or floats.
-        fraction: share of the second part, between 0 and 1.
+        fraction: share of the second set, between 0 and 1.
         seed: of the shuffle, at least 0.
         key: config key of the fraction, for messages.
 
@@ -143,7 +143,7 @@ def stratified_split(
         (first, second), each sorted.
 
     Raises:
-        DataError: a part would be empty.
+        DataError: a set would be empty.
 
     Example:
         >>> first, second = stratified_split(np.array([0, 1] * 10), 0.2, seed=0)
@@ -154,7 +154,7 @@ def stratified_split(
     count = round(total * fraction)
     if not 0 < count < total:
         raise DataError(
-            f"a share of {fraction} of {total} examples leaves one part empty; change {key}"
+            f"a share of {fraction} of {total} examples leaves one split empty; change {key}"
         )
     second = np.zeros(total, bool)
     second[stratified_draw(labels, count, (seed, _SPLIT_TAG))] = True
@@ -162,7 +162,7 @@ def stratified_split(
 
 
 def stratified_draw(labels: np.ndarray, count: int, seed: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """Indices of `count` examples in which each class has its share to within one example.
+    """Draw the indices of `count` examples; each class has its share to within one example.
 
     The examples are shuffled, sorted by label, and taken at even distances. Float labels are
     targets of a regression, and all of one class here.
@@ -184,14 +184,14 @@ def stratified_draw(labels: np.ndarray, count: int, seed: tuple[int, ...]) -> np
         labels = np.zeros(len(labels), np.int32)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    places = ((np.arange(count) + 0.5) * (len(labels) / count)).astype(np.int64)
-    return by_label[places]
+    positions = ((np.arange(count) + 0.5) * (len(labels) / count)).astype(np.int64)
+    return by_label[positions]
 
 
 def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over all pixels of all examples.
+    """Compute mean and standard deviation of each channel over all pixels of all examples.
 
-    Sums are float64. A constant channel gets the deviation 1, so that it normalises to 0.
+    Sums are float64. A constant channel gets the deviation 1, so that it normalizes to 0.
 
     Args:
         source: examples with "input" [b, ..., c].

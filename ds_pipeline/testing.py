@@ -30,7 +30,7 @@ def write_tfds_set(
     shards: int = 1,
     seed: int = 0,
 ) -> Path:
-    """Writes a set of random images, with labels 0, 1, 2, ... in turn.
+    """Write a set of random images, with labels 0, 1, 2, ... in turn.
 
     Args:
         data_dir: the folder that `dataset.data_dir` names; the set goes into
@@ -52,8 +52,8 @@ def write_tfds_set(
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     folder = write_tfds_set(Path(place), "tiny", n_train=4, n_test=2)
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     folder = write_tfds_set(Path(tmp), "tiny", n_train=4, n_test=2)
         ...     folder.name, len(list(folder.glob("*.array_record*")))
         ('1.0.0', 2)
     """
@@ -77,7 +77,7 @@ def write_tfds_set(
 def random_image(
     rng: np.random.Generator, shape: tuple[int, int, int], dtype: np.dtype
 ) -> np.ndarray:
-    """Uniform levels for uint8, normally distributed values for float32."""
+    """Draw uniform levels for uint8, normally distributed values for float32."""
     if dtype == np.uint8:
         return rng.integers(0, 256, shape, np.uint8)
     return rng.normal(size=shape).astype(dtype)
@@ -94,10 +94,10 @@ def write_split_files(
     shards: int = 1,
     key: str = "image",
 ) -> Path:
-    """Writes given examples as a TFDS set, and its description.
+    """Write given examples as a TFDS set, and its description.
 
     Args:
-        folder: where; its last part is the version, such as 1.0.0. Created.
+        folder: where; its name is the version, such as 1.0.0. Created.
         name: of the set.
         examples: (inputs, labels) of each split; images uint8 or float32, vectors float32.
         shape: as the description states it; None for a side that varies.
@@ -112,8 +112,8 @@ def write_split_files(
     Example:
         >>> import tempfile
         >>> examples = {"train": ([np.zeros((8, 8, 1), np.uint8)], [0])}
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     folder = Path(place) / "one" / "1.0.0"
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     folder = Path(tmp) / "one" / "1.0.0"
         ...     write_split_files(folder, "one", examples, shape=(8, 8, 1), num_classes=2).name
         '1.0.0'
     """
@@ -122,16 +122,16 @@ def write_split_files(
     splits = []
     for split, (images, labels) in examples.items():
         records = [_example(key, image, label) for image, label in zip(images, labels, strict=True)]
-        parts = np.array_split(np.arange(len(records)), shards)
-        for shard, part in enumerate(parts):
+        shard_rows = np.array_split(np.arange(len(records)), shards)
+        for shard, rows in enumerate(shard_rows):
             file = folder / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
-            _write_records(file, [records[i] for i in part])
+            _write_records(file, [records[i] for i in rows])
         splits.append(
             {
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
                 "name": split,
                 "numBytes": str(sum(len(record) for record in records)),
-                "shardLengths": [str(len(part)) for part in parts],
+                "shardLengths": [str(len(rows)) for rows in shard_rows],
             }
         )
     info: dict[str, Any] = {
@@ -161,7 +161,7 @@ def write_image_folder(
     suffix: str = ".jpg",
     seed: int = 0,
 ) -> Path:
-    """Writes random photographs of varying size to FOLDER/train/CLASS and FOLDER/test/CLASS.
+    """Write random photographs of varying size to FOLDER/train/CLASS and FOLDER/test/CLASS.
 
     Args:
         folder: DIR, which `dataset.data_dir` names. Created.
@@ -171,15 +171,15 @@ def write_image_folder(
         evaluation: name of the evaluation folder.
         sides: smallest and largest height and width, in pixels.
         suffix: of the file names, such as .JPEG or .png.
-        seed: of sizes and colours.
+        seed: of sizes and colors.
 
     Returns:
         The folder.
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     folder = write_image_folder(Path(place), classes=("cat",), n_train=2)
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     folder = write_image_folder(Path(tmp), classes=("cat",), n_train=2)
         ...     sorted(path.name for path in (folder / "train" / "cat").iterdir())
         ['0.jpg', '1.jpg']
     """
@@ -206,13 +206,13 @@ def write_ucr_set(
     labels: Sequence[int] = (-1, 1),
     seed: int = 0,
 ) -> Path:
-    """Writes noisy waves, a frequency a class, to DATA_DIR/NAME/NAME_TRAIN.tsv and NAME_TEST.tsv.
+    """Write noisy waves, a frequency a class, to DATA_DIR/NAME/NAME_TRAIN.tsv and NAME_TEST.tsv.
 
     Args:
         data_dir: the folder that `dataset.data_dir` names.
         name: of the set.
-        n_train: series of the training part.
-        n_test: series of the test part.
+        n_train: series of the training split.
+        n_test: series of the test split.
         length: values of a series.
         labels: of the classes, in turn.
         seed: of the noise.
@@ -222,29 +222,29 @@ def write_ucr_set(
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     folder = write_ucr_set(Path(place), n_train=3)
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     folder = write_ucr_set(Path(tmp), n_train=3)
         ...     len((folder / "Waves_TRAIN.tsv").read_text().splitlines())
         3
     """
     rng = np.random.default_rng(seed)
     folder = data_dir / name
     folder.mkdir(parents=True)
-    for part, count in (("TRAIN", n_train), ("TEST", n_test)):
+    for split, count in (("TRAIN", n_train), ("TEST", n_test)):
         lines = []
         for i in range(count):
             frequency = 1 + i % len(labels)
             wave = np.sin(2 * np.pi * frequency * np.arange(length) / length)
             values = wave + rng.normal(scale=0.1, size=length)
             lines.append("\t".join([str(labels[i % len(labels)]), *map(repr, values.tolist())]))
-        (folder / f"{name}_{part}.tsv").write_text("\n".join(lines) + "\n")
+        (folder / f"{name}_{split}.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def write_csv_table(
     file: Path, *, rows: int = 40, columns: int = 3, is_regression: bool = True, seed: int = 0
 ) -> Path:
-    """Writes a table: columns a, b, ..., and their sum as `price`, or its sign as `kind`.
+    """Write a table: columns a, b, ..., and their sum as `price`, or its sign as `kind`.
 
     Args:
         file: where.
@@ -258,8 +258,8 @@ def write_csv_table(
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     file = write_csv_table(Path(place) / "table.csv", columns=2)
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     file = write_csv_table(Path(tmp) / "table.csv", columns=2)
         ...     file.read_text().splitlines()[0]
         'a,b,price'
     """

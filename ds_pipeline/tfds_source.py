@@ -24,8 +24,8 @@ from tqdm import tqdm
 from ds_pipeline import bundled
 from ds_pipeline.errors import DataError, nearest, one_line
 from ds_pipeline.loader import usable_cores
-from ds_pipeline.parts import Parts, listing, numbered
 from ds_pipeline.source import Batch, EncodedImage, Indices, InMemorySource, Source
+from ds_pipeline.splits import Splits, default_class_names, listing
 
 # Sets up to this size are decoded once and stay in memory; larger ones are decoded batch by batch.
 IN_MEMORY_BYTES = 2 * 2**30
@@ -69,7 +69,7 @@ _STATISTICS: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] 
 
 @dataclass(frozen=True)
 class SetName:
-    """A TFDS name in its parts: `name`, `name/config`, `name:version`, `name/config:version`."""
+    """A parsed TFDS name: `name`, `name/config`, `name:version`, `name/config:version`."""
 
     name: str
     config: str | None = None
@@ -77,14 +77,14 @@ class SetName:
 
     @property
     def full(self) -> str:
-        """The name as TFDS and `recipe/prepare_data.sh` take it."""
+        """Return the name as TFDS and `recipe/prepare_data.sh` take it."""
         config = f"/{self.config}" if self.config else ""
         version = f":{self.version}" if self.version else ""
         return f"{self.name}{config}{version}"
 
 
 def parse_name(text: str) -> SetName:
-    """Splits a TFDS name.
+    """Split a TFDS name into name, config and version.
 
     Args:
         text: such as `cifar10`, `emnist/letters`, `mnist:3.0.1` or `mnist:3.*.*`.
@@ -106,7 +106,7 @@ def parse_name(text: str) -> SetName:
 
 
 def prepared_names(data_dir: Path) -> tuple[str, ...]:
-    """Names of the folders in `data_dir` that hold at least one prepared set, sorted."""
+    """List the folders in `data_dir` that hold at least one prepared set, sorted."""
     try:
         folders = [folder for folder in data_dir.iterdir() if folder.is_dir()]
     except OSError:
@@ -115,7 +115,7 @@ def prepared_names(data_dir: Path) -> tuple[str, ...]:
 
 
 def tfds_names() -> tuple[str, ...]:
-    """Names of the sets that the installed TFDS can prepare (not only images)."""
+    """List the sets that the installed TFDS can prepare (not only images)."""
     import tensorflow_datasets as tfds
 
     # Community sets would be looked up over the network, with TensorFlow.
@@ -123,7 +123,7 @@ def tfds_names() -> tuple[str, ...]:
 
 
 def find_directory(data_dir: Path, name: SetName) -> Path:
-    """The folder with the files of a prepared set; of several versions, the newest that matches.
+    """Find the folder of a prepared set; of several versions, the newest that matches.
 
     Args:
         data_dir: where TFDS sets lie.
@@ -172,8 +172,8 @@ def _find_directory(data_dir: Path, name: SetName) -> Path:
     return directory
 
 
-def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -> Parts:
-    """A prepared set; small ones are read into memory.
+def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -> Splits:
+    """Load a prepared set; small ones are read into memory.
 
     Args:
         text: its name, such as `cifar10`.
@@ -195,7 +195,7 @@ def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -
             f"{evaluation.shape} in split '{evaluation.split}'"
         )
     mean, std = _published(name.name, train)
-    return Parts(
+    return Splits(
         train=in_memory(train, name.full),
         evaluation=None if evaluation is None else in_memory(evaluation, name.full),
         evaluation_name="validation" if evaluation is None else evaluation.split,
@@ -212,23 +212,23 @@ def _evaluation_split(directory: Path, train: "TfdsSplit") -> "TfdsSplit":
     for name in ("test", "validation"):
         if name in splits:
             split = TfdsSplit(directory, name)
-            if split.is_labelled:
+            if split.is_labeled:
                 break
     else:
         raise DataError(
             f"{directory} has neither a split 'test' nor 'validation' with labels, only "
-            f"{', '.join(splits)}; set use_test_set to False to hold out a part of 'train'"
+            f"{', '.join(splits)}; set use_test_set to False to hold out examples of 'train'"
         )
     if re.search(rf"(^|\+)\s*({name}|all)\b", train.split):
         raise DataError(
             f"dataset.train_split {train.split} trains on '{name}', which is evaluated on; leave "
-            "it out, or set use_test_set to False to hold out a part"
+            "it out, or set use_test_set to False to hold out examples"
         )
     return split
 
 
 def _published(name: str, train: "TfdsSplit") -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Published mean and deviation in levels from 0 to 255, where the channels are as published."""
+    """Return the published mean and deviation in levels from 0 to 255, for as many channels."""
     published = _STATISTICS.get((name, train.split.replace(" ", "")))
     fits = train.dtype == np.uint8 and train.shape is not None
     if not published or not fits or len(published[0]) != (train.shape or ())[-1]:
@@ -259,7 +259,7 @@ class TfdsSplit:
         num_classes: of the labels.
         class_names: one a class.
         splits: names of all that the set has.
-        is_labelled: the first example's label is a class; test splits of competitions have -1.
+        is_labeled: the first example's label is a class; test splits of competitions have -1.
 
     Raises:
         DataError: files missing, damaged or of another kind; not classification; no examples.
@@ -284,7 +284,7 @@ class TfdsSplit:
         # TFDS gives its advice at the first image.
         with _quiet():
             first = self._read(np.zeros(1, np.int64))[0]
-        self.is_labelled = self._label(first[self._label_key], 0) >= 0
+        self.is_labeled = self._label(first[self._label_key], 0) >= 0
         self.shape: tuple[int, ...] | None = None
         self.dtype = np.dtype(np.uint8)
         if not self._any_size:
@@ -300,11 +300,11 @@ class TfdsSplit:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: no labels, which it never asks for."""
+        """Pickle for another process, without labels, which it never asks for."""
         return {**self.__dict__, "_label_cache": None}
 
     def batch(self, indices: Indices) -> Batch:
-        """Reads these examples, and decodes them where all have one shape.
+        """Read these examples, and decode them where all have one shape.
 
         Raises:
             DataError: a damaged file, an undecodable image, one of another shape, a value that
@@ -328,15 +328,15 @@ class TfdsSplit:
         return {"input": inputs, "label": labels}
 
     def labels(self) -> np.ndarray:
-        """All labels in order, int32 [n]: one pass over the data, without decoding images."""
+        """Return all labels in order, int32 [n]: one pass over the data, no image decoded."""
         if self._label_cache is None:
-            parts = []
+            chunks = []
             with _bar(len(self), f"reading labels of {self.split}") as bar:
                 for start in range(0, len(self), _CHUNK_EXAMPLES):
                     indices = np.arange(start, min(start + _CHUNK_EXAMPLES, len(self)))
-                    parts.append(self._checked_labels(self._read(indices), indices))
+                    chunks.append(self._checked_labels(self._read(indices), indices))
                     bar.update(len(indices))
-            self._label_cache = np.concatenate(parts)
+            self._label_cache = np.concatenate(chunks)
         return self._label_cache
 
     def _checked_labels(self, examples: list[dict[str, Any]], indices: Indices) -> np.ndarray:
@@ -351,11 +351,11 @@ class TfdsSplit:
         return labels
 
     def _encoded_images(self, values: list[Any], indices: Indices) -> list[EncodedImage]:
-        places = [self._where(int(index)) for index in indices]
-        for value, place in zip(values, places, strict=True):
+        origins = [self._where(int(index)) for index in indices]
+        for value, origin in zip(values, origins, strict=True):
             if not value:
-                raise DataError(f"{place}: it has no '{self._input_key}'")
-        return [EncodedImage(v, place) for v, place in zip(values, places, strict=True)]
+                raise DataError(f"{origin}: it has no '{self._input_key}'")
+        return [EncodedImage(v, origin) for v, origin in zip(values, origins, strict=True)]
 
     def _check_files(self) -> None:
         if not len(self):
@@ -373,7 +373,7 @@ class TfdsSplit:
         import tensorflow_datasets as tfds
 
         feature = builder.info.features[self._input_key]
-        # Decoding uint8 images here instead is a third faster, and converts greyscale ones.
+        # Decoding uint8 images here instead is a third faster, and converts grayscale ones.
         self._encoded = isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
         self._any_size = self._encoded and None in feature.shape[:2]
         decoders = {self._input_key: tfds.decode.SkipDecoding()} if self._encoded else None
@@ -416,13 +416,13 @@ class TfdsSplit:
         return int(value)
 
     def _where(self, index: int) -> str:
-        """`FILE, example 3 (17 of split 'train')`, the first counted in the file."""
+        """Return `FILE, example 3 (17 of split 'train')`, the first counted in the file."""
         row = int(np.searchsorted(self._ends, index, side="right"))
         if row == len(self._ends):
             return f"{self.directory}, example {index} of split '{self.split}'"
         file = self._files[row]
-        place = index - int(self._ends[row]) + file.take + file.skip
-        return f"{file.path}, example {place} ({index} of split '{self.split}')"
+        example = index - int(self._ends[row]) + file.take + file.skip
+        return f"{file.path}, example {example} ({index} of split '{self.split}')"
 
 
 def _split_files(directory: Path, info: Any, split: str) -> list[_File]:
@@ -433,11 +433,11 @@ def _split_files(directory: Path, info: Any, split: str) -> list[_File]:
             f"{directory} has no split '{split}'; it has: {', '.join(info.splits)}, and several "
             "are joined by +"
         ) from None
-    return [_File(Path(part.filename), int(part.skip), int(part.take)) for part in instructions]
+    return [_File(Path(each.filename), int(each.skip), int(each.take)) for each in instructions]
 
 
 def open_builder(directory: Path) -> Any:
-    """TFDS' view of a prepared set.
+    """Open a prepared set with TFDS.
 
     Raises:
         DataError: its description is damaged, or its files are not array_record.
@@ -464,7 +464,7 @@ def open_builder(directory: Path) -> Any:
 
 
 def in_memory(split: TfdsSplit, name: str) -> Source:
-    """The split decoded into one uint8 or float32 array, where it is small; else the split.
+    """Decode a split into one uint8 or float32 array, where it is small; else return it.
 
     Args:
         split: what to read.
@@ -502,7 +502,7 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
 
 
 def _bar(total: int, title: str) -> Any:
-    """A progress bar on a terminal, for what takes longer than a second."""
+    """Show a progress bar on a terminal, after a second."""
     return tqdm(
         total=total,
         desc=title,
@@ -527,7 +527,7 @@ def _decode_uint8(encoded: bytes, channels: int | None) -> np.ndarray:
 
 
 def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
-    """Names of the input and of the label, or a DataError where the set has no such pair."""
+    """Return the names of input and label; raise DataError where the set has no such pair."""
     import tensorflow_datasets as tfds
 
     features = info.features
@@ -564,7 +564,7 @@ def _class_names(label: Any) -> tuple[str, ...]:
     try:
         return tuple(label.names)
     except Exception:  # TFDS raises several types where no names are stored.
-        return numbered(int(label.num_classes or 0))
+        return default_class_names(int(label.num_classes or 0))
 
 
 def _check_known(data_dir: Path, name: SetName) -> None:
@@ -609,7 +609,7 @@ def _raise_no_versions(data_dir: Path, name: SetName, root: Path) -> None:
 
 
 def _versions(folder: Path) -> list[str]:
-    """Names of version folders such as 3.0.1, the newest last."""
+    """List version folders such as 3.0.1, the newest last."""
     if not os.path.isdir(folder):
         return []
     names = [
@@ -617,7 +617,7 @@ def _versions(folder: Path) -> list[str]:
         for path in folder.iterdir()
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and path.is_dir()
     ]
-    return sorted(names, key=lambda name: [int(part) for part in name.split(".")])
+    return sorted(names, key=lambda name: [int(field) for field in name.split(".")])
 
 
 def _is_set_folder(folder: Path) -> bool:
@@ -641,7 +641,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS' advice, such as to install OpenCV, off the terminal."""
+    """Keep TFDS' advice, such as to install OpenCV, off the terminal."""
     logger = logging.getLogger("absl")
     logger.addFilter(_is_error)
     try:

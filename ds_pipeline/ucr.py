@@ -10,12 +10,12 @@ import numpy as np
 
 from ds_pipeline.errors import DataError, nearest
 from ds_pipeline.files import text_lines
-from ds_pipeline.parts import Parts, encode_classes, listing
 from ds_pipeline.source import InMemorySource
+from ds_pipeline.splits import Splits, encode_classes, listing
 
 
-def load_ucr(data_dir: Path, name: str) -> Parts:
-    """Both parts of a UCR set, each series z-normalised.
+def load_ucr(data_dir: Path, name: str) -> Splits:
+    """Load both splits of a UCR set, each series z-normalized.
 
     x = (values - mean) / std of the series itself, with the population's deviation; a constant
     series becomes 0.
@@ -28,8 +28,8 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
         Series float32 [n, length, 1]; classes are the labels, sorted.
 
     Raises:
-        DataError: a file is missing, empty or cannot be read; a line has another number of values
-            than the first, or a value that is no finite number; a label that only the test part
+        DataError: a file is missing, empty or cannot be read; a line has more or fewer values
+            than the first, or a value that is no finite number; a label that only the test split
             has.
 
     References:
@@ -48,7 +48,7 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
         )
     where = f"{train_file} and {test_file.name}"
     labels, labels_of_test, class_names = encode_classes(where, train_labels, test_labels)
-    return Parts(
+    return Splits(
         train=InMemorySource(train, labels),
         evaluation=InMemorySource(test, labels_of_test),
         evaluation_name="test",
@@ -61,7 +61,7 @@ def load_ucr(data_dir: Path, name: str) -> Parts:
 
 
 def _raise_missing(data_dir: Path, name: str) -> None:
-    """Says which sets are there; nothing where the folder itself cannot be read."""
+    """Raise DataError with the sets that are there; not where the folder cannot be read."""
     try:
         files = [*data_dir.glob("*_TRAIN.tsv"), *data_dir.glob("*/*_TRAIN.tsv")]
     except OSError:
@@ -75,7 +75,7 @@ def _raise_missing(data_dir: Path, name: str) -> None:
 
 
 def _read(file: Path) -> tuple[np.ndarray, list[str]]:
-    """(series [n, length, 1], labels) of a file."""
+    """Read (series [n, length, 1], labels) of a file."""
     series: list[np.ndarray] = []
     labels: list[str] = []
     for number, line in text_lines(file, "the folder of the UCR set"):
@@ -97,7 +97,7 @@ def _read(file: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def znormalize(values: np.ndarray) -> np.ndarray:
-    """(x - mean) / std of one series, float32; 0 where it is constant.
+    """Return (x - mean) / std of one series, float32; 0 where it is constant.
 
     Example:
         >>> znormalize(np.array([1.0, 3.0])).tolist()
@@ -115,11 +115,11 @@ def _numbers(where: str, fields: list[str]) -> np.ndarray:
     try:
         return np.array(fields, np.float64)
     except ValueError:
-        for place, field in enumerate(fields, start=1):
+        for index, field in enumerate(fields, start=1):
             try:
                 float(field)
             except ValueError:
-                raise DataError(f"{where}: '{field[:40]}' (value {place}) is no number") from None
+                raise DataError(f"{where}: '{field[:40]}' (value {index}) is no number") from None
         raise
 
 

@@ -114,7 +114,7 @@ class Block(nn.Module):
     Attributes:
         num_heads: number of heads.
         mlp_ratio: hidden units of the MLP over channels of a token.
-        layer_scale: what gamma_1 and gamma_2 start with.
+        layer_scale: initial value of gamma_1 and gamma_2.
         dropout_rate: share dropped behind each product, in training.
         attention_dropout_rate: share of the attention's weights dropped in training.
         stochastic_depth_rate: probability that an example goes round a branch in training.
@@ -148,14 +148,14 @@ class Block(nn.Module):
 
 
 class ClassBlock(nn.Module):
-    """The block as it is for the class token alone; the patches are read and stay as they are.
+    """The block for the class token alone; the patches are read and stay as they are.
 
     As the authors have it, nothing is dropped here, whatever the model's rates.
 
     Attributes:
         num_heads: number of heads.
         mlp_ratio: hidden units of the MLP over channels of a token.
-        layer_scale: what gamma_1 and gamma_2 start with.
+        layer_scale: initial value of gamma_1 and gamma_2.
         dtype: of the computation; x and the output are float32.
     """
 
@@ -177,7 +177,7 @@ class ClassBlock(nn.Module):
 
 
 def _layer_scales(block: nn.Module, channels: int, start: float) -> tuple[jax.Array, jax.Array]:
-    """The block's parameters gamma_1 and gamma_2, [1, 1, c].
+    """Return the block's parameters gamma_1 and gamma_2, [1, 1, c].
 
     They are float32, and make what they multiply float32: so are the tokens from block to block.
     In bfloat16, a branch times 1e-5 would be lost in the sum.
@@ -201,7 +201,7 @@ class CaiT(nn.Module):
         embed_dim: channels of a token.
         num_heads: heads of an attention; must divide embed_dim.
         mlp_ratio: hidden units of an MLP over embed_dim.
-        layer_scale: what each branch is multiplied with at the start. None: 0.1 up to a depth of
+        layer_scale: initial factor of each branch. None: 0.1 up to a depth of
             18, 1e-5 up to 24, 1e-6 above, as the paper and an author say; the code released later
             has 1e-5 for XXS36.
         dropout_rate: share dropped behind position embedding, and behind attention and products
@@ -302,7 +302,7 @@ class CaiT(nn.Module):
 
 
 def initial_layer_scale(depth: int) -> float:
-    """What the branches of a network of `depth` blocks are multiplied with at the start.
+    """Return the initial factor of the branches in a network of `depth` blocks.
 
     Example:
         >>> [initial_layer_scale(depth) for depth in (12, 24, 36)]
@@ -314,7 +314,7 @@ def initial_layer_scale(depth: int) -> float:
 
 
 def published_stochastic_depth(embed_dim: int, depth: int) -> float:
-    """The rate published for the nearest depth that is not larger; 0 where there is none.
+    """Return the rate published for the nearest depth that is not larger; 0 without one.
 
     Example:
         >>> [published_stochastic_depth(384, depth) for depth in (12, 24, 30, 36)]

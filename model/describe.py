@@ -1,4 +1,4 @@
-"""What a model is made of, by shapes alone."""
+"""The layers and parameters of a model, by shapes alone."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class Layer(NamedTuple):
 
 
 def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list[Layer]]:
-    """Parameter shapes and layers of a model, computing nothing.
+    """Return the parameter shapes and layers of a model, computing nothing.
 
     Args:
         module: called as `module(x, train)`.
@@ -24,7 +24,7 @@ def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list
 
     Returns:
         The pytree of parameters as jax.ShapeDtypeStruct, and the layers that hold parameters, with
-        the model itself last, in the order in which they are done.
+        the model itself last, in the order in which they finish.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,11 +45,11 @@ def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list
             calls.append((path, type(context.module).__name__, outputs))
         return outputs
 
-    def initialise(key: jax.Array, x: jax.Array) -> Any:
+    def initialize(key: jax.Array, x: jax.Array) -> Any:
         with nn.intercept_methods(record):
             return module.init({"params": key, "dropout": key}, x, train=False)
 
-    variables = jax.eval_shape(initialise, jax.random.key(0), inputs)
+    variables = jax.eval_shape(initialize, jax.random.key(0), inputs)
     own = _own_parameters(variables["params"])
     layers = [
         Layer(path, name, tuple(outputs.shape), own.get(path, 0))
@@ -60,7 +60,7 @@ def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list
 
 
 def _own_parameters(params: Any) -> dict[str, int]:
-    """Path of a module -> how many parameters it holds itself."""
+    """Map the path of each module to the count of parameters that it holds itself."""
     own: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         module = "/".join(str(key.key) for key in path[:-1])

@@ -1,7 +1,7 @@
 """Networks of the gradient-centralization and the gradient-evolution experiments.
 
 Each is the one by which the Keras or TensorFlow examples know its data set, with Keras' defaults:
-Glorot's uniform initialisation, batch norms of momentum 0.99 and epsilon 0.001.
+Glorot's uniform initialization, batch norms of momentum 0.99 and epsilon 0.001.
 """
 
 from functools import partial
@@ -43,7 +43,7 @@ class HorsesOrHumansCNN(nn.Module):
         num_classes: number of logits.
         features: channels of each convolution.
         dense: width of the dense layer.
-        dropout_rate: share dropped at each of the three places, in training.
+        dropout_rate: share dropped at each of the three, in training.
         dtype: of the computation; parameters and logits are float32.
         remat: compute each convolution again in the backward pass, for less memory.
 
@@ -77,17 +77,15 @@ class HorsesOrHumansCNN(nn.Module):
         check_images(self, x, _least_side(self.features))
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
-        def convolution(
-            module: nn.Module, x: jax.Array, *, features: int, number: int
-        ) -> jax.Array:
-            conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{number}")
+        def convolution(module: nn.Module, x: jax.Array, *, features: int, index: int) -> jax.Array:
+            conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{index}")
             x = nn.relu(conv(x))
-            if number in (2, 3):
-                x = dropout(name=f"dropout_{number}")(x)
+            if index in (2, 3):
+                x = dropout(name=f"dropout_{index}")(x)
             return max_pool(x)
 
         for i, features in enumerate(self.features):
-            body = partial(convolution, features=features, number=i + 1)
+            body = partial(convolution, features=features, index=i + 1)
             x = (nn.remat(body) if self.remat else body)(self, x)
         x = dropout(name="dropout")(x.reshape(x.shape[0], -1))
         x = nn.relu(_dense(self.dense, dtype=self.dtype, name="dense")(x))
@@ -134,14 +132,12 @@ class EvolutionMnistCNN(nn.Module):
         """[b, h, w, c] -> [b, num_classes]; h and w at least 10 for two convolutions."""
         check_images(self, x, _least_side(self.features))
 
-        def convolution(
-            module: nn.Module, x: jax.Array, *, features: int, number: int
-        ) -> jax.Array:
-            conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{number}")
+        def convolution(module: nn.Module, x: jax.Array, *, features: int, index: int) -> jax.Array:
+            conv = _conv(features, padding="VALID", dtype=self.dtype, name=f"conv_{index}")
             return max_pool(nn.relu(conv(x)))
 
         for i, features in enumerate(self.features):
-            body = partial(convolution, features=features, number=i + 1)
+            body = partial(convolution, features=features, index=i + 1)
             x = (nn.remat(body) if self.remat else body)(self, x)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -254,21 +250,21 @@ class EvolutionFordACNN(nn.Module):
         """[b, length, channels] -> [b, num_classes]; [b, length] has one channel."""
         check_series(self, x)
 
-        def block(module: nn.Module, x: jax.Array, *, features: int, number: int) -> jax.Array:
-            conv = _conv(features, (self.window, 1), dtype=self.dtype, name=f"conv_{number}")
+        def block(module: nn.Module, x: jax.Array, *, features: int, index: int) -> jax.Array:
+            conv = _conv(features, (self.window, 1), dtype=self.dtype, name=f"conv_{index}")
             norm = BatchNorm(
                 0.99,
                 1e-3,
                 dtype=self.dtype,
                 group=self.batch_norm_group,
-                name=f"norm_{number}",
+                name=f"norm_{index}",
             )
             return nn.relu(norm(conv(x), train))
 
         # A series is an image of width 1, which has the convolutions of images.
         x = x.reshape(*x.shape[:2], 1, -1)
         for i, features in enumerate(self.features):
-            body = partial(block, features=features, number=i + 1)
+            body = partial(block, features=features, index=i + 1)
             x = (nn.remat(body) if self.remat else body)(self, x)
         return _dense(self.num_classes, name="head")(at_least_float32(x).mean((1, 2)))
 

@@ -51,17 +51,17 @@ class MLP(nn.Module):
         glorot = nn.initializers.glorot_uniform()
         x = x.reshape(x.shape[0], -1)
 
-        def hidden(module: nn.Module, x: jax.Array, *, width: int, number: int) -> jax.Array:
-            name = f"dense_{number}"
+        def hidden(module: nn.Module, x: jax.Array, *, width: int, index: int) -> jax.Array:
+            name = f"dense_{index}"
             x = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=name)(x)
             # remat starts to count unnamed modules anew: each layer would drop the same units.
             dropout = nn.Dropout(
-                self.dropout_rate, deterministic=not train, name=f"Dropout_{number - 1}"
+                self.dropout_rate, deterministic=not train, name=f"Dropout_{index - 1}"
             )
             return dropout(nn.relu(x))
 
         for i, width in enumerate(self.widths):
-            body = partial(hidden, width=width, number=i + 1)
+            body = partial(hidden, width=width, index=i + 1)
             x = (nn.remat(body) if self.remat else body)(self, x)
         x = at_least_float32(x)
         return nn.Dense(self.num_classes, kernel_init=glorot, name="head")(x)

@@ -1,4 +1,4 @@
-"""Published weights in a freshly initialised model."""
+"""Published weights in a freshly initialized model."""
 
 import math
 import re
@@ -21,7 +21,7 @@ _GROUPS_SHOWN = 12
 
 
 class Report(NamedTuple):
-    """What became of the arrays of a file and of a model.
+    """The outcome for each array of a file and of a model.
 
     The model's arrays are named by their paths (`blocks_0/attn/qkv/kernel`), the file's as the
     file names them once prefixes are gone.
@@ -29,10 +29,10 @@ class Report(NamedTuple):
     Attributes:
         loaded: the model's arrays that have the file's values.
         resized: those among them that were resized, with both grids.
-        replaced: arrays of the head that are left as initialised, with both class counts.
-        missing: the model's arrays that the file does not have, left as initialised.
+        replaced: arrays of the head that are left as initialized, with both class counts.
+        missing: the model's arrays that the file does not have, left as initialized.
         unexpected: the file's arrays that the model does not have.
-        wrong_shape: arrays of both that differ in shape, left as initialised, with both shapes.
+        wrong_shape: arrays of both that differ in shape, left as initialized, with both shapes.
     """
 
     loaded: tuple[str, ...]
@@ -44,11 +44,11 @@ class Report(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether every array found its place, but for those of a replaced head."""
+        """Every array was matched, but for those of a replaced head."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def lines(self) -> list[str]:
-        """What did not match, a line each kind; arrays that differ in an index share an entry.
+        """List the mismatches, a line each kind; arrays that differ in an index share an entry.
 
         Example:
             >>> Report((), (), (), ("blocks_0/gamma_1", "blocks_1/gamma_1"), (), ()).lines()
@@ -62,13 +62,13 @@ class Report(NamedTuple):
         return [f"{kind}: {_grouped(names)}" for kind, names in kinds if names]
 
     def summary(self) -> str:
-        """One line: what was loaded, and what was changed or left on the way."""
-        parts = [f"{len(self.loaded)} arrays loaded"]
+        """Return one line: arrays loaded, resized, and left as initialized."""
+        outcomes = [f"{len(self.loaded)} arrays loaded"]
         if self.resized:
-            parts.append(f"resized: {_grouped(self.resized)}")
+            outcomes.append(f"resized: {_grouped(self.resized)}")
         if self.replaced:
-            parts.append(f"as initialised: {_grouped(self.replaced)}")
-        return "; ".join(parts)
+            outcomes.append(f"as initialized: {_grouped(self.replaced)}")
+        return "; ".join(outcomes)
 
 
 class PretrainedError(ModelError):
@@ -90,7 +90,7 @@ class _Target(NamedTuple):
 def load_pretrained(
     path: str | Path, params: Any, model_state: Any, *, strict: bool = True
 ) -> tuple[Any, Any, Report]:
-    """A model's parameters and batch statistics with the values of a file.
+    """Load the values of a file into a model's parameters and batch statistics.
 
     The file is `.safetensors` or `.npz`, with the names of PyTorch (timm, torchvision) for ViT,
     Swin, CaiT, ResNet and VGG, or of vision_transformer and big_vision for ViT. Kernels are
@@ -102,16 +102,15 @@ def load_pretrained(
         path: the file.
         params: pytree of the model's parameters, or their shapes (jax.ShapeDtypeStruct).
         model_state: the rest, such as {"batch_stats": ...}, or its shapes.
-        strict: raise where an array of the model or of the file found no place; False: leave
-            such arrays as they are.
+        strict: raise where an array of the model or of the file has no counterpart; False:
+            leave such arrays as they are.
 
     Returns:
-        params, model_state, and what became of each array (see `Report`). Types stay the
-        model's.
+        params, model_state, and the outcome for each array. Types stay the model's.
 
     Raises:
         ModelError: the file cannot be read, no kernel in it fits the model (whatever `strict`
-            says), a value is not finite, or, with `strict`, an array found no place.
+            says), a value is not finite, or, with `strict`, an array has no counterpart.
 
     Example:
         >>> import tempfile
@@ -127,7 +126,7 @@ def load_pretrained(
     found = {target.name for target in targets} & set(weights)
     kernels = _kernels(targets)
     if not any(target.name in found for target in kernels):
-        raise ModelError(_of_another_model(path, weights, targets))
+        raise ModelError(_no_match(path, weights, targets))
     fitted = _Fitting(weights)
     values = [fitted.value(target) for target in targets]
     report = fitted.report(found)
@@ -147,7 +146,7 @@ def load_pretrained(
 
 
 class _Fitting:
-    """Brings a file's arrays into a model's shapes, and keeps account of them."""
+    """A file's arrays, brought into a model's shapes, and the record of each."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         self._weights = weights
@@ -158,7 +157,7 @@ class _Fitting:
         self._wrong_shape: list[str] = []
 
     def value(self, target: _Target) -> np.ndarray | None:
-        """The file's array in the target's shape; None where there is none."""
+        """Return the file's array in the target's shape; None where there is none."""
         if target.name not in self._weights:
             self._missing.append(target.path)
             return None
@@ -177,7 +176,7 @@ class _Fitting:
         return fitting
 
     def report(self, found: Collection[str]) -> Report:
-        """The account, once every target was asked for."""
+        """Return the record, once every target was asked for."""
         unexpected = [name for name in self._weights if name not in found and not is_buffer(name)]
         if self._replaced:  # ViT's layer before the logits goes with them
             self._replaced += [name for name in unexpected if name.startswith("pre_logits.")]
@@ -192,7 +191,7 @@ class _Fitting:
         )
 
     def _kernel(self, array: np.ndarray, target: _Target) -> np.ndarray:
-        """PyTorch's (out, in, ...) as Flax's (..., in, out)."""
+        """Transpose PyTorch's (out, in, ...) to Flax's (..., in, out)."""
         wanted = target.leaf.ndim
         # timm has VGG's dense layers as convolutions that see all pixels, its inputs in the order
         # of torchvision's flattened ones: channels, rows, columns.
@@ -224,7 +223,7 @@ class _Fitting:
 
 
 def _resized_positions(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Embeddings [1, tokens + n^2, c] for another n; None where these are no such grids.
+    """Resize embeddings [1, tokens + n^2, c] to another n; None where these are no such grids.
 
     Where the file has no embedding for the class token, it gets 0, which is what was added to it.
     """
@@ -239,7 +238,7 @@ def _resized_positions(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray 
 
 
 def _resized_table(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Biases [(2 w - 1)^2, heads] for windows of another side w."""
+    """Resize biases [(2 w - 1)^2, heads] to windows of another side w."""
     if array.ndim != 2 or len(shape) != 2 or array.shape[1] != shape[1]:
         return None
     n, new_n = math.isqrt(array.shape[0]), math.isqrt(shape[0])
@@ -249,7 +248,7 @@ def _resized_table(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | No
 
 
 def _grid(length: int) -> tuple[int, int | None]:
-    """Tokens before a square grid (0 or 1), and its side."""
+    """Return the count of tokens before a square grid (0 or 1), and its side."""
     for tokens in (0, 1):
         side = math.isqrt(max(length - tokens, 0))
         if side and side * side == length - tokens:
@@ -258,7 +257,7 @@ def _grid(length: int) -> tuple[int, int | None]:
 
 
 def _resized(grid: np.ndarray, n: int) -> np.ndarray:
-    """[h, w, c] -> [n^2, c]."""
+    """Resize [h, w, c] to [n^2, c]."""
     if grid.shape[:2] != (n, n):
         grid = np.asarray(jax.image.resize(grid, (n, n, grid.shape[2]), "bicubic"))
     return grid.reshape(n * n, -1)
@@ -275,7 +274,7 @@ def _targets(tree: Any) -> list[_Target]:
 
 
 def _kernels(targets: list[_Target]) -> list[_Target]:
-    """Those of the body, or of the head where there is no other: two families may share a head."""
+    """Return the body's kernels, or the head's if alone: two families may share a head."""
     kernels = [target for target in targets if target.path.endswith("kernel")]
     return [t for t in kernels if t.name.removesuffix(".weight") not in HEADS] or kernels
 
@@ -291,7 +290,7 @@ def _check_finite(
             )
 
 
-def _of_another_model(path: str | Path, names: Collection[str], targets: list[_Target]) -> str:
+def _no_match(path: str | Path, names: Collection[str], targets: list[_Target]) -> str:
     return (
         f"pretrained weights {path}: nothing in it fits the model; its names "
         f"{_looks(names)}, the model's {_looks([target.name for target in targets])}"

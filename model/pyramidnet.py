@@ -25,7 +25,7 @@ _STEM = 16  # channels that the first block starts from
 def shake_drop(
     x: jax.Array, survival: float, alphas: tuple[float, ...], key: jax.Array | None
 ) -> jax.Array:
-    """y[b] = x[b] (k[b] + a[b] - k[b] a[b]): x itself where k = 1, a x where k = 0.
+    """Return y[b] = x[b] (k[b] + a[b] - k[b] a[b]): x where k = 1, a x where k = 0.
 
     k is 1 with probability p and a uniform in `alphas`, both for each example. Evaluation (no
     key) multiplies by the expectation, p + (1 - p) E[a].
@@ -185,9 +185,9 @@ class PyramidNet(nn.Module):
         x = Conv(_STEM, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
         if self.stem_norm:
             x = norm(name="stem_norm")(x, train)
-        for number in range(1, 3 * blocks + 1):
-            group, block = divmod(number - 1, blocks)
-            share = Fraction(number, 3 * blocks)
+        for index in range(1, 3 * blocks + 1):
+            group, block = divmod(index - 1, blocks)
+            share = Fraction(index, 3 * blocks)
             x = block_class(
                 # Exact, so that a half is rounded the same for every alpha: to the even number.
                 features=round(_STEM + self.alpha * share),

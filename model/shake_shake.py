@@ -21,13 +21,13 @@ _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array:
-    """y[b] = w[b] first[b] + (1 - w[b]) second[b], with w uniform in [0, 1], or 1/2 without a key.
+    """Return y[b] = w[b] first[b] + (1 - w[b]) second[b].
 
-    The backward pass has the same w, so the derivative is the one of the value. The paper draws
-    another weight there, and what it then follows is the gradient of no function. The
-    gradient-norm penalty needs one: it compares the gradient at theta with that at a second
-    point, and with a weight of its own in each backward pass the difference would be noise
-    instead of the Hessian's product with the direction.
+    The weight w is uniform in [0, 1], or 1/2 without a key. The backward pass has the same w, so
+    the derivative is the one of the value. The paper draws another weight there, and what it then
+    follows is the gradient of no function. The gradient-norm penalty needs one: it compares the
+    gradient at theta with that at a second point, and with a weight of its own in each backward
+    pass the difference would be noise instead of the Hessian's product with the direction.
 
     Args:
         first: [b, h, w, c].

@@ -40,9 +40,9 @@ class DigitsCNN(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
-        >>> def initialise(x):
+        >>> def initialize(x):
         ...     return DigitsCNN(10).init_with_output(jax.random.key(0), x, train=False)
-        >>> jax.eval_shape(initialise, x)[0].shape
+        >>> jax.eval_shape(initialize, x)[0].shape
         (2, 10)
     """
 
@@ -66,8 +66,8 @@ class DigitsCNN(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x, 2 ** len(self.features))
         he = nn.initializers.he_normal()
-        for number, features in enumerate(self.features):
-            x = _run(partial(_digits_block, features=features, number=number, train=train), self, x)
+        for i, features in enumerate(self.features):
+            x = _run(partial(_digits_block, features=features, index=i, train=train), self, x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.dense, kernel_init=he, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -75,15 +75,15 @@ class DigitsCNN(nn.Module):
 
 
 def _digits_block(
-    model: DigitsCNN, x: jax.Array, features: int, number: int, train: bool
+    model: DigitsCNN, x: jax.Array, features: int, index: int, train: bool
 ) -> jax.Array:
     conv = Conv(
         features,
         kernel_init=nn.initializers.he_normal(),
         dtype=model.dtype,
-        name=f"Conv_{number}",
+        name=f"Conv_{index}",
     )
-    norm = BatchNorm(dtype=model.dtype, group=model.batch_norm_group, name=f"BatchNorm_{number}")
+    norm = BatchNorm(dtype=model.dtype, group=model.batch_norm_group, name=f"BatchNorm_{index}")
     return max_pool(nn.relu(norm(conv(x), train)))
 
 
@@ -93,7 +93,7 @@ class MnistTutorialCNN(nn.Module):
 
     Three blocks of 1, 2 and 3 convolutions with 16, 32 and 64 filters of 3 x 3, each followed by
     ReLU and then batch norm, a 2 x 2 max-pool after each block; then a dense layer with ReLU,
-    batch norm and dropout. Initialisation and batch norm have Keras' defaults.
+    batch norm and dropout. Initialization and batch norm have Keras' defaults.
 
     Attributes:
         num_classes: number of logits.
@@ -105,9 +105,9 @@ class MnistTutorialCNN(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> x = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
-        >>> def initialise(x):
+        >>> def initialize(x):
         ...     return MnistTutorialCNN(10).init_with_output(jax.random.key(0), x, train=False)
-        >>> jax.eval_shape(initialise, x)[0].shape
+        >>> jax.eval_shape(initialize, x)[0].shape
         (2, 10)
     """
 
@@ -129,9 +129,9 @@ class MnistTutorialCNN(nn.Module):
         glorot = nn.initializers.glorot_uniform()
         first = 0
         for features, convolutions in ((16, 1), (32, 2), (64, 3)):
-            numbers = range(first, first + convolutions)
+            indices = range(first, first + convolutions)
             x = _run(
-                partial(_mnist_block, features=features, numbers=numbers, train=train), self, x
+                partial(_mnist_block, features=features, indices=indices, train=train), self, x
             )
             first += convolutions
         x = x.reshape(x.shape[0], -1)
@@ -142,31 +142,31 @@ class MnistTutorialCNN(nn.Module):
 
 
 def _mnist_block(
-    model: MnistTutorialCNN, x: jax.Array, features: int, numbers: range, train: bool
+    model: MnistTutorialCNN, x: jax.Array, features: int, indices: range, train: bool
 ) -> jax.Array:
-    for number in numbers:
+    for index in indices:
         conv = Conv(
             features,
             use_bias=True,
             kernel_init=nn.initializers.glorot_uniform(),
             dtype=model.dtype,
-            name=f"Conv_{number}",
+            name=f"Conv_{index}",
         )
-        x = _keras_batch_norm(model, number)(nn.relu(conv(x)), train)
+        x = _keras_batch_norm(model, index)(nn.relu(conv(x)), train)
     return max_pool(x)
 
 
-def _keras_batch_norm(model: MnistTutorialCNN, number: int) -> BatchNorm:
+def _keras_batch_norm(model: MnistTutorialCNN, index: int) -> BatchNorm:
     return BatchNorm(
         momentum=0.99,
         epsilon=1e-3,
         dtype=model.dtype,
         group=model.batch_norm_group,
-        name=f"BatchNorm_{number}",
+        name=f"BatchNorm_{index}",
     )
 
 
 def _run(block: Callable[..., jax.Array], model: Any, x: jax.Array) -> jax.Array:
-    """A block inside a model, whose modules it names itself: `remat` starts to count anew."""
+    """Run a block inside a model; it names its modules itself, as `remat` counts them anew."""
     run = nn.remat(block) if model.remat else block
     return run(model, x)

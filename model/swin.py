@@ -36,8 +36,8 @@ class WindowAttention(nn.Module):
 
     Attributes:
         window: height and width of a window in tokens.
-        shift: by how many tokens the map was moved up and left; windows that then hold what does
-            not belong together attend to it region by region.
+        shift: by how many tokens the map was moved up and left; windows that then hold tokens from
+            both ends of the map attend to each region on its own.
         num_heads: number of heads.
         dropout_rate: share of the outputs that is dropped in training.
         attention_dropout_rate: share of the softmax's values that is dropped in training.
@@ -84,7 +84,7 @@ class WindowAttention(nn.Module):
 
 
 def relative_positions(window: tuple[int, int]) -> np.ndarray:
-    """Index into the table of biases for each pair of tokens of a window.
+    """Return the index into the table of biases for each pair of tokens of a window.
 
     With (r, s) the query's row and column less the key's, it is (r + rows - 1) times
     (2 columns - 1), plus s + columns - 1.
@@ -93,7 +93,7 @@ def relative_positions(window: tuple[int, int]) -> np.ndarray:
         window: rows and columns.
 
     Returns:
-        [query, key], whole numbers.
+        [query, key], integers.
 
     Example:
         >>> relative_positions((1, 2)).tolist()
@@ -101,18 +101,18 @@ def relative_positions(window: tuple[int, int]) -> np.ndarray:
     """
     rows, columns = window
     row, column = (axis.ravel() for axis in np.indices(window))
-    apart = row[:, None] - row + rows - 1
-    index: np.ndarray = apart * (2 * columns - 1) + column[:, None] - column + columns - 1
+    offset = row[:, None] - row + rows - 1
+    index: np.ndarray = offset * (2 * columns - 1) + column[:, None] - column + columns - 1
     return index
 
 
 def same_region(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> np.ndarray:
-    """Which pairs of a window's tokens were neighbours before the map was moved up and left.
+    """Mark the pairs of a window's tokens that were neighbors before the map was moved.
 
-    The last windows of each axis then hold `shift` rows or columns from the other end of the map,
-    as parts that attend to themselves alone.
+    Moved up and left, the last windows of each axis hold `shift` rows or columns from the other
+    end of the map, as regions that attend to themselves alone.
 
     Args:
         size: height and width of the map.
@@ -175,8 +175,8 @@ class Block(nn.Module):
         )
         mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dropout_rate, self.dtype, name="mlp")
         y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm1")(x)
-        y = attention(_moved(y, -down, -right), train)
-        x = x + StochasticDepth(self.stochastic_depth_rate)(_moved(y, down, right), train)
+        y = attention(_roll(y, -down, -right), train)
+        x = x + StochasticDepth(self.stochastic_depth_rate)(_roll(y, down, right), train)
         y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm2")(x)
         return x + StochasticDepth(self.stochastic_depth_rate)(mlp(y, train), train)
 
@@ -192,12 +192,12 @@ class Block(nn.Module):
         return self.window_size, self.window_size // 2 if self.shifted else 0
 
 
-def _moved(x: jax.Array, down: int, right: int) -> jax.Array:
+def _roll(x: jax.Array, down: int, right: int) -> jax.Array:
     return jnp.roll(x, (down, right), axis=(1, 2)) if down or right else x
 
 
 class PatchMerging(nn.Module):
-    """Each 2 x 2 tokens, one after another, to one of twice the channels: norm, then a matrix.
+    """Each 2 x 2 tokens, concatenated, to one of twice the channels: norm, then a matrix.
 
     Attributes:
         dtype: of the computation and the output.

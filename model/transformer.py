@@ -1,4 +1,4 @@
-"""What the vision transformers share: patches, heads, attention's softmax, the MLP, checks.
+"""Layers that the vision transformers share: patches, heads, softmax, the MLP, checks.
 
 Tokens are [b, n, c], maps of them [b, h, w, c]. Names of parameters are PyTorch's, so that
 published weights fit. Precision: matrix products and activations are of the model's dtype;
@@ -63,9 +63,9 @@ class Mlp(nn.Module):
 
     Example:
         >>> x = jax.ShapeDtypeStruct((2, 5, 8), jnp.float32)
-        >>> def initialise(x):
+        >>> def initialize(x):
         ...     return Mlp(hidden=32).init(jax.random.key(0), x, train=False)["params"]
-        >>> jax.eval_shape(initialise, x)["fc1"]["kernel"].shape
+        >>> jax.eval_shape(initialize, x)["fc1"]["kernel"].shape
         (8, 32)
 
     References:
@@ -86,7 +86,7 @@ class Mlp(nn.Module):
 
 
 def dense(features: int, dtype: DType, name: str, use_bias: bool = True) -> nn.Dense:
-    """A dense layer as transformers start it: weights of standard deviation 0.02, biases 0.
+    """Build a dense layer as transformers start it: weights of standard deviation 0.02, biases 0.
 
     Args:
         features: number of outputs.
@@ -101,29 +101,29 @@ def dense(features: int, dtype: DType, name: str, use_bias: bool = True) -> nn.D
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=NORMAL, name=name)
 
 
-def split_heads(x: jax.Array, parts: int, num_heads: int) -> tuple[jax.Array, ...]:
-    """Queries, keys and values from one product, each with an axis of heads.
+def split_heads(x: jax.Array, count: int, num_heads: int) -> tuple[jax.Array, ...]:
+    """Split one product into queries, keys and values, each with an axis of heads.
 
     Args:
-        x: [..., parts * c].
-        parts: how many there are in x.
+        x: [..., count * c].
+        count: how many arrays there are in x.
         num_heads: number of heads, a divisor of c.
 
     Returns:
-        `parts` arrays [..., num_heads, c / num_heads].
+        `count` arrays [..., num_heads, c / num_heads].
 
     Example:
-        >>> query, key, value = split_heads(jnp.ones((2, 5, 24)), parts=3, num_heads=4)
+        >>> query, key, value = split_heads(jnp.ones((2, 5, 24)), count=3, num_heads=4)
         >>> query.shape
         (2, 5, 4, 2)
     """
-    features = x.shape[-1] // (parts * num_heads)
-    x = x.reshape(*x.shape[:-1], parts, num_heads, features)
-    return tuple(x[..., part, :, :] for part in range(parts))
+    features = x.shape[-1] // (count * num_heads)
+    x = x.reshape(*x.shape[:-1], count, num_heads, features)
+    return tuple(x[..., index, :, :] for index in range(count))
 
 
 def softmax(scores: jax.Array, dtype: DType) -> jax.Array:
-    """exp(s_k) / sum_l exp(s_l) over the last axis, computed in float32.
+    """Return exp(s_k) / sum_l exp(s_l) over the last axis, computed in float32.
 
     Args:
         scores: [..., k].
@@ -137,7 +137,7 @@ def softmax(scores: jax.Array, dtype: DType) -> jax.Array:
 
 
 def growing_rates(rate: float, depth: int) -> tuple[float, ...]:
-    """Rates of stochastic depth by block, in equal steps from 0 at the first to `rate` at the last.
+    """Return stochastic depth's rate of each block, in equal steps from 0 to `rate`.
 
     Example:
         >>> growing_rates(0.2, 3)
@@ -150,7 +150,7 @@ def growing_rates(rate: float, depth: int) -> tuple[float, ...]:
 
 
 def check_rates(**rates: float) -> None:
-    """Raises ModelError unless each 0 <= rate < 1; keywords are the model's parameters.
+    """Raise ModelError unless each 0 <= rate < 1; keywords are the model's parameters.
 
     Example:
         >>> check_rates(dropout_rate=0.1, stochastic_depth_rate=0.0)
@@ -160,7 +160,7 @@ def check_rates(**rates: float) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raises ModelError unless each is at least 1; keywords are the model's parameters.
+    """Raise ModelError unless each is at least 1; keywords are the model's parameters.
 
     Example:
         >>> check_sizes(patch_size=4)
@@ -171,7 +171,7 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:
-    """Raises ModelError unless the channels can be dealt out to the heads.
+    """Raise ModelError unless the channels can be dealt out to the heads.
 
     Example:
         >>> check_heads(embed_dim=192, num_heads=3)

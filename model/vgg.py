@@ -28,7 +28,7 @@ _HEADS = ("cifar", "imagenet")
 _LEAST = 32
 # Images up to this width get the CIFAR head, in pixels.
 _SMALL = 64
-# Side of what the ImageNet head is given, in pixels.
+# Side of the ImageNet head's input, in pixels.
 _POOLED = 7
 
 _conv = partial(Conv, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
@@ -36,7 +36,7 @@ _dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
 
 
 def adaptive_mean_pool(x: jax.Array, side: int) -> jax.Array:
-    """y[b, i, j, c] = mean of x[b, p, q, c] over the window (i, j) of side x side windows.
+    """Return y[b, i, j, c] = mean of x[b, p, q, c] over window (i, j) of side x side windows.
 
     Window i of n pixels starts at floor(i n / side) and ends before ceil((i + 1) n / side), so
     that windows overlap where side does not divide n, and repeat pixels where n < side. As
@@ -60,7 +60,7 @@ def adaptive_mean_pool(x: jax.Array, side: int) -> jax.Array:
 
 
 def _window_means(size: int, side: int) -> np.ndarray:
-    """[side, size]: the weight of each pixel in each window."""
+    """Return [side, size]: the weight of each pixel in each window."""
     index, pixel = np.arange(side)[:, None], np.arange(size)[None, :]
     inside = (pixel >= index * size // side) & (pixel < -(-(index + 1) * size // side))
     return inside / inside.sum(1, keepdims=True)
@@ -80,7 +80,7 @@ def _check_groups(name: str, depth: int, widths: tuple[int, ...], dense: int) ->
 def _group(
     module: nn.Module, body: Callable[[nn.Module, jax.Array], jax.Array], remat: bool, x: jax.Array
 ) -> jax.Array:
-    """body(module, x), whose activations are computed again in the backward pass with remat.
+    """Run body(module, x); with remat its activations are computed again in the backward pass.
 
     The body ends with its group's pooling: in front of it, the next group's input is four times
     as large, and would be kept.
@@ -152,11 +152,11 @@ class VGG(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x, _LEAST)
         head = self.head or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
-        place = 0
+        first = 0
         for count, features in zip(_GROUPS[self.depth], self.widths, strict=True):
-            body = partial(_convolutions, train=train, place=place, count=count, features=features)
+            body = partial(_convolutions, train=train, first=first, count=count, features=features)
             x = _group(self, body, self.remat, x)
-            place += count * (3 if self.batch_norm else 2) + 1
+            first += count * (3 if self.batch_norm else 2) + 1
         if head == "cifar":
             return nn.Dense(self.num_classes, name="classifier")(mean_of_pixels(x))
         x = adaptive_mean_pool(x, _POOLED)
@@ -168,19 +168,20 @@ class VGG(nn.Module):
 
 
 def _convolutions(
-    vgg: VGG, x: jax.Array, *, train: bool, place: int, count: int, features: int
+    vgg: VGG, x: jax.Array, *, train: bool, first: int, count: int, features: int
 ) -> jax.Array:
-    """One group and its pooling; `place` is the first layer's number in PyTorch."""
+    """Apply one group and its pooling; `first` is the first layer's index in PyTorch."""
+    index = first
     for _ in range(count):
-        conv = _conv(features, use_bias=True, dtype=vgg.dtype, name=f"features_{place}")
+        conv = _conv(features, use_bias=True, dtype=vgg.dtype, name=f"features_{index}")
         x = conv(x)
         if vgg.batch_norm:
             norm = BatchNorm(
-                dtype=vgg.dtype, group=vgg.batch_norm_group, name=f"features_{place + 1}"
+                dtype=vgg.dtype, group=vgg.batch_norm_group, name=f"features_{index + 1}"
             )
             x = norm(x, train)
         x = nn.relu(x)
-        place += 3 if vgg.batch_norm else 2
+        index += 3 if vgg.batch_norm else 2
     return max_pool(x)
 
 

@@ -29,7 +29,7 @@ _TORCHVISION_VIT = (
     (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.", r"blocks.\1.mlp.fc2."),
 )
 _GOOGLE_ENCODER = "Transformer/encoderblock"
-_GOOGLE_PARTS = {
+_GOOGLE_NAMES = {
     "cls": "cls_token",
     "pos_embedding": "pos_embed",
     "Transformer/pos_embedding": "pos_embed",
@@ -72,11 +72,11 @@ _FAMILIES = (
 
 
 def to_timm(weights: Mapping[str, np.ndarray], expected: Collection[str]) -> dict[str, np.ndarray]:
-    """Weights under the names that a model expects, where these can be told.
+    """Rename weights to the names that a model expects, where these can be told.
 
     Understands timm and torchvision, behind any prefix (`module.`, `model.`), and, for ViT, the
     archives of vision_transformer and big_vision, also behind `params/` and `img/`, with blocks
-    one by one or stacked. Names that it does not know stay as they are.
+    one by one or stacked. Unknown names stay as they are.
 
     Args:
         weights: name -> array, as the file has them.
@@ -104,7 +104,7 @@ def to_timm(weights: Mapping[str, np.ndarray], expected: Collection[str]) -> dic
 
 
 def is_buffer(name: str) -> bool:
-    """Whether PyTorch computes the array and only saves it along.
+    """Return whether PyTorch computes the array and only saves it with the parameters.
 
     Example:
         >>> is_buffer("bn1.num_batches_tracked")
@@ -114,7 +114,7 @@ def is_buffer(name: str) -> bool:
 
 
 def family(names: Iterable[str]) -> str | None:
-    """The model family whose names these look like.
+    """Return the model family whose names these resemble.
 
     Example:
         >>> family(["layer1.0.conv1.weight", "fc.weight"])
@@ -128,7 +128,7 @@ def family(names: Iterable[str]) -> str | None:
 
 
 def _renamed(weights: Mapping[str, np.ndarray], expected: Collection[str]) -> dict[str, np.ndarray]:
-    """Without the prefix behind which most of the expected names are, and with timm's names."""
+    """Remove the prefix that most of the expected names have, and use timm's names."""
     prefix = _prefix(weights, expected)
     named: dict[str, np.ndarray] = {}
     rest: dict[str, np.ndarray] = {}
@@ -156,12 +156,12 @@ def _timm_name(name: str, expected: Collection[str]) -> str:
         return name
     # torchvision's Swin counts patches, stages and reductions in one list.
     if match := re.fullmatch(r"features\.(\d+)\.(\d+)\.(.+)", name):
-        place, index, tail = int(match[1]), match[2], match[3]
-        if place == 0:
+        module, index, tail = int(match[1]), match[2], match[3]
+        if module == 0:
             new = {"0": "patch_embed.proj.", "2": "patch_embed.norm."}.get(index, "") + tail
         else:
             tail = tail.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")
-            new = f"layers.{place // 2}.blocks.{index}.{tail}"
+            new = f"layers.{module // 2}.blocks.{index}.{tail}"
         return new if new in expected else name
     if match := re.fullmatch(r"features\.(\d+)\.((?:norm|reduction)\..+)", name):
         new = f"layers.{int(match[1]) // 2}.downsample.{match[2]}"
@@ -170,7 +170,7 @@ def _timm_name(name: str, expected: Collection[str]) -> str:
 
 
 def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    """The name with the first rule that fits its beginning applied."""
+    """Apply the first rule that fits the beginning of the name."""
     for pattern, new in rules:
         if match := re.match(pattern, name):
             return match.expand(new) + name[match.end() :]
@@ -178,7 +178,7 @@ def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def _other_names(names: Collection[str], expected: Collection[str]) -> list[tuple[str, str]]:
-    """Beginnings of names in the file, each with what the model has in its place."""
+    """Return beginnings of names in the file, each with its counterpart in the model."""
     found = []
     # Swin's patches are merged at the end of a stage (its authors) or at the start (timm).
     stages = {match[1] for name in names if (match := re.match(_MERGING, name))}
@@ -195,13 +195,13 @@ def _other_names(names: Collection[str], expected: Collection[str]) -> list[tupl
 
 
 def _from_google(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The archives of vision_transformer and big_vision."""
+    """Rename the arrays of an archive of vision_transformer or big_vision."""
     inside = [name for name in weights if _GOOGLE_ENCODER in name]
     prefix = min((name[: name.index(_GOOGLE_ENCODER)] for name in inside), key=len)
     named: dict[str, np.ndarray] = {}
     for name, array in _unstacked(weights, prefix + _GOOGLE_ENCODER):
         tail = name.removeprefix(prefix)
-        new = _GOOGLE_PARTS.get(tail, tail)
+        new = _GOOGLE_NAMES.get(tail, tail)
         if match := re.fullmatch(_GOOGLE_ENCODER + r"_(\d+)/(.+)", tail):
             new = _google_block(f"blocks.{match[1]}.", match[2])
         named[new] = _torch_layout(tail, array)
@@ -224,7 +224,7 @@ def _google_block(block: str, tail: str) -> str:
 
 
 def _torch_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """Flax's (height, width, in, out) or (in, out), with heads apart, in PyTorch's order."""
+    """Transpose Flax's (height, width, in, out) or (in, out), heads split, to PyTorch's order."""
     if "MultiHeadDotProductAttention" in name:
         if name.endswith("kernel") and array.ndim == 3:
             if "/out/" in name:
@@ -237,12 +237,12 @@ def _torch_layout(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _with_joined_qkv(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Query, key and value as one layer, in this order."""
+    """Join query, key and value to one layer, in this order."""
     joined = dict(weights)
     for name in weights:
         if match := re.fullmatch(r"(blocks\.\d+\.attn\.)query\.(weight|bias)", name):
-            parts = [f"{match[1]}{part}.{match[2]}" for part in ("query", "key", "value")]
-            if all(part in weights for part in parts):
+            names = [f"{match[1]}{layer}.{match[2]}" for layer in ("query", "key", "value")]
+            if all(each in weights for each in names):
                 new = f"{match[1]}qkv.{match[2]}"
-                joined[new] = np.concatenate([joined.pop(part) for part in parts])
+                joined[new] = np.concatenate([joined.pop(each) for each in names])
     return joined

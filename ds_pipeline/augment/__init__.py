@@ -4,7 +4,7 @@ An `Augment` takes (batch, seed, epoch, indices) and returns a new batch; exampl
 the data set is row i of the batch. Its randomness comes from a counter-based generator with the
 index as the counter, so the result does not depend on the order of the examples, on the batch
 size, or on which process or thread asks. A `Mix` joins the rows of two batches with one weight
-from (seed, step). Whoever loads applies image level, mix and erase in this order.
+from (seed, step). The loader applies image level, mix and erase in this order.
 """
 
 from ds_pipeline.augment.build import BATCH_LEVEL, IMAGE_LEVEL, get_augment, get_erase, get_mix

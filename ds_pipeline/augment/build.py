@@ -7,12 +7,12 @@ import numpy as np
 from ds_pipeline.augment.crops import basic, random_flip
 from ds_pipeline.augment.erase import cutout
 from ds_pipeline.augment.keras import keras
-from ds_pipeline.augment.kinds import Augment, Mix, chain, in_parts
+from ds_pipeline.augment.kinds import Augment, Mix, chain, in_slices
 from ds_pipeline.augment.mix import cutmix, mixup
 from ds_pipeline.augment.policies import POLICIES
 from ds_pipeline.augment.policy import autoaugment, randaugment
 from ds_pipeline.errors import DataError
-from ds_pipeline.parts import unknown_name
+from ds_pipeline.splits import unknown_name
 
 IMAGE_LEVEL = ("none", "basic", "autoaugment", "aa-only", "randaugment", "keras", "inception")
 BATCH_LEVEL = ("none", "cutout", "mixup", "mixcut", "cutmix")
@@ -31,7 +31,7 @@ def get_augment(
     randaugment_layers: int = 2,
     randaugment_magnitude: float = 9.0,
 ) -> Augment | None:
-    """The augmentation of single images with this name, or None for 'none'.
+    """Build the augmentation of single images with this name, or None for 'none'.
 
     Args:
         image_level: one of `IMAGE_LEVEL`. autoaugment: the policy, then basic; aa-only: the policy
@@ -74,7 +74,7 @@ def get_augment(
     if image_level in ("basic", "autoaugment"):
         steps.append(basic(shape))
     augment = chain(steps)
-    return None if augment is None else in_parts(augment)
+    return None if augment is None else in_slices(augment)
 
 
 def get_erase(
@@ -85,7 +85,7 @@ def get_erase(
     dtype: np.dtype,
     cutout_size: int = 16,
 ) -> Augment | None:
-    """What comes after mixing: cutout for 'cutout' and 'mixcut', or None.
+    """Build the augmentation after mixing: cutout for 'cutout' and 'mixcut', or None.
 
     Args:
         batch_level: one of `BATCH_LEVEL`.
@@ -120,7 +120,7 @@ def get_mix(
     cutmix_alpha: float = 1.0,
     shape: tuple[int, ...] | None = None,
 ) -> Mix | None:
-    """What mixes pairs of examples: for 'mixup', 'mixcut' and 'cutmix', or None.
+    """Build the mixing of pairs of examples, for 'mixup', 'mixcut' and 'cutmix', or None.
 
     Args:
         batch_level: one of `BATCH_LEVEL`.

@@ -14,7 +14,7 @@ _FLIP_TAG = 0x464C
 
 
 def flipped(images: np.ndarray, flip: npt.NDArray[np.bool_]) -> np.ndarray:
-    """A copy of the images, some of them mirrored left to right.
+    """Copy images and mirror some of them left to right.
 
     Args:
         images: [b, h, w, c], uint8 or float32.
@@ -41,7 +41,7 @@ def shifted_crop(
     flip: npt.NDArray[np.bool_],
     pad: int,
 ) -> np.ndarray:
-    """Flips some images, pads all by reflection, and cuts a window of the old size from each.
+    """Flip some images, pad all by reflection, and cut a window of the old size from each.
 
     All images' rows are padded as those of one tall image; then whole rows of the windows are
     copied, those above and below an image from inside it.
@@ -76,7 +76,7 @@ def shifted_crop(
 
 
 def basic(shape: tuple[int, ...], pad: int = 4) -> Augment:
-    """A mirror image half of the time, then a random window of the image padded by reflection.
+    """Mirror half of the time, then cut a random window of the image padded by reflection.
 
     Args:
         shape: of the images, (h, w, c).
@@ -106,7 +106,7 @@ def basic(shape: tuple[int, ...], pad: int = 4) -> Augment:
 
 
 def random_flip(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
-    """A mirror image, left to right, half of the time: an `Augment`.
+    """Mirror images left to right, each with probability 1/2: an `Augment`.
 
     Example:
         >>> batch = {"input": np.ones((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
@@ -118,14 +118,14 @@ def random_flip(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
 
 
 def _windows(array: np.ndarray, size: int, step: int) -> np.ndarray:
-    """The array's memory as overlapping items of `size` bytes, one every `step` bytes."""
+    """View an array's memory as overlapping items of `size` bytes, one every `step` bytes."""
     flat = array.reshape(-1).view(np.uint8)
     item = flat[:size].view(np.dtype((np.void, size)))
     count = (len(flat) - size) // step + 1
     return np.lib.stride_tricks.as_strided(item, (count,), (step,), writeable=False)
 
 
-def _reflect(places: Indices, length: int) -> Indices:
-    """Places outside 0..length-1 mirrored back at the first and the last place."""
-    places = np.abs(places)
-    return np.where(places >= length, 2 * (length - 1) - places, places)
+def _reflect(indices: Indices, length: int) -> Indices:
+    """Mirror indices outside 0..length-1 back at the first and the last one."""
+    indices = np.abs(indices)
+    return np.where(indices >= length, 2 * (length - 1) - indices, indices)

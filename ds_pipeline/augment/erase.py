@@ -12,19 +12,19 @@ _CUTOUT_TAG = 0x4355
 
 def erased(
     images: np.ndarray,
-    centre_row: Indices,
-    centre_column: Indices,
+    center_row: Indices,
+    center_column: Indices,
     size: int | Indices,
     fill: np.ndarray,
 ) -> np.ndarray:
-    """A copy of the images with a square of `fill` around a centre, cut off at the border.
+    """Copy images and fill a square around a center of each, cut off at the border.
 
-    Rows centre - size // 2 to centre - size // 2 + size - 1, and columns alike.
+    The square has rows center - size // 2 to center - size // 2 + size - 1; likewise columns.
 
     Args:
         images: [b, h, w, c].
-        centre_row: [b], 0 to h - 1.
-        centre_column: [b], 0 to w - 1.
+        center_row: [b], 0 to h - 1.
+        center_column: [b], 0 to w - 1.
         size: side of the square in pixels, one or [b].
         fill: [c], in the images' dtype.
 
@@ -36,9 +36,9 @@ def erased(
                [1, 1, 1, 1],
                [1, 1, 1, 1]], dtype=uint8)
     """
-    size = np.broadcast_to(size, centre_row.shape)
-    rows = _within(centre_row - size // 2, size, images.shape[1])
-    columns = _within(centre_column - size // 2, size, images.shape[2])
+    size = np.broadcast_to(size, center_row.shape)
+    rows = _within(center_row - size // 2, size, images.shape[1])
+    columns = _within(center_column - size // 2, size, images.shape[2])
     result = images.copy(order="C")
     filling = _pixels(fill.astype(images.dtype)[None, None, None, :])
     _pixels(result)[rows[:, :, None] & columns[:, None, :]] = filling[0, 0, 0]
@@ -46,12 +46,12 @@ def erased(
 
 
 def cutout(shape: tuple[int, ...], size: int, mean: np.ndarray, dtype: np.dtype) -> Augment:
-    """Erases a square at a random place of each image.
+    """Erase a square at a random position of each image.
 
-    The centre is uniform over the pixels and the square is cut off at the border, as published.
-    The published code writes zeros into normalised images; on raw values that is the mean. For
-    integer images it is rounded, so an erased pixel normalises to at most 0.5 / std from 0. Each
-    image has a place of its own, as in the paper; the SAM and GNP authors' code draws one for
+    The center is uniform over the pixels and the square is cut off at the border, as published.
+    The published code writes zeros into normalized images; on raw values that is the mean. For
+    integer images it is rounded, so an erased pixel normalizes to at most 0.5 / std from 0. Each
+    image has a position of its own, as in the paper; the SAM and GNP authors' code draws one for
     the whole batch.
 
     Args:
@@ -89,7 +89,7 @@ def cutout(shape: tuple[int, ...], size: int, mean: np.ndarray, dtype: np.dtype)
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
-    """[b, h, w, c] as [b, h, w] opaque items of c values, a view where the memory allows it.
+    """View [b, h, w, c] as [b, h, w] opaque items of c values; a copy where memory requires it.
 
     NumPy then copies a pixel whole, many times faster than with the channel axis left over.
     """
@@ -98,6 +98,6 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _within(first: Indices, size: Indices, length: int) -> np.ndarray:
-    """[b, length], True from `first` on, for `size` places."""
-    places = np.arange(length)[None, :]
-    return (places >= first[:, None]) & (places < (first + size)[:, None])
+    """Return [b, length], True from `first` on, for `size` entries."""
+    index = np.arange(length)[None, :]
+    return (index >= first[:, None]) & (index < (first + size)[:, None])

@@ -13,7 +13,7 @@ _ZOOM = 0.2
 
 
 def keras(shape: tuple[int, ...]) -> Augment:
-    """RandomFlip("horizontal_and_vertical"), RandomRotation(0.3), RandomZoom(0.2) of Keras.
+    """Build RandomFlip("horizontal_and_vertical"), RandomRotation(0.3), RandomZoom(0.2) of Keras.
 
     Each axis is mirrored half of the time; the angle is uniform in +-0.3 turns; height and width
     are scaled by the same factor, uniform in 0.8..1.2. Pixels are interpolated bilinearly, and
@@ -42,11 +42,11 @@ def keras(shape: tuple[int, ...]) -> Augment:
 
 
 def warped(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Pixel p of each image from A p + t of it, bilinear, mirrored outside.
+    """Take pixel p of each image from A p + t of it, bilinear, mirrored outside.
 
     Args:
         images: [b, h, w, c], uint8 or float32, up to 4 channels.
-        matrices: float64 [b, 2, 3], (A | t), for points (x, y) with the first pixel's centre at 0.
+        matrices: float64 [b, 2, 3], (A | t), for points (x, y) with the first pixel's center at 0.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.float32).reshape(1, 2, 2, 1)
@@ -70,11 +70,11 @@ def _matrices(
     angle: np.ndarray,
     zoom: np.ndarray,
 ) -> np.ndarray:
-    """[b, 2, 3]: zoom, then rotation, then mirroring, all around the centre of the image."""
+    """Return [b, 2, 3]: zoom, rotation and mirroring in turn, around the center of the image."""
     cosine, sine = np.cos(angle) * zoom, np.sin(angle) * zoom
     matrices = np.empty((len(angle), 2, 3))
     matrices[:, 0, 0], matrices[:, 0, 1] = mirror_x * cosine, -mirror_x * sine
     matrices[:, 1, 0], matrices[:, 1, 1] = mirror_y * sine, mirror_y * cosine
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    matrices[:, :, 2] = centre[None, :] - matrices[:, :, :2] @ centre
+    center = np.array([(width - 1) / 2, (height - 1) / 2])
+    matrices[:, :, 2] = center[None, :] - matrices[:, :, :2] @ center
     return matrices

@@ -1,4 +1,4 @@
-"""What an augmentation is: two kinds of functions on batches."""
+"""The two types of augmentations, functions on batches, and ways to combine them."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -13,13 +13,13 @@ Augment: TypeAlias = Callable[[Batch, int, int, Indices], Batch]
 Mix: TypeAlias = Callable[[Batch, Batch, int, int], Batch]
 """(batch, partners, seed, step) -> batch; row i is mixed with row i of the partners."""
 
-# What stays in a core's cache, and small enough that freed memory is used again instead of going
+# Fits into a core's cache, and is small enough that freed memory is used again instead of going
 # back to the system: in one piece, 512 CIFAR images took `basic` 5 times as long (4.8 us an image).
-_PART_BYTES = 2**19
+_SLICE_BYTES = 2**19
 
 
 def chain(steps: Sequence[Augment]) -> Augment | None:
-    """The augmentations one after the other; None where there are none.
+    """Apply augmentations one after the other; None where there are none.
 
     Example:
         >>> chain([]) is None
@@ -36,8 +36,8 @@ def chain(steps: Sequence[Augment]) -> Augment | None:
     return augment
 
 
-def in_parts(augment: Augment) -> Augment:
-    """The same augmentation, applied to a few images at a time, which is faster for large blocks.
+def in_slices(augment: Augment) -> Augment:
+    """Apply an augmentation to a few images at a time, which is faster for large blocks.
 
     Args:
         augment: keeps the inputs' shape and dtype, and changes nothing but the inputs.
@@ -46,30 +46,30 @@ def in_parts(augment: Augment) -> Augment:
         >>> def add_index(batch, seed, epoch, indices):
         ...     return {**batch, "input": batch["input"] + indices[:, None]}
         >>> batch = {"input": np.zeros((3, 10**5), np.int64)}
-        >>> in_parts(add_index)(batch, 0, 0, np.arange(3))["input"][:, 0].tolist()
+        >>> in_slices(add_index)(batch, 0, 0, np.arange(3))["input"][:, 0].tolist()
         [0, 1, 2]
     """
 
-    def parts(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+    def sliced(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
         inputs = batch["input"]
-        slices = small_parts(inputs)
+        slices = small_slices(inputs)
         if len(slices) < 2:
             return augment(batch, seed, epoch, indices)
         result = np.empty_like(inputs)
-        for part in slices:
-            mine = {**batch, "input": inputs[part]}
-            result[part] = augment(mine, seed, epoch, indices[part])["input"]
+        for rows in slices:
+            mine = {**batch, "input": inputs[rows]}
+            result[rows] = augment(mine, seed, epoch, indices[rows])["input"]
         return {**batch, "input": result}
 
-    return parts
+    return sliced
 
 
-def small_parts(inputs: np.ndarray) -> list[slice]:
-    """Slices of the first axis that cover it, each of at least one row and of few bytes.
+def small_slices(inputs: np.ndarray) -> list[slice]:
+    """Split the first axis into slices, each of at least one row and of few bytes.
 
     Example:
-        >>> small_parts(np.zeros((3, 10**6), np.uint8))
+        >>> small_slices(np.zeros((3, 10**6), np.uint8))
         [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
     """
-    size = max(1, _PART_BYTES * len(inputs) // max(1, inputs.nbytes))
+    size = max(1, _SLICE_BYTES * len(inputs) // max(1, inputs.nbytes))
     return [slice(start, start + size) for start in range(0, len(inputs), size)]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ds_pipeline.augment.kinds import Mix, small_parts
+from ds_pipeline.augment.kinds import Mix, small_slices
 from ds_pipeline.errors import DataError
 from ds_pipeline.source import Batch
 
@@ -13,7 +13,7 @@ _CUTMIX_TAG = 0x434D
 
 
 def mixup(num_classes: int, alpha: float = 1.0) -> Mix:
-    """Pairs w x + (1 - w) x', and the same of the labels, with one weight w a batch.
+    """Mix pairs to w x + (1 - w) x', and their labels likewise, with one weight w a batch.
 
     w = max(v, 1 - v), v ~ Beta(alpha, alpha), from (seed, step), as the SAM and GNP authors' code
     has it. In the paper each pair has a weight of its own.
@@ -40,12 +40,12 @@ def mixup(num_classes: int, alpha: float = 1.0) -> Mix:
         drawn = np.random.default_rng((seed, step, _MIXUP_TAG)).beta(alpha, alpha)
         weight = np.float32(max(drawn, 1 - drawn))
         mixed = np.empty(batch["input"].shape, np.float32)
-        for part in small_parts(mixed):
-            mixed[part] = batch["input"][part]
-            mixed[part] *= weight
-            other = partners["input"][part].astype(np.float32)
+        for rows in small_slices(mixed):
+            mixed[rows] = batch["input"][rows]
+            mixed[rows] *= weight
+            other = partners["input"][rows].astype(np.float32)
             other *= 1 - weight
-            mixed[part] += other
+            mixed[rows] += other
         label = mixed_labels(batch["label"], partners["label"], weight, num_classes)
         return {**batch, "input": mixed, "label": label}
 
@@ -53,10 +53,10 @@ def mixup(num_classes: int, alpha: float = 1.0) -> Mix:
 
 
 def cutmix(num_classes: int, alpha: float = 1.0) -> Mix:
-    """A rectangle of each image comes from its partner, and that share of the label.
+    """Take a rectangle of each image from its partner, and that share of the label.
 
     One rectangle a batch, from (seed, step): sides sqrt(1 - v) of the image's, v ~ Beta(alpha,
-    alpha), rounded down; the centre uniform over the pixels; cut off at the border. The label has
+    alpha), rounded down; the center uniform over the pixels; cut off at the border. The label has
     the weight of the pixels that are left.
 
     Args:
@@ -102,7 +102,7 @@ def cutmix(num_classes: int, alpha: float = 1.0) -> Mix:
 def mixed_labels(
     labels: np.ndarray, partners: np.ndarray, weight: np.float32, num_classes: int
 ) -> np.ndarray:
-    """The sum weight * one_hot(labels) + (1 - weight) * one_hot(partners).
+    """Return weight * one_hot(labels) + (1 - weight) * one_hot(partners).
 
     Returns:
         float32 [b, num_classes].
@@ -121,7 +121,7 @@ def mixed_labels(
 def _rectangle(
     height: int, width: int, alpha: float, seed: int, step: int
 ) -> tuple[int, int, int, int]:
-    """First row, row behind the last, first column, column behind the last."""
+    """Return the first row, the row after the last, the first column, the one after the last."""
     generator = np.random.default_rng((seed, step, _CUTMIX_TAG))
     side = math.sqrt(1 - generator.beta(alpha, alpha))
     rows, columns = int(height * side), int(width * side)

@@ -20,8 +20,8 @@ from ds_pipeline.source import Indices
 # and a worker process that was forked would wait for ever for those of its parent.
 cv2.setNumThreads(0)
 
-GREY = 128
-"""What geometric operations and their cutout fill with, as in the published code."""
+GRAY = 128
+"""The value with which geometric operations and their cutout fill, as in the published code."""
 
 # Pillow's weights of red, green and blue in luminance, in 1 / 65536 (ITU-R 601-2).
 _LUMINANCE = np.array([[19595, 38470, 7471]], np.float32)
@@ -34,7 +34,7 @@ _KEPT_MAPS = 64
 
 
 def invert(images: np.ndarray) -> np.ndarray:
-    """255 - x.
+    """Return 255 - x.
 
     Example:
         >>> int(invert(np.full((1, 1, 1, 1), 10, np.uint8))[0, 0, 0, 0])
@@ -44,7 +44,7 @@ def invert(images: np.ndarray) -> np.ndarray:
 
 
 def posterize(images: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Keeps the highest `bits` bits of each value, 1 to 8.
+    """Keep the highest `bits` bits of each value, 1 to 8.
 
     Example:
         >>> int(posterize(np.full((1, 1, 1, 1), 255, np.uint8), np.array([3]))[0, 0, 0, 0])
@@ -55,7 +55,7 @@ def posterize(images: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 
 def solarize(images: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """255 - x for values of at least `threshold`, 0 to 256.
+    """Return 255 - x for values of at least `threshold`, 0 to 256.
 
     Example:
         >>> images = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
@@ -64,11 +64,11 @@ def solarize(images: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     """
     levels = np.arange(256)[None, :]
     tables = np.where(levels < np.asarray(threshold)[:, None], levels, 255 - levels)
-    return _looked_up(images, tables)
+    return _look_up(images, tables)
 
 
 def solarize_add(images: np.ndarray, addition: np.ndarray) -> np.ndarray:
-    """min(255, x + addition) for values below 128; the others stay.
+    """Return min(255, x + addition) for values below 128; the others stay.
 
     Example:
         >>> images = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
@@ -77,11 +77,11 @@ def solarize_add(images: np.ndarray, addition: np.ndarray) -> np.ndarray:
     """
     levels = np.arange(256)[None, :]
     added = levels + np.asarray(addition)[:, None]
-    return _looked_up(images, np.where(levels < 128, added, levels))
+    return _look_up(images, np.where(levels < 128, added, levels))
 
 
 def autocontrast(images: np.ndarray) -> np.ndarray:
-    """Stretches each channel of each image to 0..255.
+    """Stretch each channel of each image to 0..255.
 
     Example:
         >>> autocontrast(np.array([10, 60], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
@@ -91,11 +91,11 @@ def autocontrast(images: np.ndarray) -> np.ndarray:
     flat = high <= low
     scale = np.where(flat, 1.0, 255.0 / np.where(flat, 1.0, high - low))
     offset = np.where(flat, 0.0, -low * scale)
-    return _looked_up(images, np.arange(256.0)[None, :, None] * scale + offset)
+    return _look_up(images, np.arange(256.0)[None, :, None] * scale + offset)
 
 
 def equalize(images: np.ndarray) -> np.ndarray:
-    """Spreads the values of each channel of each image to a nearly flat histogram.
+    """Spread the values of each channel of each image to a nearly flat histogram.
 
     Example:
         >>> images = np.arange(100, 164, dtype=np.uint8).repeat(16).reshape(1, 32, 32, 1)
@@ -112,11 +112,11 @@ def equalize(images: np.ndarray) -> np.ndarray:
     spread = np.cumsum(counts, axis=1, dtype=np.float64)
     spread += step // 2 - counts
     spread /= np.where(flat, 1, step)
-    return _looked_up(images, np.where(flat, np.arange(256.0)[None, :, None], spread))
+    return _look_up(images, np.where(flat, np.arange(256.0)[None, :, None], spread))
 
 
 def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Away from (factor > 1) or towards (< 1) the grey image; at 0, grey.
+    """Move away from (factor > 1) or towards (< 1) the gray image; at 0, gray.
 
     Example:
         >>> red = np.array([255, 0, 0], np.uint8).reshape(1, 1, 1, 3)
@@ -126,37 +126,37 @@ def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
     if images.shape[-1] == 1:
         return images.copy()
     tall = _luminance(images).reshape(-1, images.shape[2])
-    grey = cv2.cvtColor(tall, cv2.COLOR_GRAY2RGB).reshape(images.shape)
-    return _blended(grey, images, factor)
+    gray = cv2.cvtColor(tall, cv2.COLOR_GRAY2RGB).reshape(images.shape)
+    return _blended(gray, images, factor)
 
 
 def contrast(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Away from (factor > 1) or towards (< 1) the mean luminance.
+    """Move away from (factor > 1) or towards (< 1) the mean luminance.
 
     Example:
         >>> images = np.array([100, 200], np.uint8).reshape(1, 1, 2, 1)
         >>> contrast(images, np.array([0.5])).ravel().tolist()
         [125, 175]
     """
-    grey = _luminance(images)
-    mean = np.floor(grey.mean(axis=(1, 2), dtype=np.float64) + 0.5)[:, None]
+    gray = _luminance(images)
+    mean = np.floor(gray.mean(axis=(1, 2), dtype=np.float64) + 0.5)[:, None]
     levels = np.arange(256, dtype=np.uint8)[None, :]
-    return _looked_up(images, _blended(mean, levels, factor))
+    return _look_up(images, _blended(mean, levels, factor))
 
 
 def brightness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """`factor` times x.
+    """Return `factor` times x.
 
     Example:
         >>> int(brightness(np.full((1, 1, 1, 1), 100, np.uint8), np.array([1.5]))[0, 0, 0, 0])
         150
     """
     levels = np.arange(256, dtype=np.uint8)[None, :]
-    return _looked_up(images, _blended(np.zeros((1, 1), np.uint8), levels, factor))
+    return _look_up(images, _blended(np.zeros((1, 1), np.uint8), levels, factor))
 
 
 def sharpness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Away from (factor > 1) or towards (< 1) the smoothed image; the border stays.
+    """Move away from (factor > 1) or towards (< 1) the smoothed image; the border stays.
 
     Example:
         >>> images = np.zeros((1, 3, 3, 1), np.uint8)
@@ -177,7 +177,7 @@ def sharpness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Counter-clockwise around the centre, to the nearest pixel, grey outside.
+    """Rotate counter-clockwise around the center, to the nearest pixel, gray outside.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
@@ -189,7 +189,7 @@ def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
 
 
 def shear_x(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Pixel (x, y) from (x + slope * y, y), y counted from the top, grey outside.
+    """Take pixel (x, y) from (x + slope * y, y), y counted from the top, gray outside.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
@@ -200,7 +200,7 @@ def shear_x(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
 
 
 def shear_y(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Pixel (x, y) from (x, y + slope * x), x counted from the left, grey outside.
+    """Take pixel (x, y) from (x, y + slope * x), x counted from the left, gray outside.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
@@ -211,7 +211,7 @@ def shear_y(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
 
 
 def translate_x(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """To the left by so many pixels, grey where nothing is left.
+    """Move to the left by so many pixels, gray where nothing is left.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
@@ -222,7 +222,7 @@ def translate_x(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def translate_y(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Up by so many pixels, grey where nothing is left.
+    """Move up by so many pixels, gray where nothing is left.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
@@ -232,19 +232,19 @@ def translate_y(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return _transformed(images, [(1.0, 0.0, 0.0, 0.0, 1.0, value) for value in pixels.tolist()])
 
 
-def cutout_grey(
-    images: np.ndarray, size: np.ndarray, centre_row: Indices, centre_column: Indices
+def cutout_gray(
+    images: np.ndarray, size: np.ndarray, center_row: Indices, center_column: Indices
 ) -> np.ndarray:
-    """A grey square of `size` pixels a side around a centre, cut off at the border.
+    """Draw a gray square of `size` pixels a side around a center, cut off at the border.
 
     Example:
         >>> images = np.zeros((1, 2, 2, 1), np.uint8)
         >>> zero = np.zeros(1, np.int64)
-        >>> cutout_grey(images, np.array([2.0]), zero, zero)[0, :, :, 0].tolist()
+        >>> cutout_gray(images, np.array([2.0]), zero, zero)[0, :, :, 0].tolist()
         [[128, 0], [0, 0]]
     """
-    fill = np.full(images.shape[-1], GREY, np.uint8)
-    return erased(images, centre_row, centre_column, size.astype(np.int64), fill)
+    fill = np.full(images.shape[-1], GRAY, np.uint8)
+    return erased(images, center_row, center_column, size.astype(np.int64), fill)
 
 
 OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -264,11 +264,11 @@ OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "TranslateX": translate_x,
     "TranslateY": translate_y,
 }
-"""(images, values) -> images, under the papers' names; Cutout, which needs a place, is apart."""
+"""(images, values) -> images, under the papers' names; without Cutout, which needs a position."""
 
 
-def _looked_up(images: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Each image's values replaced by its table's: tables [b, 256], or [b, 256, c] by channel.
+def _look_up(images: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Replace each image's values by its table's: tables [b, 256], or [b, 256, c] by channel.
 
     The tables' values are clipped and rounded down.
     """
@@ -280,7 +280,7 @@ def _looked_up(images: np.ndarray, tables: np.ndarray) -> np.ndarray:
 
 
 def _extremes(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest value of each channel of each image, uint8 [b, c] each.
+    """Return the least and largest value of each channel of each image, uint8 [b, c] each.
 
     Both halves of all images are compared until one pixel is left: long rows, where NumPy's
     reduction would run over three values at a time.
@@ -297,7 +297,7 @@ def _extremes(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _histograms(images: np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel of each image, int64 [b, 256, c]."""
+    """Count each value in each channel of each image, int64 [b, 256, c]."""
     channels = images.shape[-1]
     counts = [
         cv2.calcHist([image], [channel], None, [256], [0, 256])
@@ -309,7 +309,7 @@ def _histograms(images: np.ndarray) -> np.ndarray:
 
 
 def _luminance(images: np.ndarray) -> np.ndarray:
-    """As Pillow converts to grey, uint8 [b, h, w]."""
+    """Convert to gray as Pillow does, uint8 [b, h, w]."""
     if images.shape[-1] == 1:
         return images[..., 0]
     # Whole numbers below 2**24: float32 holds them exactly, in whatever order they are added.
@@ -322,7 +322,7 @@ def _luminance(images: np.ndarray) -> np.ndarray:
 
 
 def _blended(first: np.ndarray, second: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Clips first + factor * (second - first) and cuts it to integers, as Pillow does.
+    """Clip first + factor * (second - first) and cut it to integers, as Pillow does.
 
     Args:
         first: values from 0 to 255, [b, ...] or [1, ...].
@@ -340,31 +340,31 @@ _Matrix = tuple[float, float, float, float, float, float]
 
 
 def _transformed(images: np.ndarray, matrices: list[_Matrix]) -> np.ndarray:
-    """Pixel (x, y) of each image from (a x + b y + c, d x + e y + f), to the nearest pixel."""
+    """Take pixel (x, y) of each image from (a x + b y + c, d x + e y + f), the nearest pixel."""
     height, width, channels = images.shape[1:]
     result = np.empty(images.shape, np.uint8)
-    grey = (GREY,) * channels
+    gray = (GRAY,) * channels
     for image, matrix, target in zip(images, matrices, result, strict=True):
-        places = _places(matrix, height, width)
-        cv2.remap(image, places, _NO_MAP, cv2.INTER_NEAREST, target, cv2.BORDER_CONSTANT, grey)
+        pixels = _source_pixels(matrix, height, width)
+        cv2.remap(image, pixels, _NO_MAP, cv2.INTER_NEAREST, target, cv2.BORDER_CONSTANT, gray)
     return result
 
 
 @functools.lru_cache(maxsize=_KEPT_MAPS)
-def _places(matrix: _Matrix, height: int, width: int) -> np.ndarray:
-    """Where each pixel comes from, int16 [h, w, 2] with x first.
+def _source_pixels(matrix: _Matrix, height: int, width: int) -> np.ndarray:
+    """Return the pixel from which each one comes, int16 [h, w, 2] with x first.
 
-    Pillow counts from the pixels' centres in steps of 1 / 65536 and rounds down; so does this,
+    Pillow counts from the pixels' centers in steps of 1 / 65536 and rounds down; so does this,
     which makes the two equal.
     """
     a, b, c, d, e, f = matrix
     x, y = np.arange(width)[None, :], np.arange(height)[:, None]
     column = (_fixed(c + (a + b) / 2) + _fixed(a) * x + _fixed(b) * y) >> 16
     row = (_fixed(f + (d + e) / 2) + _fixed(d) * x + _fixed(e) * y) >> 16
-    places = np.empty((height, width, 2), np.int16)
-    places[..., 0] = np.clip(column, -1, width)
-    places[..., 1] = np.clip(row, -1, height)
-    return places
+    pixels = np.empty((height, width, 2), np.int16)
+    pixels[..., 0] = np.clip(column, -1, width)
+    pixels[..., 1] = np.clip(row, -1, height)
+    return pixels
 
 
 def _fixed(value: float) -> int:
@@ -372,7 +372,7 @@ def _fixed(value: float) -> int:
 
 
 def _rotation(degrees: float, height: int, width: int) -> _Matrix:
-    """The matrix of Pillow's `Image.rotate`."""
+    """Return the matrix of Pillow's `Image.rotate`."""
     angle = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = width / 2, height / 2

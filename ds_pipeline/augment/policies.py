@@ -6,7 +6,7 @@ Two sources differ, and both are here:
   TensorFlow's EfficientNet code) and that the GNP authors ran. cifar has 95 sub-policies there;
   imagenet is another policy than the paper's, with SolarizeAdd. Its scales are pixels of large
   photographs: a level moves by 25 pixels, so that on CIFAR's 32 x 32 images every translation of
-  level 2 and above leaves nothing but grey (11% of the images, 12% with svhn), and Posterize and
+  level 2 and above leaves nothing but gray (11% of the images, 12% with svhn), and Posterize and
   Solarize become weaker with the level.
 - "cifar-paper", "svhn-paper", "imagenet-paper": the paper's tables, 25 sub-policies each (those
   of svhn are the same). Scales are the paper's ranges, in the direction in which the effect
@@ -309,7 +309,7 @@ SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
 def parameter(operation: str, level: float, side: int, published: bool) -> float:
-    """An operation's parameter at a level; 0 for operations without one.
+    """Return an operation's parameter at a level; 0 for operations without one.
 
     Args:
         operation: a name of the tables.
@@ -337,7 +337,7 @@ def parameter(operation: str, level: float, side: int, published: bool) -> float
         case "TranslateX" | "TranslateY":
             return float(int(250 * share if published else 150 / 331 * side * share))
         case "Posterize":
-            # No bits at all: TensorFlow's shifts stop at 7 places, which keeps one.
+            # No bits at all: TensorFlow's shifts stop at 7 bits, which keeps one.
             return float(max(1, int(4 * share)) if published else 8 - int(4 * share))
         case "Solarize":
             return float(int(256 * share) if published else 256 - int(256 * share))

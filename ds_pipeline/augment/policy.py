@@ -1,16 +1,16 @@
-"""AutoAugment and RandAugment: which operation each image of a batch gets."""
+"""AutoAugment and RandAugment: draw the operations of each image of a batch."""
 
 import numpy as np
 
 from ds_pipeline.augment.kinds import Augment
-from ds_pipeline.augment.operations import OPERATIONS, cutout_grey
+from ds_pipeline.augment.operations import OPERATIONS, cutout_gray
 from ds_pipeline.augment.policies import POLICIES, RANDAUGMENT, SIGNED, Policy, parameter
 from ds_pipeline.augment.random import below, random_bits, signs, uniform
 from ds_pipeline.source import Batch, Indices
 
 _AUTOAUGMENT_TAG = 0x4141
 _RANDAUGMENT_TAG = 0x5241
-# Whether to apply it, its sign, and the row and column of Cutout's centre.
+# Whether to apply it, its sign, and the row and column of Cutout's center.
 _DRAWS_A_STEP = 4
 
 _NAMES = (*OPERATIONS, "Cutout", "Identity")
@@ -19,11 +19,11 @@ _IDENTITY = _CODES["Identity"]
 
 
 def autoaugment(shape: tuple[int, ...], policy: str | Policy) -> Augment:
-    """One sub-policy an image: its two operations in turn, each with its probability.
+    """Apply one sub-policy an image: its two operations in turn, each with its probability.
 
     Args:
         shape: of the images, (h, w, c), uint8 with 1 or 3 channels.
-        policy: a name from `POLICIES`, or a policy of one's own.
+        policy: a name from `POLICIES`, or your own policy.
 
     Example:
         >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
@@ -61,7 +61,7 @@ def autoaugment(shape: tuple[int, ...], policy: str | Policy) -> Augment:
 
 
 def randaugment(shape: tuple[int, ...], layers: int, magnitude: float) -> Augment:
-    """`layers` operations an image, drawn with replacement from the paper's fourteen.
+    """Apply `layers` operations an image, drawn with replacement from the paper's fourteen.
 
     Args:
         shape: of the images, (h, w, c), uint8 with 1 or 3 channels.
@@ -99,7 +99,7 @@ def _parameter(operation: str, level: float, shape: tuple[int, ...], published: 
 
 
 def _apply(images: np.ndarray, operations: Indices, values: np.ndarray, bits: np.ndarray) -> None:
-    """Changes the images in place, all those with the same operation at once.
+    """Change images in place, all those with the same operation together.
 
     Args:
         images: uint8 [b, h, w, c].
@@ -118,7 +118,7 @@ def _apply(images: np.ndarray, operations: Indices, values: np.ndarray, bits: np
                 below(bits[1, rows], images.shape[1]),
                 below(bits[2, rows], images.shape[2]),
             )
-            images[rows] = cutout_grey(mine, level, row, column)
+            images[rows] = cutout_gray(mine, level, row, column)
         else:
             images[rows] = OPERATIONS[name](
                 mine, level * signs(bits[0, rows]) if name in SIGNED else level

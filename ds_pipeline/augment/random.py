@@ -8,13 +8,13 @@ from ds_pipeline.source import Indices
 
 
 def random_bits(tag: int, seed: int, epoch: int, indices: Indices, draws: int) -> np.ndarray:
-    """`draws` words of 64 random bits for each example: SplitMix64 at the counter `index`.
+    """Draw words of 64 random bits for each example: SplitMix64 at the counter `index`.
 
     Args:
-        tag: keeps different users of the same (seed, epoch) apart.
+        tag: of the caller, so that two callers with one (seed, epoch) draw different bits.
         seed: at least 0.
         epoch: at least 0.
-        indices: [b], the examples' places in the data set.
+        indices: [b], of the examples in the data set.
         draws: words an example.
 
     Returns:
@@ -46,7 +46,7 @@ def _keys(tag: int, seed: int, epoch: int, draws: int) -> np.ndarray:
 
 
 def below(bits: np.ndarray, high: int) -> Indices:
-    """Integers from 0 to high - 1 from random words; the bias is under high / 2**32.
+    """Turn random words into integers from 0 to high - 1; the bias is under high / 2**32.
 
     Example:
         >>> below(np.array([0, 2**63, 2**64 - 1], np.uint64), 10).tolist()
@@ -56,7 +56,7 @@ def below(bits: np.ndarray, high: int) -> Indices:
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """float64 from 0 to below 1, from random words.
+    """Turn random words into float64 from 0 to below 1.
 
     Example:
         >>> uniform(np.array([0, 2**63], np.uint64)).tolist()
@@ -66,7 +66,7 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def signs(bits: np.ndarray) -> np.ndarray:
-    """-1.0 or 1.0 from random words.
+    """Turn random words into -1.0 or 1.0.
 
     Example:
         >>> signs(np.array([0, 2**63], np.uint64)).tolist()

@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_image
 
 from ds_pipeline import Batch
 from ds_pipeline.augment import Augment, Mix, get_augment, get_erase, get_mix
-from ds_pipeline.augment.operations import OPERATIONS, cutout_grey
+from ds_pipeline.augment.operations import OPERATIONS, cutout_gray
 from ds_pipeline.augment.policies import parameter
 
 _SIDE = 96
@@ -115,7 +115,7 @@ def _operation(name: str, image: np.ndarray) -> Panel:
     values = np.array([value])
     if name == "Cutout":
         place = np.array([_SIDE // 2])
-        result = cutout_grey(image[None], values, place, place)[0]
+        result = cutout_gray(image[None], values, place, place)[0]
     else:
         result = OPERATIONS[name](image[None], values)[0]
     if name not in _UNITS:

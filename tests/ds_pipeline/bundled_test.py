@@ -17,33 +17,33 @@ def all_of(source: Source | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_two_parts_are_the_whole(name: str) -> None:
-    parts = load_bundled(name, 0.2, seed=3)
+def test_the_two_splits_are_all_examples(name: str) -> None:
+    splits = load_bundled(name, 0.2, seed=3)
     bunch = getattr(sklearn.datasets, f"load_{name}")()
-    (train, train_labels), (test, test_labels) = all_of(parts.train), all_of(parts.evaluation)
+    (train, train_labels), (test, test_labels) = all_of(splits.train), all_of(splits.evaluation)
     inputs = np.concatenate([train, test])
     labels = np.concatenate([train_labels, test_labels])
     found = np.column_stack([inputs.reshape(len(inputs), -1), labels])
     expected = np.column_stack([bunch.data, bunch.target]).astype(np.float32)
     np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
     assert len(test) == round(0.2 * len(inputs))
-    assert parts.shape == inputs.shape[1:] and parts.dtype == inputs.dtype
+    assert splits.shape == inputs.shape[1:] and splits.dtype == inputs.dtype
 
 
 def test_kinds() -> None:
     for name, shape in EVERYTHING.items():
-        parts = load_bundled(name, 0.2, seed=0)
-        assert parts.shape == shape and parts.train.labels().dtype == np.int32
-        assert parts.dtype == (np.uint8 if name == "digits" else np.float32)
+        splits = load_bundled(name, 0.2, seed=0)
+        assert splits.shape == shape and splits.train.labels().dtype == np.int32
+        assert splits.dtype == (np.uint8 if name == "digits" else np.float32)
     assert load_bundled("iris", 0.2, 0).class_names == ("setosa", "versicolor", "virginica")
     diabetes = load_bundled("diabetes", 0.2, seed=0)
     assert diabetes.class_names == () and diabetes.train.labels().dtype == np.float32
 
 
 def test_classes_have_their_share() -> None:
-    parts = load_bundled("digits", 0.3, seed=0)
-    assert parts.evaluation is not None
-    train, test = np.bincount(parts.train.labels()), np.bincount(parts.evaluation.labels())
+    splits = load_bundled("digits", 0.3, seed=0)
+    assert splits.evaluation is not None
+    train, test = np.bincount(splits.train.labels()), np.bincount(splits.evaluation.labels())
     np.testing.assert_allclose(test / (train + test), 0.3, atol=0.01)
 
 

@@ -8,18 +8,18 @@ import pytest
 
 from ds_pipeline import DataError
 from ds_pipeline.csv_file import load_csv
-from ds_pipeline.parts import Parts
+from ds_pipeline.splits import Splits
 from ds_pipeline.testing import write_csv_table
 
 
-def load(file: Path, target: str | None = "price", is_regression: bool = True) -> Parts:
+def load(file: Path, target: str | None = "price", is_regression: bool = True) -> Splits:
     return load_csv(file, target, is_regression, 0.25, seed=0)
 
 
-def everything(parts: Parts) -> np.ndarray:
+def everything(splits: Splits) -> np.ndarray:
     """Rows of inputs and label, sorted."""
-    assert parts.evaluation is not None
-    batches = [source.batch(np.arange(len(source))) for source in (parts.train, parts.evaluation)]
+    assert splits.evaluation is not None
+    batches = [source.batch(np.arange(len(source))) for source in (splits.train, splits.evaluation)]
     rows = np.concatenate([np.column_stack([b["input"], b["label"]]) for b in batches])
     return rows[np.lexsort(rows.T)]
 
@@ -27,22 +27,22 @@ def everything(parts: Parts) -> np.ndarray:
 def test_regression(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text('x, "price",y\n1,"10",2\n\n3,30.5,4\n5,5e1,"6"\n7,-70,8\n')
-    parts = load(file)
-    assert parts.class_names == () and parts.shape == (2,) and parts.dtype == np.float32
-    assert parts.evaluation is not None
-    assert (len(parts.train), len(parts.evaluation)) == (3, 1)
+    splits = load(file)
+    assert splits.class_names == () and splits.shape == (2,) and splits.dtype == np.float32
+    assert splits.evaluation is not None
+    assert (len(splits.train), len(splits.evaluation)) == (3, 1)
     expected = np.array([[1, 2, 10], [3, 4, 30.5], [5, 6, 50], [7, 8, -70]], np.float32)
-    np.testing.assert_array_equal(everything(parts), expected[np.lexsort(expected.T)])
-    assert parts.train.labels().dtype == np.float32
+    np.testing.assert_array_equal(everything(splits), expected[np.lexsort(expected.T)])
+    assert splits.train.labels().dtype == np.float32
 
 
 def test_classification_by_text_and_by_number(tmp_path: Path) -> None:
     file = write_csv_table(tmp_path / "a.csv", rows=200, columns=4, is_regression=False)
     text = file.read_text().splitlines()
-    parts = load(file, "kind", is_regression=False)
-    assert parts.class_names == ("high", "low") and parts.shape == (4,)
-    assert parts.evaluation is not None
-    shares = [np.bincount(s.labels()) / len(s) for s in (parts.train, parts.evaluation)]
+    splits = load(file, "kind", is_regression=False)
+    assert splits.class_names == ("high", "low") and splits.shape == (4,)
+    assert splits.evaluation is not None
+    shares = [np.bincount(s.labels()) / len(s) for s in (splits.train, splits.evaluation)]
     np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
     numbers = [line.replace("high", "10").replace("low", "9") for line in text]
     file.write_text("\n".join(numbers))
@@ -123,8 +123,8 @@ def test_real_boston(data_dir: Path) -> None:
     file = data_dir.parent / "boston_housing.csv"
     if not file.is_file():
         pytest.skip(f"{file} does not exist")
-    parts = load(file, "medv")
-    rows = everything(parts)
+    splits = load(file, "medv")
+    rows = everything(splits)
     # The published table: 506 rows, 13 columns, a mean price of 22.53.
     assert rows.shape == (506, 14) and abs(rows[:, -1].mean() - 22.53) < 0.01
 

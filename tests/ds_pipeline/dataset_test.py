@@ -288,11 +288,11 @@ def test_a_damaged_photograph_ends_the_run_and_is_named(
 def test_other_kinds_of_images_are_converted(tmp_path: Path) -> None:
     config = image_folder(tmp_path, image_size=8)
     folder = tmp_path / "train" / "cat"
-    colour = PIL.Image.new("RGB", (8, 8), (200, 200, 200))
-    colour.convert("CMYK").save(folder / "0.jpg")
-    colour.convert("L").save(folder / "1.jpg")
+    color = PIL.Image.new("RGB", (8, 8), (200, 200, 200))
+    color.convert("CMYK").save(folder / "0.jpg")
+    color.convert("L").save(folder / "1.jpg")
     PIL.Image.fromarray(np.full((8, 8), 200 * 257, np.uint16)).save(folder / "2.png")
-    colour.quantize(2).save(folder / "3.png")
+    color.quantize(2).save(folder / "3.png")
     (folder / "2.jpg").unlink()
     (folder / "3.jpg").unlink()
     images = build_dataset(config).train.batch(np.arange(4))["input"]

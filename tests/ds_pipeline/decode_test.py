@@ -110,8 +110,8 @@ def test_a_palette_gives_its_colours_and_alpha_is_left_out() -> None:
     np.testing.assert_array_equal(decode(encoded(palette, "PNG")), pixels)
     alpha = np.dstack([pixels, np.array([[0, 128, 255]], np.uint8)])
     np.testing.assert_array_equal(decode(encoded(alpha, "PNG")), pixels)
-    grey = PIL.Image.fromarray(pixels).convert("LA")
-    np.testing.assert_array_equal(decode(encoded(grey, "PNG"))[0, 2], [18, 18, 18])
+    gray = PIL.Image.fromarray(pixels).convert("LA")
+    np.testing.assert_array_equal(decode(encoded(gray, "PNG"))[0, 2], [18, 18, 18])
     black_and_white = PIL.Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
     assert decode(encoded(black_and_white, "PNG"))[0].tolist() == [[0] * 3, [255] * 3]
 
@@ -212,7 +212,7 @@ def test_a_window_is_close_to_pillows_antialiased_bicubic(
 def test_shrinking_does_not_alias(factor: float) -> None:
     side = 64
     count = round(side * factor)
-    # Stripes one pixel wide become grey; what is left of them would be a false, coarse pattern.
+    # Stripes one pixel wide become gray; what is left of them would be a false, coarse pattern.
     stripes = np.repeat(np.arange(count)[None, :, None] % 2 * 255, count, axis=0)
     image = np.repeat(stripes, 3, axis=2).astype(np.uint8)
     # Of three stripes, the mean over an area keeps a third.
@@ -280,8 +280,8 @@ def test_where_no_attempt_fits_the_centre_is_taken() -> None:
     assert all(window.height == 0 for window in windows)
     batch = batch_of(*[encoded(picture(20, 4000), "PNG")] * 4)
     found = inception_crop(32)(batch, 0, 0, np.arange(4))["input"]
-    centre = center_crop(32)(batch)["input"]
-    for image, expected in zip(found, centre, strict=True):
+    center = center_crop(32)(batch)["input"]
+    for image, expected in zip(found, center, strict=True):
         assert (image == expected).all() or (image == expected[:, ::-1]).all()
     assert decode(strip).shape == (20, 400, 3)
 

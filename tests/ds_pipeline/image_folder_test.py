@@ -12,34 +12,41 @@ import pytest
 import ds_pipeline.image_folder as image_folder
 from ds_pipeline import DataError
 from ds_pipeline.image_folder import ImageFolder, load_image_folder, make_index
-from ds_pipeline.parts import Parts
+from ds_pipeline.splits import Splits
 from ds_pipeline.testing import write_image_folder
 
 
-def load(folder: Path, use_test_set: bool = True, cache_dir: Path | None = None) -> Parts:
+def load(folder: Path, use_test_set: bool = True, cache_dir: Path | None = None) -> Splits:
     return load_image_folder(folder, use_test_set, cache_dir)
 
 
-def train_of(parts: Parts) -> ImageFolder:
-    assert isinstance(parts.train, ImageFolder)
-    return parts.train
+def train_of(splits: Splits) -> ImageFolder:
+    assert isinstance(splits.train, ImageFolder)
+    return splits.train
 
 
-def files_of(parts: Parts) -> list[str]:
-    batch = parts.train.batch(np.arange(len(parts.train)))
-    return [os.path.relpath(image.where, train_of(parts).folder) for image in batch["input"]]
+def files_of(splits: Splits) -> list[str]:
+    batch = splits.train.batch(np.arange(len(splits.train)))
+    return [os.path.relpath(image.where, train_of(splits).folder) for image in batch["input"]]
 
 
 def test_lists_class_folders_and_images_sorted(tmp_path: Path) -> None:
     write_image_folder(tmp_path, classes=("b", "a", "C"), n_train=2, n_test=1)
     (tmp_path / "train" / "a" / "1.jpg").rename(tmp_path / "train" / "a" / "00 é.JPEG")
     (tmp_path / "train" / "b" / "0.jpg").rename(tmp_path / "train" / "b" / "x.Png")
-    parts = load(tmp_path)
-    assert (parts.class_names, parts.shape, parts.dtype) == (("C", "a", "b"), None, np.uint8)
-    assert (parts.evaluation_name, parts.warnings) == ("test", ())
-    assert files_of(parts) == ["C/0.jpg", "C/1.jpg", "a/0.jpg", "a/00 é.JPEG", "b/1.jpg", "b/x.Png"]
-    assert parts.train.labels().tolist() == [0, 0, 1, 1, 2, 2]
-    batch = parts.train.batch(np.array([5, 1]))
+    splits = load(tmp_path)
+    assert (splits.class_names, splits.shape, splits.dtype) == (("C", "a", "b"), None, np.uint8)
+    assert (splits.evaluation_name, splits.warnings) == ("test", ())
+    assert files_of(splits) == [
+        "C/0.jpg",
+        "C/1.jpg",
+        "a/0.jpg",
+        "a/00 é.JPEG",
+        "b/1.jpg",
+        "b/x.Png",
+    ]
+    assert splits.train.labels().tolist() == [0, 0, 1, 1, 2, 2]
+    batch = splits.train.batch(np.array([5, 1]))
     assert batch["label"].tolist() == [2, 0] and batch["label"].dtype == np.int32
     assert batch["input"][0].data == (tmp_path / "train" / "b" / "x.Png").read_bytes()
 
@@ -50,9 +57,9 @@ def test_names_of_the_evaluation_folder(tmp_path: Path, name: str, says: str) ->
     # As ImageNet's: images without labels.
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "a.JPEG").write_bytes(b"x")
-    parts = load(tmp_path)
-    assert parts.evaluation is not None
-    assert (parts.evaluation_name, len(parts.evaluation)) == (says, 4)
+    splits = load(tmp_path)
+    assert splits.evaluation is not None
+    assert (splits.evaluation_name, len(splits.evaluation)) == (says, 4)
 
 
 def test_the_evaluation_folder_is_not_needed_where_a_part_is_held_out(tmp_path: Path) -> None:
@@ -70,11 +77,11 @@ def test_other_entries_are_counted(tmp_path: Path) -> None:
     (tmp_path / "train" / "README").write_text("x")
     (tmp_path / "train" / ".git").mkdir()
     for _ in range(2):  # from the files, then from the index
-        parts = load(tmp_path, cache_dir=tmp_path / "run")
-        (line,) = parts.warnings
+        splits = load(tmp_path, cache_dir=tmp_path / "run")
+        (line,) = splits.warnings
         assert "ignored as they are no images (.jpg, .jpeg, .png): 3, such as " in line
         assert str(tmp_path / "train" / "README") in line
-        assert parts.class_names == ("cat", "dog")
+        assert splits.class_names == ("cat", "dog")
 
 
 def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
@@ -128,14 +135,14 @@ def test_what_is_missing_is_named(
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
-    parts = load(tmp_path)
+    splits = load(tmp_path)
     file = tmp_path / "train" / "cat" / "1.jpg"
     file.write_bytes(b"")
     with pytest.raises(DataError, match=rf"{file} is empty \(0 bytes\)"):
-        parts.train.batch(np.arange(3))
+        splits.train.batch(np.arange(3))
     file.unlink()
     with pytest.raises(DataError, match=f"{file} cannot be read: No such file"):
-        parts.train.batch(np.arange(3))
+        splits.train.batch(np.arange(3))
 
 
 @pytest.mark.parametrize("place", [".", "train", "train/cat", "train/cat/0.jpg"])

@@ -8,7 +8,7 @@ import pytest
 
 from ds_pipeline import DataError
 from ds_pipeline.npz_file import load_npz
-from ds_pipeline.parts import Parts
+from ds_pipeline.splits import Splits
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 6, 5, 3), np.uint8)
@@ -21,7 +21,7 @@ def write(folder: Path, **arrays: Any) -> Path:
     return file
 
 
-def load(file: Path, is_regression: bool = False) -> Parts:
+def load(file: Path, is_regression: bool = False) -> Splits:
     return load_npz(file, is_regression, 0.2, seed=0)
 
 
@@ -38,10 +38,10 @@ def load(file: Path, is_regression: bool = False) -> Parts:
 def test_published_parts(
     tmp_path: Path, x: np.ndarray, shape: tuple[int, ...], dtype: type
 ) -> None:
-    parts = load(write(tmp_path, x=x[:14], y=CLASSES[:14], x_test=x[14:], y_test=CLASSES[14:]))
-    assert parts.evaluation is not None
-    assert (parts.shape, parts.dtype, parts.class_names) == (shape, dtype, ("0", "1", "2", "3"))
-    train, test = parts.train.batch(np.arange(14)), parts.evaluation.batch(np.arange(6))
+    splits = load(write(tmp_path, x=x[:14], y=CLASSES[:14], x_test=x[14:], y_test=CLASSES[14:]))
+    assert splits.evaluation is not None
+    assert (splits.shape, splits.dtype, splits.class_names) == (shape, dtype, ("0", "1", "2", "3"))
+    train, test = splits.train.batch(np.arange(14)), splits.evaluation.batch(np.arange(6))
     np.testing.assert_array_equal(
         train["input"].reshape(14, -1), x[:14].reshape(14, -1).astype(dtype)
     )
@@ -50,19 +50,19 @@ def test_published_parts(
 
 
 def test_without_a_test_part_one_is_drawn(tmp_path: Path) -> None:
-    parts = load(write(tmp_path, x=IMAGES, y=CLASSES))
-    assert parts.evaluation is not None
-    assert np.bincount(parts.evaluation.labels()).tolist() == [1] * 4 and len(parts.train) == 16
+    splits = load(write(tmp_path, x=IMAGES, y=CLASSES))
+    assert splits.evaluation is not None
+    assert np.bincount(splits.evaluation.labels()).tolist() == [1] * 4 and len(splits.train) == 16
 
 
 def test_labels_as_text_and_for_regression(tmp_path: Path) -> None:
     names = np.array(["b", "a"] * 10)
     assert load(write(tmp_path, x=IMAGES, y=names)).class_names == ("a", "b")
-    # Neighbours that are one number as floats.
+    # Neighbors that are one number as floats.
     large = np.array([2**53, 2**53 + 1] * 10)
     assert load(write(tmp_path, x=IMAGES, y=large)).class_names == (str(2**53), str(2**53 + 1))
-    parts = load(write(tmp_path, x=IMAGES, y=np.linspace(0, 1, 20)[:, None]), is_regression=True)
-    assert parts.class_names == () and parts.train.labels().dtype == np.float32
+    splits = load(write(tmp_path, x=IMAGES, y=np.linspace(0, 1, 20)[:, None]), is_regression=True)
+    assert splits.class_names == () and splits.train.labels().dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_labels_as_text_and_for_regression(tmp_path: Path) -> None:
         ),
         (
             {"x": IMAGES, "y": CLASSES, "x_test": IMAGES, "y_test": CLASSES + 1},
-            "class '4' occurs in the test part alone",
+            "class '4' occurs in the test split alone",
         ),
     ],
 )

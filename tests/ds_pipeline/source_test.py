@@ -21,7 +21,7 @@ def test_split_is_disjoint_complete_and_stratified(
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     size = round(len(labels) * fraction)
     if not 0 < size < len(labels):
-        with pytest.raises(DataError, match="leaves one part empty"):
+        with pytest.raises(DataError, match="leaves one split empty"):
             stratified_split(labels, fraction, seed)
         return
     first, second = stratified_split(labels, fraction, seed)

@@ -410,8 +410,8 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path) -> None:
     splits = {"train": (images, [0, 1]), "test": (images, [-1, -1]), "validation": (images, [0, 1])}
     for name, present in (("a", splits), ("b", {k: splits[k] for k in ("train", "test")})):
         write_split_files(tmp_path / name / "1.0.0", name, present, shape=(4, 4, 1), num_classes=2)
-    parts = load_tfds("a", tmp_path, "train", use_test_set=True)
-    assert parts.evaluation_name == "validation"
+    splits = load_tfds("a", tmp_path, "train", use_test_set=True)
+    assert splits.evaluation_name == "validation"
     found = refusal(lambda: load_tfds("b", tmp_path, "train", use_test_set=True))
     assert "neither a split 'test' nor 'validation' with labels" in found
 
@@ -419,12 +419,12 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path) -> None:
 def test_memory_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most half of the images' bytes besides them, for a set of many chunks."""
     monkeypatch.setattr(tfds_source, "_CHUNK_EXAMPLES", 16)
-    folder = write_tfds_set(tmp_path, "colour", n_train=2000, n_test=1, shape=(32, 32, 3))
+    folder = write_tfds_set(tmp_path, "color", n_train=2000, n_test=1, shape=(32, 32, 3))
     split = TfdsSplit(folder, "train")
     split.batch(np.arange(2))
     tracemalloc.start()
     try:
-        source = in_memory(split, "colour")
+        source = in_memory(split, "color")
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""UCR time series: read, z-normalised, and damage is one clear line."""
+"""UCR time series: read, z-normalized, and damage is one clear line."""
 
 from pathlib import Path
 
@@ -21,17 +21,21 @@ def refusal(folder: Path, name: str = "Waves") -> str:
 @pytest.mark.parametrize("inside", [False, True])
 def test_reads_what_was_written(tmp_path: Path, inside: bool) -> None:
     folder = write_ucr_set(tmp_path, n_train=5, n_test=3, length=7, labels=(10, 9, -1))
-    parts = load_ucr(folder if inside else tmp_path, "Waves")
-    assert parts.evaluation is not None
-    assert (len(parts.train), len(parts.evaluation)) == (5, 3)
-    assert (parts.shape, parts.dtype, parts.class_names) == ((7, 1), np.float32, ("-1", "9", "10"))
-    assert parts.train.labels().tolist() == [2, 1, 0, 2, 1]
+    splits = load_ucr(folder if inside else tmp_path, "Waves")
+    assert splits.evaluation is not None
+    assert (len(splits.train), len(splits.evaluation)) == (5, 3)
+    assert (splits.shape, splits.dtype, splits.class_names) == (
+        (7, 1),
+        np.float32,
+        ("-1", "9", "10"),
+    )
+    assert splits.train.labels().tolist() == [2, 1, 0, 2, 1]
     raw = np.loadtxt(folder / "Waves_TRAIN.tsv")[:, 1:]
     expected = (raw - raw.mean(1, keepdims=True)) / raw.std(1, keepdims=True)
-    found = parts.train.batch(np.arange(5))["input"]
+    found = splits.train.batch(np.arange(5))["input"]
     np.testing.assert_allclose(found[..., 0], expected, rtol=1e-6, atol=1e-6)
-    assert parts.mean is not None and parts.std is not None
-    assert (parts.mean.tolist(), parts.std.tolist()) == ([0], [1])
+    assert splits.mean is not None and splits.std is not None
+    assert (splits.mean.tolist(), splits.std.tolist()) == ([0], [1])
 
 
 def test_constant_series_become_zero() -> None:
@@ -58,7 +62,7 @@ TRAIN = "1\t0.5\t1.5\n2\t1.5\t0.5\n"
         (
             TRAIN,
             "3\t0.5\t1\n",
-            "A_TRAIN.tsv and A_TEST.tsv: class '3' occurs in the test part alone",
+            "A_TRAIN.tsv and A_TEST.tsv: class '3' occurs in the test split alone",
         ),
         (TRAIN, "1\t0.5\t1\t2\n", "A_TEST.tsv: series of 3 values"),
         (TRAIN, "", "A_TEST.tsv is empty"),
@@ -90,11 +94,11 @@ def test_real_computers(data_dir: Path) -> None:
     folder = data_dir.parent / "ucr"
     if not folder.is_dir():
         pytest.skip(f"{folder} does not hold the UCR set Computers")
-    parts = load_ucr(folder, "Computers")
-    assert parts.evaluation is not None
+    splits = load_ucr(folder, "Computers")
+    assert splits.evaluation is not None
     # As the archive's table says: 250 and 250 series of 720 values in 2 classes.
-    assert (len(parts.train), len(parts.evaluation)) == (250, 250)
-    assert (parts.shape, parts.class_names) == ((720, 1), ("1", "2"))
+    assert (len(splits.train), len(splits.evaluation)) == (250, 250)
+    assert (splits.shape, splits.class_names) == ((720, 1), ("1", "2"))
 
 
 def test_a_misspelt_set_is_told_what_is_there(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def count(params):
 
 
 def drawn(module, *arguments):
-    """Variables of a module for its arguments, without compiling its initialisers."""
+    """Variables of a module for its arguments, without compiling its initializers."""
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
     draw = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: draw.normal(0, 0.3, leaf.shape).astype("f4"), variables)

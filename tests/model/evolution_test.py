@@ -172,10 +172,10 @@ def test_images_that_are_too_small_are_an_error(name, least):
 def test_remat_is_of_each_layer(name, params, shape):
     x, variables = jnp.ones((2, *shape)), shapes_of(get_model(name, 3, **params), shape)[1]
 
-    def rematerialised(remat):
+    def rematerialized(remat):
         module = get_model(name, 3, remat=remat, **params)
         jaxpr = jax.make_jaxpr(lambda v: module.apply(v, x, train=False))(variables)
         return sum("remat" in str(equation.primitive) for equation in jaxpr.eqns)
 
     layers = params.get("features", params.get("widths"))
-    assert (rematerialised(False), rematerialised(True)) == (0, len(layers))
+    assert (rematerialized(False), rematerialized(True)) == (0, len(layers))

@@ -53,11 +53,11 @@ def counted_by_hand(module, x):
             total += 2 * args[0].shape[-1] * y.size
         return y
 
-    def initialise(x):
+    def initialize(x):
         with nn.intercept_methods(count):
             return module.init(jax.random.key(0), x, train=False)
 
-    return jax.eval_shape(initialise, x), lambda: total
+    return jax.eval_shape(initialize, x), lambda: total
 
 
 @pytest.mark.parametrize(("name", "shape", "classes"), MODELS)

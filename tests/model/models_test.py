@@ -107,10 +107,10 @@ def test_published_size_and_logits(name, shape, parameters):
     module = get_model(name, num_classes=10)
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
 
-    def initialise(x):
+    def initialize(x):
         return module.init_with_output(jax.random.key(0), x, train=False)
 
-    logits, variables = jax.eval_shape(initialise, x)
+    logits, variables = jax.eval_shape(initialize, x)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
     assert set(variables) == {"params", "batch_stats"}
@@ -205,13 +205,13 @@ def test_every_batch_norm_has_the_groups(monkeypatch, name, params, shape):
     in_groups = layers._in_groups
     monkeypatch.setattr(layers, "_in_groups", lambda *args: calls.append(args) or in_groups(*args))
 
-    def initialise_and_train(x):
+    def initialize_and_train(x):
         variables = module.init(jax.random.key(0), x, train=False)
         rngs = {"dropout": jax.random.key(1)}
         return variables, module.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
 
     x = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
-    variables, (logits, _) = jax.eval_shape(initialise_and_train, x)
+    variables, (logits, _) = jax.eval_shape(initialize_and_train, x)
     assert logits.shape == (4, 3)
     assert len(calls) == len(jax.tree.leaves(variables["batch_stats"])) / 2
     assert {group for _, group in calls} == {2}
@@ -280,8 +280,8 @@ def test_dropout_rate_zero_draws_nothing():
     module = get_model("WideResNet_10_1", 3)
     x = jax.ShapeDtypeStruct((4, 4, 4, 3), jnp.float32)
 
-    def initialise_and_train(x):
+    def initialize_and_train(x):
         variables = module.init(jax.random.key(0), x, train=False)
         return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
-    assert jax.eval_shape(initialise_and_train, x).shape == (4, 3)
+    assert jax.eval_shape(initialize_and_train, x).shape == (4, 3)

@@ -416,7 +416,7 @@ def test_position_embeddings_of_another_image(name, tmp_path):
     assert np.all(positions[0, :token] == 7)
     grid = positions[0, token:].reshape(6, 6, 48)
     np.testing.assert_allclose(grid, np.broadcast_to(grid[:, :1, :1], grid.shape), atol=1e-6)
-    # Between the centres of patches, the cubic is exact for a ramp: row i is at (2 i - 1) / 3.
+    # Between the centers of patches, the cubic is exact for a ramp: row i is at (2 i - 1) / 3.
     np.testing.assert_allclose(grid[2:4, 0, 0], [1 + 1 / 6, 1 + 5 / 6], atol=1e-5)
     assert np.all(np.diff(grid[:, 0, 0]) > 0)
 
@@ -456,7 +456,7 @@ def test_relative_positions_of_another_window(tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_head_of_other_classes_stays_as_initialised(name, tmp_path):
+def test_the_head_of_other_classes_stays_as_initialized(name, tmp_path):
     x, _, _, weights = archive(name)
     _, params, state = model_of(name, x.shape[1], num_classes=3)
     given, _, report = load_pretrained(saved(tmp_path / "w.npz", weights), params, state)

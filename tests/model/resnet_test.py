@@ -112,8 +112,8 @@ def test_logits_equal_pytorch(name):
             stages=sizes["stages"],
             widths=sizes["widths"],
         )
-        initialise = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train=False))
-        assert jax.tree.map(jnp.shape, initialise) == jax.tree.map(jnp.shape, variables)
+        initialize = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train=False))
+        assert jax.tree.map(jnp.shape, initialize) == jax.tree.map(jnp.shape, variables)
 
         @jax.jit
         def both(variables):
@@ -182,7 +182,7 @@ def test_remat_changes_no_value(step):
 def test_remat_marks_each_block():
     x = jnp.zeros((1, 16, 16, 3))
 
-    def rematerialised(remat):
+    def rematerialized(remat):
         module = get_model("ResNet18", 3, remat=remat, **TINY)
         variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train=False))
         jaxpr = jax.make_jaxpr(lambda v: module.apply(v, x, train=False))(
@@ -190,7 +190,7 @@ def test_remat_marks_each_block():
         )
         return sum("remat" in str(equation.primitive) for equation in jaxpr.eqns)
 
-    assert (rematerialised(False), rematerialised(True)) == (0, 2)
+    assert (rematerialized(False), rematerialized(True)) == (0, 2)
 
 
 @pytest.mark.parametrize(

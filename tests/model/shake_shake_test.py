@@ -12,7 +12,7 @@ NAME = "WideResNet_2_4_ShakeShake"
 
 
 def drawn(name, dtype=np.float32, **params):
-    """A model for images of 6 x 6 pixels, and variables without compiling its initialisers."""
+    """A model for images of 6 x 6 pixels, and variables without compiling its initializers."""
     module = get_model(name, 3, dtype, **params)
     draw = np.random.default_rng(0)
     x = draw.normal(size=(5, 6, 6, 3)).astype(dtype)

@@ -18,7 +18,7 @@ def shapes(name, size, **params):
 
 
 def drawn(module, x, *arguments):
-    """Variables of a module for x, without compiling its initialisers."""
+    """Variables of a module for x, without compiling its initializers."""
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x, *arguments))
     draw = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: draw.normal(0, 0.5, leaf.shape).astype("f4"), variables)

@@ -60,7 +60,7 @@ def images(count=4, side=16):
 
 @functools.cache
 def weights(family):
-    """Parameters of the size of trained ones, drawn without compiling the initialisers."""
+    """Parameters of the size of trained ones, drawn without compiling the initializers."""
     module = SMALL[family]()
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images(), train=False))
     draw = np.random.default_rng(1)
@@ -254,7 +254,7 @@ def test_stochastic_depth_goes_round_whole_examples(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_penalised_step_is_finite_and_changes_everything(family):
+def test_a_penalized_step_is_finite_and_changes_everything(family):
     module = SMALL[family](**{**NOTHING_DROPPED, "stochastic_depth_rate": 0.4})
     _, apply = from_linen(module, lambda x: x, (16, 16, 3))
     optimizer = optax.chain(gradient_norm_penalty(0.05, 0.8), optax.adam(1e-3))

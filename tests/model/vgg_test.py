@@ -57,14 +57,14 @@ def test_names_are_pytorchs():
     heads = {f"classifier_{i}" for i in (0, 3, 6)}
     assert set(plain["params"]) == {f"features_{i}" for i in layers} | heads
     assert set(plain) == {"params"}
-    normalised = shapes("VGG11BN", **TINY)
+    normalized = shapes("VGG11BN", **TINY)
     convolutions = [0, 4, 8, 11, 15, 18, 22, 25]
     norms = {f"features_{i + 1}" for i in convolutions}
-    assert set(normalised["batch_stats"]) == norms
+    assert set(normalized["batch_stats"]) == norms
     names = {f"features_{i}" for i in convolutions} | norms | {"classifier"}
-    assert set(normalised["params"]) == names
-    assert normalised["params"]["features_4"]["kernel"].shape == (3, 3, 2, 2)
-    assert normalised["params"]["features_4"]["bias"].shape == (2,)
+    assert set(normalized["params"]) == names
+    assert normalized["params"]["features_4"]["kernel"].shape == (3, 3, 2, 2)
+    assert normalized["params"]["features_4"]["bias"].shape == (2,)
 
 
 def test_riemannian_norms_have_no_scale_and_layers_no_bias():
@@ -115,9 +115,9 @@ def test_trains_with_remat_and_bfloat16(name, params):
     def build(remat=False, dtype=jnp.float32):
         return get_model(name, 3, dtype, remat=remat, **TINY, **params)
 
-    initialise = jax.eval_shape(lambda: build().init(jax.random.key(0), x, train=False))
+    initialize = jax.eval_shape(lambda: build().init(jax.random.key(0), x, train=False))
     variables = jax.tree.map(
-        lambda leaf: jnp.asarray(draw.uniform(0.1, 0.5, leaf.shape), leaf.dtype), initialise
+        lambda leaf: jnp.asarray(draw.uniform(0.1, 0.5, leaf.shape), leaf.dtype), initialize
     )
     rest = {"batch_stats"} & set(variables)
 
@@ -165,12 +165,12 @@ def test_remat_marks_each_group(name):
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables = shapes(name, **TINY)
 
-    def rematerialised(remat):
+    def rematerialized(remat):
         module = get_model(name, 10, remat=remat, **TINY)
         jaxpr = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, x)
         return sum("remat" in str(equation.primitive) for equation in jaxpr.eqns)
 
-    assert (rematerialised(False), rematerialised(True)) == (0, 5)
+    assert (rematerialized(False), rematerialized(True)) == (0, 5)
 
 
 @pytest.mark.parametrize("name", ["VGG11", "VGG11BN", "VGG11Riemannian"])

@@ -56,7 +56,7 @@ def test_shortcut_starts_behind_norm_and_relu(key):
     # Without the residual branch, what is left is the shortcut.
     params["conv_2"]["kernel"] = jnp.zeros_like(params["conv_2"]["kernel"])
     y = jax.jit(lambda variables: block.apply(variables, x, train=False))(variables)
-    normalised = jnp.maximum(x / jnp.sqrt(1 + 1e-5), 0)[:, ::2, ::2]
+    normalized = jnp.maximum(x / jnp.sqrt(1 + 1e-5), 0)[:, ::2, ::2]
     np.testing.assert_allclose(
-        y, jnp.einsum("bhwc,co->bhwo", normalised, params["shortcut"]["kernel"][0, 0]), atol=1e-5
+        y, jnp.einsum("bhwc,co->bhwo", normalized, params["shortcut"]["kernel"][0, 0]), atol=1e-5
     )

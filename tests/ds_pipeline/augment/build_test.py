@@ -20,7 +20,7 @@ from ds_pipeline.augment import (
 )
 from ds_pipeline.augment.crops import random_flip
 from ds_pipeline.augment.keras import keras
-from ds_pipeline.augment.kinds import in_parts
+from ds_pipeline.augment.kinds import in_slices
 from ds_pipeline.augment.policy import autoaugment, randaugment
 
 UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
@@ -121,12 +121,12 @@ def test_the_order_of_the_steps(name: str, steps: Any) -> None:
     )
 
 
-def test_parts_hold_whole_images_however_large() -> None:
+def test_slices_hold_entire_images_however_large() -> None:
     def add_index(batch: Batch, seed: int, epoch: int, indices: np.ndarray) -> Batch:
         assert len(indices) == 1
         return {**batch, "input": batch["input"] + indices[:, None].astype(np.uint8)}
 
-    found = in_parts(add_index)({"input": np.zeros((3, 10**6), np.uint8)}, 0, 0, np.arange(3))
+    found = in_slices(add_index)({"input": np.zeros((3, 10**6), np.uint8)}, 0, 0, np.arange(3))
     assert found["input"][:, -1].tolist() == [0, 1, 2]
 
 

@@ -31,12 +31,12 @@ def slow_erased(
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_the_erased_square_is_where_its_definition_says(size: int, dtype: type) -> None:
     height, width = 6, 7
-    centres = [(row, column) for row in range(height) for column in range(width)]
+    centers = [(row, column) for row in range(height) for column in range(width)]
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (len(centres), height, width, 3)).astype(dtype)
-    rows, columns = (np.array(values) for values in zip(*centres, strict=True))
+    images = rng.integers(0, 256, (len(centers), height, width, 3)).astype(dtype)
+    rows, columns = (np.array(values) for values in zip(*centers, strict=True))
     found = erased(images, rows, columns, size, MEAN)
-    for image, result, (row, column) in zip(images, found, centres, strict=True):
+    for image, result, (row, column) in zip(images, found, centers, strict=True):
         expected = slow_erased(image, row, column, size, MEAN.astype(dtype))
         np.testing.assert_array_equal(result, expected)
 
@@ -58,9 +58,9 @@ def test_cutout_fills_with_the_mean_at_every_place() -> None:
         (120, 100, 3),
     }
     erased_share = (found[..., 0] == 120).mean(axis=0)
-    # A row is hit by the centres from one above it to two below it, as far as there are any.
-    centres = np.array([3, 4, 4, 4, 4, 4, 3, 2])
-    np.testing.assert_allclose(erased_share, np.outer(centres, centres) / 64, atol=0.05)
+    # A row is hit by the centers from one above it to two below it, as far as there are any.
+    centers = np.array([3, 4, 4, 4, 4, 4, 3, 2])
+    np.testing.assert_allclose(erased_share, np.outer(centers, centers) / 64, atol=0.05)
     assert (batch["input"] == 255).all()
 
 

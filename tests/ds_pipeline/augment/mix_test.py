@@ -111,7 +111,7 @@ def test_cutmixs_areas_and_centres_are_uniform() -> None:
     # A pixel of the middle is hit more often than one of a corner.
     middle = ((cut[:, 0] <= 50) & (cut[:, 1] > 50) & (cut[:, 2] <= 50) & (cut[:, 3] > 50)).mean()
     corner = ((cut[:, 0] == 0) & (cut[:, 2] == 0) & (cut[:, 1] > 0) & (cut[:, 3] > 0)).mean()
-    # The centre is within side / 2 of it on both axes: mean of side**2, and of (side / 2)**2.
+    # The center is within side / 2 of it on both axes: mean of side**2, and of (side / 2)**2.
     assert abs(middle - 0.5) < 0.06 and abs(corner - 0.125) < 0.04
 
 

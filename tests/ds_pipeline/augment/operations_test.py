@@ -11,18 +11,18 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_image
 
-from ds_pipeline.augment.operations import OPERATIONS, cutout_grey, solarize_add
+from ds_pipeline.augment.operations import OPERATIONS, cutout_gray, solarize_add
 
 Picture = Image.Image
 
 
-def grey(image: Picture) -> int | tuple[int, ...]:
+def gray(image: Picture) -> int | tuple[int, ...]:
     return 128 if image.mode == "L" else (128, 128, 128)
 
 
 def affine(image: Picture, *matrix: float) -> Picture:
     # Pillow's NEAREST is its default; the published code names none.
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=grey(image))
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=gray(image))
 
 
 PILLOW: dict[str, Callable[[Picture, float], Picture]] = {
@@ -35,7 +35,7 @@ PILLOW: dict[str, Callable[[Picture, float], Picture]] = {
     "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
     "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
     "Sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
-    "Rotate": lambda image, degrees: image.rotate(degrees, fillcolor=grey(image)),
+    "Rotate": lambda image, degrees: image.rotate(degrees, fillcolor=gray(image)),
     "ShearX": lambda image, slope: affine(image, 1, slope, 0, 0, 1, 0),
     "ShearY": lambda image, slope: affine(image, 1, 0, 0, slope, 1, 0),
     "TranslateX": lambda image, pixels: affine(image, 1, 0, pixels, 0, 1, 0),
@@ -105,7 +105,7 @@ def expected(name: str, images: np.ndarray, values: list[float]) -> np.ndarray:
 def test_an_operation_gives_pillows_pixels(name: str) -> None:
     for images in batches():
         for start in range(0, len(VALUES[name]), len(images)):
-            # Each image with a value of its own, so that none may get its neighbour's.
+            # Each image with a value of its own, so that none may get its neighbor's.
             values = np.resize(np.roll(VALUES[name], -start), len(images)).tolist()
             before = images.copy()
             found = OPERATIONS[name](images, np.array(values))
@@ -141,7 +141,7 @@ def test_solarize_add_is_its_definition() -> None:
 
 def test_cutout_is_a_grey_square() -> None:
     images = np.zeros((2, 6, 6, 3), np.uint8)
-    found = cutout_grey(images, np.array([2.0, 4.0]), np.array([3, 0]), np.array([3, 5]))
+    found = cutout_gray(images, np.array([2.0, 4.0]), np.array([3, 0]), np.array([3, 5]))
     first, second = (np.argwhere(image[..., 0] == 128).tolist() for image in found)
     assert first == [[2, 2], [2, 3], [3, 2], [3, 3]]
     assert second == [[row, column] for row in (0, 1) for column in (3, 4, 5)]

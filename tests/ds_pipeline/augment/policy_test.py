@@ -7,7 +7,7 @@ import pytest
 
 from ds_pipeline import Batch
 from ds_pipeline.augment import POLICIES, policy
-from ds_pipeline.augment.operations import OPERATIONS, cutout_grey
+from ds_pipeline.augment.operations import OPERATIONS, cutout_gray
 from ds_pipeline.augment.policies import RANDAUGMENT, SIGNED, parameter
 from ds_pipeline.augment.policy import autoaugment, randaugment
 from ds_pipeline.augment.random import below, random_bits, signs, uniform
@@ -30,7 +30,7 @@ def one(name: str, image: np.ndarray, value: float, bits: np.ndarray) -> np.ndar
         return image
     if name == "Cutout":
         row, column = (below(bits[k], image.shape[k - 1]) for k in (1, 2))
-        return cutout_grey(images, np.array([value]), row, column)[0]
+        return cutout_gray(images, np.array([value]), row, column)[0]
     sign = signs(bits[0]).item() if name in SIGNED else 1.0
     return OPERATIONS[name](images, np.array([value * sign]))[0]
 

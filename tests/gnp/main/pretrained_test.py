@@ -70,7 +70,7 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tm
     words = (("model.pretrained", file),)
     result = gnp(*words)
     assert result.returncode == 0, result
-    said = "18 arrays loaded; as initialised: head/bias (file 7, model 10), head/kernel (file 7, m"
+    said = "18 arrays loaded; as initialized: head/bias (file 7, model 10), head/kernel (file 7, m"
     assert f"{file}: {said}" in result.stderr
     assert "warning" not in result.stderr
 

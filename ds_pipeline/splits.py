@@ -1,4 +1,4 @@
-"""What every kind of data set is read into, and what the kinds share."""
+"""The splits that every kind of data set is read into, and helpers of the readers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ds_pipeline.source import InMemorySource, Source, SubsetSource, stratified_
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Splits:
     """A data set as its files give it.
 
     Args:
@@ -39,7 +39,7 @@ class Parts:
 def encode_classes(
     where: str, train: Sequence[str], test: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Labels 0, 1, ... for the sorted distinct values of the training examples.
+    """Number the sorted distinct values of the training examples 0, 1, ..., as labels.
 
     Values that are all whole numbers are sorted as numbers, others as text; 1.0 is the class 1.
 
@@ -71,7 +71,7 @@ def encode_classes(
     unknown = sorted(set(test) - set(names))
     if unknown:
         raise DataError(
-            f"{where}: class '{unknown[0]}' occurs in the test part alone; the training part has "
+            f"{where}: class '{unknown[0]}' occurs in the test split alone; the training split has "
             f"{listing(names)}"
         )
     return (
@@ -82,7 +82,7 @@ def encode_classes(
 
 
 def _class_name(where: str, text: str) -> str:
-    """The text, or the whole number it stands for, so that 1, 1.0 and 1e0 are one class."""
+    """Return the text, or the integer it stands for, so that 1, 1.0 and 1e0 are one class."""
     try:
         return str(int(text))
     except ValueError:
@@ -110,8 +110,8 @@ def split_off_test(
     fraction: float,
     seed: int,
     class_names: tuple[str, ...],
-) -> Parts:
-    """Data that come without a test part, in two parts.
+) -> Splits:
+    """Split data that come without a test split into train and test.
 
     Stratified by class; random for a regression.
 
@@ -119,12 +119,12 @@ def split_off_test(
         where: the data set or file, for messages.
         inputs: [n, ...], uint8 or float32.
         labels: [n], int32 or float32.
-        fraction: share of the test part, dataset.test_fraction.
+        fraction: share of the test split, dataset.test_fraction.
         seed: of the shuffle, at least 0.
         class_names: one a class; empty: a regression.
 
     Raises:
-        DataError: a part would be empty, or a class would have no training example.
+        DataError: a split would be empty, or a class would have no training example.
     """
     try:
         train, test = stratified_split(labels, fraction, seed, "dataset.test_fraction")
@@ -135,11 +135,11 @@ def split_off_test(
         if len(missing):
             raise DataError(
                 f"{where}: class '{class_names[missing[0]]}' has too few examples for a share in "
-                "the training part and in the test part; remove it, add examples, or lower "
+                "the training split and in the test split; remove it, add examples, or lower "
                 "dataset.test_fraction"
             )
     source = InMemorySource(inputs, labels)
-    return Parts(
+    return Splits(
         train=SubsetSource(source, train),
         evaluation=SubsetSource(source, test),
         evaluation_name="test",
@@ -149,17 +149,17 @@ def split_off_test(
     )
 
 
-def numbered(count: int) -> tuple[str, ...]:
-    """'0', '1', ...: names of classes that have none."""
+def default_class_names(count: int) -> tuple[str, ...]:
+    """Return '0', '1', ...: names of classes that have none."""
     return tuple(str(i) for i in range(count))
 
 
 def listing(names: Sequence[str], limit: int = 10) -> str:
-    """The names with commas between them, not more than `limit`; 'none' where there are none."""
+    """Join names by commas, not more than `limit`; 'none' where there are none."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + more
 
 
 def unknown_name(what: str, name: str, allowed: Sequence[str]) -> str:
-    """`WHAT 'name'; allowed: a, b; did you mean 'a'?`."""
+    """Return `WHAT 'name'; allowed: a, b; did you mean 'a'?`."""
     return f"{what} '{name}'; allowed: {listing(allowed)}{nearest(name, allowed)}"

@@ -36,14 +36,7 @@ KEYS = (
         0,
         integer(0, below=2**32),
         "seed of everything else: order and augmentation of the data, dropout, "
-        "the steps that hybrid training penalises, the digits' split",
-    ),
-    Key(
-        "num_seeds",
-        1,
-        integer(1),
-        "seeds to train at once, by vmap: the next ones after seeds and init_seeds, each as in a "
-        "run of its own, in working_dir/seed-N. For small models; on the CPU, of dense layers",
+        "the steps that hybrid training penalizes, the digits' split",
     ),
     # Length and size.
     Key("batch_size", 128, integer(1), "examples a step, over all devices"),
@@ -79,14 +72,14 @@ KEYS = (
         "each, more traffic; -1: all the rest",
     ),
     # Learning rate.
-    Key("base_lr", 0.1, number(at_least=0), "learning rate after the warmup"),
+    Key("base_lr", 0.1, number(0), "learning rate after the warmup"),
     Key(
         "lr_schedule_type",
         "cosine",
         choice("constant", "stepped", "cosine", "exponential", "inverse_time"),
         "how the learning rate falls",
     ),
-    Key("warmup_epochs", 0.0, number(at_least=0), "linear warmup from 0, in epochs"),
+    Key("warmup_epochs", 0.0, number(0), "linear warmup from 0, in epochs"),
     Key(
         "lr_schedule_params.boundaries",
         (60.0, 120.0, 160.0),
@@ -98,36 +91,36 @@ KEYS = (
     Key(
         "lr_schedule_params.decay",
         0.0,
-        number(at_least=0),
+        number(0),
         "inverse_time: base_lr / (1 + decay * step); decay per step",
     ),
-    # Loss and regularisation.
+    # Loss and regularization.
     Key(
         "loss",
         "softmax_cross_entropy",
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
         "mean loss of a batch; it decides the metrics too",
     ),
-    Key("label_smoothing", 0.0, number(at_least=0, at_most=1), "share of the uniform label"),
-    Key("l2_regularization", 0.0, number(at_least=0), "times half the squared norm, in the loss"),
+    Key("label_smoothing", 0.0, number(0, at_most=1), "share of the uniform label"),
+    Key("l2_regularization", 0.0, number(0), "times half the squared norm, in the loss"),
     Key(
         "l2_by_kind.weight",
         None,
-        optional(number(at_least=0)),
+        optional(number(0)),
         "the same for weights alone, also where no_weight_decay_on_bn is True; none: "
         "l2_regularization",
     ),
-    Key("l2_by_kind.bias", None, optional(number(at_least=0)), "for biases (biasDecay)"),
+    Key("l2_by_kind.bias", None, optional(number(0)), "for biases (biasDecay)"),
     Key(
         "l2_by_kind.scale",
         None,
-        optional(number(at_least=0)),
+        optional(number(0)),
         "for the scales of normalization layers (gammaDecay)",
     ),
     Key(
         "l2_by_kind.offset",
         None,
-        optional(number(at_least=0)),
+        optional(number(0)),
         "for the offsets of normalization layers (betaDecay)",
     ),
     Key(
@@ -136,7 +129,7 @@ KEYS = (
         boolean(),
         "decay only parameters of rank > 1 (no biases, no batch-norm scales and offsets)",
     ),
-    Key("gradient_clipping", 0.0, number(at_least=0), "largest global gradient norm; 0: off"),
+    Key("gradient_clipping", 0.0, number(0), "largest global gradient norm; 0: off"),
     Key(
         "on_nonfinite",
         "stop",
@@ -146,20 +139,15 @@ KEYS = (
     Key(
         "ema_decay",
         None,
-        optional(number(at_least=0, below=1)),
+        optional(number(0, below=1)),
         "d: after each step average = d * average + (1 - d) * parameters, from the initial ones "
         "on; evaluated and saved beside them; none: no average",
     ),
     # Gradient-norm penalty.
-    Key("gnp.r", 0.0, number(at_least=0), "radius of the perturbation, in parameter space; 0: off"),
-    Key("gnp.alpha", 0.0, number(at_least=0), "weight of the perturbed gradient, lambda / r"),
-    Key(
-        "gnp.lambda",
-        None,
-        optional(number(at_least=0)),
-        "penalty coefficient, instead of gnp.alpha",
-    ),
-    Key("gnp.norm_perturbations", False, boolean(), "mix the normalised gradient, not the raw one"),
+    Key("gnp.r", 0.0, number(0), "radius of the perturbation, in parameter space; 0: off"),
+    Key("gnp.alpha", 0.0, number(0), "weight of the perturbed gradient, lambda / r"),
+    Key("gnp.lambda", None, optional(number(0)), "penalty coefficient, instead of gnp.alpha"),
+    Key("gnp.norm_perturbations", False, boolean(), "mix the normalized gradient, not the raw one"),
     Key(
         "gnp.sync_perturbations",
         True,
@@ -187,18 +175,18 @@ KEYS = (
         choice("finite_difference", "hvp"),
         "difference of two gradients, or the exact Hessian-vector product",
     ),
-    Key("gnp.every", 1, integer(1), "penalise every n-th step"),
+    Key("gnp.every", 1, integer(1), "penalize every n-th step"),
     Key(
         "gnp.reuse",
         0.0,
-        number(at_least=0),
-        "LookSAM: weight of what is kept of the last penalised gradient in the steps between; "
+        number(0),
+        "LookSAM: weight of what is kept of the last penalized gradient in the steps between; "
         "0: off",
     ),
     Key(
         "gnp.warmup_epochs",
         None,
-        optional(number(at_least=0)),
+        optional(number(0)),
         "epochs of gr_warmup_strategy; none: warmup_epochs",
     ),
     Key(
@@ -207,8 +195,8 @@ KEYS = (
         choice("none", "lambda", "r", "zero"),
         "what grows from 0 during the warmup; zero: plain steps until its end",
     ),
-    Key("use_hybrid_training", False, boolean(), "penalise a random share of the steps"),
-    Key("hybrid_config.p", 0.5, number(at_least=0, at_most=1), "that share"),
+    Key("use_hybrid_training", False, boolean(), "penalize a random share of the steps"),
+    Key("hybrid_config.p", 0.5, number(0, at_most=1), "that share"),
     # Optimizer.
     Key(
         "opt.opt_type",
@@ -221,13 +209,13 @@ KEYS = (
     Key(
         "opt.learning_rate_grassmann",
         None,
-        optional(number(at_least=0)),
+        optional(number(0)),
         "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05",
     ),
     Key(
         "opt.omega",
         0.1,
-        number(at_least=0),
+        number(0),
         "SGDG, AdamG: times half the squared distance of V'V from the identity, in the loss",
     ),
     Key(
@@ -322,7 +310,7 @@ KEYS = (
     Key(
         "dataset.randaugment_magnitude",
         9.0,
-        number(at_least=0, at_most=10),
+        number(0, at_most=10),
         "randaugment: their strength, up to 10",
     ),
     Key("dataset.mixup_alpha", 1.0, number(above=0), "mixup, mixcut: of Beta(alpha, alpha)"),
@@ -360,7 +348,7 @@ KEYS = (
     Key(
         "dataset.label_noise",
         0.0,
-        number(at_least=0, at_most=1),
+        number(0, at_most=1),
         "share of the training labels that are replaced by another class",
     ),
     Key(
@@ -418,6 +406,21 @@ KEYS = (
     Key("retrain", False, boolean(), "start over in a working_dir that holds a run"),
 )
 
+# Keys of earlier versions: the value in the stored configs of runs that still go on, and what to do
+# instead of setting it.
+REMOVED = (
+    Key(
+        "num_seeds",
+        1,
+        integer(1),
+        'several seeds train one a run: SEEDS="0 1 2" bash recipe/X.sh, or '
+        "bash recipe/sweep.sh CONFIG seeds=0,1,2",
+    ),
+)
+
+# The published learning rates of the Grassmann group (arXiv 1709.09603, on CIFAR).
+GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
+
 # Keys that change neither the data nor the training: they may differ when a run is resumed.
 FREE_KEYS = (
     "retrain",
@@ -433,7 +436,7 @@ FREE_KEYS = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every key at its default.
+    """Return every key at its default.
 
     Example:
         >>> get_config().gnp.r

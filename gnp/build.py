@@ -16,16 +16,13 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from config import default
-from config.schema import set_value
+from config import rules
 from gnp.training.accumulation import Accumulation, given_penalty
 from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
 from gnp.training.loop import Plan, Steps
 from gnp.training.mesh import (
     AXES,
-    MeshError,
     build_mesh,
-    mesh_shape,
     place,
     replicated,
     seeds_first,
@@ -154,21 +151,9 @@ def check_devices(config: ml_collections.ConfigDict, training: bool = True) -> N
     except Exception as error:  # jax raises several types here
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DeviceError(f"jax finds no device to run on: {reason}") from error
-    try:
-        _, parts = mesh_shape(config.mesh.data, config.mesh.fsdp, devices)
-    except MeshError as error:
-        raise configs.ConfigError(str(error)) from error
-    if config.num_seeds > 1 and (parts > 1 or jax.process_count() > 1):
-        what = f"{parts} parts of the state (mesh.fsdp)" if parts > 1 else "several processes"
-        raise configs.ConfigError(
-            f"num_seeds = {config.num_seeds} does not go with {what}: several seeds at once are "
-            "for small models; train one a run"
-        )
-    if training and config.batch_size % devices:
-        raise configs.ConfigError(
-            f"batch_size = {config.batch_size} cannot be split over {devices} devices: "
-            f"choose a multiple of {devices}"
-        )
+    wrong = rules.problems(config, rules.Facts(devices=devices, training=training))
+    if wrong:
+        raise configs.ConfigError("\n".join(wrong))
 
 
 def on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -177,25 +162,7 @@ def on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.Config
     Args:
         config: of a run that may have been trained elsewhere.
     """
-    new = config.copy_and_resolve_references()
-    try:
-        check_devices(new, training=False)
-    except configs.ConfigError:
-        new.mesh = default.get_config().mesh
-    return new
-
-
-def _check_groups(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Whether each device has whole groups of examples."""
-    size = _group_size(config)
-    share = config.batch_size // devices
-    if size < config.batch_size and share % size:
-        allowed = [*(m for m in range(1, share + 1) if share % m == 0), config.batch_size]
-        raise configs.ConfigError(
-            f"gnp.m = {size} does not divide a device's share of the batch, {share} of "
-            f"{config.batch_size} examples on {devices} devices: allowed is "
-            f"{', '.join(map(str, allowed))}"
-        )
+    return configs.on_devices(config, jax.device_count())
 
 
 def with_group_size(
@@ -209,18 +176,7 @@ def with_group_size(
         config: checked.
         stored: the directory's config, dotted key -> JSON value; empty: a new run.
     """
-    new = config.copy_and_resolve_references()
-    if new.gnp.r > 0 and not new.gnp.sync_perturbations and new.gnp.m is None:
-        m = stored.get("gnp.m") or max(1, new.batch_size // jax.device_count())
-        set_value(new, "gnp.m", m)
-    return new
-
-
-def _group_size(config: ml_collections.ConfigDict) -> int:
-    """Examples that share a perturbation and batch statistics."""
-    if config.gnp.r == 0 or config.gnp.sync_perturbations:
-        return config.batch_size
-    return config.gnp.m or config.batch_size // jax.device_count()
+    return configs.with_group_size(config, stored, jax.device_count())
 
 
 def build_run(
@@ -281,30 +237,13 @@ def members_of(
     Args:
         config: complete.
         directory: of the run; that of a seed, where there are several, is seed-N in it.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.num_seeds = 2
-        >>> [path.as_posix() for path in members_of(config, Path("runs"))[1]]
-        ['runs/seed-0', 'runs/seed-1']
     """
-    if config.num_seeds == 1:
-        return [config], [directory]
-    members = []
-    for number in range(config.num_seeds):
-        member = config.copy_and_resolve_references()
-        member.num_seeds = 1
-        member.seeds += number
-        member.init_seeds += number
-        members.append(member)
-    return members, [directory / f"seed-{member.seeds}" for member in members]
+    return [config], [directory]
 
 
 def _check(config: ml_collections.ConfigDict, training: bool) -> None:
     check_names(config)
     check_devices(config, training)
-    if training:
-        _check_batch_norm_group(config)
 
 
 def _check_alike(datasets: Sequence[ds_pipeline.Dataset], batch_size: int) -> None:
@@ -359,9 +298,6 @@ def _build(
         config.loss, config.label_smoothing, config.compute_top_5_error_rate
     )
     mesh = build_mesh(config.mesh.data, config.mesh.fsdp)
-    if training:
-        _check_groups(config, mesh.size)
-        _check_micro_batches(config, mesh.size)
     groups = _groups(config, steps_per_epoch) if training else None
     accumulation = _accumulation(config, steps_per_epoch)
     penalty = None
@@ -453,11 +389,9 @@ def check_objective(config: ml_collections.ConfigDict, dataset: ds_pipeline.Data
     Raises:
         ConfigError: real numbers are to be predicted by a loss for classes.
     """
-    if dataset.is_regression and config.loss != "squared_error":
-        raise configs.ConfigError(
-            f"loss = {config.loss} is for classes, and the target of '{dataset.name}' is a real "
-            "number: set loss to squared_error"
-        )
+    wrong = rules.problems(config, rules.Facts(is_regression=dataset.is_regression))
+    if wrong:
+        raise configs.ConfigError("\n".join(wrong))
 
 
 @contextlib.contextmanager
@@ -502,38 +436,11 @@ def regularizer(config: ml_collections.ConfigDict) -> Regularizer:
 
 
 def _groups(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Groups | None:
-    size = _group_size(config)
+    size = rules.group_size(config, jax.device_count())
     if size == config.batch_size:
         return None
     penalty = optimizer.build_penalty(config, steps_per_epoch)
     return Groups(size, optimizer.per_group(penalty, AXES))
-
-
-def _check_micro_batches(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Whether each device has its share of each micro-batch."""
-    count = config.accumulate_steps
-    if config.batch_size // count % devices:
-        raise configs.ConfigError(
-            f"accumulate_steps = {count} leaves micro-batches of {config.batch_size // count} "
-            f"examples, which cannot be split over {devices} devices: batch_size must be a "
-            f"multiple of {count * devices}"
-        )
-
-
-def _check_batch_norm_group(config: ml_collections.ConfigDict) -> None:
-    """Whether what the model is given in training divides into groups with batch statistics."""
-    group = config.model.model_params.get("batch_norm_group")
-    batch, what = config.batch_size, "batch_size"
-    if config.accumulate_steps > 1:
-        batch, what = batch // config.accumulate_steps, "batch_size / accumulate_steps"
-    elif _group_size(config) < batch:
-        batch, what = _group_size(config), "gnp.m"
-    if group is not None and batch % group:
-        allowed = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
-        raise configs.ConfigError(
-            f"model_params.batch_norm_group = {group} does not divide {what} = {batch}, the "
-            f"examples that the model is given at once: allowed is {allowed}"
-        )
 
 
 def _accumulation(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Accumulation | None:
@@ -748,7 +655,4 @@ def evaluation_batches(run: Run) -> Iterator[Any]:
 
 def config_as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Dotted key -> JSON value, every key."""
-    flat = configs.flatten(config, default.KEYS)
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()
-    }
+    return configs.as_json(config)

@@ -1,9 +1,9 @@
 """bash recipe/sweep.sh CONFIG KEY=VALUE,VALUE... [--config.KEY=VALUE ...]: a grid of runs.
 
-CONFIG is a name in config/, such as digits, or a config file. Every combination of the values is a
-run, in a directory named after them: DIR/gnp.alpha=0.8,seeds=1. The same command goes on:
-finished runs are skipped, one that was stopped resumes, one that failed is tried again; a longer
-list of values adds the runs that are missing.
+CONFIG is a name in config/, such as digits or evolution:mnist, or a config file. Every combination
+of the values is a run, in a directory named after them: DIR/gnp.alpha=0.8,seeds=1. The same command
+goes on: finished runs are skipped, one that was stopped resumes, one that failed is tried again; a
+longer list of values adds the runs that are missing.
 
     bash recipe/sweep.sh digits gnp.alpha=0,0.8 seeds=0,1,2
 
@@ -51,14 +51,15 @@ from urllib.parse import quote
 import ml_collections
 from tqdm import tqdm
 
+import config as configs
 from config import ConfigError, default
-from config.schema import split_overrides
+from config.load import split_overrides
 from gnp import build
 from gnp.analysis.command_line import Parser
 from gnp.analysis.report.runs import ReportError, read_run
 from gnp.main import command_line
 from gnp.main.main import USAGE_ERRORS
-from gnp.training.run_directory import read_config, refuse_mixture, refuse_other_config
+from gnp.training.run_directory import read_config, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-P", "-m", "gnp.main.main")
@@ -94,13 +95,11 @@ class Run(NamedTuple):
         name: of its directory and its log.
         directory: the run directory.
         arguments: for gnp.main.main.
-        seeds: the run directories in it, where it trains several seeds at once.
     """
 
     name: str
     directory: Path
     arguments: tuple[str, ...]
-    seeds: tuple[Path, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -122,7 +121,8 @@ def main(arguments: Sequence[str]) -> int:
         axes = read_axes(options.grid, [key for key, _ in constants])
         file, directory = _places(options.config, options.working_dir)
         runs = plan(file, directory, axes, constants, options.seed_keys.split())
-        return _sweep(check(runs), directory, options.jobs)
+        check(runs)
+        return _sweep(runs, directory, options.jobs)
     except (UsageError, ConfigError) as error:
         return _fail(error, 2)
     except (SweepError, OSError) as error:
@@ -155,9 +155,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
 
 def _places(config: str, working_dir: str | None) -> tuple[str, Path]:
     """The config file and the sweep's directory."""
-    is_file = config.endswith(".py") or os.sep in config
-    file = config if is_file else str(ROOT / "config" / f"{config.replace('-', '_')}.py")
-    name = Path(file).stem.replace("_", "-")
+    path, _, argument = config.partition(":")
+    is_file = path.endswith(".py") or os.sep in path
+    file = path if is_file else str(ROOT / "config" / f"{path.replace('-', '_')}.py")
+    name = "-".join([Path(file).stem, *re.findall(r"\w+", argument)]).replace("_", "-")
     directory = Path(working_dir) if working_dir else ROOT / "runs" / f"{name}-sweep"
     if (directory / "config.json").exists():
         raise UsageError(
@@ -165,7 +166,7 @@ def _places(config: str, working_dir: str | None) -> tuple[str, Path]:
         )
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"--working_dir={directory} is a file; a directory is needed")
-    return file, directory
+    return f"{file}:{argument}" if argument else file, directory
 
 
 def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]:
@@ -321,35 +322,27 @@ def run_name(point: Mapping[str, str]) -> str:
     return f"{name[: _LONGEST_NAME - len(digest) - 1]}~{digest}"
 
 
-def check(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the directories of their seeds, where nothing is wrong with any of them.
+def check(runs: Sequence[Run]) -> None:
+    """Check every run as it will check itself.
 
     Raises:
         UsageError: a line for each problem.
     """
     wrong: list[str] = []
     seen: dict[str, str] = {}
-    checked: list[Run] = []
     for run in tqdm(runs, "checking", disable=None, delay=1.0, leave=False):
         try:
             config = _checked(run)
-            members, directories = build.members_of(config, run.directory)
-            refuse_mixture(run.directory, len(members))
-            for member, directory in zip(members, directories, strict=True):
-                _refuse_other_run(directory, member)
+            _refuse_other_run(run.directory, config)
         except (*USAGE_ERRORS, UsageError) as error:
             wrong += str(error).splitlines()
             continue
-        checked.append(run._replace(seeds=tuple(directories) if len(members) > 1 else ()))
-        for member in members:
-            text = json.dumps(build.config_as_json(member), sort_keys=True)
-            if text in seen:
-                what = "are the same run" if len(members) == 1 else f"train seed {member.seeds}"
-                wrong.append(f"{seen[text]} and {run.name} {what}; leave one out")
-            seen.setdefault(text, run.name)
+        text = json.dumps(configs.as_json(config), sort_keys=True)
+        if text in seen:
+            wrong.append(f"{seen[text]} and {run.name} are the same run; leave one out")
+        seen.setdefault(text, run.name)
     if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
-    return checked
 
 
 def _checked(run: Run) -> ml_collections.ConfigDict:
@@ -371,29 +364,25 @@ def _refuse_other_run(directory: Path, config: ml_collections.ConfigDict) -> Non
         return
     stored = read_config(directory)
     # Where the size of groups is open it is the stored one; jax is not asked for its devices here.
-    resolved = build.with_group_size(config, {**stored, "gnp.m": stored.get("gnp.m") or 1})
+    resolved = configs.with_group_size(config, stored, devices=1)
     refuse_other_config(
         directory,
-        build.config_as_json(resolved),
+        configs.as_json(resolved),
         default.FREE_KEYS,
-        build.config_as_json(default.get_config()),
+        configs.as_json(default.get_config()),
         advice="choose another directory for the sweep, or remove this one",
     )
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the last epoch is done and saved, of every seed."""
-    return all(_is_finished(directory) for directory in run.seeds or (run.directory,))
-
-
-def _is_finished(directory: Path) -> bool:
+    """Tell whether the last epoch of a run is done and saved."""
     try:
-        found = read_run(directory)
+        found = read_run(run.directory)
     except (ReportError, OSError):
         return False  # none, or damaged: the run itself says so
     if not found.is_finished:
         return False
-    return (directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
+    return (run.directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
 
 
 def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
@@ -675,8 +664,7 @@ def _devices() -> tuple[str, list[str]]:
 
 def _report(runs: Sequence[Run], directory: Path) -> int:
     """Writes the report; its exit code."""
-    directories = [path for run in runs for path in run.seeds or (run.directory,)]
-    if not any((path / "config.json").is_file() for path in directories):
+    if not any((run.directory / "config.json").is_file() for run in runs):
         print("gnp: no run has begun: there is nothing to report", file=sys.stderr)
         return 1
     from gnp.analysis.report.__main__ import main as report  # late: it needs plotly

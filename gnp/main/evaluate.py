@@ -25,11 +25,6 @@ def run(
     overrides: Sequence[tuple[str, str]] = (),
 ) -> int:
     """Evaluates a checkpoint of a directory, or of each seed's; prints a table and a JSON line."""
-    if config is not None and config.num_seeds > 1:
-        for member, directory in zip(*build.members_of(config, working_dir), strict=True):
-            print(f"{directory}:")
-            run(member, directory, checkpoint)
-        return 0
     inside = seed_directories(working_dir)
     if config is None and inside and not (working_dir / "config.json").exists():
         for directory in inside:
@@ -39,7 +34,7 @@ def run(
     saved = read_config(working_dir)
     if config is None:
         stored = build.on_these_devices(configs.from_flat(saved))
-        config, _ = configs.apply_overrides(stored, overrides, default.KEYS)
+        config, _ = configs.apply_overrides(stored, overrides)
     else:
         refuse_other_config(
             working_dir,

@@ -8,7 +8,6 @@ from config.load import (
     on_devices,
     read_config,
     read_flags,
-    resolve,
     with_group_size,
     without_removed,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "on_devices",
     "read_config",
     "read_flags",
-    "resolve",
     "with_group_size",
     "without_removed",
 ]

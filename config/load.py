@@ -1,5 +1,6 @@
 """From a config file and a command line to one complete, checked config."""
 
+import contextlib
 import copy
 import importlib.util
 import inspect
@@ -22,28 +23,15 @@ _FREE = tuple(key.name for key in default.KEYS if isinstance(key.default, dict))
 _IMAGENET_AUGMENTATIONS = {"none": "inception", "basic": "inception", "autoaugment": "randaugment"}
 # What is no value of the key before it: a flag, though no negative number, or a lone equals sign.
 _NO_VALUE = re.compile(r"=|-(?!\.?\d)")
-# Config files of earlier versions, which people have in scripts: the file that took their place and
-# its argument.
-MOVED = {
-    **{
-        f"riemannian_{dataset}_{optimizer}": ("riemannian", f"{dataset},{optimizer}")
-        for dataset in ("cifar10", "cifar100", "svhn")
-        for optimizer in ("sgd", "sgdg", "adamg")
-    },
-    **{
-        f"evolution_{dataset}": ("evolution", dataset)
-        for dataset in ("boston", "cifar10", "cifar100", "forda", "iris", "mnist")
-    },
-    **{
-        name: ("original", name)
-        for name in (
-            *("wideresnet_cifar", "resnet_cifar", "wideresnet_ss_cifar", "pyramidnet_sd_cifar"),
-            *("vit_cifar_basic", "vit_cifar_basic_grwarmup", "vit_cifar_heavy"),
-            *("resnet_imagenet", "vggbn_imagenet"),
-        )
-    },
-    "gc_horses_or_humans": ("horses_or_humans", "gc"),
-}
+# Config files of earlier versions, which people have in scripts; what takes their place, and its
+# argument.
+_MOVED = (
+    (r"riemannian_(\w+)_(\w+)", "riemannian", r"\1,\2"),
+    (r"evolution_(\w+)", "evolution", r"\1"),
+    (r"gc_horses_or_humans", "horses_or_humans", "gc"),
+    (r"(\w+)_methods", "methods", r"\1"),
+    (r"\w+_cifar(_\w+)?|\w+_imagenet", "original", r"\g<0>"),
+)
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -70,17 +58,10 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
 def read_config(
     path: str, overrides: Sequence[tuple[str, str]] = ()
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """Return the config of a file and everything that is wrong with it; see `load_config`.
-
-    Returns:
-        The config, resolved where nothing is wrong; a line for each thing that is.
+    """Return the config of a file, as `load_config` does, and a line for each thing that is wrong.
 
     Raises:
         ConfigError: the file gives no config.
-
-    Example:
-        >>> read_config("config/digits.py", [("gnp.r", "-1")])[1]
-        ['gnp.r = -1.0: allowed is a number >= 0']
     """
     config = _thawed(_run_file(path))
     wrong = _override(config, overrides) + _fill_required(config)
@@ -89,16 +70,12 @@ def read_config(
     _override(config, overrides)
     _drop_other_weight(config, [name for name, _ in overrides])
     wrong += rules.value_problems(config) if wrong else rules.problems(config)
-    return (config if wrong else resolve(config)), list(dict.fromkeys(wrong))
+    return (config if wrong else _resolve(config)), list(dict.fromkeys(wrong))
 
 
 def _run_file(path: str) -> ml_collections.ConfigDict:
     """Return what `get_config` of a file returns; whatever it raises is the file's own bug."""
-    name, _, argument = path.partition(".py:")
-    file = Path(f"{name}.py" if argument else path)
-    if file.stem in MOVED and not file.is_file() and not argument:
-        stem, argument = MOVED[file.stem]
-        file = file.with_stem(stem)
+    file, argument = _find(path)
     said = f"--config={path}"
     if not file.is_file():
         raise ConfigError(f"{said}: no such file; config/ holds ready ones")
@@ -116,15 +93,23 @@ def _run_file(path: str) -> ml_collections.ConfigDict:
         config = get_config(*arguments)
     except ConfigError as error:
         raise ConfigError(f"{said}: {error}") from error
-    except (AttributeError, KeyError) as error:
-        gone = [key.name for key in default.REMOVED if f'"{key.name}"' in str(error)]
-        if not gone:
-            raise
-        raise ConfigError(f"{said}: {rules.unknown_key(gone[0])}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         kind = type(config).__name__
         raise ConfigError(f"{said}: get_config() returned {kind}, a ConfigDict is needed")
     return config
+
+
+def _find(path: str) -> tuple[Path, str]:
+    """Return the file and the argument of FILE.py:ARGUMENT, or of a name from earlier versions."""
+    name, _, argument = path.partition(".py:")
+    if argument:
+        return Path(f"{name}.py"), argument
+    file = Path(path)
+    for old, stem, names in () if file.is_file() else _MOVED:
+        match = re.fullmatch(old, file.stem)
+        if match:
+            return file.with_stem(stem), match.expand(names)
+    return file, ""
 
 
 def _check_call(get_config: Any, arguments: Sequence[str]) -> None:
@@ -167,8 +152,10 @@ def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
         node = node.get(each) if isinstance(node, ml_collections.ConfigDict) else None
     if not isinstance(node, ml_collections.ConfigDict):
         return  # the config lacks more than this key, and is refused for that
-    with node.ignore_type(), node.unlocked():
-        node[leaf] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    # Locking again fails where a required placeholder has no value yet: only for a new key.
+    with node.ignore_type(), contextlib.nullcontext() if leaf in node else node.unlocked():
+        node[leaf] = value
 
 
 def _literal(value: str) -> Any:
@@ -212,20 +199,12 @@ def _drop_other_weight(config: ml_collections.ConfigDict, overridden: Sequence[s
         _set(config, "gnp.lambda", None)
 
 
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return a copy with `gnp.alpha` computed from `gnp.lambda` where that is given.
+def _resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a copy of a config without problems, with what follows from its other keys.
 
-    Where SGDG or AdamG has no `opt.learning_rate_grassmann`, it gets the published one. The data
-    set `imagenet` of the published penalty code becomes an `image_folder` with its augmentation.
-
-    Args:
-        config: a config without problems.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.gnp.r, config.gnp["lambda"] = 0.05, 0.04
-        >>> round(resolve(config).gnp.alpha, 3)
-        0.8
+    `gnp.alpha` follows from `gnp.lambda` where that is given, and
+    `opt.learning_rate_grassmann` from SGDG or AdamG where it is not. The data set `imagenet` of the
+    published penalty code becomes an `image_folder` with its augmentation.
     """
     new = config.copy_and_resolve_references()
     if new.gnp["lambda"] is not None and new.gnp.r > 0:
@@ -236,7 +215,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         level = new.dataset.image_level_augmentations
         new.dataset.dataset_name = "image_folder"
         new.dataset.image_level_augmentations = _IMAGENET_AUGMENTATIONS.get(level, level)
-    return new
+    return new.lock()
 
 
 def apply_overrides(
@@ -244,10 +223,7 @@ def apply_overrides(
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
     """Return a copy of a config with command-line values in it, and what was wrong with them.
 
-    Args:
-        config: complete.
-        overrides: (dotted key, text) pairs; later ones win. Below a dict of free keyword arguments
-            any name is taken.
+    Below a dict of free keyword arguments any name is taken.
 
     Example:
         >>> new, wrong = apply_overrides(default.get_config(), [("gnp.r", "0.1")])
@@ -385,9 +361,6 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
 
     ml_collections' config_flags does the same, but stops at the first key that is wrong, and sets
     neither a key whose default is None nor one that is new below `opt.opt_params`.
-
-    Args:
-        arguments: the command line without the program's name.
 
     Returns:
         The other arguments; the (key, value) pairs; a line for each that has no value.

@@ -101,12 +101,7 @@ def unknown_key(name: str) -> str:
 
 
 def not_allowed(key: Key, value: Any) -> str:
-    """Return what to say of a value that the kind of its key does not allow.
-
-    Example:
-        >>> not_allowed(_KEYS["precision"], "float23")
-        "precision = 'float23': allowed is float32 | bfloat16 (did you mean float32?)"
-    """
+    """Return what to say of a value that the kind of its key does not allow."""
     near = nearest(str(value), key.kind.names)
     return f"{key.name} = {value!r}: allowed is {key.kind.allowed}{near}"
 
@@ -210,23 +205,20 @@ def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
         []
     """
     data, fsdp = config.mesh.data, config.mesh.fsdp
-    given = f"mesh.data = {data} and mesh.fsdp = {fsdp}"
-    known = max(data, fsdp)
+    product, given = data * fsdp, f"mesh.data = {data} and mesh.fsdp = {fsdp}"
     if data == fsdp == -1:
         return [f"{given}: only one of them can be -1, all the rest"]
-    if -1 in (data, fsdp):
-        if devices % known == 0:
-            return []
+    if product > 0 and product != devices:
         return [
-            f"{given}: {known} does not divide the number of devices, {devices}: allowed is "
+            f"{given} are for {product} devices, and there are {devices}: their product must "
+            "be that number; -1 in one of them is all the rest"
+        ]
+    if product < 0 and devices % -product:
+        return [
+            f"{given}: {-product} does not divide the number of devices, {devices}: allowed is "
             f"{_divisors(devices)}"
         ]
-    if data * fsdp == devices:
-        return []
-    return [
-        f"{given} are for {data * fsdp} devices, and there are {devices}: their product must "
-        "be that number; -1 in one of them is all the rest"
-    ]
+    return []
 
 
 def group_size(config: ml_collections.ConfigDict, devices: int) -> int:

@@ -36,7 +36,11 @@ class Key(NamedTuple):
     name: str
     default: Any
     kind: Kind
-    meaning: str
+    meaning: str = ""
+
+    def means(self, meaning: str) -> "Key":
+        """Return the key with its meaning."""
+        return self._replace(meaning=meaning)
 
 
 def integer(at_least: int, below: int | None = None) -> Kind:
@@ -143,19 +147,13 @@ def choice(*names: str) -> Kind:
     return Kind(" | ".join(names), str, lambda value: value in names, names)
 
 
-def numbers(at_least: float, increasing: bool = True, above: bool = False) -> Kind:
+def numbers(each: Kind, increasing: bool = False) -> Kind:
     """Allow a tuple of numbers, written `60,120,160`.
 
-    Args:
-        at_least: the smallest allowed.
-        increasing: each is larger than the one before.
-        above: at_least itself is not allowed.
-
     Example:
-        >>> numbers(at_least=0).parse("60,120")
+        >>> numbers(number(at_least=0), increasing=True).parse("60,120")
         (60.0, 120.0)
     """
-    each = number(above=at_least) if above else number(at_least=at_least)
 
     def parse(line: str) -> tuple[float, ...]:
         return tuple(float(word) for word in line.strip("()[] ").split(",") if word.strip())
@@ -165,8 +163,9 @@ def numbers(at_least: float, increasing: bool = True, above: bool = False) -> Ki
             return False
         return not increasing or all(a < b for a, b in zip(value, value[1:], strict=False))
 
-    order, sign = ("increasing ", "60,120,160") if increasing else ("", "0.5,0.4,0.4")
-    return Kind(f"{order}numbers {'>' if above else '>='} {at_least}, such as {sign}", parse, check)
+    order, sample = ("increasing ", "60,120,160") if increasing else ("", "0.5,0.4,0.4")
+    allowed = each.allowed.replace("a number", "numbers")
+    return Kind(f"{order}{allowed}, such as {sample}", parse, check)
 
 
 def mapping() -> Kind:
@@ -235,11 +234,8 @@ def pick(argument: str, names: Sequence[str]) -> str:
         ConfigError: it is not.
 
     Example:
-        >>> pick("minst", ["mnist", "iris"])
-        Traceback (most recent call last):
-        ...
-        config.schema.ConfigError: unknown argument 'minst' (did you mean mnist?); write
-        FILE.py:ARGUMENT with one of mnist | iris
+        >>> pick("mnist", ["mnist", "iris"])
+        'mnist'
     """
     if argument in names:
         return argument
@@ -250,19 +246,19 @@ def pick(argument: str, names: Sequence[str]) -> str:
 
 
 def build_config(keys: Sequence[Key]) -> ml_collections.ConfigDict:
-    """Build a locked ConfigDict with every key at its default.
+    """Build a ConfigDict with every key at its default.
 
-    The dicts of free keyword arguments (`opt.opt_params`, `model.model_params`) stay open.
+    It is not locked, as ml_collections cannot lock one with a `required_placeholder`; a key that
+    there is not is found by `config.rules`.
 
     Args:
         keys: every key once, dotted names.
 
     Example:
-        >>> build_config([Key("gnp.r", 0.0, number(at_least=0), "radius")]).gnp.r
+        >>> build_config([Key("gnp.r", 0.0, number(at_least=0))]).gnp.r
         0.0
     """
     config = ml_collections.ConfigDict()
-    free = []
     for key in keys:
         *path, leaf = key.name.split(".")
         node = config
@@ -271,11 +267,6 @@ def build_config(keys: Sequence[Key]) -> ml_collections.ConfigDict:
                 node[name] = ml_collections.ConfigDict()
             node = node[name]
         node[leaf] = key.default  # a dict becomes a ConfigDict
-        if isinstance(key.default, dict):
-            free.append(node[leaf])
-    config.lock()
-    for node in free:
-        node.unlock()
     return config
 
 

@@ -78,7 +78,7 @@ class UsageError(ValueError):
 
 
 class SweepError(RuntimeError):
-    """What stops a sweep that was asked for correctly; one line."""
+    """A failure of a sweep that was asked for correctly; one line."""
 
 
 class Axis(NamedTuple):
@@ -111,7 +111,7 @@ class Failure(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a sweep and returns the exit code.
+    """Run a sweep and return the exit code.
 
     Args:
         arguments: without the program's name.
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options, constants = _parse(arguments)
         axes = read_axes(options.grid, [key for key, _ in constants])
-        file, directory = _places(options.config, options.working_dir)
+        file, directory = _locate(options.config, options.working_dir)
         runs = plan(file, directory, axes, constants, options.seed_keys.split())
         check(runs)
         return _sweep(runs, directory, options.jobs)
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """The options, and the keys that every run is given."""
+    """Return the options and the keys that every run is given."""
     rest, constants, wrong = split_overrides(arguments)
     if wrong:
         raise UsageError("\n".join(wrong))
@@ -153,8 +153,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
     return options, constants
 
 
-def _places(config: str, working_dir: str | None) -> tuple[str, Path]:
-    """The config file and the sweep's directory."""
+def _locate(config: str, working_dir: str | None) -> tuple[str, Path]:
+    """Return the config file and the directory of the sweep."""
     path, _, argument = config.partition(":")
     is_file = path.endswith(".py") or os.sep in path
     file = path if is_file else str(ROOT / "config" / f"{path.replace('-', '_')}.py")
@@ -170,7 +170,7 @@ def _places(config: str, working_dir: str | None) -> tuple[str, Path]:
 
 
 def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]:
-    """What varies.
+    """Read what varies.
 
     Args:
         words: `KEY=VALUE,VALUE` or `KEY,KEY=(A,B),(C,D)`.
@@ -200,7 +200,7 @@ def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]
 
 
 def _read_axis(word: str) -> Axis:
-    """One word of the grid.
+    """Read one word of the grid.
 
     Raises:
         ValueError: what is wrong with it, one line.
@@ -231,7 +231,7 @@ def _read_axis(word: str) -> Axis:
 
 
 def split_values(text: str) -> list[str]:
-    """The parts between commas that are neither inside brackets nor inside quotes.
+    """Split at the commas that are neither inside brackets nor inside quotes.
 
     Raises:
         ValueError: a bracket or a quote has no partner.
@@ -263,7 +263,7 @@ def split_values(text: str) -> list[str]:
 
 
 def _unquoted(text: str) -> str:
-    """Without the quotes around a whole value."""
+    """Take off the quotes around a whole value."""
     match = re.fullmatch(r"'([^']*)'|\"([^\"]*)\"", text)
     return text if match is None else match[1] or match[2] or ""
 
@@ -275,7 +275,7 @@ def plan(
     constants: Sequence[tuple[str, str]],
     seed_keys: Sequence[str],
 ) -> list[Run]:
-    """Every combination of the values, the last axis first.
+    """Return every combination of the values; the last axis varies fastest.
 
     Args:
         file: the config file.
@@ -302,13 +302,13 @@ def plan(
         pairs += [(key, point[SEEDS]) for key in also if SEEDS in point]
         name = run_name(point)
         arguments = [f"--config={file}", *(f"--config.{key}={text}" for key, text in pairs)]
-        place = directory / name
-        runs.append(Run(name, place, (*arguments, f"--working_dir={place}")))
+        own = directory / name
+        runs.append(Run(name, own, (*arguments, f"--working_dir={own}")))
     return runs
 
 
 def run_name(point: Mapping[str, str]) -> str:
-    """`KEY=VALUE,KEY=VALUE` as a file's name, whatever order the keys came in; seeds last.
+    """Return `KEY=VALUE,KEY=VALUE` as a file's name, whatever order the keys came in; seeds last.
 
     Example:
         >>> run_name({"seeds": "1", "dataset.dataset_name": "tfds/mnist", "base_lr": "0.1"})
@@ -346,7 +346,7 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def _checked(run: Run) -> ml_collections.ConfigDict:
-    """The run's config, checked as the run itself will do."""
+    """Return the config of a run, checked as the run itself will do."""
     line = command_line.parse(run.arguments)
     if line is None or line.config is None:
         raise UsageError(f"{run.name}: no config")
@@ -386,7 +386,7 @@ def is_finished(run: Run) -> bool:
 
 
 def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
-    """Runs what is not finished, and reports."""
+    """Run what is not finished, and report."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     with _lock(directory) as lock:
         waiting = [run for run in runs if not is_finished(run)]
@@ -425,7 +425,7 @@ def run_all(
     signals: Sequence[signal.Signals],
     lock: int,
 ) -> list[Failure]:
-    """Runs each in a process of its own, as many at a time as there are shares of the devices.
+    """Run each in a process of its own, as many at a time as there are shares of the devices.
 
     Args:
         runs: what to run.
@@ -508,19 +508,19 @@ class Process:
             )
 
     def send(self, number: signal.Signals) -> None:
-        """Hands a signal on, where the process is still there; of a terminal that went, SIGTERM."""
+        """Hand a signal on where the process is still there; of a terminal that went, SIGTERM."""
         self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def has_ended(self) -> bool:
-        """Whether it has; does not wait."""
+        """Tell whether the run has ended, without waiting."""
         return self._process.poll() is not None
 
     def wait(self) -> None:
-        """Until it has."""
+        """Wait until the run has ended."""
         self._process.wait()
 
     def failure(self, stopped: bool) -> Failure | None:
-        """Why it did not finish; None where it did, or where it was stopped and is to go on."""
+        """Return why it did not finish; None where it did, or was stopped and is to go on."""
         code = self._process.returncode
         with open(self.log, "rb") as log:
             log.seek(self._from)
@@ -536,7 +536,7 @@ class Process:
 
 
 def last_line(text: str) -> str:
-    r"""The last one that is not empty, without the program's name.
+    r"""Return the last line that is not empty, without the program's name.
 
     Example:
         >>> last_line("epoch 1\ngnp: the loss is not finite\n\n")
@@ -548,7 +548,7 @@ def last_line(text: str) -> str:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[int]:
-    """An open file that belongs to this sweep alone, and to its runs should they survive it.
+    """Open a file that belongs to this sweep alone, and to its runs should they survive it.
 
     Raises:
         SweepError: another one has it.
@@ -566,7 +566,7 @@ def _lock(directory: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[signal.Signals]]:
-    """Within it, Ctrl-C, SIGTERM and the end of the terminal are only noted."""
+    """Only note Ctrl-C, SIGTERM and the end of the terminal."""
     noted: list[signal.Signals] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -584,7 +584,7 @@ def _catch_signals() -> Iterator[list[signal.Signals]]:
 
 
 def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
-    """The environment variables that give each job its devices.
+    """Return the environment variables that give each job its devices.
 
     Raises:
         UsageError: more jobs than devices that cannot be shared.
@@ -597,7 +597,7 @@ def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
 def share_out(
     backend: str, names: Sequence[str], jobs: int | None, runs: int
 ) -> list[dict[str, str]]:
-    """The environment variables that give each job an even share of the devices.
+    """Return the environment variables that give each job an even share of the devices.
 
     How many GPUs a job has does not depend on how many runs are left: a run that uses another
     number of them may be another run. Jobs on one GPU have a share of its memory each, as jax would
@@ -639,13 +639,13 @@ def share_out(
 
 
 def _says_how_much_memory(environment: Mapping[str, str]) -> bool:
-    """Whether jax would not take three quarters of a GPU by itself."""
+    """Tell whether jax would not take three quarters of a GPU by itself."""
     grows = environment.get("XLA_PYTHON_CLIENT_PREALLOCATE", "") in ("false", "False", "0")
     return grows or any(environment.get(name) for name in _FRACTIONS)
 
 
 def _devices() -> tuple[str, list[str]]:
-    """The backend of jax and its devices' names; asked in another process, which gives them back.
+    """Ask another process, which gives the devices back, for jax's backend and their names.
 
     Raises:
         SweepError: jax finds none.
@@ -663,7 +663,7 @@ def _devices() -> tuple[str, list[str]]:
 
 
 def _report(runs: Sequence[Run], directory: Path) -> int:
-    """Writes the report; its exit code."""
+    """Write the report and return its exit code."""
     if not any((run.directory / "config.json").is_file() for run in runs):
         print("gnp: no run has begun: there is nothing to report", file=sys.stderr)
         return 1

@@ -30,393 +30,255 @@ from config.schema import (
 
 KEYS = (
     # Randomness.
-    Key("init_seeds", 0, integer(0, below=2**32), "seed of the initial parameters"),
-    Key(
-        "seeds",
-        0,
-        integer(0, below=2**32),
+    Key("init_seeds", 0, integer(0, below=2**32)).means("seed of the initial parameters"),
+    Key("seeds", 0, integer(0, below=2**32)).means(
         "seed of everything else: order and augmentation of the data, dropout, "
-        "the steps that hybrid training penalises, the digits' split",
-    ),
-    Key(
-        "num_seeds",
-        1,
-        integer(1),
-        "seeds to train at once, by vmap: the next ones after seeds and init_seeds, each as in a "
-        "run of its own, in working_dir/seed-N. For small models; on the CPU, of dense layers",
+        "the steps that hybrid training penalizes, the digits' split"
     ),
     # Length and size.
-    Key("batch_size", 128, integer(1), "examples a step, over all devices"),
-    Key("total_epochs", 200, integer(1), "epochs of training"),
-    Key(
-        "accumulate_steps",
-        1,
-        integer(1),
+    Key("batch_size", 128, integer(1)).means("examples a step, over all devices"),
+    Key("total_epochs", 200, integer(1)).means("epochs of training"),
+    Key("accumulate_steps", 1, integer(1)).means(
         "micro-batches that a step goes through, one after another, of batch_size / "
         "accumulate_steps examples: less memory, the same step. On the CPU compilation grows with "
-        "their number",
+        "their number"
     ),
-    Key(
-        "accumulate_penalty",
-        "batch",
-        choice("batch", "micro"),
+    Key("accumulate_penalty", "batch", choice("batch", "micro")).means(
         "what is perturbed where accumulate_steps > 1: the accumulated gradient, as of one large "
-        "batch, or each micro-batch by its own",
+        "batch, or each micro-batch by its own"
     ),
     # Devices.
-    Key(
-        "mesh.data",
-        -1,
-        axis(),
+    Key("mesh.data", -1, axis()).means(
         "devices that each hold the whole state, or one part each of it where mesh.fsdp > 1; -1: "
-        "all the rest. The batch is split over mesh.data * mesh.fsdp = all devices",
+        "all the rest. The batch is split over mesh.data * mesh.fsdp = all devices"
     ),
-    Key(
-        "mesh.fsdp",
-        1,
-        axis(),
+    Key("mesh.fsdp", 1, axis()).means(
         "devices over which parameters, optimizer state and average are split: less memory on "
-        "each, more traffic; -1: all the rest",
+        "each, more traffic; -1: all the rest"
     ),
     # Learning rate.
-    Key("base_lr", 0.1, number(at_least=0), "learning rate after the warmup"),
+    Key("base_lr", 0.1, number(0)).means("learning rate after the warmup"),
     Key(
         "lr_schedule_type",
         "cosine",
         choice("constant", "stepped", "cosine", "exponential", "inverse_time"),
-        "how the learning rate falls",
-    ),
-    Key("warmup_epochs", 0.0, number(at_least=0), "linear warmup from 0, in epochs"),
+    ).means("how the learning rate falls"),
+    Key("warmup_epochs", 0.0, number(0)).means("linear warmup from 0, in epochs"),
     Key(
-        "lr_schedule_params.boundaries",
-        (60.0, 120.0, 160.0),
-        numbers(0),
-        "stepped: epochs after which the rate is multiplied by the factor",
+        "lr_schedule_params.boundaries", (60.0, 120.0, 160.0), numbers(number(0), increasing=True)
+    ).means("stepped: epochs after which the rate is multiplied by the factor"),
+    Key("lr_schedule_params.factor", 0.2, number(above=0)).means("stepped: the factor"),
+    Key("lr_schedule_params.rate", 0.97, number(above=0)).means("exponential: factor an epoch"),
+    Key("lr_schedule_params.decay", 0.0, number(0)).means(
+        "inverse_time: base_lr / (1 + decay * step); decay per step"
     ),
-    Key("lr_schedule_params.factor", 0.2, number(above=0), "stepped: the factor"),
-    Key("lr_schedule_params.rate", 0.97, number(above=0), "exponential: factor an epoch"),
-    Key(
-        "lr_schedule_params.decay",
-        0.0,
-        number(at_least=0),
-        "inverse_time: base_lr / (1 + decay * step); decay per step",
-    ),
-    # Loss and regularisation.
+    # Loss and regularization.
     Key(
         "loss",
         "softmax_cross_entropy",
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
-        "mean loss of a batch; it decides the metrics too",
-    ),
-    Key("label_smoothing", 0.0, number(at_least=0, at_most=1), "share of the uniform label"),
-    Key("l2_regularization", 0.0, number(at_least=0), "times half the squared norm, in the loss"),
-    Key(
-        "l2_by_kind.weight",
-        None,
-        optional(number(at_least=0)),
+    ).means("mean loss of a batch; it decides the metrics too"),
+    Key("label_smoothing", 0.0, number(0, at_most=1)).means("share of the uniform label"),
+    Key("l2_regularization", 0.0, number(0)).means("times half the squared norm, in the loss"),
+    Key("l2_by_kind.weight", None, optional(number(0))).means(
         "the same for weights alone, also where no_weight_decay_on_bn is True; none: "
-        "l2_regularization",
+        "l2_regularization"
     ),
-    Key("l2_by_kind.bias", None, optional(number(at_least=0)), "for biases (biasDecay)"),
-    Key(
-        "l2_by_kind.scale",
-        None,
-        optional(number(at_least=0)),
-        "for the scales of normalization layers (gammaDecay)",
+    Key("l2_by_kind.bias", None, optional(number(0))).means("biases (biasDecay)"),
+    Key("l2_by_kind.scale", None, optional(number(0))).means("normalization scales (gammaDecay)"),
+    Key("l2_by_kind.offset", None, optional(number(0))).means("normalization offsets (betaDecay)"),
+    Key("no_weight_decay_on_bn", False, boolean()).means(
+        "decay only parameters of rank > 1 (no biases, no batch-norm scales and offsets)"
     ),
-    Key(
-        "l2_by_kind.offset",
-        None,
-        optional(number(at_least=0)),
-        "for the offsets of normalization layers (betaDecay)",
+    Key("gradient_clipping", 0.0, number(0)).means("largest global gradient norm; 0: off"),
+    Key("on_nonfinite", "stop", choice("stop", "skip")).means(
+        "a loss or gradient that is NaN or infinite ends the run, or its update is dropped"
     ),
-    Key(
-        "no_weight_decay_on_bn",
-        False,
-        boolean(),
-        "decay only parameters of rank > 1 (no biases, no batch-norm scales and offsets)",
-    ),
-    Key("gradient_clipping", 0.0, number(at_least=0), "largest global gradient norm; 0: off"),
-    Key(
-        "on_nonfinite",
-        "stop",
-        choice("stop", "skip"),
-        "a loss or gradient that is NaN or infinite ends the run, or its update is dropped",
-    ),
-    Key(
-        "ema_decay",
-        None,
-        optional(number(at_least=0, below=1)),
+    Key("ema_decay", None, optional(number(0, below=1))).means(
         "d: after each step average = d * average + (1 - d) * parameters, from the initial ones "
-        "on; evaluated and saved beside them; none: no average",
+        "on; evaluated and saved beside them; none: no average"
     ),
     # Gradient-norm penalty.
-    Key("gnp.r", 0.0, number(at_least=0), "radius of the perturbation, in parameter space; 0: off"),
-    Key("gnp.alpha", 0.0, number(at_least=0), "weight of the perturbed gradient, lambda / r"),
-    Key(
-        "gnp.lambda",
-        None,
-        optional(number(at_least=0)),
-        "penalty coefficient, instead of gnp.alpha",
+    Key("gnp.r", 0.0, number(0)).means("radius of the perturbation, in parameter space; 0: off"),
+    Key("gnp.alpha", 0.0, number(0)).means("weight of the perturbed gradient, lambda / r"),
+    Key("gnp.lambda", None, optional(number(0))).means("penalty coefficient, instead of gnp.alpha"),
+    Key("gnp.norm_perturbations", False, boolean()).means("mix normalized, not raw gradients"),
+    Key("gnp.sync_perturbations", True, boolean()).means(
+        "one perturbation from the whole batch's gradient; False: one a group (m-sharpness)"
     ),
-    Key("gnp.norm_perturbations", False, boolean(), "mix the normalised gradient, not the raw one"),
-    Key(
-        "gnp.sync_perturbations",
-        True,
-        boolean(),
-        "one perturbation from the whole batch's gradient; False: one a group (m-sharpness)",
-    ),
-    Key(
-        "gnp.m",
-        None,
-        optional(integer(1)),
+    Key("gnp.m", None, optional(integer(1))).means(
         "examples of a group where sync_perturbations is False; none: a device's share. On the CPU "
-        "compilation grows with the number of groups",
+        "compilation grows with the number of groups"
     ),
-    Key(
-        "gnp.where",
-        "all",
-        choice("all", "normalization", "others"),
+    Key("gnp.where", "all", choice("all", "normalization", "others")).means(
         "parameters that are perturbed: all, the scales and offsets of normalization layers, "
-        "or all but these",
+        "or all but these"
     ),
-    Key("gnp.adaptive", False, boolean(), "scale the perturbation by the parameters (ASAM)"),
-    Key(
-        "gnp.method",
-        "finite_difference",
-        choice("finite_difference", "hvp"),
-        "difference of two gradients, or the exact Hessian-vector product",
+    Key("gnp.adaptive", False, boolean()).means("scale the perturbation by the parameters (ASAM)"),
+    Key("gnp.method", "finite_difference", choice("finite_difference", "hvp")).means(
+        "difference of two gradients, or the exact Hessian-vector product"
     ),
-    Key("gnp.every", 1, integer(1), "penalise every n-th step"),
-    Key(
-        "gnp.reuse",
-        0.0,
-        number(at_least=0),
-        "LookSAM: weight of what is kept of the last penalised gradient in the steps between; "
-        "0: off",
+    Key("gnp.every", 1, integer(1)).means("penalize every n-th step"),
+    Key("gnp.reuse", 0.0, number(0)).means(
+        "LookSAM: weight of what is kept of the last penalized gradient in the steps between; "
+        "0: off"
     ),
-    Key(
-        "gnp.warmup_epochs",
-        None,
-        optional(number(at_least=0)),
-        "epochs of gr_warmup_strategy; none: warmup_epochs",
+    Key("gnp.warmup_epochs", None, optional(number(0))).means(
+        "epochs of gr_warmup_strategy; none: warmup_epochs"
     ),
-    Key(
-        "gr_warmup_strategy",
-        "none",
-        choice("none", "lambda", "r", "zero"),
-        "what grows from 0 during the warmup; zero: plain steps until its end",
+    Key("gr_warmup_strategy", "none", choice("none", "lambda", "r", "zero")).means(
+        "what grows from 0 during the warmup; zero: plain steps until its end"
     ),
-    Key("use_hybrid_training", False, boolean(), "penalise a random share of the steps"),
-    Key("hybrid_config.p", 0.5, number(at_least=0, at_most=1), "that share"),
+    Key("use_hybrid_training", False, boolean()).means("penalize a random share of the steps"),
+    Key("hybrid_config.p", 0.5, number(0, at_most=1)).means("that share"),
     # Optimizer.
     Key(
-        "opt.opt_type",
-        "Momentum",
-        choice("SGD", "Momentum", "Adam", "RMSProp", "SGDG", "AdamG"),
+        "opt.opt_type", "Momentum", choice("SGD", "Momentum", "Adam", "RMSProp", "SGDG", "AdamG")
+    ).means(
         "optimizer; SGDG and AdamG train convolutions on the Grassmann manifold, the rest by "
-        "SGD with momentum",
+        "SGD with momentum"
     ),
-    Key("opt.opt_params", {}, mapping(), "its keyword arguments, such as weight_decay"),
-    Key(
-        "opt.learning_rate_grassmann",
-        None,
-        optional(number(at_least=0)),
-        "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05",
+    Key("opt.opt_params", {}, mapping()).means("its keyword arguments, such as weight_decay"),
+    Key("opt.learning_rate_grassmann", None, optional(number(0))).means(
+        "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05"
     ),
-    Key(
-        "opt.omega",
-        0.1,
-        number(at_least=0),
-        "SGDG, AdamG: times half the squared distance of V'V from the identity, in the loss",
+    Key("opt.omega", 0.1, number(0)).means(
+        "SGDG, AdamG: times half the squared distance of V'V from the identity, in the loss"
     ),
-    Key(
-        "opt.grassmann_where",
-        None,
-        optional(text()),
+    Key("opt.grassmann_where", None, optional(text())).means(
         "SGDG, AdamG: regular expression that finds the group's parameters by their paths; "
-        "none: every convolution with more inputs than outputs",
+        "none: every convolution with more inputs than outputs"
     ),
-    Key(
-        "opt.centralize",
-        "none",
-        choice("none", "all", "conv"),
-        "gradient centralization: of all weights of rank > 1, or of convolutions",
+    Key("opt.centralize", "none", choice("none", "all", "conv")).means(
+        "gradient centralization: of all weights of rank > 1, or of convolutions"
     ),
-    Key(
-        "opt.centralize_at",
-        "gradient",
-        choice("gradient", "update"),
+    Key("opt.centralize_at", "gradient", choice("gradient", "update")).means(
         "centralize what the optimizer is given, or what it makes of it (for Adam; not of the "
-        "Grassmann group)",
+        "Grassmann group)"
     ),
     # Model.
-    Key("model.model_name", "WideResNet_16_4", text(), "a name that the registry knows"),
-    Key("model.model_params", {}, mapping(), "its keyword arguments, such as dropout_rate, remat"),
-    Key(
-        "model.pretrained",
-        None,
-        optional(text()),
+    Key("model.model_name", "WideResNet_16_4", text()).means("a name that the registry knows"),
+    Key("model.model_params", {}, mapping()).means(
+        "its keyword arguments, such as dropout_rate, remat"
+    ),
+    Key("model.pretrained", None, optional(text())).means(
         "file of weights to start from, .safetensors or .npz, named as by PyTorch (timm) or, for "
         "ViT, by vision_transformer; read when a run begins, not when it goes on; none: start "
-        "from init_seeds alone",
+        "from init_seeds alone"
     ),
-    Key(
-        "model.pretrained_strict",
-        True,
-        boolean(),
+    Key("model.pretrained_strict", True, boolean()).means(
         "stop where pretrained weights and model do not match; False: say what is left at its "
-        "initial value, and go on",
+        "initial value, and go on"
     ),
-    Key(
-        "precision",
-        "float32",
-        choice("float32", "bfloat16"),
-        "of the model's computation; parameters, statistics, softmax and loss are float32",
+    Key("precision", "float32", choice("float32", "bfloat16")).means(
+        "of the model's computation; parameters, statistics, softmax and loss are float32"
     ),
     # Data.
-    Key(
-        "dataset.dataset_name",
-        "cifar10",
-        text(),
+    Key("dataset.dataset_name", "cifar10", text()).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
-        "npz; or a TFDS name (tfds/NAME is always TFDS); imagenet: image_folder with random crops",
+        "npz; or a TFDS name (tfds/NAME is always TFDS); imagenet: image_folder with random crops"
     ),
-    Key(
-        "dataset.data_dir",
-        None,
-        optional(text()),
+    Key("dataset.data_dir", None, optional(text())).means(
         "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
-        "image_folder, ucr: their folder. csv, npz: the file",
+        "image_folder, ucr: their folder. csv, npz: the file"
     ),
-    Key("dataset.train_split", "train", text(), "TFDS: split to train on, such as train+extra"),
-    Key("dataset.target", None, optional(text()), "csv: name of the column to predict"),
-    Key(
-        "dataset.task",
-        None,
-        optional(choice("classification", "regression")),
-        "csv, npz: what the target is; none: classification (diabetes is always regression)",
+    Key("dataset.train_split", "train", text()).means("TFDS: split to train on, as train+extra"),
+    Key("dataset.target", None, optional(text())).means("csv: name of the column to predict"),
+    Key("dataset.task", None, optional(choice("classification", "regression"))).means(
+        "csv, npz: what the target is; none: classification (diabetes is always regression)"
     ),
     Key(
         "dataset.image_level_augmentations",
         "none",
         choice("none", "basic", "autoaugment", "aa-only", "randaugment", "keras", "inception"),
-        "per image; inception, for encoded photographs: a random crop at any scale",
-    ),
+    ).means("per image; inception, for encoded photographs: a random crop at any scale"),
     Key(
         "dataset.batch_level_augmentations",
         "none",
         choice("none", "cutout", "mixup", "mixcut", "cutmix"),
-        "per batch; mixcut: mixup, then cutout",
-    ),
+    ).means("per batch; mixcut: mixup, then cutout"),
     Key(
         "dataset.autoaugment_policy",
         None,
         optional(
             choice("cifar", "svhn", "imagenet", "cifar-paper", "svhn-paper", "imagenet-paper")
         ),
+    ).means(
         "autoaugment, aa-only: the policy, of the published code or of the paper's tables; none: "
-        "the published code's for the data set's name, else its imagenet",
+        "the published code's for the data set's name, else its imagenet"
     ),
-    Key("dataset.randaugment_layers", 2, integer(1), "randaugment: operations an image"),
-    Key(
-        "dataset.randaugment_magnitude",
-        9.0,
-        number(at_least=0, at_most=10),
-        "randaugment: their strength, up to 10",
+    Key("dataset.randaugment_layers", 2, integer(1)).means("randaugment: operations an image"),
+    Key("dataset.randaugment_magnitude", 9.0, number(0, at_most=10)).means(
+        "randaugment: their strength, up to 10"
     ),
-    Key("dataset.mixup_alpha", 1.0, number(above=0), "mixup, mixcut: of Beta(alpha, alpha)"),
-    Key("dataset.cutmix_alpha", 1.0, number(above=0), "cutmix: of Beta(alpha, alpha)"),
-    Key("dataset.cutout_size", 16, integer(1), "side of cutout's square, in pixels"),
-    Key(
-        "dataset.image_size",
-        None,
-        optional(integer(1)),
+    Key("dataset.mixup_alpha", 1.0, number(above=0)).means("mixup, mixcut: of Beta(alpha, alpha)"),
+    Key("dataset.cutmix_alpha", 1.0, number(above=0)).means("cutmix: of Beta(alpha, alpha)"),
+    Key("dataset.cutout_size", 16, integer(1)).means("side of cutout's square, in pixels"),
+    Key("dataset.image_size", None, optional(integer(1))).means(
         "encoded photographs (image_folder, imagenet2012): side in pixels they are brought to; "
-        "none: 224. Others: expected side; none: any",
+        "none: 224. Others: expected side; none: any"
     ),
-    Key("dataset.num_classes", None, optional(integer(1)), "expected classes; none: any"),
-    Key("dataset.num_channels", None, optional(integer(1)), "expected channels; none: any"),
-    Key(
-        "dataset.validation_fraction",
-        0.1,
-        number(above=0, at_most=0.9),
-        "share of the training split that is held out where use_test_set is False",
+    Key("dataset.num_classes", None, optional(integer(1))).means("expected classes; none: any"),
+    Key("dataset.num_channels", None, optional(integer(1))).means("expected channels; none: any"),
+    Key("dataset.validation_fraction", 0.1, number(above=0, at_most=0.9)).means(
+        "share of the training split that is held out where use_test_set is False"
     ),
-    Key(
-        "dataset.test_fraction",
-        0.2,
-        number(above=0, at_most=0.9),
+    Key("dataset.test_fraction", 0.2, number(above=0, at_most=0.9)).means(
         "share of the examples that is the test set where the data come without one "
-        "(scikit-learn's sets, csv, npz)",
+        "(scikit-learn's sets, csv, npz)"
     ),
-    Key(
-        "dataset.subset",
-        None,
-        optional(number(above=0)),
+    Key("dataset.subset", None, optional(number(above=0))).means(
         "training examples to use, the same share of each class: a whole number from 1 up, or a "
-        "share below 1; none: all",
+        "share below 1; none: all"
     ),
-    Key(
-        "dataset.label_noise",
-        0.0,
-        number(at_least=0, at_most=1),
-        "share of the training labels that are replaced by another class",
+    Key("dataset.label_noise", 0.0, number(0, at_most=1)).means(
+        "share of the training labels that are replaced by another class"
     ),
-    Key(
-        "dataset.mean",
-        None,
-        optional(numbers(0, increasing=False)),
+    Key("dataset.mean", None, optional(numbers(number(0)))).means(
         "images: subtracted from each channel, where 1 is the largest uint8 value; none: the "
-        "data set's published ones, else the training set's own",
+        "data set's published ones, else the training set's own"
     ),
-    Key(
-        "dataset.std",
-        None,
-        optional(numbers(0, increasing=False, above=True)),
-        "images: what each channel is divided by after that; none: likewise",
+    Key("dataset.std", None, optional(numbers(number(above=0)))).means(
+        "images: what each channel is divided by after that; none: likewise"
     ),
-    Key(
-        "dataset.workers",
-        None,
-        optional(integer(0)),
-        "processes that read and augment; 0: threads of this one; none: as fits the machine",
+    Key("dataset.workers", None, optional(integer(0))).means(
+        "processes that read and augment; 0: threads of this one; none: as fits the machine"
     ),
-    Key("use_test_set", True, boolean(), "evaluate on the test set; False: on a held-out part"),
+    Key("use_test_set", True, boolean()).means("evaluate on the test set; False: a held-out part"),
     # What is measured and kept.
-    Key("compute_top_5_error_rate", False, boolean(), "log the top-5 error rate as well"),
-    Key("evaluate_every_n_epochs", 1, integer(1), "epochs between evaluations"),
-    Key("save_ckpt_every_n_epochs", 1, integer(1), "epochs between checkpoints"),
-    Key("keep_checkpoints", 3, integer(2), "newest checkpoints that are kept"),
-    Key("log_every_n_steps", 50, integer(1), "steps between TensorBoard points"),
-    Key(
-        "log_costs_per_layer",
-        False,
-        boolean(),
-        "log the weight cost and the orthogonality penalty of each parameter as well",
+    Key("compute_top_5_error_rate", False, boolean()).means("log the top-5 error rate as well"),
+    Key("evaluate_every_n_epochs", 1, integer(1)).means("epochs between evaluations"),
+    Key("save_ckpt_every_n_epochs", 1, integer(1)).means("epochs between checkpoints"),
+    Key("keep_checkpoints", 3, integer(2)).means("newest checkpoints that are kept"),
+    Key("log_every_n_steps", 50, integer(1)).means("steps between TensorBoard points"),
+    Key("log_costs_per_layer", False, boolean()).means(
+        "log the weight cost and the orthogonality penalty of each parameter as well"
     ),
-    Key(
-        "record.gradients",
-        False,
-        boolean(),
-        "record what each epoch's gradients add up to, and draw it at the end",
+    Key("record.gradients", False, boolean()).means(
+        "record what each epoch's gradients add up to, and draw it at the end"
     ),
-    Key(
-        "record.steps",
-        False,
-        boolean(),
+    Key("record.steps", False, boolean()).means(
         "write every step's gradient to working_dir/gradients as well: 4 bytes a parameter and "
-        "step; needs record.gradients",
+        "step; needs record.gradients"
     ),
-    Key(
-        "record.sharpness_every_n_epochs",
-        None,
-        optional(integer(1)),
+    Key("record.sharpness_every_n_epochs", None, optional(integer(1))).means(
         "log the largest Hessian eigenvalue, the trace and SAM's sharpness on 500 training "
-        "examples every n epochs (some 80 gradients of them); none: never",
+        "examples every n epochs (some 80 gradients of them); none: never"
     ),
-    Key("retrain", False, boolean(), "start over in a working_dir that holds a run"),
+    Key("retrain", False, boolean()).means("start over in a working_dir that holds a run"),
 )
+
+# Keys of earlier versions: the value in the stored configs of runs that still go on, and what to do
+# instead of setting it.
+REMOVED = (
+    Key("num_seeds", 1, integer(1)).means(
+        'several seeds train one a run: SEEDS="0 1 2" bash recipe/X.sh, or '
+        "bash recipe/sweep.sh CONFIG seeds=0,1,2"
+    ),
+)
+
+# The published learning rates of the Grassmann group (arXiv 1709.09603, on CIFAR).
+GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
 
 # Keys that change neither the data nor the training: they may differ when a run is resumed.
 FREE_KEYS = (
@@ -433,7 +295,7 @@ FREE_KEYS = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every key at its default.
+    """Return every key at its default.
 
     Example:
         >>> get_config().gnp.r

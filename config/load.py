@@ -1,29 +1,46 @@
 """From a config file and a command line to one complete, checked config."""
 
+import contextlib
+import copy
 import importlib.util
-from collections.abc import Mapping, Sequence
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from absl import flags
+from ml_collections.config_dict import FieldReference, RequiredValueError
 
-from config import default
-from config.schema import ConfigError, apply_overrides, problems, set_value, split_overrides
+from config import default, rules
+from config.schema import ConfigError, evaluate, flatten
 
-# The published learning rates of the Grassmann group (arXiv 1709.09603, on CIFAR).
-_GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
+_KEYS = {key.name: key for key in default.KEYS}
+_FREE = tuple(key.name for key in default.KEYS if isinstance(key.default, dict))
 # dataset.dataset_name=imagenet is that of the published penalty code: a folder of photographs, of
 # which it always takes random crops; its autoaugment is RandAugment there.
 _IMAGENET_AUGMENTATIONS = {"none": "inception", "basic": "inception", "autoaugment": "randaugment"}
+# What is no value of the key before it: a flag, though no negative number, or a lone equals sign.
+_NO_VALUE = re.compile(r"=|-(?!\.?\d)")
+# Config files of earlier versions, which people have in scripts; what takes their place, and its
+# argument.
+_MOVED = (
+    (r"riemannian_(\w+)_(\w+)", "riemannian", r"\1,\2"),
+    (r"evolution_(\w+)", "evolution", r"\1"),
+    (r"gc_horses_or_humans", "horses_or_humans", "gc"),
+    (r"(\w+)_methods", "methods", r"\1"),
+    (r"\w+_cifar(_\w+)?|\w+_imagenet", "original", r"\g<0>"),
+)
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
-    """The config of a file with command-line values in it, checked and resolved.
+    """Return the config of a file with command-line values in it, checked and resolved.
 
     Args:
-        path: a Python file that defines `get_config()`.
-        overrides: (dotted key, text) pairs.
+        path: FILE.py, a Python file that defines `get_config()`, or FILE.py:ARGUMENT, which is
+            given to it.
+        overrides: (dotted key, text) pairs; later ones win.
 
     Raises:
         ConfigError: one line for each thing that is wrong.
@@ -41,44 +58,210 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
 def read_config(
     path: str, overrides: Sequence[tuple[str, str]] = ()
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """The config of a file with command-line values in it, and everything that is wrong with it.
-
-    Args:
-        path: a Python file that defines `get_config()`.
-        overrides: (dotted key, text) pairs.
-
-    Returns:
-        The config, resolved where nothing is wrong; a line for each thing that is.
+    """Return the config of a file, as `load_config` does, and a line for each thing that is wrong.
 
     Raises:
         ConfigError: the file gives no config.
+    """
+    config = _thawed(_run_file(path))
+    wrong = _override(config, overrides) + _fill_required(config)
+    config = config.copy_and_resolve_references()
+    # Once more: of two keys that are one reference, each has the value that it was given itself.
+    _override(config, overrides)
+    _drop_other_weight(config, [name for name, _ in overrides])
+    wrong += rules.value_problems(config) if wrong else rules.problems(config)
+    return (config if wrong else _resolve(config)), list(dict.fromkeys(wrong))
+
+
+def _run_file(path: str) -> ml_collections.ConfigDict:
+    """Return what `get_config` of a file returns; whatever it raises is the file's own bug."""
+    file, argument = _find(path)
+    said = f"--config={path}"
+    if not file.is_file():
+        raise ConfigError(f"{said}: no such file; config/ holds ready ones")
+    spec = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{said}: a Python file (.py) with get_config() is needed")
+    module = importlib.util.module_from_spec(spec)
+    arguments = (argument,) if argument else ()
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise ConfigError("a function get_config() is needed in it")
+        _check_call(get_config, arguments)
+        config = get_config(*arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{said}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        kind = type(config).__name__
+        raise ConfigError(f"{said}: get_config() returned {kind}, a ConfigDict is needed")
+    return config
+
+
+def _find(path: str) -> tuple[Path, str]:
+    """Return the file and the argument of FILE.py:ARGUMENT, or of a name from earlier versions."""
+    name, _, argument = path.partition(".py:")
+    if argument:
+        return Path(f"{name}.py"), argument
+    file = Path(path)
+    for old, stem, names in () if file.is_file() else _MOVED:
+        match = re.fullmatch(old, file.stem)
+        if match:
+            return file.with_stem(stem), match.expand(names)
+    return file, ""
+
+
+def _check_call(get_config: Any, arguments: Sequence[str]) -> None:
+    """Raise where a file is given an argument that it does not take, or none that it needs."""
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        needed = "takes no argument" if arguments else "needs an argument, FILE.py:ARGUMENT"
+        raise ConfigError(f"its get_config() {needed}") from error
+
+
+def _thawed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a copy that can be changed, references and all."""
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = config.as_configdict()
+    return copy.deepcopy(config)
+
+
+def _override(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> list[str]:
+    """Write command-line values into a config; return a line for each that cannot be used."""
+    wrong = []
+    for name, value in overrides:
+        if name in _KEYS:
+            try:
+                _set(config, name, _KEYS[name].kind.parse(value))
+            except ValueError:
+                wrong.append(rules.not_allowed(_KEYS[name], value))
+        elif name.rpartition(".")[0] in _FREE and name.rpartition(".")[2].isidentifier():
+            _set(config, name, _literal(value))
+        else:
+            wrong.append(rules.unknown_key(name))
+    return wrong
+
+
+def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+    """Write one key, whatever its type was, into a config that may be locked."""
+    *path, leaf = name.split(".")
+    node = config
+    for each in path:
+        node = node.get(each) if isinstance(node, ml_collections.ConfigDict) else None
+    if not isinstance(node, ml_collections.ConfigDict):
+        return  # the config lacks more than this key, and is refused for that
+    value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    # Locking again fails where a required placeholder has no value yet: only for a new key.
+    with node.ignore_type(), contextlib.nullcontext() if leaf in node else node.unlocked():
+        node[leaf] = value
+
+
+def _literal(value: str) -> Any:
+    """Return a Python literal, else the text itself (`true` and `none` as people write them)."""
+    words = {"true": True, "false": False, "none": None}
+    try:
+        return words[value.lower()] if value.lower() in words else evaluate(value)
+    except ValueError:
+        return value
+
+
+def _fill_required(config: ml_collections.ConfigDict) -> list[str]:
+    """Give each required placeholder without a value its default; return a line for each.
+
+    With the defaults everything else that is wrong can be told as well.
+    """
+    unset = list(_unset(config))
+    for name in unset:
+        _set(config, name, _KEYS[name].default if name in _KEYS else None)
+    return [
+        f"{name} has no value: the config file requires --config.{name}=VALUE" for name in unset
+    ]
+
+
+def _unset(node: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items(preserve_field_references=True):
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _unset(value, f"{prefix}{name}.")
+        elif isinstance(value, FieldReference):
+            try:
+                value.get()
+            except RequiredValueError:
+                yield f"{prefix}{name}"
+
+
+def _drop_other_weight(config: ml_collections.ConfigDict, overridden: Sequence[str]) -> None:
+    """Where a command line sets one of gnp.alpha and gnp.lambda, drop the file's other one."""
+    if "gnp.lambda" in overridden and "gnp.alpha" not in overridden:
+        _set(config, "gnp.alpha", 0.0)
+    if "gnp.alpha" in overridden and "gnp.lambda" not in overridden:
+        _set(config, "gnp.lambda", None)
+
+
+def _resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a copy of a config without problems, with what follows from its other keys.
+
+    `gnp.alpha` follows from `gnp.lambda` where that is given, and
+    `opt.learning_rate_grassmann` from SGDG or AdamG where it is not. The data set `imagenet` of the
+    published penalty code becomes an `image_folder` with its augmentation.
+    """
+    new = config.copy_and_resolve_references()
+    if new.gnp["lambda"] is not None and new.gnp.r > 0:
+        new.gnp.alpha = new.gnp["lambda"] / new.gnp.r
+    if new.opt.learning_rate_grassmann is None and new.opt.opt_type in default.GRASSMANN_RATES:
+        _set(new, "opt.learning_rate_grassmann", default.GRASSMANN_RATES[new.opt.opt_type])
+    if new.dataset.dataset_name == "imagenet":
+        level = new.dataset.image_level_augmentations
+        new.dataset.dataset_name = "image_folder"
+        new.dataset.image_level_augmentations = _IMAGENET_AUGMENTATIONS.get(level, level)
+    return new.lock()
+
+
+def apply_overrides(
+    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """Return a copy of a config with command-line values in it, and what was wrong with them.
+
+    Below a dict of free keyword arguments any name is taken.
 
     Example:
-        >>> read_config("config/digits.py", [("gnp.r", "-1")])[1]
-        ['gnp.r = -1.0: allowed is a number >= 0']
+        >>> new, wrong = apply_overrides(default.get_config(), [("gnp.r", "0.1")])
+        >>> new.gnp.r, wrong
+        (0.1, [])
     """
-    config, wrong = apply_overrides(_run_file(path), overrides, default.KEYS)
-    wrong += problems(config, default.KEYS)
-    if not wrong:
-        config = _without_other_weight(config, [name for name, _ in overrides])
-        wrong += conflicts(config)
-    return (config if wrong else resolve(config)), list(dict.fromkeys(wrong))
-
-
-def _without_other_weight(
-    config: ml_collections.ConfigDict, overridden: Sequence[str]
-) -> ml_collections.ConfigDict:
-    """A command line that sets one of gnp.alpha and gnp.lambda replaces the file's other one."""
     new = config.copy_and_resolve_references()
-    if "gnp.lambda" in overridden and "gnp.alpha" not in overridden:
-        new.gnp.alpha = 0.0
-    if "gnp.alpha" in overridden and "gnp.lambda" not in overridden:
-        set_value(new, "gnp.lambda", None)
-    return new
+    return new, _override(new, overrides)
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return dotted key -> JSON value, every key: what `config.json` of a run directory holds.
+
+    Example:
+        >>> as_json(default.get_config())["lr_schedule_params.boundaries"]
+        [60.0, 120.0, 160.0]
+    """
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flatten(config, default.KEYS).items()
+    }
+
+
+def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored config without the keys of earlier versions that say nothing now.
+
+    Example:
+        >>> without_removed({"num_seeds": 1, "seeds": 3})
+        {'seeds': 3}
+    """
+    usual = {key.name: key.default for key in default.REMOVED}
+    return {
+        name: value for name, value in values.items() if name not in usual or value != usual[name]
+    }
 
 
 def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config of a run directory's `config.json`.
+    """Return the config of a run directory's `config.json`.
 
     Args:
         values: dotted key -> JSON value. Keys that the run is too old to know get their defaults,
@@ -88,25 +271,66 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
         ConfigError: one line for each thing that is wrong.
 
     Example:
-        >>> from config.schema import flatten
-        >>> from_flat(flatten(default.get_config(), default.KEYS)).batch_size
+        >>> from_flat(as_json(default.get_config())).batch_size
         128
     """
     config = default.get_config()
-    known = {key.name for key in default.KEYS}
-    wrong = [f"unknown config key {name}" for name in values if name not in known]
-    for name in known & set(values):
-        set_value(config, name, values[name])
-    wrong += problems(config, default.KEYS)
+    values = without_removed(values)
+    wrong = [rules.unknown_key(name) for name in values if name not in _KEYS]
+    for name in _KEYS.keys() & values.keys():
+        _set(config, name, values[name])
+    wrong += rules.value_problems(config)
     if wrong:
         raise ConfigError("\n".join(wrong))
     return config
 
 
+def with_group_size(
+    config: ml_collections.ConfigDict, stored: Mapping[str, Any], devices: int
+) -> ml_collections.ConfigDict:
+    """Return a copy that says the size of its groups, where it has groups and leaves that open.
+
+    It is that of the run that goes on, whatever devices there are now, else a device's share.
+
+    Args:
+        config: checked.
+        stored: the run directory's config, dotted key -> JSON value; empty: a new run.
+        devices: how many there are.
+
+    Example:
+        >>> config = load_config("config/original.py:wideresnet_cifar")
+        >>> with_group_size(config, {}, devices=4).gnp.m
+        64
+    """
+    new = config.copy_and_resolve_references()
+    if new.gnp.r > 0 and not new.gnp.sync_perturbations and new.gnp.m is None:
+        _set(new, "gnp.m", stored.get("gnp.m") or rules.group_size(new, devices))
+    return new
+
+
+def on_devices(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
+    """Return a copy of a stored config, with the default mesh where its own is of other devices.
+
+    Args:
+        config: of a run that may have been trained elsewhere.
+        devices: how many there are.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.mesh.fsdp = 8
+        >>> on_devices(config, 2).mesh.fsdp
+        1
+    """
+    new = config.copy_and_resolve_references()
+    if rules.mesh_problems(new, devices):
+        new.mesh = default.get_config().mesh
+    return new
+
+
 def read_flags(
     values: flags.FlagValues, arguments: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Reads a command line into defined flags.
+    """Read a command line, with the files that --flagfile names, into defined flags.
 
     Args:
         values: the flags; set in place.
@@ -122,8 +346,9 @@ def read_flags(
         >>> read_flags(flags.FlagValues(), ["--config.gnp.r=0.1", "stray"])
         ([('gnp.r', '0.1')], ["'stray' is not a flag; --help shows the usage"])
     """
-    rest, overrides, wrong = split_overrides(arguments)
+    wrong: list[str] = []
     try:
+        rest, overrides, wrong = split_overrides(values.read_flags_from_files(list(arguments)))
         positional = values(["gnp", *rest])[1:]
     except flags.Error as error:
         raise ConfigError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
@@ -131,184 +356,37 @@ def read_flags(
     return overrides, wrong
 
 
-def _run_file(path: str) -> ml_collections.ConfigDict:
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"--config={path}: no such file; config/ holds ready ones")
-    spec = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config={path}: a Python file (.py) with get_config() is needed")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:  # whatever a user's file does wrong
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--config={path}: {type(error).__name__}: {reason}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"--config={path}: get_config() returned {type(config).__name__}, "
-                          "a ConfigDict is needed")  # fmt: skip
-    return config
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """Take `--config.KEY=VALUE` and `--config.KEY VALUE` out of a command line.
 
+    ml_collections' config_flags does the same, but stops at the first key that is wrong, and sets
+    neither a key whose default is None nor one that is new below `opt.opt_params`.
 
-def conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    """What is wrong between keys that are each allowed, a line each.
+    Returns:
+        The other arguments; the (key, value) pairs; a line for each that has no value.
 
     Example:
-        >>> config = default.get_config()
-        >>> config.gnp.alpha = 0.8
-        >>> conflicts(config)
-        ['gnp.alpha = 0.8 with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05']
+        >>> split_overrides(["--mode=eval", "--config.gnp.r=0.1"])
+        (['--mode=eval'], [('gnp.r', '0.1')], [])
     """
-    lines = []
-    r, alpha, coefficient = config.gnp.r, config.gnp.alpha, config.gnp["lambda"]
-    if coefficient is not None and r == 0 and coefficient > 0:
-        lines.append(
-            f"gnp.lambda = {coefficient} with gnp.r = 0: a penalty needs a radius, "
-            "such as gnp.r = 0.05"
-        )
-    elif coefficient is not None and alpha != 0 and abs(alpha * r - coefficient) > 1e-9:
-        lines.append(
-            f"gnp.lambda = {coefficient} and gnp.alpha = {alpha} disagree, as lambda is "
-            f"alpha * r = {alpha * r:g}: give one of them"
-        )
-    elif coefficient is None and alpha > 0 and r == 0:
-        lines.append(
-            f"gnp.alpha = {alpha} with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
-        )
-    lines += _penalty_conflicts(config) + _accumulation_conflicts(config)
-    lines += _optimizer_conflicts(config) + _seed_conflicts(config)
-    if config.warmup_epochs > config.total_epochs:
-        lines.append(
-            f"warmup_epochs = {config.warmup_epochs:g} is longer than "
-            f"total_epochs = {config.total_epochs}"
-        )
-    if config.compute_top_5_error_rate and config.loss != "softmax_cross_entropy":
-        lines.append(
-            f"compute_top_5_error_rate needs loss = softmax_cross_entropy, not {config.loss}"
-        )
-    if config.record.steps and not config.record.gradients:
-        lines.append(
-            "record.steps = True with record.gradients = False: set record.gradients to True too"
-        )
-    subset = config.dataset.subset
-    if subset is not None and subset > 1 and subset != int(subset):
-        lines.append(
-            f"dataset.subset = {subset:g} is neither a share below 1 nor a whole number of examples"
-        )
-    if config.label_smoothing > 0 and config.loss == "squared_error":
-        lines.append(f"label_smoothing = {config.label_smoothing} does not go with squared_error")
-    return lines
-
-
-def _penalty_conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    gnp, lines = config.gnp, []
-    if gnp.r == 0:
-        unused = {"m": None, "where": "all", "reuse": 0}
-        lines += [
-            f"gnp.{name} = {gnp[name]!r} with gnp.r = 0: there is no penalty to work in"
-            for name, off in unused.items()
-            if gnp[name] != off
-        ]
-    if gnp.m is not None and gnp.sync_perturbations:
-        lines.append(
-            f"gnp.m = {gnp.m} with gnp.sync_perturbations = True: groups with a perturbation of "
-            "their own need False"
-        )
-    elif gnp.m is not None and config.batch_size % gnp.m:
-        lines.append(
-            f"gnp.m = {gnp.m} does not divide batch_size = {config.batch_size} into whole groups"
-        )
-    share = config.hybrid_config.p if config.use_hybrid_training else 1
-    if gnp.reuse > 0 and (share == 0 or (share == 1 and gnp.every == 1)):
-        lines.append(
-            f"gnp.reuse = {gnp.reuse} needs penalised steps and others between them: set gnp.every "
-            "(LookSAM's is 5), or use_hybrid_training with hybrid_config.p above 0 and below 1"
-        )
-    return lines
-
-
-def _accumulation_conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    count, lines = config.accumulate_steps, []
-    if config.batch_size % count:
-        lines.append(
-            f"accumulate_steps = {count} does not divide batch_size = {config.batch_size} into "
-            "equal micro-batches"
-        )
-    if config.accumulate_penalty == "micro":
-        if count == 1:
-            lines.append(
-                "accumulate_penalty = 'micro' with accumulate_steps = 1: there is one micro-batch, "
-                "the batch"
-            )
-        if config.gnp.r == 0:
-            lines.append(
-                "accumulate_penalty = 'micro' with gnp.r = 0: there is no penalty to work in"
-            )
-    if count > 1 and config.gnp.r > 0 and not config.gnp.sync_perturbations:
-        lines.append(
-            f"accumulate_steps = {count} with gnp.sync_perturbations = False: groups are computed "
-            "one after another already; leave one of them out, or set accumulate_penalty to micro "
-            "and gnp.sync_perturbations to True for a perturbation a micro-batch"
-        )
-    return lines
-
-
-def _optimizer_conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    opt, lines = config.opt, []
-    if opt.opt_type not in _GRASSMANN_RATES:
-        unused = {"learning_rate_grassmann": None, "grassmann_where": None, "omega": 0.1}
-        lines += [
-            f"opt.{name} = {opt[name]!r} needs opt.opt_type = SGDG or AdamG, not {opt.opt_type}"
-            for name, off in unused.items()
-            if opt[name] != off
-        ]
-    if opt.centralize_at != "gradient" and opt.centralize == "none":
-        lines.append(
-            f"opt.centralize_at = {opt.centralize_at!r} with opt.centralize = 'none': "
-            "set opt.centralize to all or conv"
-        )
-    return lines
-
-
-def _seed_conflicts(config: ml_collections.ConfigDict) -> list[str]:
-    count, lines = config.num_seeds, []
-    hybrid = config.use_hybrid_training and 0 < config.hybrid_config.p < 1
-    if count > 1 and hybrid and config.gnp.r > 0:
-        lines.append(
-            f"num_seeds = {count} with use_hybrid_training = True: each seed penalises other "
-            "steps, which cannot be taken at once; train one seed a run"
-        )
-    for name in ("init_seeds", "seeds"):
-        if config[name] + count > 2**32:
-            lines.append(
-                f"num_seeds = {count} with {name} = {config[name]}: the last seed must be < {2**32}"
-            )
-    return lines
-
-
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy with `gnp.alpha` computed from `gnp.lambda` where that is given.
-
-    Where SGDG or AdamG has no `opt.learning_rate_grassmann`, it gets the published one. The data
-    set `imagenet` of the published penalty code becomes an `image_folder` with its augmentation.
-
-    Args:
-        config: a config without conflicts.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.gnp.r, config.gnp["lambda"] = 0.05, 0.04
-        >>> round(resolve(config).gnp.alpha, 3)
-        0.8
-    """
-    new = config.copy_and_resolve_references()
-    if new.gnp["lambda"] is not None and new.gnp.r > 0:
-        new.gnp.alpha = new.gnp["lambda"] / new.gnp.r
-    if new.opt.learning_rate_grassmann is None and new.opt.opt_type in _GRASSMANN_RATES:
-        set_value(new, "opt.learning_rate_grassmann", _GRASSMANN_RATES[new.opt.opt_type])
-    if new.dataset.dataset_name == "imagenet":
-        level = new.dataset.image_level_augmentations
-        new.dataset.dataset_name = "image_folder"
-        new.dataset.image_level_augmentations = _IMAGENET_AUGMENTATIONS.get(level, level)
-    return new
+    rest, pairs, wrong = [], [], []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]+?)(?:=(.*))?", argument, flags=re.DOTALL)
+        if match is None:
+            rest.append(argument)
+            continue
+        name, value = match.groups()
+        if value is None and waiting and not _NO_VALUE.match(waiting[0]):
+            value = waiting.pop(0)
+        if value is not None and name == name.strip():
+            pairs.append((name, value.strip()))
+            continue
+        # `--config.x = 0.3`: the shell has made three words of it.
+        dropped = waiting.pop(0) if waiting and waiting[0].startswith("=") else ""
+        if dropped == "=" and waiting and not waiting[0].startswith("--"):
+            waiting.pop(0)
+        name = name.strip()
+        wrong.append(f"--config.{name} has no value: write --config.{name}=VALUE, no spaces")
+    return rest, pairs, wrong

@@ -53,12 +53,12 @@ TABLE_COLUMNS = 13
 
 
 class Experiment(NamedTuple):
-    """A recipe, and what it trains.
+    """A recipe and the config that it trains.
 
     Attributes:
         name: of the recipe, and of the optimizer where that is chosen.
         script: the recipe.
-        config: name in config/; empty: the script does not say.
+        config: in config/, FILE.py or FILE.py:ARGUMENT; empty: the script does not say.
         environment: what it is called with, besides the seed.
     """
 
@@ -69,7 +69,7 @@ class Experiment(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How one ended; an empty `wrong`: it passed."""
+    """The end of an experiment; an empty `wrong`: it passed."""
 
     name: str
     seconds: float
@@ -77,7 +77,7 @@ class Result(NamedTuple):
 
 
 def experiments(folder: Path) -> list[Experiment]:
-    """The recipes in a folder that train an experiment, sorted.
+    """Find the recipes in a folder that train an experiment, sorted.
 
     They are those that source experiment.sh and are no sweep.
 
@@ -89,19 +89,20 @@ def experiments(folder: Path) -> list[Experiment]:
         text = script.read_text(encoding="utf-8")
         if SHARED not in text or script.stem == "sweep":
             continue
-        call = re.search(r"^(experiment|riemannian) (\w+) ", text, flags=re.MULTILINE)
-        if call is not None and call[1] == "riemannian":
+        call = re.search(r"^experiment ([\w.:,]+) ", text, flags=re.MULTILINE)
+        config = call[1] if call else ""
+        if config.endswith(",OPTIMIZER"):
             for optimizer in OPTIMIZERS:
-                config = f"riemannian_{call[2]}_{optimizer.lower()}"
                 name = f"{script.stem}-{optimizer}"
-                found.append(Experiment(name, script, config, {"OPTIMIZER": optimizer}))
+                chosen = config.replace("OPTIMIZER", optimizer.lower())
+                found.append(Experiment(name, script, chosen, {"OPTIMIZER": optimizer}))
         else:
-            found.append(Experiment(script.stem, script, call[2] if call else "", {}))
+            found.append(Experiment(script.stem, script, config, {}))
     return found
 
 
 def write_data(config: ml_collections.ConfigDict, folder: Path) -> Path | None:
-    """Writes a data set as the config asks for it, enough for two steps and an evaluation.
+    """Write a data set as the config asks for it, enough for two steps and an evaluation.
 
     Args:
         config: resolved.
@@ -163,7 +164,7 @@ def _write_tfds(config: ml_collections.ConfigDict, folder: Path, count: int) -> 
 def flags(
     config: ml_collections.ConfigDict, data: Path | None, published: bool = False
 ) -> list[str]:
-    """What makes two steps of a recipe.
+    """Return the arguments that make two steps of a recipe.
 
     Args:
         config: resolved.
@@ -189,7 +190,7 @@ def flags(
 
 
 def problem(directory: Path) -> str:
-    """What is wrong with a run directory whose run has ended; empty: nothing."""
+    """Return what is wrong with a run directory whose run has ended; empty: nothing."""
     try:
         rows = read_rows(directory / "metrics.jsonl")
     except (FileFormatError, OSError) as error:
@@ -203,20 +204,20 @@ def problem(directory: Path) -> str:
     return "; ".join(wrong)
 
 
-def train(experiment: Experiment, place: Path, published: bool = False) -> Result:
-    """Runs one.
+def train(experiment: Experiment, folder: Path, published: bool = False) -> Result:
+    """Run one experiment.
 
     Args:
         experiment: which.
-        place: folder to work in; logs/NAME.log stays there, and where it fails the rest too.
+        folder: to work in; logs/NAME.log stays there, and where it fails the rest too.
         published: leave every network as it is.
     """
     started = time.monotonic()
-    own = place / experiment.name
-    log = place / "logs" / f"{experiment.name}.log"
+    own = folder / experiment.name
+    log = folder / "logs" / f"{experiment.name}.log"
     wrong = ""
     try:
-        config = load_config(str(ROOT / "config" / f"{experiment.config}.py"))
+        config = load_config(str(ROOT / "config" / experiment.config))
         data = write_data(config, own / "data")
         settings = flags(config, data, published)
         code = _call(experiment, [*settings, f"--working_dir={own / 'run'}"], log)
@@ -233,7 +234,7 @@ def train(experiment: Experiment, place: Path, published: bool = False) -> Resul
 
 
 def _call(experiment: Experiment, arguments: Sequence[str], log: Path) -> int:
-    """The recipe's exit code."""
+    """Run a recipe and return its exit code."""
     environment = {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         **os.environ,
@@ -258,7 +259,7 @@ def _call(experiment: Experiment, arguments: Sequence[str], log: Path) -> int:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A line each: name, seconds, passed.
+    """Return a line each: name, seconds, passed.
 
     Example:
         >>> print(table([Result("mnist-tutorial", 11.96, ""), Result("x", 1, "exit code 2")]))
@@ -276,7 +277,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs what was asked for and returns the exit code.
+    """Run what was asked for and return the exit code.
 
     Args:
         arguments: without the program's name.
@@ -296,13 +297,13 @@ def main(arguments: Sequence[str]) -> int:
     return _all(chosen, Path(tempfile.mkdtemp(prefix="gnp-smoke-")), options.published)
 
 
-def _all(chosen: Sequence[Experiment], place: Path, published: bool) -> int:
+def _all(chosen: Sequence[Experiment], folder: Path, published: bool) -> int:
     results: list[Result] = []
     try:
-        (place / "logs").mkdir()
-        print(f"{len(chosen)} runs; logs in {place / 'logs'}", flush=True)
+        (folder / "logs").mkdir()
+        print(f"{len(chosen)} runs; logs in {folder / 'logs'}", flush=True)
         for experiment in tqdm(chosen, disable=None, unit="run", leave=False):
-            result = train(experiment, place, published)
+            result = train(experiment, folder, published)
             results.append(result)
             end = f"failed: {result.wrong}" if result.wrong else "passed"
             tqdm.write(f"{result.name}: {result.seconds:.0f} s, {end}")
@@ -315,7 +316,7 @@ def _all(chosen: Sequence[Experiment], place: Path, published: bool) -> int:
         return 128 + signal.SIGINT
     finally:
         if results:
-            print(f"\n{table(results)}\nlogs in {place / 'logs'}", flush=True)
+            print(f"\n{table(results)}\nlogs in {folder / 'logs'}", flush=True)
     failed = [result.name for result in results if result.wrong]
     if failed:
         print(f"gnp: failed: {', '.join(failed)}", file=sys.stderr)

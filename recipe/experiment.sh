@@ -1,21 +1,36 @@
 #!/usr/bin/env bash
-# What the recipes of the experiments share; they source it and call `experiment`.
+# The recipes of the experiments: each sources this file and names its config.
 #
-#   experiment CONFIG [--working_dir=DIR] [ARGUMENT ...]
+#   bash recipe/NAME.sh [--working_dir=DIR] [--config.KEY=VALUE ...]
+#   SEEDS="0 1 2" bash recipe/NAME.sh ...    one run a seed, in DIR/seed-0, DIR/seed-1, DIR/seed-2
+#   OPTIMIZER=SGD bash recipe/riemannian-svhn.sh ...    or AdamG; SGDG without it
 #
-# It trains config/CONFIG.py and hands on the arguments, of which a later one overrides an earlier.
-# DIR is runs/CONFIG in the checkout, with - for _, unless --working_dir names another.
-# SEEDS="0 1 2": one run a seed, one after the other, in DIR/seed-0, DIR/seed-1, DIR/seed-2.
+# DIR is runs/NAME in the checkout (of a Riemannian experiment runs/NAME-OPTIMIZER) unless
+# --working_dir names another; a later argument overrides an earlier one. The config file says what
+# to expect and where the data are; those of TFDS are prepared once, for example by
+# `bash recipe/prepare_data.sh cifar10 DATA_DIR`, and named by --config.dataset.data_dir=DATA_DIR.
 set -euo pipefail
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 SEED_KEYS=(init_seeds seeds) # the config keys that a seed sets; sweep.sh's `seeds=` too
 
-experiment() { # CONFIG [ARGUMENT...]
-  local config="$1" directory seed
+experiment() { # CONFIG [ARGUMENT...]: a file in config/ with its argument
+  local config="$1" name directory seed optimizer="${OPTIMIZER:-SGDG}"
   shift
-  directory="$(working_dir "$ROOT/runs/${config//_/-}" "$@")"
+  name="$(basename -- "$0" .sh)"
+  if [[ "$config" == *,OPTIMIZER ]]; then
+    case "$optimizer" in
+      SGD | SGDG | AdamG) optimizer="$(tr '[:upper:]' '[:lower:]' <<<"$optimizer")" ;;
+      *)
+        printf 'OPTIMIZER="%s": use SGD, SGDG or AdamG\n' "$optimizer" >&2
+        exit 2
+        ;;
+    esac
+    config="${config%OPTIMIZER}$optimizer"
+    name="$name-$optimizer"
+  fi
+  directory="$(working_dir "$ROOT/runs/$name" "$@")"
   for seed in ${SEEDS:-}; do
     if [[ ! "$seed" =~ ^[0-9]+$ ]]; then
       printf 'SEEDS="%s": "%s" is not a whole number; use for example SEEDS="0 1 2"\n' "$SEEDS" "$seed" >&2
@@ -46,7 +61,7 @@ working_dir() { # DEFAULT [ARGUMENT...]: what the last --working_dir says
 run() { # CONFIG DIR [ARGUMENT...]; the last of two equal flags counts
   local config="$1" directory="$2"
   shift 2
-  exec "$PYTHON" -P -m gnp.main.main --config="$ROOT/config/$config.py" "$@" \
+  exec "$PYTHON" -P -m gnp.main.main --config="$ROOT/config/$config" "$@" \
     --working_dir="$directory"
 }
 
@@ -77,16 +92,4 @@ run_seeds() { # CONFIG DIR [ARGUMENT...]
     fi
     [[ "$status" == 0 ]] || exit "$status"
   done
-}
-
-riemannian() { # DATASET [ARGUMENT...]: with the optimizer that OPTIMIZER names
-  local dataset="$1" optimizer="${OPTIMIZER:-SGDG}"
-  shift
-  case "$optimizer" in
-    SGD | SGDG | AdamG) experiment "riemannian_${dataset}_$(tr '[:upper:]' '[:lower:]' <<<"$optimizer")" "$@" ;;
-    *)
-      printf 'OPTIMIZER="%s": use SGD, SGDG or AdamG\n' "$optimizer" >&2
-      exit 2
-      ;;
-  esac
 }

@@ -1,9 +1,9 @@
 """bash recipe/sweep.sh CONFIG KEY=VALUE,VALUE... [--config.KEY=VALUE ...]: a grid of runs.
 
-CONFIG is a name in config/, such as digits, or a config file. Every combination of the values is a
-run, in a directory named after them: DIR/gnp.alpha=0.8,seeds=1. The same command goes on:
-finished runs are skipped, one that was stopped resumes, one that failed is tried again; a longer
-list of values adds the runs that are missing.
+CONFIG is a name in config/, such as digits or evolution:mnist, or a config file. Every combination
+of the values is a run, in a directory named after them: DIR/gnp.alpha=0.8,seeds=1. The same command
+goes on: finished runs are skipped, one that was stopped resumes, one that failed is tried again; a
+longer list of values adds the runs that are missing.
 
     bash recipe/sweep.sh digits gnp.alpha=0,0.8 seeds=0,1,2
 
@@ -51,14 +51,15 @@ from urllib.parse import quote
 import ml_collections
 from tqdm import tqdm
 
+import config as configs
 from config import ConfigError, default
-from config.schema import split_overrides
+from config.load import split_overrides
 from gnp import build
 from gnp.analysis.command_line import Parser
 from gnp.analysis.report.runs import ReportError, read_run
 from gnp.main import command_line
 from gnp.main.main import USAGE_ERRORS
-from gnp.training.run_directory import read_config, refuse_mixture, refuse_other_config
+from gnp.training.run_directory import read_config, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-P", "-m", "gnp.main.main")
@@ -77,7 +78,7 @@ class UsageError(ValueError):
 
 
 class SweepError(RuntimeError):
-    """What stops a sweep that was asked for correctly; one line."""
+    """A failure of a sweep that was asked for correctly; one line."""
 
 
 class Axis(NamedTuple):
@@ -94,13 +95,11 @@ class Run(NamedTuple):
         name: of its directory and its log.
         directory: the run directory.
         arguments: for gnp.main.main.
-        seeds: the run directories in it, where it trains several seeds at once.
     """
 
     name: str
     directory: Path
     arguments: tuple[str, ...]
-    seeds: tuple[Path, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -112,7 +111,7 @@ class Failure(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a sweep and returns the exit code.
+    """Run a sweep and return the exit code.
 
     Args:
         arguments: without the program's name.
@@ -120,9 +119,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options, constants = _parse(arguments)
         axes = read_axes(options.grid, [key for key, _ in constants])
-        file, directory = _places(options.config, options.working_dir)
+        file, directory = _locate(options.config, options.working_dir)
         runs = plan(file, directory, axes, constants, options.seed_keys.split())
-        return _sweep(check(runs), directory, options.jobs)
+        check(runs)
+        return _sweep(runs, directory, options.jobs)
     except (UsageError, ConfigError) as error:
         return _fail(error, 2)
     except (SweepError, OSError) as error:
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """The options, and the keys that every run is given."""
+    """Return the options and the keys that every run is given."""
     rest, constants, wrong = split_overrides(arguments)
     if wrong:
         raise UsageError("\n".join(wrong))
@@ -153,11 +153,12 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
     return options, constants
 
 
-def _places(config: str, working_dir: str | None) -> tuple[str, Path]:
-    """The config file and the sweep's directory."""
-    is_file = config.endswith(".py") or os.sep in config
-    file = config if is_file else str(ROOT / "config" / f"{config.replace('-', '_')}.py")
-    name = Path(file).stem.replace("_", "-")
+def _locate(config: str, working_dir: str | None) -> tuple[str, Path]:
+    """Return the config file and the directory of the sweep."""
+    path, _, argument = config.partition(":")
+    is_file = path.endswith(".py") or os.sep in path
+    file = path if is_file else str(ROOT / "config" / f"{path.replace('-', '_')}.py")
+    name = "-".join([Path(file).stem, *re.findall(r"\w+", argument)]).replace("_", "-")
     directory = Path(working_dir) if working_dir else ROOT / "runs" / f"{name}-sweep"
     if (directory / "config.json").exists():
         raise UsageError(
@@ -165,11 +166,11 @@ def _places(config: str, working_dir: str | None) -> tuple[str, Path]:
         )
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"--working_dir={directory} is a file; a directory is needed")
-    return file, directory
+    return f"{file}:{argument}" if argument else file, directory
 
 
 def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]:
-    """What varies.
+    """Read what varies.
 
     Args:
         words: `KEY=VALUE,VALUE` or `KEY,KEY=(A,B),(C,D)`.
@@ -199,7 +200,7 @@ def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]
 
 
 def _read_axis(word: str) -> Axis:
-    """One word of the grid.
+    """Read one word of the grid.
 
     Raises:
         ValueError: what is wrong with it, one line.
@@ -230,7 +231,7 @@ def _read_axis(word: str) -> Axis:
 
 
 def split_values(text: str) -> list[str]:
-    """The parts between commas that are neither inside brackets nor inside quotes.
+    """Split at the commas that are neither inside brackets nor inside quotes.
 
     Raises:
         ValueError: a bracket or a quote has no partner.
@@ -262,7 +263,7 @@ def split_values(text: str) -> list[str]:
 
 
 def _unquoted(text: str) -> str:
-    """Without the quotes around a whole value."""
+    """Take off the quotes around a whole value."""
     match = re.fullmatch(r"'([^']*)'|\"([^\"]*)\"", text)
     return text if match is None else match[1] or match[2] or ""
 
@@ -274,7 +275,7 @@ def plan(
     constants: Sequence[tuple[str, str]],
     seed_keys: Sequence[str],
 ) -> list[Run]:
-    """Every combination of the values, the last axis first.
+    """Return every combination of the values; the last axis varies fastest.
 
     Args:
         file: the config file.
@@ -301,13 +302,13 @@ def plan(
         pairs += [(key, point[SEEDS]) for key in also if SEEDS in point]
         name = run_name(point)
         arguments = [f"--config={file}", *(f"--config.{key}={text}" for key, text in pairs)]
-        place = directory / name
-        runs.append(Run(name, place, (*arguments, f"--working_dir={place}")))
+        own = directory / name
+        runs.append(Run(name, own, (*arguments, f"--working_dir={own}")))
     return runs
 
 
 def run_name(point: Mapping[str, str]) -> str:
-    """`KEY=VALUE,KEY=VALUE` as a file's name, whatever order the keys came in; seeds last.
+    """Return `KEY=VALUE,KEY=VALUE` as a file's name, whatever order the keys came in; seeds last.
 
     Example:
         >>> run_name({"seeds": "1", "dataset.dataset_name": "tfds/mnist", "base_lr": "0.1"})
@@ -321,39 +322,31 @@ def run_name(point: Mapping[str, str]) -> str:
     return f"{name[: _LONGEST_NAME - len(digest) - 1]}~{digest}"
 
 
-def check(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the directories of their seeds, where nothing is wrong with any of them.
+def check(runs: Sequence[Run]) -> None:
+    """Check every run as it will check itself.
 
     Raises:
         UsageError: a line for each problem.
     """
     wrong: list[str] = []
     seen: dict[str, str] = {}
-    checked: list[Run] = []
     for run in tqdm(runs, "checking", disable=None, delay=1.0, leave=False):
         try:
             config = _checked(run)
-            members, directories = build.members_of(config, run.directory)
-            refuse_mixture(run.directory, len(members))
-            for member, directory in zip(members, directories, strict=True):
-                _refuse_other_run(directory, member)
+            _refuse_other_run(run.directory, config)
         except (*USAGE_ERRORS, UsageError) as error:
             wrong += str(error).splitlines()
             continue
-        checked.append(run._replace(seeds=tuple(directories) if len(members) > 1 else ()))
-        for member in members:
-            text = json.dumps(build.config_as_json(member), sort_keys=True)
-            if text in seen:
-                what = "are the same run" if len(members) == 1 else f"train seed {member.seeds}"
-                wrong.append(f"{seen[text]} and {run.name} {what}; leave one out")
-            seen.setdefault(text, run.name)
+        text = json.dumps(configs.as_json(config), sort_keys=True)
+        if text in seen:
+            wrong.append(f"{seen[text]} and {run.name} are the same run; leave one out")
+        seen.setdefault(text, run.name)
     if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
-    return checked
 
 
 def _checked(run: Run) -> ml_collections.ConfigDict:
-    """The run's config, checked as the run itself will do."""
+    """Return the config of a run, checked as the run itself will do."""
     line = command_line.parse(run.arguments)
     if line is None or line.config is None:
         raise UsageError(f"{run.name}: no config")
@@ -371,33 +364,29 @@ def _refuse_other_run(directory: Path, config: ml_collections.ConfigDict) -> Non
         return
     stored = read_config(directory)
     # Where the size of groups is open it is the stored one; jax is not asked for its devices here.
-    resolved = build.with_group_size(config, {**stored, "gnp.m": stored.get("gnp.m") or 1})
+    resolved = configs.with_group_size(config, stored, devices=1)
     refuse_other_config(
         directory,
-        build.config_as_json(resolved),
+        configs.as_json(resolved),
         default.FREE_KEYS,
-        build.config_as_json(default.get_config()),
+        configs.as_json(default.get_config()),
         advice="choose another directory for the sweep, or remove this one",
     )
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the last epoch is done and saved, of every seed."""
-    return all(_is_finished(directory) for directory in run.seeds or (run.directory,))
-
-
-def _is_finished(directory: Path) -> bool:
+    """Tell whether the last epoch of a run is done and saved."""
     try:
-        found = read_run(directory)
+        found = read_run(run.directory)
     except (ReportError, OSError):
         return False  # none, or damaged: the run itself says so
     if not found.is_finished:
         return False
-    return (directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
+    return (run.directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
 
 
 def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
-    """Runs what is not finished, and reports."""
+    """Run what is not finished, and report."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     with _lock(directory) as lock:
         waiting = [run for run in runs if not is_finished(run)]
@@ -436,7 +425,7 @@ def run_all(
     signals: Sequence[signal.Signals],
     lock: int,
 ) -> list[Failure]:
-    """Runs each in a process of its own, as many at a time as there are shares of the devices.
+    """Run each in a process of its own, as many at a time as there are shares of the devices.
 
     Args:
         runs: what to run.
@@ -519,19 +508,19 @@ class Process:
             )
 
     def send(self, number: signal.Signals) -> None:
-        """Hands a signal on, where the process is still there; of a terminal that went, SIGTERM."""
+        """Hand a signal on where the process is still there; of a terminal that went, SIGTERM."""
         self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def has_ended(self) -> bool:
-        """Whether it has; does not wait."""
+        """Tell whether the run has ended, without waiting."""
         return self._process.poll() is not None
 
     def wait(self) -> None:
-        """Until it has."""
+        """Wait until the run has ended."""
         self._process.wait()
 
     def failure(self, stopped: bool) -> Failure | None:
-        """Why it did not finish; None where it did, or where it was stopped and is to go on."""
+        """Return why it did not finish; None where it did, or was stopped and is to go on."""
         code = self._process.returncode
         with open(self.log, "rb") as log:
             log.seek(self._from)
@@ -547,7 +536,7 @@ class Process:
 
 
 def last_line(text: str) -> str:
-    r"""The last one that is not empty, without the program's name.
+    r"""Return the last line that is not empty, without the program's name.
 
     Example:
         >>> last_line("epoch 1\ngnp: the loss is not finite\n\n")
@@ -559,7 +548,7 @@ def last_line(text: str) -> str:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[int]:
-    """An open file that belongs to this sweep alone, and to its runs should they survive it.
+    """Open a file that belongs to this sweep alone, and to its runs should they survive it.
 
     Raises:
         SweepError: another one has it.
@@ -577,7 +566,7 @@ def _lock(directory: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[signal.Signals]]:
-    """Within it, Ctrl-C, SIGTERM and the end of the terminal are only noted."""
+    """Only note Ctrl-C, SIGTERM and the end of the terminal."""
     noted: list[signal.Signals] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -595,7 +584,7 @@ def _catch_signals() -> Iterator[list[signal.Signals]]:
 
 
 def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
-    """The environment variables that give each job its devices.
+    """Return the environment variables that give each job its devices.
 
     Raises:
         UsageError: more jobs than devices that cannot be shared.
@@ -608,7 +597,7 @@ def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
 def share_out(
     backend: str, names: Sequence[str], jobs: int | None, runs: int
 ) -> list[dict[str, str]]:
-    """The environment variables that give each job an even share of the devices.
+    """Return the environment variables that give each job an even share of the devices.
 
     How many GPUs a job has does not depend on how many runs are left: a run that uses another
     number of them may be another run. Jobs on one GPU have a share of its memory each, as jax would
@@ -650,13 +639,13 @@ def share_out(
 
 
 def _says_how_much_memory(environment: Mapping[str, str]) -> bool:
-    """Whether jax would not take three quarters of a GPU by itself."""
+    """Tell whether jax would not take three quarters of a GPU by itself."""
     grows = environment.get("XLA_PYTHON_CLIENT_PREALLOCATE", "") in ("false", "False", "0")
     return grows or any(environment.get(name) for name in _FRACTIONS)
 
 
 def _devices() -> tuple[str, list[str]]:
-    """The backend of jax and its devices' names; asked in another process, which gives them back.
+    """Ask another process, which gives the devices back, for jax's backend and their names.
 
     Raises:
         SweepError: jax finds none.
@@ -674,9 +663,8 @@ def _devices() -> tuple[str, list[str]]:
 
 
 def _report(runs: Sequence[Run], directory: Path) -> int:
-    """Writes the report; its exit code."""
-    directories = [path for run in runs for path in run.seeds or (run.directory,)]
-    if not any((path / "config.json").is_file() for path in directories):
+    """Write the report and return its exit code."""
+    if not any((run.directory / "config.json").is_file() for run in runs):
         print("gnp: no run has begun: there is nothing to report", file=sys.stderr)
         return 1
     from gnp.analysis.report.__main__ import main as report  # late: it needs plotly

@@ -13,9 +13,7 @@ import jax
 import pytest
 
 import optimizer
-from config import default
-from config.load import conflicts
-from config.schema import problems
+from config.rules import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -84,8 +82,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_readme(monkeypatch):
     names = run(ROOT / "README.md", monkeypatch)
     config = names["get_config"]()
-    assert problems(config, default.KEYS) == []
-    assert conflicts(config) == []
+    assert problems(config) == []
     assert names["loss"](names["params"], names["x"], names["y"]) < 1e-2
     assert names["params"]["b"] == pytest.approx(3.0, abs=0.1)
 

@@ -2,7 +2,7 @@
 
     python -m gnp.bench.flatness --data_dir=DIR --out=runs/flatness [--page=docs/sharpness.md]
 
-Trains config/mnist_methods.py (2,000 examples of MNIST, the tutorial's CNN, 20 epochs) with each
+Trains config/methods.py:mnist (2,000 examples of MNIST, the tutorial's CNN, 20 epochs) with each
 method and seed, as gnp.bench.methods does and in folders of the same names, so that its --out can
 be given; then measures the last checkpoint of each on the 2,000 examples. Runs and measurements
 that are in --out are only read: the command can be stopped, and goes on when it is repeated.

@@ -3,7 +3,7 @@
     python -m gnp.bench.methods --data_dir DIR --out DIR [--seeds N] [--runs N] [--jobs N]
         [--methods NAME ...] [--page FILE]
 
-Each method is a run of config/mnist_methods.py with some keys changed, once a seed, in a run
+Each method is a run of config/methods.py:mnist with some keys changed, once a seed, in a run
 directory of its own under --out. A whole run with the same config is only read there, whatever
 version of the code made it. Then the steps are measured with WideResNet_16_4 and batches of 64
 images of 32 x 32 pixels, all methods in turn; a method that penalises some steps only has the mean
@@ -36,7 +36,7 @@ from gnp.experiment import build_costs
 from gnp.training.files import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "config" / "mnist_methods.py"
+CONFIG = ROOT / "config" / "methods.py:mnist"
 MODEL, BATCH_SIZE = "WideResNet_16_4", 64
 MARKS = ("<!-- table of gnp.bench.methods -->", "<!-- end of the table -->")
 

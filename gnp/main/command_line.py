@@ -1,9 +1,9 @@
-"""What a user types, taken apart."""
+"""The command line: its flags, what is wrong with them, and the config that they name."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
@@ -15,7 +15,7 @@ from gnp import build
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
 
-  --config=FILE         what to run; config/ holds ready ones
+  --config=FILE         what to run; config/ holds ready ones, some with an argument, FILE:ARGUMENT
   --working_dir=DIR     the run directory: everything is written there; the same command resumes
   --mode=train          train, evaluate, log, checkpoint (default)
   --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
@@ -35,6 +35,7 @@ value is wrong by itself; 1 anything that data, files or devices show; 130 Ctrl-
 """
 
 
+MODES = ("train", "eval", "inspect")
 _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
@@ -66,7 +67,7 @@ class CommandLine(NamedTuple):
 
 
 def names_processes(arguments: Sequence[str]) -> bool:
-    """Whether a command line says which process this is; help is asked for by one alone.
+    """Tell whether a command line says which process this is; help is asked for by one alone.
 
     Example:
         >>> names_processes(["--process_id=1"]), names_processes(["--mode=eval"])
@@ -77,7 +78,7 @@ def names_processes(arguments: Sequence[str]) -> bool:
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
-    """The command line, checked; None where help was asked for.
+    """Return the command line, checked; None where help was asked for.
 
     Args:
         arguments: without the program's name.
@@ -93,73 +94,75 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         return None
     values = _define_flags()
     overrides, wrong = configs.read_flags(values, arguments)
-    if values.mode != "inspect" and not values.working_dir:
-        wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
-    if values.mode != "eval" and not values.config:
-        wrong.append("--config=FILE is missing, such as --config=config/digits.py")
-    if values.checkpoint is not None and values.mode != "eval":
-        wrong.append(f"--checkpoint={values.checkpoint} goes with --mode=eval only")
-    profile = None
-    if values.profile is not None:
-        profile = _steps(values.profile)
-        if profile is None:
-            wrong.append(
-                f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "
-                "the first not above the last, such as --profile=20:25"
-            )
-        if values.mode != "train":
-            wrong.append(f"--profile={values.profile} goes with --mode=train only")
-    processes = (values.coordinator_address, values.num_processes, values.process_id)
-    wrong += _wrong_processes(*processes)
-    if overrides and not values.config:
-        wrong += _without_file(values.mode, overrides)
-    loaded = None
+    wrong += _flag_problems(values)
+    config = None
     if values.config:
         try:
-            loaded, problems = configs.read_config(values.config, overrides)
+            config, problems = configs.read_config(values.config, overrides)
             wrong += problems
-            if not any(
-                line.startswith(("model.", "opt.", "precision", "config key")) for line in problems
-            ):
-                wrong += build.name_problems(loaded)
+            # The names are looked up in a config whose model and optimizer can be built.
+            needed = ("model.", "opt.", "precision", "config key")
+            if not any(line.startswith(needed) for line in problems):
+                wrong += build.name_problems(config)
         except configs.ConfigError as error:
             wrong += str(error).splitlines()
+    elif overrides:
+        wrong += _problems_without_file(values.mode, overrides)
     if wrong:
         raise UsageError("\n".join(wrong))
+    processes = _processes(values)
     return CommandLine(
         values.mode,
-        loaded,
+        config,
         Path(values.working_dir or "."),
         values.checkpoint,
         () if values.config else tuple(overrides),
-        profile,
+        _steps(values.profile or ""),
         None if None in processes else processes,
     )
 
 
-def _wrong_processes(address: str | None, count: int | None, index: int | None) -> list[str]:
-    """What is wrong with what says which process this is."""
-    given = dict(zip(_PROCESS_FLAGS, (address, count, index), strict=True))
+def _flag_problems(values: flags.FlagValues) -> list[str]:
+    wrong = []
+    if values.mode != "inspect" and not values.working_dir:
+        wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
+    if values.mode != "eval" and not values.config:
+        wrong.append("--config=FILE is missing, such as --config=config/digits.py")
+    if values.mode != "eval" and values.checkpoint is not None:
+        wrong.append(f"--checkpoint={values.checkpoint} goes with --mode=eval only")
+    if values.profile is not None and _steps(values.profile) is None:
+        wrong.append(
+            f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "
+            "the first not above the last, such as --profile=20:25"
+        )
+    if values.mode != "train" and values.profile is not None:
+        wrong.append(f"--profile={values.profile} goes with --mode=train only")
+    _, count, index = _processes(values)
+    given = dict(zip(_PROCESS_FLAGS, _processes(values), strict=True))
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         there = next(f"--{name}={value}" for name, value in given.items() if value is not None)
-        return [f"{there} needs {' and '.join(missing)} beside it, or none of the three"]
-    if index is not None and count is not None and index >= count:
-        return [
+        wrong.append(f"{there} needs {' and '.join(missing)} beside it, or none of the three")
+    elif not missing and index >= count:
+        wrong.append(
             f"--process_id={index} is out of range: --num_processes={count} has 0 to {count - 1}"
-        ]
-    return []
+        )
+    return wrong
+
+
+def _processes(values: flags.FlagValues) -> tuple[Any, Any, Any]:
+    return values.coordinator_address, values.num_processes, values.process_id
 
 
 def _steps(text: str) -> tuple[int, int] | None:
-    """First and last step, of `20:25`."""
+    """Return the first and the last step of `20:25`."""
     match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
     first, last = map(int, match.groups()) if match else (0, 0)
     return (first, last) if 1 <= first <= last else None
 
 
-def _without_file(mode: str, overrides: Sequence[tuple[str, str]]) -> list[str]:
-    """What is wrong with keys that are given without a config file."""
+def _problems_without_file(mode: str, overrides: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what is wrong with keys that are given without a config file."""
     if mode != "eval":
         return [f"--config.{overrides[0][0]} needs --config=FILE"]
     known = [key.name for key in default.KEYS]
@@ -169,11 +172,11 @@ def _without_file(mode: str, overrides: Sequence[tuple[str, str]]) -> list[str]:
         f"only {', '.join(default.FREE_KEYS)} can be changed"
         for name in fixed
     ]
-    return wrong or configs.apply_overrides(default.get_config(), overrides, default.KEYS)[1]
+    return wrong or configs.apply_overrides(default.get_config(), overrides)[1]
 
 
 def usage() -> str:
-    """The text of --help: usage and every config key."""
+    """Return the text of --help: usage and every config key."""
     keys = [
         f"  {key.name} = {key.default!r}\n      {key.meaning} ({key.kind.allowed})"
         for key in default.KEYS
@@ -183,14 +186,9 @@ def usage() -> str:
 
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "config file", flag_values=values)
-    flags.DEFINE_string("working_dir", None, "run directory", flag_values=values)
-    flags.DEFINE_enum(
-        "mode", "train", ["train", "eval", "inspect"], "what to do", flag_values=values
-    )
-    flags.DEFINE_string("profile", None, "FIRST:LAST", flag_values=values)
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "count", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("process_id", None, "index", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("checkpoint", None, "step", lower_bound=0, flag_values=values)
+    for name in ("config", "working_dir", "profile", "coordinator_address"):
+        flags.DEFINE_string(name, None, "", flag_values=values)  # USAGE has the help
+    for name, lowest in (("checkpoint", 0), ("num_processes", 1), ("process_id", 0)):
+        flags.DEFINE_integer(name, None, "", lower_bound=lowest, flag_values=values)
+    flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
     return values

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import config as configs
 from gnp.training.files import write_json
 
 # config.json goes last: while it is there, an interrupted removal cannot be taken for another run.
@@ -149,7 +150,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunDirectoryError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise RunDirectoryError(f"{file} is not the config of a run (a JSON object is needed)")
-    return config
+    return configs.without_removed(config)
 
 
 def remove_run(path: Path) -> None:

@@ -1,18 +1,57 @@
 """Configs: every key has its kind, deltas load, and everything wrong is said at once."""
 
+import traceback
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from config import ConfigError, apply_overrides, default, from_flat, load_config
-from config.schema import flatten, problems, split_overrides
+from config import (
+    ConfigError,
+    apply_overrides,
+    as_json,
+    default,
+    from_flat,
+    load_config,
+    on_devices,
+    read_flags,
+    with_group_size,
+)
+from config.load import split_overrides
+from config.rules import Facts, problems
+from config.schema import flatten
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(
-    path
+# The config files of before that take an argument now: people have their paths in scripts.
+MOVED = {
+    **{
+        f"riemannian_{data}_{optimizer}": f"riemannian.py:{data},{optimizer}"
+        for data in ("cifar10", "cifar100", "svhn")
+        for optimizer in ("sgd", "sgdg", "adamg")
+    },
+    **{
+        f"evolution_{data}": f"evolution.py:{data}"
+        for data in ("boston", "cifar10", "cifar100", "forda", "iris", "mnist")
+    },
+    **{
+        name: f"original.py:{name}"
+        for name in (
+            *("wideresnet_cifar", "resnet_cifar", "wideresnet_ss_cifar", "pyramidnet_sd_cifar"),
+            *("vit_cifar_basic", "vit_cifar_basic_grwarmup", "vit_cifar_heavy"),
+            *("resnet_imagenet", "vggbn_imagenet"),
+        )
+    },
+    "gc_horses_or_humans": "horses_or_humans.py:gc",
+    "mnist_methods": "methods.py:mnist",
+    "cifar_methods": "methods.py:cifar",
+}
+FILES = sorted(
+    path.name
     for path in (ROOT / "config").glob("*.py")
-    if path.stem not in ("__init__", "schema", "load", "default", "riemannian")
+    if path.stem not in ("__init__", "schema", "load", "rules", "default")
 )
+NEEDS_AN_ARGUMENT = {"riemannian.py", "evolution.py", "methods.py"}
+CONFIGS = [*(name for name in FILES if name not in NEEDS_AN_ARGUMENT), *MOVED.values()]
 
 
 def load(*overrides: tuple[str, str], path: Path = ROOT / "config" / "digits.py"):
@@ -26,17 +65,55 @@ def problems_of(*overrides: tuple[str, str]) -> list[str]:
 
 
 def test_defaults_are_allowed_and_keys_are_unique():
-    assert problems(default.get_config(), default.KEYS) == []
+    assert problems(default.get_config()) == []
     names = [key.name for key in default.KEYS]
     assert len(names) == len(set(names))
     assert set(default.FREE_KEYS) <= set(names)
+    assert all(key.meaning for key in default.KEYS)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_file_loads_and_says_its_command(path):
-    config = load_config(str(path))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_loads_and_says_its_command(name):
+    config = load_config(str(ROOT / "config" / name))
     assert config.is_locked
-    assert f"--config=config/{path.name}" in path.read_text()
+    file = name.partition(":")[0]
+    assert f"--config=config/{file}" in (ROOT / "config" / file).read_text()
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_path_of_before_is_the_same_config(old):
+    assert not (ROOT / "config" / f"{old}.py").exists()
+    config = load_config(str(ROOT / "config" / f"{old}.py"))
+    assert as_json(config) == as_json(load_config(str(ROOT / "config" / MOVED[old])))
+
+
+def test_a_file_of_that_name_in_another_folder_is_a_users_own(tmp_path):
+    path = tmp_path / "evolution_mnist.py"
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(str(path))
+    path.write_text(
+        "from config import default\ndef get_config():\n"
+        "    c = default.get_config()\n    c.batch_size = 3\n    return c\n"
+    )
+    assert load_config(str(path)).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("evolution.py:minst", "unknown argument 'minst' (did you mean mnist?); write"),
+        ("evolution.py", "no argument; write FILE.py:ARGUMENT with one of boston | cifar10"),
+        ("riemannian.py:cifar10,sgdd", "unknown argument 'cifar10,sgdd' (did you mean cifar10,sgd"),
+        ("digits.py:small", "its get_config() takes no argument"),
+        ("nowhere.py:x", "no such file"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_one_line(name, words):
+    path = ROOT / "config" / name
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"--config={path}: {words}")
 
 
 def test_published_keys_are_there():
@@ -85,7 +162,7 @@ def test_free_keyword_arguments_take_any_name():
 def test_the_given_config_is_not_changed():
     config = default.get_config()
     before = config.to_json()
-    apply_overrides(config, [("gnp.r", "0.3"), ("opt.opt_params.eps", "1")], default.KEYS)
+    apply_overrides(config, [("gnp.r", "0.3"), ("opt.opt_params.eps", "1")])
     assert config.to_json() == before
 
 
@@ -169,34 +246,122 @@ def test_spaces_around_the_equals_sign_are_named(words):
     assert rest[-1] == "--config=f.py"
 
 
+GET_CONFIG = "from config import default\ndef get_config():\n    c = default.get_config()\n    "
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("def get_config(:\n", "SyntaxError"),
-        ("x = 1\n", "AttributeError"),
-        ("def get_config():\n    return {}\n", "a ConfigDict is needed"),
-        (
-            "from config import default\n"
-            "def get_config():\n    c = default.get_config()\n    c.base_ir = 1\n    return c\n",
-            "base_ir",
-        ),
-        (
-            "from config import default\n"
-            "def get_config():\n"
-            "    c = default.get_config()\n    c.batch_size = 'x'\n    return c\n",
-            "TypeError",
-        ),
+        ("x = 1\n", "a function get_config() is needed"),
+        ("get_config = 1\n", "a function get_config() is needed"),
+        ("def get_config():\n    return {}\n", "returned dict, a ConfigDict is needed"),
+        ("def get_config():\n    pass\n", "returned NoneType, a ConfigDict is needed"),
+        ("def get_config(name):\n    pass\n", "needs an argument, FILE.py:ARGUMENT"),
     ],
 )
-def test_config_files_that_fail_are_one_line(tmp_path, content, words):
+def test_a_file_that_gives_no_config_is_one_line(tmp_path, content, words):
     path = tmp_path / "mine.py"
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 1
-    assert str(path) in lines[0]
-    assert words in lines[0]
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"--config={path}: ")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("def get_config(:\n", SyntaxError),
+        ("import nowhere_to_be_found\n", ModuleNotFoundError),
+        (f"{GET_CONFIG}c['gnp']['q']\n", KeyError),
+        (f"{GET_CONFIG}c.batch_size = 'x'\n", TypeError),
+        (f"{GET_CONFIG}open('nowhere')\n", FileNotFoundError),
+        (f"{GET_CONFIG}1 / 0\n", ZeroDivisionError),
+    ],
+)
+def test_what_a_users_file_does_wrong_is_not_hidden(tmp_path, content, error):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(error) as caught:
+        load_config(str(path))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert f'File "{path}", line' in shown
+
+
+def load_text(tmp_path, lines: str, *overrides: tuple[str, str]):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from ml_collections import config_dict\n{GET_CONFIG}{lines}\n    return c\n")
+    return load_config(str(path), overrides)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.base_ir = 1", "unknown config key base_ir (did you mean base_lr?)"),
+        (
+            "c.num_seeds = 3",
+            "key num_seeds is no longer there: several seeds train one a run: SEEDS",
+        ),
+        ("c.num_seeds = 1", "bash recipe/sweep.sh CONFIG seeds=0,1,2"),
+        ("del c.gnp", "config key gnp.r is missing"),
+    ],
+)
+def test_keys_of_a_users_file_are_told(tmp_path, line, words):
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, line, ("gnp.r", "0.1"))
+    assert words in str(caught.value)
+
+
+def test_a_key_that_is_a_reference_follows_the_command_line(tmp_path):
+    line = "c.evaluate_every_n_epochs = c.get_ref('total_epochs')"
+    assert load_text(tmp_path, line).evaluate_every_n_epochs == 200
+    config = load_text(tmp_path, line, ("total_epochs", "7"))
+    assert (config.total_epochs, config.evaluate_every_n_epochs) == (7, 7)
+    both = [("total_epochs", "7"), ("evaluate_every_n_epochs", "2")]
+    config = load_text(tmp_path, line, *both)
+    assert (config.total_epochs, config.evaluate_every_n_epochs) == (7, 2)
+    product = "c.evaluate_every_n_epochs = c.get_ref('total_epochs') // 2"
+    assert load_text(tmp_path, product, ("total_epochs", "7")).evaluate_every_n_epochs == 3
+    lambdas = "c.gnp.r = 0.1\n    c.gnp.alpha = c.gnp.get_ref('r') * 8"
+    assert load_text(tmp_path, lambdas, ("gnp.r", "0.2")).gnp.alpha == 1.6
+
+
+def test_required_placeholders_are_satisfied_by_the_command_line(tmp_path):
+    lines = """with c.unlocked():
+        c.base_lr = config_dict.required_placeholder(float)
+        c.opt.opt_params.eps = config_dict.required_placeholder(float)"""
+    given = [("base_lr", "0.3"), ("opt.opt_params.eps", "1e-7")]
+    config = load_text(tmp_path, lines, *given)
+    assert (config.base_lr, config.opt.opt_params.eps) == (0.3, 1e-7)
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, lines, given[1], ("batch_size", "0"))
+    assert str(caught.value).splitlines() == [
+        "base_lr has no value: the config file requires --config.base_lr=VALUE",
+        "batch_size = 0: allowed is a whole number >= 1",
+    ]
+
+
+def test_a_frozen_config_is_thawed(tmp_path):
+    lines = """c.evaluate_every_n_epochs = c.get_ref('total_epochs')
+    c.model.model_params.features = [8, 8]
+    c = config_dict.FrozenConfigDict(c)"""
+    given = [("total_epochs", "7"), ("model.model_params.dropout_rate", "0.1")]
+    config = load_text(tmp_path, lines, *given)
+    assert (config.total_epochs, config.evaluate_every_n_epochs) == (7, 7)
+    assert dict(config.model.model_params) == {"features": [8, 8], "dropout_rate": 0.1}
+
+
+def test_a_flag_file_may_hold_keys(tmp_path):
+    file = tmp_path / "flags"
+    file.write_text("# a comment\n--config.gnp.r=0.1\n--mode=eval\n--config.opt.opt_params.eps=1\n")
+    values = flags.FlagValues()
+    flags.DEFINE_string("mode", None, "", flag_values=values)
+    pairs, wrong = read_flags(values, ["--config.gnp.r=0.2", f"--flagfile={file}"])
+    assert pairs == [("gnp.r", "0.2"), ("gnp.r", "0.1"), ("opt.opt_params.eps", "1")]
+    assert (wrong, values.mode) == ([], "eval")
+    with pytest.raises(ConfigError, match="nowhere"):
+        read_flags(flags.FlagValues(), ["--flagfile=nowhere"])
 
 
 def test_missing_file():
@@ -217,3 +382,74 @@ def test_a_run_that_does_not_know_a_key_has_its_default():
     assert flatten(from_flat(older), default.KEYS) == flat
     with pytest.raises(ConfigError, match="unknown config key a"):
         from_flat({**flat, "a": 1})
+
+
+def test_a_run_that_knows_a_removed_key_goes_on():
+    flat = as_json(load())
+    assert as_json(from_flat({**flat, "num_seeds": 1})) == flat
+    with pytest.raises(ConfigError, match="num_seeds is no longer there"):
+        from_flat({**flat, "num_seeds": 2})
+    (line,) = problems_of(("num_seeds", "1"))
+    assert "num_seeds is no longer there" in line and "bash recipe/sweep.sh" in line
+
+
+@pytest.mark.parametrize(
+    ("keys", "devices", "words"),
+    [
+        ({}, 8, ""),
+        ({"batch_size": "50"}, 8, "batch_size = 50 cannot be split over 8 devices"),
+        ({"accumulate_steps": "12"}, 8, "accumulate_steps = 12 leaves micro-batches of 4 examples"),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "4"}, 4, ""),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "48"}, 4, ""),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "8"}, 4, "gnp.m = 8 does not divide a dev"),
+        ({"mesh.data": "-1", "mesh.fsdp": "-1"}, 4, "only one of them can be -1"),
+        ({"mesh.fsdp": "3"}, 4, "3 does not divide the number of devices, 4: allowed is 1, 2, 4"),
+        (
+            {"mesh.data": "2"},
+            4,
+            "mesh.data = 2 and mesh.fsdp = 1 are for 2 devices, and there are 4",
+        ),
+        ({"mesh.data": "2", "mesh.fsdp": "-1"}, 4, ""),
+        ({"mesh.data": "2", "mesh.fsdp": "2"}, 4, ""),
+        ({"model.model_params.batch_norm_group": "5"}, 4, "does not divide batch_size = 48"),
+    ],
+)
+def test_rules_on_devices(keys, devices, words):
+    config = load(("batch_size", "48"), *keys.items())
+    assert problems(config) == []
+    lines = problems(config, Facts(devices=devices))
+    assert len(lines) == bool(words) and words in "".join(lines)
+    evaluating = problems(config, Facts(devices=devices, training=False))
+    assert evaluating == (lines if "mesh.fsdp" in keys or "mesh.data" in keys else [])
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"gnp.sync_perturbations": "False"}, "gnp.m = 12"),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "24"}, "gnp.m = 24"),
+        ({"accumulate_steps": "6"}, "batch_size / accumulate_steps = 8"),
+    ],
+)
+def test_groups_with_statistics_of_their_own_divide_what_the_model_is_given(keys, name):
+    words = {**keys, "batch_size": "48", "model.model_params.batch_norm_group": "5"}
+    config = load(*words.items())
+    lines = problems(config, Facts(devices=4 if "m" in name[:5] else 1))
+    assert any(f"batch_norm_group = 5 does not divide {name}, " in line for line in lines), lines
+
+
+def test_a_real_number_needs_the_loss_for_it():
+    config = load()
+    assert problems(config, Facts(is_regression=False)) == []
+    (line,) = problems(config, Facts(is_regression=True))
+    assert line.endswith("the target of 'digits' is a real number: set loss to squared_error")
+
+
+def test_a_stored_config_fits_other_devices():
+    config = load(("mesh.fsdp", "8"), ("gnp.sync_perturbations", "False"))
+    assert on_devices(config, 3).mesh.fsdp == 1
+    assert on_devices(config, 16).mesh.fsdp == 8
+    assert with_group_size(config, {}, devices=4).gnp.m == 16
+    assert with_group_size(config, {"gnp.m": 32}, devices=4).gnp.m == 32
+    assert (config.mesh.fsdp, config.gnp.m) == (8, None)
+    assert with_group_size(load(), {}, devices=4).gnp.m is None

@@ -21,26 +21,26 @@ def overrides(flags: list[str]) -> list[tuple[str, str]]:
 
 
 def test_a_new_recipe_is_found(tmp_path):
-    new = f'{all_smoke.SHARED}\n\nexperiment new_one "$@"\n'
+    new = f'{all_smoke.SHARED}\n\nexperiment new_one.py:a "$@"\n'
     (tmp_path / "new-one.sh").write_text(new)
-    (tmp_path / "riemannian-x.sh").write_text(new.replace("experiment new_one", "riemannian x"))
+    (tmp_path / "riemannian-x.sh").write_text(new.replace("new_one.py:a", "r.py:x,OPTIMIZER"))
     (tmp_path / "odd.sh").write_text(f'{all_smoke.SHARED}\nfor x in y; do experiment "$x"; done\n')
     (tmp_path / "sweep.sh").write_text(new)
     (tmp_path / "other.sh").write_text("experiment old\n")
     found = [(each.name, each.config) for each in all_smoke.experiments(tmp_path)]
     assert found == [
-        ("new-one", "new_one"),
+        ("new-one", "new_one.py:a"),
         ("odd", ""),
-        ("riemannian-x-SGD", "riemannian_x_sgd"),
-        ("riemannian-x-SGDG", "riemannian_x_sgdg"),
-        ("riemannian-x-AdamG", "riemannian_x_adamg"),
+        ("riemannian-x-SGD", "r.py:x,sgd"),
+        ("riemannian-x-SGDG", "r.py:x,sgdg"),
+        ("riemannian-x-AdamG", "r.py:x,adamg"),
     ]
 
 
 def test_the_data_are_as_each_config_asks(tmp_path):
     kinds = {}
     for experiment in EXPERIMENTS:
-        file = str(ROOT / "config" / f"{experiment.config}.py")
+        file = str(ROOT / "config" / experiment.config)
         keys = load_config(file).dataset
         kinds[keys.dataset_name, keys.train_split] = file
     assert len(kinds) > 5
@@ -54,7 +54,7 @@ def test_the_data_are_as_each_config_asks(tmp_path):
 
 def test_what_is_changed_is_allowed_and_not_the_network_but_for_one():
     for experiment in EXPERIMENTS:
-        file = str(ROOT / "config" / f"{experiment.config}.py")
+        file = str(ROOT / "config" / experiment.config)
         config = load_config(file)
         changed = dict(overrides(all_smoke.flags(config, None)))
         tiny = load_config(file, list(changed.items()))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gnp import build
+from config import as_json
 from recipe import all_smoke, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ def run_sweep(tmp_path: Path, monkeypatch, capfd) -> Callable[..., subprocess.Co
 
     def remember(run):
         config = checked(run)
-        configs[run.name] = build.config_as_json(config)
+        configs[run.name] = as_json(config)
         (tmp_path / "configs.json").write_text(json.dumps(configs))
         return config
 
@@ -162,6 +162,18 @@ def test_seeds_leave_an_init_seed_that_is_given(where):
     assert sum("--config.init_seeds=" in word for word in run.arguments) == 1
 
 
+def test_a_config_may_have_an_argument(tmp_path):
+    root = sweep.ROOT
+    assert sweep._locate("evolution:mnist", None) == (
+        f"{root}/config/evolution.py:mnist",
+        root / "runs" / "evolution-mnist-sweep",
+    )
+    assert sweep._locate("x/riemannian.py:svhn,sgd", None) == (
+        "x/riemannian.py:svhn,sgd",
+        root / "runs" / "riemannian-svhn-sgd-sweep",
+    )
+
+
 def test_names_are_files_and_differ():
     values = ["a/b", "a%2Fb", "a b", "(60,120)", "..", "x" * 300, "x" * 301, ""]
     names = [sweep.run_name({"seeds": "0", "key": value}) for value in values]
@@ -191,6 +203,7 @@ def test_names_are_files_and_differ():
         ),
         (["warmup_epochs=1,2"], ["warmup_epochs=2.0 leaves none of total_epochs=2"]),
         (["base_lr=0.1,0.10"], ["base_lr=0.1 and base_lr=0.10 are the same run"]),
+        (["seeds=0", "--config.num_seeds=2"], ["config key num_seeds is no longer there: several"]),
         (["seeds=0", "--config.retrain=True"], ["retrain=True does not go with a sweep"]),
         (["seeds=0", "--config.seeds=1"], ["seeds is given 2 times"]),
         (["seeds=0", "--jobs=0"], ["--jobs=0: allowed is a whole number >= 1"]),
@@ -454,28 +467,3 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path, gnp_environment):
     assert "in 3 groups" not in done.stdout and "4 runs in 2 groups" in done.stdout
     log = tmp_path / "sweep" / "logs" / "base_lr=0.05,seeds=0.log"
     assert "going on in" in log.read_text()
-
-
-def runs_of_seeds(directory, *words):
-    file = str(ROOT / "config" / "digits.py")
-    axes = sweep.read_axes(words)
-    keys = [("num_seeds", "2"), ("total_epochs", "2")]
-    return sweep.check(sweep.plan(file, directory, axes, keys, ["init_seeds", "seeds"]))
-
-
-def test_a_run_of_several_seeds_is_finished_where_each_of_them_is(tmp_path):
-    [run] = runs_of_seeds(tmp_path, "base_lr=0.1")
-    assert [path.name for path in run.seeds] == ["seed-0", "seed-1"]
-    config = json.dumps(build.config_as_json(sweep._checked(run)))
-    for place in run.seeds:
-        assert not sweep.is_finished(run)
-        (place / "checkpoints" / "4").mkdir(parents=True)
-        (place / "config.json").write_text(config)
-        (place / "metrics.jsonl").write_text('{"epoch": 2, "step": 4}')
-    assert sweep.is_finished(run)
-
-
-def test_no_seed_is_trained_twice(tmp_path):
-    assert len(runs_of_seeds(tmp_path, "seeds=0,2")) == 2
-    with pytest.raises(sweep.UsageError, match="seeds=0 and seeds=1 train seed 1; leave one out"):
-        runs_of_seeds(tmp_path, "seeds=0,1")

@@ -160,9 +160,27 @@ def test_several_problems_are_said_at_once(run_gnp_here):
 
 def test_config_file(refused, tmp_path):
     assert "no such file" in refused(2, config="--config=nowhere.py")
+    assert "did you mean mnist?" in refused(2, config=f"--config={ROOT}/config/evolution.py:minst")
+    empty = tmp_path / "empty.py"
+    empty.write_text("get_confg = 1\n")
+    assert "get_config() is needed" in refused(2, config=f"--config={empty}")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("def get_config():\n    return {}['key']\n", "KeyError: 'key'"),
+        ("def get_config():\n    return 1 + 'a'\n", "TypeError: "),
+    ],
+)
+def test_a_config_function_that_fails_shows_its_traceback(run_gnp_here, tmp_path, text, error):
     broken = tmp_path / "broken.py"
-    broken.write_text("def get_config(:\n")
-    assert "SyntaxError" in refused(2, config=f"--config={broken}")
+    broken.write_text(text)
+    result = run_gnp_here(f"--config={broken}", f"--working_dir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and f'File "{broken}", line' in result.stderr
+    assert error in result.stderr
 
 
 # The data.

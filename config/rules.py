@@ -1,0 +1,270 @@
+"""Every rule on config keys: what each may hold, what goes together, what fits devices and data.
+
+Each rule yields the lines to tell the user: what is wrong, what is allowed, what to do.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from config import default
+from config.schema import Key, flatten, nearest
+
+_KEYS = {key.name: key for key in default.KEYS}
+
+
+class Facts(NamedTuple):
+    """What a config does not say itself; None where it is not known yet.
+
+    Attributes:
+        devices: how many devices there are.
+        training: False for evaluation, which fills its batches up.
+        is_regression: the target of the data set is a real number.
+    """
+
+    devices: int | None = None
+    training: bool = True
+    is_regression: bool | None = None
+
+
+_NOTHING_KNOWN = Facts()
+
+
+def problems(config: ml_collections.ConfigDict, facts: Facts = _NOTHING_KNOWN) -> list[str]:
+    """Return a line for everything that is wrong with a config.
+
+    Args:
+        config: without references that have no value.
+        facts: rules on what is None there are left out.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.gnp.alpha = 0.8
+        >>> problems(config)
+        ['gnp.alpha = 0.8 with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05']
+        >>> problems(default.get_config(), Facts(devices=3))
+        ['batch_size = 128 cannot be split over 3 devices: choose a multiple of 3']
+    """
+    lines = value_problems(config)
+    if lines:  # the rules below compute with values that are allowed
+        return lines
+    for rule in (_coefficient, _penalty, _accumulation, _optimizer, _others):
+        lines += rule(config)
+    if facts.devices is not None:
+        lines += mesh_problems(config, facts.devices)
+    if facts.devices is not None and facts.training:
+        lines += _batch_on_devices(config, facts.devices)
+    if facts.is_regression and config.loss != "squared_error":
+        lines.append(
+            f"loss = {config.loss} is for classes, and the target of "
+            f"'{config.dataset.dataset_name}' is a real number: set loss to squared_error"
+        )
+    return lines
+
+
+def value_problems(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[str]:
+    """Return a line for every unknown or missing key and every value that its kind does not allow.
+
+    Args:
+        config: a ConfigDict or nested dict.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.gnp.r = -1.0
+        >>> value_problems(config)
+        ['gnp.r = -1.0: allowed is a number >= 0']
+    """
+    flat = flatten(config, default.KEYS)
+    lines = [unknown_key(name) for name in flat if name not in _KEYS]
+    lines += [f"config key {name} is missing" for name in _KEYS if name not in flat]
+    lines += [
+        not_allowed(_KEYS[name], value)
+        for name, value in flat.items()
+        if name in _KEYS and not _KEYS[name].kind.check(value)
+    ]
+    return lines
+
+
+def unknown_key(name: str) -> str:
+    """Return what to say of a key that is not there, or no longer.
+
+    Example:
+        >>> unknown_key("base_ir")
+        'unknown config key base_ir (did you mean base_lr?); config/default.py lists all keys'
+    """
+    for removed in default.REMOVED:
+        if name == removed.name:
+            return f"config key {name} is no longer there: {removed.meaning}"
+    near = nearest(name, list(_KEYS))
+    return f"unknown config key {name}{near}; config/default.py lists all keys"
+
+
+def not_allowed(key: Key, value: Any) -> str:
+    """Return what to say of a value that the kind of its key does not allow."""
+    near = nearest(str(value), key.kind.names)
+    return f"{key.name} = {value!r}: allowed is {key.kind.allowed}{near}"
+
+
+def _coefficient(config: ml_collections.ConfigDict) -> Iterator[str]:
+    r, alpha, coefficient = config.gnp.r, config.gnp.alpha, config.gnp["lambda"]
+    needs = "gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05"
+    if coefficient is None:
+        if alpha > 0 and r == 0:
+            yield f"gnp.alpha = {alpha} with {needs}"
+    elif coefficient > 0 and r == 0:
+        yield f"gnp.lambda = {coefficient} with {needs}"
+    elif alpha != 0 and abs(alpha * r - coefficient) > 1e-9:
+        yield (
+            f"gnp.lambda = {coefficient} and gnp.alpha = {alpha} disagree, as lambda is "
+            f"alpha * r = {alpha * r:g}: give one of them"
+        )
+
+
+def _penalty(config: ml_collections.ConfigDict) -> Iterator[str]:
+    gnp = config.gnp
+    for name, off in {"m": None, "where": "all", "reuse": 0}.items():
+        if gnp.r == 0 and gnp[name] != off:
+            yield f"gnp.{name} = {gnp[name]!r} with gnp.r = 0: there is no penalty to work in"
+    if gnp.m is not None and gnp.sync_perturbations:
+        yield (
+            f"gnp.m = {gnp.m} with gnp.sync_perturbations = True: groups with a perturbation of "
+            "their own need False"
+        )
+    elif gnp.m is not None and config.batch_size % gnp.m:
+        yield f"gnp.m = {gnp.m} does not divide batch_size = {config.batch_size} into whole groups"
+    share = config.hybrid_config.p if config.use_hybrid_training else 1
+    if gnp.reuse > 0 and (share == 0 or (share == 1 and gnp.every == 1)):
+        yield (
+            f"gnp.reuse = {gnp.reuse} needs penalized steps and others between them: set gnp.every "
+            "(LookSAM's is 5), or use_hybrid_training with hybrid_config.p above 0 and below 1"
+        )
+
+
+def _accumulation(config: ml_collections.ConfigDict) -> Iterator[str]:
+    count, gnp = config.accumulate_steps, config.gnp
+    if config.batch_size % count:
+        yield (
+            f"accumulate_steps = {count} does not divide batch_size = {config.batch_size} into "
+            "equal micro-batches"
+        )
+    micro = "accumulate_penalty = 'micro'"
+    if config.accumulate_penalty == "micro" and count == 1:
+        yield f"{micro} with accumulate_steps = 1: there is one micro-batch, the batch"
+    if config.accumulate_penalty == "micro" and gnp.r == 0:
+        yield f"{micro} with gnp.r = 0: there is no penalty to work in"
+    if count > 1 and gnp.r > 0 and not gnp.sync_perturbations:
+        yield (
+            f"accumulate_steps = {count} with gnp.sync_perturbations = False: groups are computed "
+            "one after another already; leave one of them out, or set accumulate_penalty to micro "
+            "and gnp.sync_perturbations to True for a perturbation a micro-batch"
+        )
+
+
+def _optimizer(config: ml_collections.ConfigDict) -> Iterator[str]:
+    opt = config.opt
+    only_grassmann = {"learning_rate_grassmann": None, "grassmann_where": None, "omega": 0.1}
+    for name, off in only_grassmann.items():
+        if opt.opt_type not in default.GRASSMANN_RATES and opt[name] != off:
+            yield (
+                f"opt.{name} = {opt[name]!r} needs opt.opt_type = SGDG or AdamG, not {opt.opt_type}"
+            )
+    if opt.centralize_at != "gradient" and opt.centralize == "none":
+        yield (
+            f"opt.centralize_at = {opt.centralize_at!r} with opt.centralize = 'none': "
+            "set opt.centralize to all or conv"
+        )
+
+
+def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.warmup_epochs > config.total_epochs:
+        yield (
+            f"warmup_epochs = {config.warmup_epochs:g} is longer than "
+            f"total_epochs = {config.total_epochs}"
+        )
+    if config.compute_top_5_error_rate and config.loss != "softmax_cross_entropy":
+        yield f"compute_top_5_error_rate needs loss = softmax_cross_entropy, not {config.loss}"
+    if config.label_smoothing > 0 and config.loss == "squared_error":
+        yield f"label_smoothing = {config.label_smoothing} does not go with squared_error"
+    if config.record.steps and not config.record.gradients:
+        yield "record.steps = True with record.gradients = False: set record.gradients to True too"
+    subset = config.dataset.subset
+    if subset is not None and subset > 1 and subset != int(subset):
+        yield (
+            f"dataset.subset = {subset:g} is neither a share below 1 nor a whole number of examples"
+        )
+
+
+def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
+    """Return what is wrong with the axes of the mesh on so many devices: one line, or none.
+
+    Example:
+        >>> config = default.get_config()
+        >>> config.mesh.fsdp = 4
+        >>> mesh_problems(config, 8)
+        []
+    """
+    data, fsdp = config.mesh.data, config.mesh.fsdp
+    product, given = data * fsdp, f"mesh.data = {data} and mesh.fsdp = {fsdp}"
+    if data == fsdp == -1:
+        return [f"{given}: only one of them can be -1, all the rest"]
+    if product > 0 and product != devices:
+        return [
+            f"{given} are for {product} devices, and there are {devices}: their product must "
+            "be that number; -1 in one of them is all the rest"
+        ]
+    if product < 0 and devices % -product:
+        return [
+            f"{given}: {-product} does not divide the number of devices, {devices}: allowed is "
+            f"{_divisors(devices)}"
+        ]
+    return []
+
+
+def group_size(config: ml_collections.ConfigDict, devices: int) -> int:
+    """Return how many examples share a perturbation and batch statistics.
+
+    Example:
+        >>> group_size(default.get_config(), devices=4)
+        128
+    """
+    if config.gnp.r == 0 or config.gnp.sync_perturbations:
+        return int(config.batch_size)
+    return config.gnp.m or max(1, config.batch_size // devices)
+
+
+def _batch_on_devices(config: ml_collections.ConfigDict, devices: int) -> Iterator[str]:
+    batch, count = config.batch_size, config.accumulate_steps
+    if batch % devices:
+        yield (
+            f"batch_size = {batch} cannot be split over {devices} devices: "
+            f"choose a multiple of {devices}"
+        )
+        return  # the rest is about a device's whole share
+    share, group = batch // devices, group_size(config, devices)
+    if group < batch and share % group:
+        yield (
+            f"gnp.m = {group} does not divide a device's share of the batch, {share} of "
+            f"{batch} examples on {devices} devices: allowed is {_divisors(share)}, {batch}"
+        )
+    if batch // count % devices:
+        yield (
+            f"accumulate_steps = {count} leaves micro-batches of {batch // count} "
+            f"examples, which cannot be split over {devices} devices: batch_size must be a "
+            f"multiple of {count * devices}"
+        )
+    at_once, name = batch, "batch_size"
+    if count > 1:
+        at_once, name = batch // count, "batch_size / accumulate_steps"
+    elif group < batch:
+        at_once, name = group, "gnp.m"
+    statistics = config.model.model_params.get("batch_norm_group")
+    if statistics is not None and at_once % statistics:
+        yield (
+            f"model_params.batch_norm_group = {statistics} does not divide {name} = {at_once}, the "
+            f"examples that the model is given at once: allowed is {_divisors(at_once)}"
+        )
+
+
+def _divisors(count: int) -> str:
+    return ", ".join(str(size) for size in range(1, count + 1) if count % size == 0)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from config import default
-from config.schema import Key, flatten, nearest
+from config.schema import ConfigError, Key, flatten, nearest
 
 _KEYS = {key.name: key for key in default.KEYS}
 
@@ -61,6 +61,13 @@ def problems(config: ml_collections.ConfigDict, facts: Facts = _NOTHING_KNOWN) -
             f"'{config.dataset.dataset_name}' is a real number: set loss to squared_error"
         )
     return lines
+
+
+def check(config: ml_collections.ConfigDict, facts: Facts = _NOTHING_KNOWN) -> None:
+    """Raise ConfigError with a line for everything that is wrong with a config; see `problems`."""
+    lines = problems(config, facts)
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def value_problems(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[str]:

@@ -254,7 +254,7 @@ def _gradient_of(
     def gradient_of(step: Any, penalize: bool) -> Gradient:
         at_step = gradient if has_groups else gathered(gradient)
         if penalize and penalize_one:
-            at_step = penalized(at_step, partial(penalize_one, step=step))
+            at_step = penalized(at_step, lambda *args: penalize_one(*args, step))
         if has_micro_batches:
             at_step = micro_batched(at_step, config.accumulate_steps)
         return grouped(at_step, config.gnp.m) if has_groups else at_step

@@ -54,7 +54,6 @@ from tqdm import tqdm
 import config as configs
 from config import ConfigError, default
 from config.load import split_overrides
-from gnp import build
 from gnp.analysis.command_line import Parser
 from gnp.analysis.report.runs import ReportError, read_run
 from gnp.main import command_line
@@ -350,7 +349,6 @@ def _checked(run: Run) -> ml_collections.ConfigDict:
     line = command_line.parse(run.arguments)
     if line is None or line.config is None:
         raise UsageError(f"{run.name}: no config")
-    build.check_names(line.config)
     if line.config.retrain:
         raise UsageError(
             "retrain=True does not go with a sweep, which goes on where it was; to start a run "

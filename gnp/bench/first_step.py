@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from gnp.main.main import main as run_command
-from gnp.training.metrics import Log
+from gnp.training.log import Log
 
 _FIRST_STEP_DONE = 64
 
 
 def end(*_: Any) -> NoReturn:
-    """In the place of the log's step, which is called with the first metrics: ends the process."""
+    """Take the place of the log's step, which is called with the first metrics: end the process."""
     os._exit(_FIRST_STEP_DONE)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; returns only where it takes no step."""
+    """Run the command; return only where it takes no step."""
     setattr(Log, "step", end)  # noqa: B010 - mypy allows no assignment to a method
     return run_command(arguments)
 

@@ -10,7 +10,7 @@ from absl import flags
 
 import config as configs
 from config import default
-from gnp import build
+from gnp.experiment import name_problems
 
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
             # The names are looked up in a config whose model and optimizer can be built.
             needed = ("model.", "opt.", "precision", "config key")
             if not any(line.startswith(needed) for line in problems):
-                wrong += build.name_problems(config)
+                wrong += name_problems(config)
         except configs.ConfigError as error:
             wrong += str(error).splitlines()
     elif overrides:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from gnp.training.distributed import is_first
 
 import config as configs
 import ds_pipeline
 from config import default, rules
 from gnp.experiment import build_experiment, device_count, eval_batches, restore
 from gnp.main.tables import print_metrics
+from gnp.training.distributed import is_first
 from gnp.training.metrics import evaluate
 from gnp.training.run_directory import read_config, refuse_other_config
 
@@ -35,7 +35,7 @@ def run(
     """
     stored, devices = read_config(working_dir), device_count()
     if config is None:
-        config, _ = configs.apply_overrides(configs.from_flat(stored), overrides, default.KEYS)
+        config, _ = configs.apply_overrides(configs.from_flat(stored), overrides)
         config = configs.on_devices(config, devices)
     else:
         refuse_other_config(

@@ -1,4 +1,4 @@
-"""What a run records beside its metrics: gradients, their evolution, sharpness, a trace of steps."""
+"""Recordings beside the metrics: gradients, their evolution, sharpness, a trace of steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import ml_collections
-from gnp.training.distributed import is_first
 
 from gnp.experiment import Experiment
 from gnp.main.command_line import UsageError
+from gnp.training.distributed import is_first
 from gnp.training.evolution import EvolutionWriter
 from gnp.training.gradient_files import GradientFiles, check_space, size_line
 from gnp.training.log import Log
@@ -66,9 +66,7 @@ class Recording:
         if profile and is_first():
             first, last = max(profile[0], step + 1), profile[1]
             if first > last:
-                log.say(
-                    f"warning: --profile={profile[0]}:{last}: no trace, the run is at {step}"
-                )
+                log.say(f"warning: --profile={profile[0]}:{last}: no trace, the run is at {step}")
             else:
                 self.train_step = self._trace = ProfiledSteps(
                     experiment.train_step, first, last, directory

@@ -21,7 +21,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 from absl import logging as absl_logging
-from gnp.build import DeviceError
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -40,6 +39,7 @@ from gnp.analysis.sharpness.run import (
     write_results,
 )
 from gnp.analysis.sharpness.surface import SharpnessError
+from gnp.experiment import DeviceError
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 from gnp.training.run_directory import RunDirectoryError, read_config

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from gnp.training.gradient import Batch
+from gnp.training.gradients import Batch
 from jax.flatten_util import ravel_pytree
 
 from gnp.training.objective import Objective

@@ -247,14 +247,14 @@ def _gradient_of(
     has_groups = has_groups and config.gnp.m != config.batch_size
     has_micro_batches = config.accumulate_steps > 1
     penalizes_each = has_groups or (has_micro_batches and config.accumulate_penalty == "micro")
-    penalize_one = (
+    penalize_at = (
         optimizer.build_penalized_gradient(config, steps_per_epoch) if penalizes_each else None
     )
 
     def gradient_of(step: Any, penalize: bool) -> Gradient:
         at_step = gradient if has_groups else gathered(gradient)
-        if penalize and penalize_one:
-            at_step = penalized(at_step, lambda *args: penalize_one(*args, step))
+        if penalize and penalize_at:
+            at_step = penalized(at_step, lambda *given: penalize_at(*given, step=step))
         if has_micro_batches:
             at_step = micro_batched(at_step, config.accumulate_steps)
         return grouped(at_step, config.gnp.m) if has_groups else at_step

@@ -137,9 +137,7 @@ def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransforma
     return gradient_norm_penalty(schedules.r, schedules.alpha, **_penalty_options(config.gnp))
 
 
-def build_penalized_gradient(
-    config: Any, steps_per_epoch: int
-) -> Callable[[Callable[[Any], Any], Any, Any, Any], Any]:
+def build_penalized_gradient(config: Any, steps_per_epoch: int) -> Callable[..., Any]:
     """Build the `penalized_gradient` that a config asks for, with its schedules read at a step.
 
     For training steps that penalize the gradient of each micro-batch or group on their own and hand

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from gnp.training.gradients import Batch
 from jax.flatten_util import ravel_pytree
 
+from gnp.training.gradients import Batch
 from gnp.training.objective import Objective
 from gnp.training.regularizer import Regularizer, total
 from gnp.training.state import Apply, ModelState, Params

@@ -132,7 +132,10 @@ def load_pretrained(
     report = fitted.report(found)
     _check_finite(path, targets, values)
     if not set(report.loaded) & {target.path for target in kernels} or (strict and not report.fits):
-        raise PretrainedError(_mismatch(path, report, weights, targets), report)
+        message = _mismatch(path, report, weights, targets)
+        if strict:
+            message += "\nmodel.pretrained_strict=False goes on without these"
+        raise PretrainedError(message, report)
     leaves = [
         target.leaf if value is None else jnp.asarray(value, target.leaf.dtype)
         for target, value in zip(targets, values, strict=True)

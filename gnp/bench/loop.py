@@ -18,16 +18,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from gnp.training.distributed import catch_signals
 
 import model
 from config import default
 from ds_pipeline.dataset import Dataset, from_arrays
 from gnp.bench.measure import CIFAR_SHAPE, SHAPES
-from gnp.experiment import build_experiment, initial_state, train_batches
+from gnp.experiment import build_experiment
 from gnp.main.recording import Recording
 from gnp.main.train import train
 from gnp.training.checkpoint import Checkpoints
+from gnp.training.distributed import catch_signals
 from gnp.training.log import Log
 from gnp.training.metrics import Progress
 
@@ -56,9 +56,9 @@ class LoopBench:
 
     def bare(self) -> float:
         """Return the seconds of an epoch's steps alone."""
-        batch, key = next(train_batches(self.experiment, 0)), jax.random.key(0)
+        batch, key = next(self.experiment.train_batches(0)), jax.random.key(0)
         jax.block_until_ready(batch)
-        state, _ = initial_state(self.experiment, self.config)
+        state, _ = self.experiment.initialize()
         start = time.perf_counter()
         for step in range(self.experiment.steps_per_epoch):
             state, _ = self.experiment.train_step(state, batch, key, step)
@@ -67,15 +67,16 @@ class LoopBench:
 
     def epoch(self) -> float:
         """Return the seconds of an epoch in the loop."""
-        state, _ = initial_state(self.experiment, self.config)
+        state, _ = self.experiment.initialize()
         with (
             tempfile.TemporaryDirectory() as directory,
             contextlib.redirect_stdout(io.StringIO()),
             Checkpoints(Path(directory)) as checkpoints,
             Log(Path(directory)) as log,
-            Recording(self.config, self.experiment, Path(directory), 0, log) as recording,
+            Recording(self.config, self.experiment, Path(directory)) as recording,
             catch_signals() as interrupt,
         ):
+            recording.start(0, log)
             train(
                 self.config, self.experiment, state, Progress(), log=log, recording=recording,
                 checkpoints=checkpoints, interrupt=interrupt,

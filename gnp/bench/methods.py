@@ -32,8 +32,8 @@ from config import default, load_config
 from gnp.analysis.report.tables import mean_and_deviation, spread
 from gnp.bench.measure import Cycle, Trainer, about_this_machine, measure_in_turn
 from gnp.bench.pages import PageError, read_page, write_page
-from gnp.experiment import build_costs
 from gnp.training.files import read_rows
+from gnp.training.regularizer import build_regularizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "methods.py:mnist"
@@ -287,7 +287,12 @@ def _kinds(share: float) -> Iterator[bool]:
 def _compiled(method: str, penalize: bool) -> Cycle:
     config = config_of(method, 0, "unused")
     chain = optimizer.build_optimizer(config, _steps_per_epoch(config))
-    trainer = Trainer(MODEL, BATCH_SIZE, chain, regularize=build_costs(config))
+    regularize = build_regularizer(
+        l2=lambda params: optimizer.l2_coefficients(config, params),
+        labels=optimizer.build_labels(config),
+        omega=config.opt.omega,
+    )
+    trainer = Trainer(MODEL, BATCH_SIZE, chain, regularize=regularize)
     return trainer.cycle(penalize)
 
 

@@ -12,8 +12,9 @@ import ml_collections
 import config as configs
 import ds_pipeline
 from config import default, rules
-from gnp.experiment import build_experiment, device_count, eval_batches, restore
+from gnp.experiment import build_experiment, device_count
 from gnp.main.tables import print_metrics
+from gnp.training.checkpoint import read_checkpoint
 from gnp.training.distributed import is_first
 from gnp.training.metrics import evaluate
 from gnp.training.run_directory import read_config, refuse_other_config
@@ -48,10 +49,10 @@ def run(
     rules.check(config, rules.Facts(devices=devices, training=False))
     dataset = ds_pipeline.build_dataset(config, working_dir)
     experiment = build_experiment(config, dataset)
-    restored = restore(experiment, working_dir, checkpoint)
+    restored = read_checkpoint(working_dir, experiment.abstract_state, checkpoint)
     for warning in (*dataset.warnings, *restored.warnings) if is_first() else ():
         print(f"warning: {warning}", file=sys.stderr)
-    values, examples = evaluate(experiment.eval_step, restored.state, eval_batches(experiment))
+    values, examples = evaluate(experiment.eval_step, restored.state, experiment.eval_batches())
     if not is_first():
         return 0
     result: dict[str, Any] = {"step": restored.step, "examples": examples}

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import ml_collections
@@ -21,19 +20,20 @@ from gnp.training.state import TrainState
 class Recording:
     """Record what a config's `record` asks for; use it in a `with` statement.
 
+    Making it writes nothing; `start` does.
+
     Args:
         config: Of the run.
         experiment: Its parts.
         directory: The run directory.
-        step: Steps taken so far; what was recorded later is recorded anew.
-        log: Says what is going to be written.
         profile: The first and the last step to trace, counted from 1; None: none.
 
     Attributes:
         train_step: The experiment's, traced where that is asked for.
 
     Raises:
-        FileFormatError: what was recorded before `step` is missing or damaged.
+        UsageError: the run has no such steps to trace.
+        DiskSpaceError: the disk has too little room for every step's gradient.
     """
 
     def __init__(
@@ -41,54 +41,56 @@ class Recording:
         config: ml_collections.ConfigDict,
         experiment: Experiment,
         directory: Path,
-        step: int,
-        log: Log,
         profile: tuple[int, int] | None = None,
     ) -> None:
+        self._config, self._experiment, self._directory = config, experiment, directory
+        self._profile = profile
         self.train_step: Any = experiment.train_step
         self._trace: ProfiledSteps | None = None
         self._files: GradientFiles | None = None
         self._evolution: EvolutionWriter | None = None
         self._probe: Callable[[TrainState, int], dict[str, float]] | None = None
-        state, per_epoch = experiment.abstract_state, experiment.steps_per_epoch
-        if config.record.gradients:
-            self._evolution = EvolutionWriter(directory, state, step // per_epoch, is_first())
-        if config.record.steps and is_first():
-            self._files = GradientFiles(
-                directory, state.params, per_epoch, experiment.total_steps, from_step=step
+        if profile and profile[1] > experiment.total_steps:
+            raise UsageError(
+                f"--profile={profile[0]}:{profile[1]}: the run has {experiment.total_steps} "
+                f"steps, {experiment.steps_per_epoch} an epoch"
             )
-            size = size_line(directory, parameter_count(experiment), experiment.total_steps)
-            log.say(f"every step's gradient is written: {size}")
-        if config.record.sharpness_every_n_epochs:
+        params = jax.tree.leaves(experiment.abstract_state.params)
+        self._gradients = sum(leaf.size for leaf in params), experiment.total_steps
+        if config.record.steps and is_first():
+            check_space(directory, *self._gradients)
+
+    def start(self, step: int, log: Log) -> None:
+        """Open the files of a run that has taken `step` steps; what is later is recorded anew.
+
+        Raises:
+            FileFormatError: what was recorded before `step` is missing or damaged.
+        """
+        record, directory = self._config.record, self._directory
+        state, steps_per_epoch = self._experiment.abstract_state, self._experiment.steps_per_epoch
+        if record.gradients:
+            epochs = step // steps_per_epoch
+            self._evolution = EvolutionWriter(directory, state, epochs, active=is_first())
+        if record.steps and is_first():
+            self._files = GradientFiles(
+                directory, state.params, steps_per_epoch, self._experiment.total_steps, step
+            )
+            log.say(f"every step's gradient is written: {size_line(directory, *self._gradients)}")
+        if record.sharpness_every_n_epochs:
             from gnp.analysis.sharpness.run import build_probe  # late: few runs need matfree
 
-            self._probe = build_probe(config, experiment)
-        if profile and is_first():
-            first, last = max(profile[0], step + 1), profile[1]
-            if first > last:
-                log.say(f"warning: --profile={profile[0]}:{last}: no trace, the run is at {step}")
-            else:
-                self.train_step = self._trace = ProfiledSteps(
-                    experiment.train_step, first, last, directory
-                )
-                log.say(
-                    f"a trace of steps {first} to {last}: {directory / FOLDER}, for xprof or "
-                    "TensorBoard"
-                )
+            self._probe = build_probe(self._config, self._experiment)
+        if self._profile and is_first():
+            self._start_trace(max(self._profile[0], step + 1), self._profile[1], log)
 
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._files is not None:
-            self._files.close()
-        if self._trace is not None:
-            self._trace.close()
+    def _start_trace(self, first: int, last: int, log: Log) -> None:
+        if first > last:
+            log.say(f"warning: --profile: no trace, as step {last} was taken before")
+            return
+        self._trace = ProfiledSteps(self.train_step, first, last, self._directory)
+        self.train_step = self._trace
+        folder = self._directory / FOLDER
+        log.say(f"a trace of steps {first} to {last}: {folder}, for xprof or TensorBoard")
 
     def step(self, step: int, gradients: Any) -> None:
         """Take the gradients of step `step`, counted from 1, where the steps give them."""
@@ -103,28 +105,11 @@ class Recording:
             state = self._evolution(state, epoch)
         return state, self._probe(state, epoch) if self._probe is not None else {}
 
+    def __enter__(self) -> Self:
+        return self
 
-def check_recording(
-    config: ml_collections.ConfigDict,
-    experiment: Experiment,
-    directory: Path,
-    profile: tuple[int, int] | None,
-) -> None:
-    """Check what can be known of it before a run begins.
-
-    Raises:
-        UsageError: the run has no such steps to trace.
-        DiskSpaceError: the disk has too little room for every step's gradient.
-    """
-    if profile and profile[1] > experiment.total_steps:
-        raise UsageError(
-            f"--profile={profile[0]}:{profile[1]}: the run has {experiment.total_steps} steps, "
-            f"{experiment.steps_per_epoch} an epoch"
-        )
-    if config.record.steps and is_first():
-        check_space(directory, parameter_count(experiment), experiment.total_steps)
-
-
-def parameter_count(experiment: Experiment) -> int:
-    """Return the number of elements of all parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(experiment.abstract_state.params))
+    def __exit__(self, *_: object) -> None:
+        if self._files is not None:
+            self._files.close()
+        if self._trace is not None:
+            self._trace.close()

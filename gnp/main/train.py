@@ -11,11 +11,9 @@ import ml_collections
 
 import config as configs
 import ds_pipeline
-import model
 from config import default, rules
-from gnp import experiment as experiments
-from gnp.experiment import Experiment, build_experiment
-from gnp.main.recording import Recording, check_recording
+from gnp.experiment import Experiment, build_experiment, device_count
+from gnp.main.recording import Recording
 from gnp.main.tables import show_results
 from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import Checkpoints
@@ -35,7 +33,7 @@ def run(
         profile: The first and the last step to trace, counted from 1.
     """
     # The config and the directory. What cannot run leaves the directory as it was.
-    devices, first = experiments.device_count(), distributed.is_first()
+    devices, first = device_count(), distributed.is_first()
     stored = {} if config.retrain else run_directory.stored_config(working_dir)
     config = configs.with_group_size(config, stored, devices)
     rules.check(config, rules.Facts(devices=devices))
@@ -54,10 +52,10 @@ def run(
     dataset = ds_pipeline.build_dataset(config, working_dir)
     rules.check(config, rules.Facts(devices=devices, is_regression=dataset.is_regression))
     experiment = build_experiment(config, dataset)
-    check_recording(config, experiment, working_dir, profile)
+    recording = Recording(config, experiment, working_dir, profile)
     resumes = not config.retrain and run_directory.has_checkpoints(working_dir)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
-    begun = None if resumes else experiments.initial_state(experiment, config)
+    begun = None if resumes else experiment.initialize()
 
     distributed.sync("all processes have built the run")
     if first:
@@ -73,23 +71,24 @@ def run(
     ):
         restored = checkpoints.restore(experiment.abstract_state)
         progress = Progress(restored.progress if restored else None)
-        with Log(working_dir, progress.step, active=first) as log:
+        with Log(working_dir, progress.step, active=first) as log, recording:
             if restored:
-                state, lines = restored.state, [f"warning: {each}" for each in restored.warnings]
-                lines.append(f"going on in {working_dir} after step {progress.step}")
+                for warning in restored.warnings:
+                    log.say(f"warning: {warning}")
+                log.say(f"going on in {working_dir} after step {progress.step}")
+                state = restored.state
             else:
-                state, report = begun or experiments.initial_state(experiment, config)
-                lines = _pretrained_lines(config.model.pretrained, report)
-            for line in lines:
-                log.say(line)
+                state, report = begun or experiment.initialize()
+                if report:
+                    log.say(f"{config.model.pretrained}: {report.summary()}")
+                    for line in report.lines():
+                        log.say(f"warning: pretrained weights, {line}")
             del begun, restored  # no second copy of the state stays while it trains
-            with Recording(
-                config, experiment, working_dir, progress.step, log, profile
-            ) as recording:
-                train(
-                    config, experiment, state, progress, log=log, recording=recording,
-                    checkpoints=checkpoints, interrupt=interrupt,
-                )  # fmt: skip
+            recording.start(progress.step, log)
+            train(
+                config, experiment, state, progress, log=log, recording=recording,
+                checkpoints=checkpoints, interrupt=interrupt,
+            )  # fmt: skip
     if first:
         show_results(working_dir, config.record.gradients)
     return exit_code(interrupt, progress.step, experiment.total_steps, config.retrain)
@@ -123,7 +122,7 @@ def train(
         CheckpointError: a checkpoint could not be written.
     """
     key = jax.random.key(config.seeds)
-    batches = experiments.train_batches(experiment, progress.step)
+    batches = experiment.train_batches(progress.step)
     steps_per_epoch, epochs = experiment.steps_per_epoch, config.total_epochs
 
     def read(step: int, metrics: dict[str, Any]) -> None:
@@ -161,7 +160,7 @@ def train(
 
         state, measured = recording.end_epoch(state, epoch)
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
-            means, _ = evaluate(experiment.eval_step, state, experiments.eval_batches(experiment))
+            means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches())
             name = experiment.dataset.evaluation_name
             measured = {f"{name}_{metric}": value for metric, value in means.items()} | measured
         scalars = experiment.scalars(progress.step - 1)
@@ -175,13 +174,6 @@ def train(
         checkpoints.save(progress.step, state, progress.to_json())
     log.close_bar()
     checkpoints.wait()
-
-
-def _pretrained_lines(file: str | None, report: model.Report | None) -> list[str]:
-    if report is None:
-        return []
-    problems = [f"warning: pretrained weights, {line}" for line in report.lines()]
-    return [f"{file}: {report.summary()}", *problems]
 
 
 def exit_code(interrupt: distributed.Interrupt, step: int, total_steps: int, retrains: bool) -> int:

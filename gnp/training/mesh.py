@@ -5,17 +5,15 @@ The mesh has two axes. A batch is split over both. Parameters, and what has thei
 by one rule on the shape of each array. The computation of the model sees them whole.
 """
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from gnp.training.state import TrainState
 
 DATA, FSDP = "data", "fsdp"
 AXES = (DATA, FSDP)
@@ -50,21 +48,6 @@ def build_mesh(data: int = -1, fsdp: int = 1, devices: Any = None) -> Mesh:
     return Mesh(np.array(ordered).reshape(data, fsdp), AXES, (AxisType.Auto,) * 2)
 
 
-def on_mesh(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that runs with a mesh set, so that the program it compiles is for it.
-
-    Only there: with several processes, all that is computed while a mesh is set has to be computed
-    by all of them.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        with jax.set_mesh(mesh):
-            return function(*args, **kwargs)
-
-    return run
-
-
 def split_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     """Return how an array of the state is split: along its longest axis that `shards` divides.
 
@@ -86,10 +69,21 @@ def split_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     return PartitionSpec(*(FSDP if each == axis else None for each in range(len(shape))))
 
 
-def split_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Return the sharding of each array of a pytree (or of its shapes) by `split_spec`."""
+def abstract(initialize: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
+    """Return shapes, dtypes and shardings of the state that a function of a key initializes.
+
+    Batch statistics are whole on each device, the rest is split as `split_spec` says.
+    """
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(initialize, jax.random.key(0))
     shards = mesh.shape[FSDP]
-    return jax.tree.map(lambda x: NamedSharding(mesh, split_spec(x.shape, shards)), tree)
+    specs = jax.tree.map(lambda x: split_spec(x.shape, shards), shapes)
+    specs = specs._replace(model_state=jax.tree.map(lambda _: WHOLE, shapes.model_state))
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        shapes,
+        specs,
+    )
 
 
 def _fsdp() -> int:

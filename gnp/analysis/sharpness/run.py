@@ -13,11 +13,12 @@ import numpy.typing as npt
 import config as configs
 import ds_pipeline
 import model
-from gnp import experiment as experiments
 from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.pictures import draw
 from gnp.analysis.sharpness.surface import SharpnessError, Surface, at_checkpoint, build_products
+from gnp.experiment import Experiment, build_experiment, device_count
+from gnp.training.checkpoint import read_checkpoint
 from gnp.training.evolution import write_npz
 from gnp.training.files import FileFormatError, write_json
 from gnp.training.mesh import replicate, shard_batch
@@ -69,13 +70,11 @@ def open_checkpoint(
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
             one line each.
     """
-    config = configs.on_devices(
-        configs.from_flat(read_config(directory)), experiments.device_count()
-    )
+    config = configs.on_devices(configs.from_flat(read_config(directory)), device_count())
     dataset = ds_pipeline.build_dataset(config, directory)
-    experiment = experiments.build_experiment(exact(config), dataset)
+    experiment = build_experiment(exact(config), dataset)
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)
-    restored = experiments.restore(experiment, directory, step)
+    restored = read_checkpoint(directory, experiment.abstract_state, step)
     warnings = [*dataset.warnings, *restored.warnings]
     return Measured(restored.step, surface_of(restored.state), warnings)
 
@@ -88,7 +87,7 @@ def exact(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def surfaces(
-    experiment: experiments.Experiment,
+    experiment: Experiment,
     examples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -134,7 +133,7 @@ def surfaces(
 
 
 def build_probe(
-    config: ml_collections.ConfigDict, experiment: experiments.Experiment
+    config: ml_collections.ConfigDict, experiment: Experiment
 ) -> Callable[[TrainState, int], dict[str, float]]:
     """Return (state, epoch) -> the sharpness that a run logs every n epochs of training.
 
@@ -149,7 +148,7 @@ def build_probe(
         other epochs, nor where these are not finite.
     """
     if config.precision != "float32":
-        experiment = experiments.build_experiment(exact(config), experiment.dataset)
+        experiment = build_experiment(exact(config), experiment.dataset)
     every, seed = config.record.sharpness_every_n_epochs, config.seeds
     examples = min(PROBE_EXAMPLES, len(experiment.dataset.train))
     surface_of = surfaces(experiment, examples, seed=seed)

@@ -26,7 +26,7 @@ from ds_pipeline import train_batches
 from ds_pipeline.dataset import Dataset, from_arrays
 from gnp.bench.measure import CIFAR_SHAPE, SHAPES
 from gnp.training.checkpoint import Checkpoints
-from gnp.training.interrupt import Interrupt
+from gnp.training.distributed import Interrupt
 from gnp.training.loop import Member, Plan, Progress, Steps, train
 from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.metrics import Log

@@ -13,7 +13,7 @@ import config as configs
 from config import default
 from gnp import build
 from gnp.main.tables import print_metrics
-from gnp.training import processes
+from gnp.training import distributed
 from gnp.training.loop import evaluate
 from gnp.training.run_directory import read_config, refuse_other_config, seed_directories
 
@@ -50,7 +50,7 @@ def run(
         )
     parts = build.build_run(config, training=False, directory=working_dir)
     restored = build.restore(parts, config, working_dir, checkpoint)
-    active = processes.is_first()
+    active = distributed.is_first()
     for warning in (*parts.dataset.warnings, *restored.warnings) if active else ():
         print(f"warning: {warning}", file=sys.stderr)
     values, examples = evaluate(

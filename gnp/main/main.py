@@ -1,4 +1,4 @@
-"""python -m gnp.main.main: parses the command line and calls train, evaluate or inspect."""
+"""python -m gnp.main.main: parse the command line and call train, evaluate or inspect."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ import model
 import optimizer
 from gnp import build
 from gnp.main import command_line, evaluate, inspect, train
-from gnp.training import processes
+from gnp.training import distributed
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 from gnp.training.loop import NonFiniteError
@@ -51,13 +51,13 @@ RUN_ERRORS = (
     CheckpointError,
     FileFormatError,
     NonFiniteError,
-    processes.ProcessError,
+    distributed.ProcessError,
     OSError,
 )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line and returns the exit code.
+    """Run a command line and return the exit code.
 
     Args:
         arguments: without the program's name.
@@ -73,53 +73,36 @@ def main(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     sys.unraisablehook = _without_closed_event_loops
     try:
-        return processes.finish(_run(arguments))
+        code = _run(arguments)
+        distributed.finish()
+        return code
     except USAGE_ERRORS as error:
         return _fail(str(error), 2)
-    except Exception as error:
-        line = _run_error(error)
-        if line is None and not processes.several():
-            raise
-        if line is None:  # the others must not wait for this one
-            traceback.print_exc()
-            line = f"{type(error).__name__}: {processes.first_line(error)}"
-        return _fail(line, 1)
+    except RUN_ERRORS as error:
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Exception:  # of a program: ours, a user's model or config function, or XLA
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        distributed.end(1)  # the others must not wait for this one
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if not command_line.names_processes(arguments) and processes.detect():
-        processes.start()
     line = command_line.parse(arguments)
     if line is None:
-        if processes.is_first():
-            print(command_line.usage())
+        print(command_line.usage())
         return 0
-    if line.processes:
-        processes.start(*line.processes)
+    if line.processes or distributed.is_launched():
+        distributed.initialize(*line.processes or (), stoppable=line.mode == "train")
     match line.mode:
         case "inspect":
-            if processes.several():
-                jax.devices()  # who asks first waits for the others
-            return inspect.run(line.config) if processes.is_first() else 0
+            return inspect.run(line.config) if distributed.is_first() else 0
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:
             return train.run(line.config, line.working_dir, line.profile)
-
-
-def _run_error(error: Exception) -> str | None:
-    """What to say of an error that data, files, devices or other processes show."""
-    if processes.is_lost(error):
-        return processes.lost_line(processes.first_line(error))
-    if isinstance(error, RUN_ERRORS):
-        return str(error)
-    if isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)):
-        reason = processes.first_line(error)
-        advice = "; try a smaller batch_size" if "memory" in reason.lower() else ""
-        return f"the device failed: {reason}{advice}"
-    return None
 
 
 def _without_closed_event_loops(unraisable: Any) -> None:
@@ -129,10 +112,11 @@ def _without_closed_event_loops(unraisable: Any) -> None:
 
 
 def _fail(text: str, code: int) -> int:
-    if processes.several():
-        processes.fail(text, code)
+    """Say what went wrong, a line a problem; of several processes, end all."""
     for line in text.splitlines():
         print(f"gnp: {line}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        distributed.end(code)
     return code
 
 

@@ -18,12 +18,12 @@ from gnp import build
 from gnp.analysis.curves import plot_curves
 from gnp.main.command_line import UsageError
 from gnp.main.tables import print_results
-from gnp.training import processes
-from gnp.training.checkpoint import CheckpointError, Checkpoints, Restored
+from gnp.training import distributed
+from gnp.training.checkpoint import Checkpoints, Restored
+from gnp.training.distributed import Interrupt, catch_signals
 from gnp.training.evolution import EvolutionWriter, layer_names
 from gnp.training.files import read_rows
 from gnp.training.gradient_files import GradientFiles, check_space, size_line
-from gnp.training.interrupt import Interrupt, catch_signals
 from gnp.training.loop import Member, Progress, evaluate, train
 from gnp.training.metrics import Log
 from gnp.training.profile import FOLDER, ProfiledSteps
@@ -68,15 +68,15 @@ def run(
     """
     build.check_names(config)
     build.check_devices(config)
-    active = processes.is_first()
+    active = distributed.is_first()
     members, directories = build.members_of(config, working_dir)
-    processes.decide(lambda: refuse_mixture(working_dir, len(members)))
+    _decide(lambda: refuse_mixture(working_dir, len(members)))
 
     def stored() -> dict[str, Any]:
         fresh = config.retrain or not (directories[0] / "config.json").is_file()
         return {} if fresh else read_config(directories[0])
 
-    there = processes.decide(stored)
+    there = _decide(stored)
     members = [build.with_group_size(member, there) for member in members]
     as_json = [build.config_as_json(member) for member in members]
     _check_same(as_json[0])
@@ -105,7 +105,7 @@ def run(
     with catch_signals() as interrupt, contextlib.ExitStack() as open_ones:
         checkpoints = [Checkpoints(seed.directory, config.keep_checkpoints) for seed in seeds]
         for each in checkpoints:
-            open_ones.push(_closing(each))
+            open_ones.enter_context(each)
         progress = _train(seeds, working_dir, checkpoints, like, begun, interrupt, profile)
     if active:
         for seed in seeds:
@@ -124,20 +124,13 @@ def run(
     return code
 
 
-def _closing(checkpoints: Checkpoints) -> Callable[..., None]:
-    """What closes them at the end of a `with`, whatever it ends with."""
-
-    def close(_: Any, error: BaseException | None, __: Any) -> None:
-        if error is None:
-            checkpoints.close()
-        elif not processes.is_lost(error):  # who is gone cannot write its part
-            processes.bounded(checkpoints.close)
-
-    return close
+def _decide(make: Callable[[], Any]) -> Any:
+    """Return what process 0 makes."""
+    return distributed.broadcast(make() if distributed.is_first() else None)
 
 
 def _check_directory(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
-    processes.decide(
+    _decide(
         lambda: check_run_directory(
             directory,
             as_json,
@@ -149,13 +142,13 @@ def _check_directory(directory: Path, as_json: dict[str, Any], retrain: bool) ->
 
 
 def _claim(directory: Path, as_json: dict[str, Any], retrain: bool) -> None:
-    processes.decide(lambda: claim_run_directory(directory, as_json, retrain=retrain))
+    _decide(lambda: claim_run_directory(directory, as_json, retrain=retrain))
 
 
 def _pretrained(seed: _Seed) -> build.Begun | None:
     """Pretrained weights may not fit, which shows here. A run that goes on needs them no more."""
     config = seed.config
-    begins = config.retrain or not processes.decide(lambda: _has_checkpoints(seed.directory))
+    begins = config.retrain or not _decide(lambda: _has_checkpoints(seed.directory))
     if not seed.parts.pretrained or not begins:
         return None
     return build.initial_state(seed.parts, config.init_seeds)
@@ -168,7 +161,7 @@ def _has_checkpoints(working_dir: Path) -> bool:
 def _check_same(as_json: dict[str, Any]) -> None:
     """Whether all processes were given one config."""
     here = json.loads(json.dumps(as_json))
-    first = processes.decide(lambda: here)
+    first = _decide(lambda: here)
     different = [
         name for name in first if name not in _OF_A_MACHINE and first[name] != here.get(name)
     ]
@@ -216,7 +209,7 @@ def _gradient_files(
     progress: Progress,
 ) -> GradientFiles | None:
     """Where process 0 writes every step's gradient."""
-    if not config.record.steps or not processes.is_first():
+    if not config.record.steps or not distributed.is_first():
         return None
     return GradientFiles(
         working_dir,
@@ -243,7 +236,7 @@ def _end_epoch(
         layer_names(like.params),
         tuple(leaf.size for leaf in jax.tree.leaves(like.params)),
         from_epoch=progress.step // parts.plan.steps_per_epoch,
-        active=processes.is_first(),
+        active=distributed.is_first(),
     )
 
     def end_epoch(state: TrainState, epoch: int) -> TrainState:
@@ -281,7 +274,7 @@ def _profiled(
     if first > last:
         log.say(f"warning: --profile={profile[0]}:{last}: these steps were taken before: no trace")
         return None
-    if not processes.is_first():
+    if not distributed.is_first():
         return None
     log.say(f"a trace of steps {first} to {last}: {working_dir / FOLDER}, for xprof or TensorBoard")
     return ProfiledSteps(parts.steps, first, last, working_dir)
@@ -296,7 +289,7 @@ def _train(
     interrupt: Interrupt,
     profile: tuple[int, int] | None,
 ) -> Progress:
-    parts, active = seeds[0].parts, processes.is_first()
+    parts, active = seeds[0].parts, distributed.is_first()
     restored = _restore(seeds, checkpoints, like)
     states, members = [], []
     with contextlib.ExitStack() as open_ones:
@@ -346,44 +339,16 @@ def _train(
 def _restore(
     seeds: Sequence[_Seed], checkpoints: Sequence[Checkpoints], like: TrainState
 ) -> list[Restored | None]:
-    """What each seed goes on from: the newest step that all have saved.
-
-    A run that was killed as it saved has them at two steps. What is later is removed: it comes
-    again.
-
-    Raises:
-        CheckpointError: some have gone on further than the others' checkpoints allow.
-    """
+    """What each seed goes on from."""
     restored = [each.restore(like) for each in checkpoints]
     for seed, saved in zip(seeds, restored, strict=True):
         _warn(seed, saved.warnings if saved else [])
-    steps = [each.step if each else 0 for each in restored]
-    if min(steps) == max(steps):
-        return restored
-    kept = [each.steps() for each in checkpoints]
-    common = max(set.intersection(*map(set, kept)), default=0)
-    if common == 0 and max(map(len, kept)) > 1:
-        stand = ", ".join(
-            f"{seed.name} at step {step}" for seed, step in zip(seeds, steps, strict=True)
-        )
-        raise CheckpointError(
-            f"the seeds have no step in common from which they could go on together ({stand}): "
-            "train them alone, each in its directory with its seeds and init_seeds, choose "
-            "another --working_dir, or start over with --config.retrain=True"
-        )
-    for each in checkpoints:
-        each.forget_after(common)
-    if common == 0:  # the first save was not whole
-        return [None] * len(seeds)
-    return [
-        saved if step == common else each.restore(like, common)
-        for saved, step, each in zip(restored, steps, checkpoints, strict=True)
-    ]
+    return restored
 
 
 def _warn(seed: _Seed, lines: Iterable[str]) -> None:
     whose = f"{seed.name}: " if seed.name else ""
-    for line in lines if processes.is_first() else []:
+    for line in lines if distributed.is_first() else []:
         print(f"warning: {whose}{line}", file=sys.stderr)
 
 

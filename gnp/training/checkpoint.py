@@ -2,28 +2,38 @@
 
 import hashlib
 import json
-import re
 import shutil
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
 
-from gnp.training import processes
+from gnp.training import distributed
+from gnp.training.files import first_line
 from gnp.training.state import TrainState
 
 _HASHES = "sha256.json"
 _ITEMS = ("state", "progress")
+# What orbax raises where files cannot be written or read: TensorStore's errors are ValueErrors.
+_FILE_ERRORS = (OSError, ValueError)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; one line."""
+    """A checkpoint cannot be written or read; one line."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint: its step, the state, what the host keeps, and a line a damaged newer one."""
+    """A checkpoint that was read.
+
+    Attributes:
+        step: steps taken until then.
+        state: the arrays.
+        progress: what the host keeps.
+        warnings: a line for each newer one that is damaged.
+    """
 
     step: int
     state: TrainState
@@ -32,10 +42,11 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, in `DIR/checkpoints/STEP`.
+    """Write and read the checkpoints of one run directory, in `DIR/checkpoints/STEP`.
 
     Writing goes on in the background; a checkpoint appears under its name only when it is
-    complete, with the SHA-256 of each of its files in it, which reading compares.
+    complete, with the SHA-256 of each of its files in it, which reading compares. A context
+    manager: leaving it waits for what is still being written. All processes make the same calls.
 
     Args:
         directory: the run directory.
@@ -44,7 +55,8 @@ class Checkpoints:
 
     Example:
         >>> import tempfile
-        >>> Checkpoints(Path(tempfile.mkdtemp()), keep=2).steps()
+        >>> with Checkpoints(Path(tempfile.mkdtemp()), keep=2) as checkpoints:
+        ...     checkpoints.steps()
         []
     """
 
@@ -67,12 +79,20 @@ class Checkpoints:
             ),
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # A step that failed on the device may have lost another process, for which orbax waits.
+        if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
+            self.close()
+
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, ascending."""
+        """Return the steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; waits for the one before.
+        """Start to write a checkpoint; wait for the one before.
 
         Args:
             step: steps taken so far.
@@ -86,41 +106,28 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._saving = step
-        try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_arrays(state)),
-                    progress=ocp.args.JsonSave(progress),
-                ),
-            )
-        except Exception as error:
-            raise self._write_error(error) from error
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_arrays(state)), progress=ocp.args.JsonSave(progress)
+        )
+        with self._writing():
+            saved = self._manager.save(step, args=args)
         if not saved:
             raise CheckpointError(
                 f"checkpoint {step} was not written to {self.directory}: there are later ones, of "
                 f"{', '.join(map(str, self.steps()))}"
             )
 
-    def forget_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps, which are going to be written again."""
-        later = [each for each in processes.decide(self.steps) if each > step]
-        if later:
-            self._remove(later)
-
     def wait(self) -> None:
-        """Returns when everything is written.
+        """Wait until everything is written.
 
         Raises:
             CheckpointError: it could not be written.
         """
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._write_error(error) from error
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
-        """The newest undamaged checkpoint, or the one of a step; None where there is none.
+        """Read the newest undamaged checkpoint, or that of a step; None where there is none.
 
         Damaged ones that are newer are removed, each with a warning in the result.
 
@@ -132,64 +139,69 @@ class Checkpoints:
             CheckpointError: the step has no checkpoint, all are damaged, or they are of
                 another model.
         """
-        steps = processes.decide(self.steps)
-        if step is not None:
-            if step not in steps:
-                there = ", ".join(map(str, steps)) or "none"
-                raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; "
-                                      f"there are: {there}")  # fmt: skip
-            damage = processes.decide(lambda: self._damage(step))
-            if damage:
-                raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged: {damage}")
-            return self._read(step, like, [])
-        warnings: list[str] = []
-        for candidate in reversed(steps):
-            damage = processes.decide(partial(self._damage, candidate))
-            if damage is None:
-                if not self._read_only:
-                    self._remove(steps[steps.index(candidate) + 1 :])
-                return self._read(candidate, like, warnings)
-            warnings.append(f"checkpoint {candidate} is damaged ({damage}): "
-                            "going on from the one before")  # fmt: skip
-        if steps:
-            raise CheckpointError(
-                f"every checkpoint in {self.directory} is damaged ({warnings[0]}); "
-                "--config.retrain=True starts over"
-            )
-        return None
+        choice = self._choose(step) if distributed.is_first() else None
+        chosen, warnings = distributed.broadcast(choice)
+        if chosen is None:
+            return None
+        self._manager.reload()  # process 0 may have removed some
+        return self._read(chosen, like, warnings)
 
     def close(self) -> None:
-        """Waits and lets go of the directory.
+        """Wait, and let go of the directory.
 
         Raises:
             CheckpointError: a checkpoint could not be written.
         """
-        try:
+        with self._writing():
             self._manager.close()
-        except Exception as error:
-            raise self._write_error(error) from error
+
+    def _choose(self, step: int | None) -> tuple[int | None, list[str]]:
+        """Return the step to restore, if any, with warnings; remove what is newer and damaged."""
+        steps = self.steps()
+        if step is not None and step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"no checkpoint of step {step} in {self.directory}; there are: {there}"
+            )
+        damaged: dict[int, str] = {}
+        for candidate in reversed(steps) if step is None else [step]:
+            if damage := self._damage(candidate):
+                damaged[candidate] = damage
+                continue
+            for each in damaged if not self._read_only else ():
+                shutil.rmtree(self.directory / str(each))
+            return candidate, [
+                f"checkpoint {each} is damaged ({damage}): going on from the one before"
+                for each, damage in damaged.items()
+            ]
+        if step is not None:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} is damaged: {damaged[step]}"
+            )
+        if steps:
+            raise CheckpointError(
+                f"every checkpoint in {self.directory} is damaged, the newest one because "
+                f"{damaged[steps[-1]]}; --config.retrain=True starts over"
+            )
+        return None, []
 
     def _read(self, step: int, like: TrainState, warnings: list[str]) -> Restored:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(like))
-        self._check_structure(step, abstract)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+        )
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
+            stored = self._manager.item_metadata(step)["state"]
+            self._check_structure(step, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
+            items = self._manager.restore(step, args=args)
+        except _FILE_ERRORS as error:
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}"
+                f"checkpoint {step} in {self.directory} cannot be read: {first_line(error)}"
             ) from error
         return Restored(step, TrainState(**items["state"]), items["progress"], warnings)
 
-    def _check_structure(self, step: int, abstract: Any) -> None:
-        """The checkpoint holds the same arrays, by path and shape, as the model asks for."""
-        stored = self._manager.item_metadata(step)["state"]
-        there = _shapes(getattr(stored, "tree", stored))
-        here = _shapes(abstract)
+    def _check_structure(self, step: int, there: dict[str, Any], here: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose arrays differ, by path or shape, from the model's."""
         different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
         if different:
             name = different[0]
@@ -199,23 +211,21 @@ class Checkpoints:
                 f"config ({len(different)} such differences)"
             )
 
-    def _folder(self, step: int) -> Path:
-        """The step's folder, under its temporary name while it is being written."""
-        final = self.directory / str(step)
-        return next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), final)
-
     def _write_hashes(self) -> None:
-        if processes.is_first():
-            folder = self._folder(self._saving)
+        """Write the digests into the step's folder, which still has its temporary name."""
+        if distributed.is_first():
+            final = self.directory / str(self._saving)
+            folder = next(self.directory.glob(f"{final.name}.orbax-checkpoint-tmp*"), final)
             (folder / _HASHES).write_text(json.dumps(_hashes(folder)))
 
     def _damage(self, step: int) -> str | None:
+        """Return what is wrong with a checkpoint's files; None: they are as they were written."""
         folder = self.directory / str(step)
         try:
             expected = json.loads((folder / _HASHES).read_text())
             actual = _hashes(folder)
-        except (OSError, ValueError) as error:
-            return f"{_HASHES}: {_first_line(error)}"
+        except _FILE_ERRORS as error:
+            return f"{_HASHES}: {first_line(error)}"
         for name in sorted({*expected, *actual}):
             if name not in actual:
                 return f"{name} is missing"
@@ -223,30 +233,26 @@ class Checkpoints:
                 return f"{name} has changed"
         return None
 
-    def _remove(self, steps: list[int]) -> None:
-        def remove() -> None:
-            for step in steps:
-                shutil.rmtree(self.directory / str(step))
-
-        processes.decide(remove)
-        self._manager.reload()
-
-    def _write_error(self, error: Exception) -> CheckpointError:
-        good = [step for step in self.steps() if step != self._saving]
-        kept = f"the newest good one is of step {good[-1]}" if good else "there is none before it"
-        return CheckpointError(
-            f"checkpoint {self._saving} could not be written to {self.directory}: "
-            f"{_first_line(error)}; {kept}"
-        )
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except _FILE_ERRORS as error:
+            good = [step for step in self.steps() if step != self._saving]
+            kept = f"the newest good one is of step {good[-1]}" if good else "there is none before"
+            raise CheckpointError(
+                f"checkpoint {self._saving} could not be written to {self.directory}: "
+                f"{first_line(error)}; {kept}"
+            ) from error
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    """The parts of a state; without an average, as before there were any."""
-    return {name: part for name, part in state._asdict().items() if part is not None}
+    """Return a state's fields by name; without an average, as before there were any."""
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the items; what orbax adds after them describes, and is not read."""
+    """Return the SHA-256 of the items' files; what orbax adds beside the items is never read."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for item in _ITEMS
@@ -256,15 +262,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of a tree, by its path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if hasattr(leaf, "shape")
     }
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # TensorStore's messages name every layer; what the system said comes last.
-    system = re.search(r"([^:]+) \[os_error_code=", lines[0])
-    return system[1].strip() if system else lines[0][:300]

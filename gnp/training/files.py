@@ -12,11 +12,24 @@ _HOW = "remove that line, or start over with --config.retrain=True"
 
 
 class FileFormatError(ValueError):
-    """A file of a run directory that does not hold what a run writes; one line."""
+    """A file of a run directory does not hold what a run writes; one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 300 characters of it.
+
+    Example:
+        >>> first_line(KeyError())
+        'KeyError'
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # TensorStore's messages name every layer; what the system said comes last.
+    layers, code, _ = line.partition(" [os_error_code=")
+    return layers.rpartition(": ")[2] if code else line[:300]
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a text file, in UTF-8, so that it is never half written.
+    """Write a text file, in UTF-8, so that it is never half written.
 
     Args:
         path: the file; its folder is there.
@@ -31,7 +44,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; a reader, or a crash, sees the old one or the new one whole.
+    """Open a file to write; a reader, or a crash, sees the old one or the new one whole.
 
     Args:
         path: takes the new content when the block ends without an error; its folder is there.
@@ -53,12 +66,12 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically."""
+    """Write a value as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a run's metrics.jsonl; none where it is missing.
+    """Return the objects of a run's metrics.jsonl; none where it is missing.
 
     Raises:
         FileFormatError: a line is not a JSON object with a step; names file and line.
@@ -66,12 +79,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for count, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise FileFormatError(f"{path}, line {number}: not JSON; {_HOW}") from error
+            raise FileFormatError(f"{path}, line {count}: not JSON; {_HOW}") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise FileFormatError(f"{path}, line {number}: no object with a step; {_HOW}")
+            raise FileFormatError(f"{path}, line {count}: no object with a step; {_HOW}")
         rows.append(row)
     return rows

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gnp.training.checkpoint import Checkpoints
-from gnp.training.interrupt import Interrupt
+from gnp.training.distributed import Interrupt
 from gnp.training.metrics import Log, Means
 from gnp.training.profile import TakeStep
 from gnp.training.seeds import apart, stacked
@@ -154,7 +154,7 @@ def train(
         CheckpointError: a checkpoint could not be written.
     """
     count, progress = len(members), members[0].progress
-    while progress.step < plan.total_steps and not interrupt.now():
+    while progress.step < plan.total_steps and not interrupt.reached(progress.step):
         epoch = progress.step // plan.steps_per_epoch + 1
         state = _train_epoch(
             state, members, epoch, plan, steps, key, batches, scalars, interrupt, skip_nonfinite
@@ -167,7 +167,7 @@ def train(
             ]
             if any(member.end_epoch for member in members):
                 state = stacked(next_states)
-    if interrupt.signal and progress.step:  # at whichever call of now() it was heeded
+    if interrupt.signal and progress.step:  # at whichever call it was heeded
         for each, member in zip(apart(state, count), members, strict=True):
             member.save(each)
     for member in members:
@@ -216,7 +216,7 @@ def _train_epoch(
         state, metrics = steps(state, batch, key, progress.step)
         for member in members:
             member.progress.step += 1
-        done = progress.step == end or interrupt.now()
+        done = progress.step == end or interrupt.reached(progress.step)
         if not done:
             batch = _next_batch(batches, members)
         if unread is not None:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gnp.training.checkpoint import Checkpoints
-from gnp.training.interrupt import Interrupt
+from gnp.training.distributed import Interrupt
 from gnp.training.loop import Member, NonFiniteError, Plan, Progress, Steps, train
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective

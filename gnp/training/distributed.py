@@ -1,0 +1,281 @@
+"""Several processes that train one model: connect them, agree, stop, and end together.
+
+In a program of one process each function does at once what is to be done.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gnp.training.files import first_line
+
+START_SECONDS = 300
+# A process that gives no sign of life for so long is taken for lost, and jax ends the others.
+_HEARTBEAT_SECONDS = 30
+# The others wait for process 0, which draws pictures at the end.
+_FINISH_SECONDS = 1800
+# Under these a scheduler and its launcher may both send the signal that one of them means.
+_LAUNCHERS = ("SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE")
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run cannot be started; one line."""
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process as one of several that jax can connect.
+
+    Raises:
+        ProcessError: it started several, but does not say how they find one another.
+    """
+    environment = os.environ
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 4 sets it
+            raise ProcessError(
+                f"mpirun started {environment['OMPI_COMM_WORLD_SIZE']} processes, and this version "
+                "of Open MPI does not tell jax where they are: use recipe/cluster/openmpi.sh, or "
+                "give --coordinator_address, --num_processes and --process_id"
+            )
+        return True
+    # The tasks of the step: a shell that srun opened is one, in a job that may have more.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    # jax asks Kubernetes for the other pods, through a package that it does not bring.
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
+        return importlib.util.find_spec("kubernetes") is not None
+    # GKE names a slice's machines. Elsewhere a Cloud TPU is found over the network alone, which
+    # takes seconds on a machine that is none: recipe/cluster/tpu_pod.sh says so instead.
+    hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES", ""))
+    return "," in hosts or environment.get("GNP_DISTRIBUTED") == "1"
+
+
+def check_address(address: str, index: int, timeout: float = START_SECONDS) -> None:
+    """Check the coordinator's address: process 0 can listen there, the others are answered.
+
+    Args:
+        address: as HOST:PORT.
+        index: of this process.
+        timeout: seconds until process 0 must listen.
+
+    Raises:
+        ProcessError: says what is wrong with it.
+
+    Example:
+        >>> check_address("localhost", index=0)
+        Traceback (most recent call last):
+        ...
+        gnp.training.distributed.ProcessError: --coordinator_address=localhost: HOST:PORT is ...
+    """
+    name = f"--coordinator_address={address}"
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise ProcessError(
+            f"{name}: HOST:PORT is needed, a port of 1 to 65535, such as 10.0.0.1:8476"
+        )
+    place = (host.strip("[]"), int(port))
+    try:
+        socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ProcessError(f"{name}: no such host ({error.strerror})") from error
+    # In both cases jax would end the process with a stack of C++ functions.
+    if index == 0:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(port)))
+            except OSError as error:
+                raise ProcessError(
+                    f"{name}: process 0 cannot listen there ({error.strerror}); choose another port"
+                ) from error
+        return
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(place, timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ProcessError(
+                    f"{name}: process 0 was not there within {timeout:g} s ({error}); start all "
+                    "processes together, with the same address"
+                ) from error
+        time.sleep(0.5)
+
+
+def initialize(
+    address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    timeout: int = START_SECONDS,
+    *,
+    stoppable: bool = True,
+) -> None:
+    """Connect the processes of a run, before anything touches a device.
+
+    Args:
+        address: of the coordinator, which is process 0, as HOST:PORT; None: jax asks the cluster.
+        count: processes.
+        index: of this one, from 0.
+        timeout: seconds until the others must have come.
+        stoppable: `Interrupt` says when SIGTERM came; False: it ends the process, as usual.
+
+    Raises:
+        ProcessError: they cannot be connected.
+    """
+    if address is not None and index is not None:
+        check_address(address, index, timeout)
+    jax.config.update("jax_enable_preemption_service", stoppable)
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            cluster_detection_method="deactivate" if address else None,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_FINISH_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(f"the processes cannot be connected: {first_line(error)}") from error
+    # On CPUs gloo waits 30 s for the others, but only the first time: now, as all have just come.
+    sync("initialize")
+
+
+def is_first() -> bool:
+    """Return whether this is process 0, which decides, writes and prints.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def broadcast(value: Any) -> Any:
+    """Return process 0's value in all processes.
+
+    Args:
+        value: can be written as JSON; that of other processes is not looked at.
+
+    Example:
+        >>> broadcast({"steps": [1, 2]})
+        {'steps': [1, 2]}
+    """
+    text = json.dumps(value) if is_first() else ""
+    if jax.distributed.is_initialized():
+        content = np.frombuffer(text.encode(), np.uint8)
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+        if not is_first():
+            content = np.zeros(size, np.uint8)  # only its shape counts
+        text = multihost_utils.broadcast_one_to_all(content).tobytes().decode()
+    return json.loads(text)
+
+
+def sync(name: str) -> None:
+    """Wait until all processes are here."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(name)
+
+
+class Interrupt:
+    """Remember the signal that ends a run, and agree with the other processes on where.
+
+    Attributes:
+        signal: None until the run must stop.
+
+    Example:
+        >>> Interrupt().reached(step=1)
+        False
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._ctrl_c = False
+        self._asked = 0
+
+    def ask_all(self) -> None:
+        """Have all processes stop because this one had Ctrl-C; a handler of signals may call it."""
+        self._ctrl_c = True
+        os.kill(os.getpid(), signal.SIGTERM)  # which jax's preemption service takes to the others
+
+    def reached(self, step: int) -> bool:
+        """Return whether the run must stop after `step` steps; the same in all processes.
+
+        Args:
+            step: steps taken so far, those of earlier runs included.
+        """
+        if self.signal is None and jax.distributed.is_initialized():
+            # At a signal, jax agrees on the number after the highest that any process has asked
+            # about, and says yes to that number alone: so none may be left out, not even those
+            # before a resumed run's first step, since a signal may come before it.
+            numbers = range(self._asked + 1, step + 1)
+            stop = [multihost_utils.reached_preemption_sync_point(number) for number in numbers]
+            self._asked = step
+            if any(stop):
+                ctrl_c = multihost_utils.process_allgather(np.int32(self._ctrl_c))
+                self.signal = signal.SIGINT if ctrl_c.any() else signal.SIGTERM
+        return self.signal is not None
+
+
+@contextmanager
+def catch_signals() -> Iterator[Interrupt]:
+    """Note the first SIGTERM or SIGINT within it only; let a second one end the process at once.
+
+    With several processes, and where a launcher started this one, the second is ignored, since a
+    scheduler and its launcher may both send the one that they mean. They end the process with
+    SIGKILL where it takes too long.
+
+    Must be entered in the main thread.
+    """
+    interrupt = Interrupt()
+    several = jax.distributed.is_initialized()
+    # With several, SIGTERM is caught by jax, whose handler Python could not put back.
+    caught = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    launched = several or any(name in os.environ for name in _LAUNCHERS)
+
+    def note(number: int, _: FrameType | None) -> None:
+        # The second signal is the system's to handle: it need not wait for a compilation to end.
+        for each in caught:
+            signal.signal(each, signal.SIG_IGN if launched else signal.SIG_DFL)
+        if several:
+            interrupt.ask_all()
+        else:
+            interrupt.signal = signal.Signals(number)
+
+    before = {each: signal.signal(each, note) for each in caught}
+    try:
+        yield interrupt
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def finish() -> None:
+    """Wait for all processes to come to their end, and let go of them."""
+    jax.distributed.shutdown()
+
+
+def end(code: int) -> NoReturn:
+    """End the process without waiting for the others, which jax then ends.
+
+    Args:
+        code: of the exit.
+    """
+    if jax.distributed.is_initialized():
+        time.sleep(1)  # who fails for the same reason can still say so
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or on a full disk
+            stream.flush()
+    os._exit(code)

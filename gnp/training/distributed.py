@@ -42,9 +42,7 @@ def is_launched() -> bool:
     """
     environment = os.environ
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        if (
-            "OMPI_MCA_orte_hnp_uri" not in environment
-        ):  # by which Open MPI 4 says where process 0 is
+        if "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 4 sets it
             raise ProcessError(
                 f"mpirun started {environment['OMPI_COMM_WORLD_SIZE']} processes, and this version "
                 "of Open MPI does not tell jax where they are: use recipe/cluster/openmpi.sh, or "

@@ -41,7 +41,7 @@ from gnp.analysis.sharpness.run import (
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.experiment import DeviceError
 from gnp.training.checkpoint import CheckpointError
-from gnp.training.files import FileFormatError
+from gnp.training.files import FileFormatError, first_line
 from gnp.training.run_directory import RunDirectoryError, read_config
 
 _USAGE_ERRORS = (
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _RUN_ERRORS as error:
         return _fail(str(error), 1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return _fail(
             f"memory or device failed: {reason}; try a smaller --batch_size, fewer --steps", 1
         )

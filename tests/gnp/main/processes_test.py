@@ -1,8 +1,10 @@
-"""Two processes train one model: the same numbers, one voice, and an end together."""
+"""Two processes train one model: the same numbers, one voice, and an end together.
+
+What jax says of a process that is gone is its own, and not looked at.
+"""
 
 import json
 import random
-import re
 import shutil
 import signal
 import socket
@@ -19,7 +21,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gnp.main.command_line import UsageError, parse
-from gnp.training import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = f"--config={ROOT / 'config' / 'digits.py'}"
@@ -30,7 +31,7 @@ QUICK = (
     f"--config={ROOT / 'config' / 'iris.py'}", "--config.batch_size=24", "--config.total_epochs=1",
     "--config.gnp.r=0.05", "--config.gnp.alpha=0.8",
 )  # fmt: skip
-# Parts of the state in each device of both processes.
+# The state split over the devices of both processes.
 FSDP = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
 GROUPS = ("--config.gnp.sync_perturbations=False", "--config.gnp.m=71")
 # Long enough to be stopped in the middle.
@@ -43,28 +44,33 @@ class Ended(NamedTuple):
     err: str
 
 
+def said(text: str) -> str:
+    """What gnp printed; gloo, which connects CPUs, says so on standard output."""
+    return "".join(line for line in text.splitlines(True) if not line.startswith("[Gloo]"))
+
+
 class Job:
     """Processes of one run, each with two CPU devices."""
 
-    def __init__(self, environment: dict[str, str], directory: Path, count: int, arguments: Any):
+    def __init__(self, environment: dict[str, str], directory: Path, arguments: Any, program: Any):
         self.directory = directory
         address = f"--coordinator_address=127.0.0.1:{free_port()}"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-P", "-m", "gnp.main.main", CONFIG, f"--working_dir={directory}",
-                 *arguments, address, f"--num_processes={count}", f"--process_id={index}"],
+                [sys.executable, "-P", *program, CONFIG, f"--working_dir={directory}",
+                 *arguments, address, "--num_processes=2", f"--process_id={index}"],
                 env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
-            for index in range(count)
+            for index in (0, 1)
         ]  # fmt: skip
 
     def finish(self, timeout: float = 200.0) -> list[Ended]:
         try:
             return [
-                Ended(process.returncode, *output)
+                Ended(process.returncode, said(out), err)
                 for process in self.processes
-                for output in [process.communicate(timeout=timeout)]
+                for out, err in [process.communicate(timeout=timeout)]
             ]
         finally:
             self.kill()
@@ -96,9 +102,14 @@ def start(gnp_environment, tmp_path_factory) -> Callable[..., Job]:
     cache = {"JAX_COMPILATION_CACHE_DIR": folder,
              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
 
-    def start(directory: Path, *arguments: str, count: int = 2, stopped: str = "0") -> Job:
+    def start(
+        directory: Path,
+        *arguments: str,
+        stopped: str = "0",
+        program: tuple[str, ...] = ("-m", "gnp.main.main"),
+    ) -> Job:
         environment = {**gnp_environment, **cache, "GNP_STOPPED": stopped}
-        jobs.append(Job(environment, directory, count, arguments))
+        jobs.append(Job(environment, directory, arguments, program))
         return jobs[-1]
 
     yield start
@@ -227,7 +238,7 @@ def test_a_signal_to_one_or_all_saves_and_ends_all(start, tmp_path, who, number,
 
 @pytest.mark.slow
 def test_one_of_two_killed_at_random_five_times(start, tmp_path):
-    """Shows that the other ends soon and clearly, and that nothing is lost."""
+    """The other ends within a minute, and nothing is lost."""
     whole = tmp_path / "whole"
     assert [ended.code for ended in start(whole, *LONG).finish()] == [0, 0]
     draw = random.Random(0)
@@ -239,16 +250,11 @@ def test_one_of_two_killed_at_random_five_times(start, tmp_path):
         time.sleep(draw.uniform(0.0, 1.0))
         job.processes[victim].kill()
         killed = time.monotonic()
-        other = job.processes[1 - victim]
-        other.wait(timeout=60)
-        seconds.append(time.monotonic() - killed)
+        job.processes[1 - victim].wait(timeout=60)
+        seconds.append((victim, round(time.monotonic() - killed, 1)))
         ended = job.finish()[1 - victim]
-        assert ended.code == 1, ended
-        assert len(ended.err.splitlines()) <= 2, ended.err  # one may say where it goes on
-        assert ended.err.splitlines()[-1].startswith("gnp: process "), ended.err
-        assert "lost" in ended.err
-        assert "Traceback" not in ended.err
-    print(f"seconds until the survivor ended: {seconds}")
+        assert ended.code != 0, ended
+    print(f"who was killed, and seconds until the other ended: {seconds}")
     assert [ended.code for ended in start(tmp_path / "killed", *LONG).finish()] == [0, 0]
     step = rows_of(whole)[-1]["step"]
     assert_close(whole, tmp_path / "killed", step, tolerance=0)
@@ -257,14 +263,46 @@ def test_one_of_two_killed_at_random_five_times(start, tmp_path):
     ]
 
 
+FAIL = """
+import sys
+import ds_pipeline
+from gnp.main import command_line, main, train
+from gnp.training import distributed
+
+who, error = sys.argv.pop(1).split()
+def run(*_):
+    if distributed.is_first() is (who == "0"):
+        raise eval(error)("a typo")
+    distributed.sync("step")
+train.run = run
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "error", "code"),
+    [(0, "command_line.UsageError", 2), (1, "ds_pipeline.DataError", 1), (1, "KeyError", 1)],
+)
+def test_an_error_of_one_ends_all(start, tmp_path, who, error, code):
+    started = time.monotonic()
+    ended = start(tmp_path, program=("-c", FAIL, f"{who} {error}")).finish(timeout=60)
+    assert time.monotonic() - started < 60
+    assert ended[who].code == code, ended
+    assert ended[1 - who].code != 0, ended
+    if error == "KeyError":
+        assert ended[who].err.startswith("Traceback (most recent call last):")
+        assert ended[who].err.endswith("KeyError: 'a typo'\n")
+    else:
+        assert ended[who].err == "gnp: a typo\n"
+
+
 @pytest.mark.slow
-def test_an_error_of_one_ends_all_and_is_said_once(start, tmp_path):
+def test_a_run_directory_that_cannot_be_used_ends_all(start, tmp_path):
     (tmp_path / "file").write_text("")
     ended = start(tmp_path / "file").finish()
-    assert [each.code for each in ended] == [2, 2], ended
+    assert (ended[0].code, ended[1].code != 0) == (2, True), ended
     assert "is a file" in ended[0].err
     assert len(ended[0].err.splitlines()) == 1
-    assert ended[1].err == ""
 
 
 @pytest.mark.slow
@@ -272,10 +310,9 @@ def test_an_error_of_the_first_ends_one_that_waits_for_it(start, tmp_path):
     ended = start(
         tmp_path, "--mode=inspect", *QUICK, "--config.model.model_name=DigitsCNN"
     ).finish()
-    assert [each.code for each in ended] == [2, 2], ended
+    assert (ended[0].code, ended[1].code != 0) == (2, True), ended
     assert "DigitsCNN cannot take inputs of shape (4,)" in ended[0].err
     assert len(ended[0].err.splitlines()) == 1
-    assert ended[1].err == ""
 
 
 def test_the_three_flags_go_together():
@@ -286,71 +323,3 @@ def test_the_three_flags_go_together():
         parse([*line, "--coordinator_address=h:1", "--num_processes=2", "--process_id=2"])
     whole = parse([*line, "--coordinator_address=h:1", "--num_processes=2", "--process_id=0"])
     assert whole.processes == ("h:1", 2, 0)
-
-
-@pytest.mark.parametrize("address", ["localhost", "localhost:0", "localhost:70000", ":80", "a:b"])
-def test_addresses_without_host_and_port(address):
-    with pytest.raises(processes.ProcessError, match="HOST:PORT is needed"):
-        processes.check_address(address)
-
-
-def test_a_port_that_is_taken():
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(processes.ProcessError, match="cannot listen there.*another port"):
-            processes.check_address(f"127.0.0.1:{port}", listen=True)
-
-
-WAIT = """
-import sys
-from gnp.training import processes
-processes.start(sys.argv[1], 2, 1, timeout=2)
-"""
-
-
-@pytest.mark.slow
-def test_a_coordinator_that_is_not_there(gnp_environment):
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", WAIT, f"127.0.0.1:{free_port()}"],
-        env=gnp_environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True, check=False, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert re.fullmatch(
-        r"gnp: process 1: the coordinator, process 0 at 127.0.0.1:\d+, was not there within 2 s"
-        r".*\n",
-        done.stderr,
-    )
-
-
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a,b", "SLURM_PROCID": "0",
-         "SLURM_LOCALID": "0"}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("variables", "found"),
-    [
-        ({}, False),
-        ({"SLURM_JOB_ID": "7"}, False),  # a script of sbatch, or a shell of salloc
-        (SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, True),
-        (SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"}, False),  # srun --pty bash
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "1"}, False),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a single pod
-    ],
-)
-def test_which_surroundings_are_a_cluster(monkeypatch, variables, found):
-    for name in ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", *SLURM, "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert processes.detect() is found
-
-
-def test_open_mpi_that_says_too_little(monkeypatch):
-    monkeypatch.delenv("OMPI_MCA_orte_hnp_uri", raising=False)
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(processes.ProcessError, match="use recipe/cluster/openmpi.sh"):
-        processes.detect()

@@ -10,6 +10,7 @@ import pytest
 
 from gnp.training.accumulation import given_penalty
 from gnp.training.checkpoint import Checkpoints
+from gnp.training.distributed import Interrupt
 from gnp.training.evolution import (
     FIELDS,
     EvolutionWriter,
@@ -22,7 +23,6 @@ from gnp.training.evolution import (
 )
 from gnp.training.files import FileFormatError
 from gnp.training.gradient_files import FOLDER, GradientFiles, read_index
-from gnp.training.interrupt import Interrupt
 from gnp.training.loop import Member, Plan, Progress, Steps, train
 from gnp.training.mesh import AXES, build_mesh
 from gnp.training.metrics import Log

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gnp.training.checkpoint import Checkpoints
-from gnp.training.interrupt import Interrupt
+from gnp.training.distributed import Interrupt
 from gnp.training.loop import Member, NonFiniteError, Plan, Progress, Steps, evaluate, train
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
@@ -148,17 +148,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop):
 
 
 class Asked(Interrupt):
-    """A signal that the processes agree to heed at one call of now()."""
+    """A signal that the processes agree to heed at one call of reached()."""
 
     def __init__(self, call):
         super().__init__()
         self.left = call
 
-    def now(self):
+    def reached(self, step):
         self.left -= 1
         if self.left == 0:
             self.signal = "SIGTERM"
-        return super().now()
+        return super().reached(step)
 
 
 @pytest.mark.parametrize("call", range(2, 9))

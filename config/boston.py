@@ -15,7 +15,7 @@ from config import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The house-price run."""
+    """Return the house-price run."""
     config = default.get_config()
     config.dataset.dataset_name = "csv"
     config.dataset.target = "medv"

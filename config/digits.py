@@ -12,7 +12,7 @@ from config import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The digits run."""
+    """Return the digits run."""
     config = default.get_config()
     config.dataset.dataset_name = "digits"
     config.dataset.image_size = 8

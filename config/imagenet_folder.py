@@ -3,7 +3,7 @@ r"""Photographs in class folders, such as ImageNet: random crops at any scale, 2
     python -m gnp.main.main --config=config/imagenet_folder.py --working_dir=runs/imagenet \
         --config.dataset.data_dir=DIR
 
-DIR holds train/CLASS/*.JPEG and val/CLASS/*.JPEG, with any classes. Evaluation sees the centre of
+DIR holds train/CLASS/*.JPEG and val/CLASS/*.JPEG, with any classes. Evaluation sees the center of
 each photograph, seven eighths of its shorter side. With a policy after the crop:
 --config.dataset.image_level_augmentations=autoaugment, or randaugment.
 
@@ -17,7 +17,7 @@ from config import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """ResNet18 on photographs."""
+    """Return ResNet18 on photographs."""
     config = default.get_config()
     config.dataset.dataset_name = "image_folder"
     config.dataset.image_size = 224

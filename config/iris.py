@@ -13,7 +13,7 @@ from config import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The iris run."""
+    """Return the iris run."""
     config = default.get_config()
     config.dataset.dataset_name = "iris"
     config.model.model_name = "EvolutionIrisMLP"

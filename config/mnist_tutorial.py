@@ -15,7 +15,7 @@ from config import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The tutorial run."""
+    """Return the tutorial run."""
     config = default.get_config()
     config.dataset.dataset_name = "mnist"
     config.dataset.image_size = 28

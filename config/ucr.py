@@ -13,7 +13,7 @@ from config import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The FordA run."""
+    """Return the FordA run."""
     config = default.get_config()
     config.dataset.dataset_name = "ucr/FordA"
     config.model.model_name = "EvolutionFordACNN"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 from absl import flags
@@ -35,7 +35,6 @@ value is wrong by itself; 1 anything that data, files or devices show; 130 Ctrl-
 """
 
 
-MODES = ("train", "eval", "inspect")
 _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
@@ -110,7 +109,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         wrong += _problems_without_file(values.mode, overrides)
     if wrong:
         raise UsageError("\n".join(wrong))
-    processes = _processes(values)
+    processes = (values.coordinator_address, values.num_processes, values.process_id)
     return CommandLine(
         values.mode,
         config,
@@ -128,30 +127,25 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
     if values.mode != "eval" and not values.config:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
-    if values.mode != "eval" and values.checkpoint is not None:
-        wrong.append(f"--checkpoint={values.checkpoint} goes with --mode=eval only")
     if values.profile is not None and _steps(values.profile) is None:
         wrong.append(
             f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "
             "the first not above the last, such as --profile=20:25"
         )
-    if values.mode != "train" and values.profile is not None:
-        wrong.append(f"--profile={values.profile} goes with --mode=train only")
-    _, count, index = _processes(values)
-    given = dict(zip(_PROCESS_FLAGS, _processes(values), strict=True))
+    for name, mode in (("checkpoint", "eval"), ("profile", "train")):
+        if values[name].value is not None and values.mode != mode:
+            wrong.append(f"--{name}={values[name].value} goes with --mode={mode} only")
+    given = {name: values[name].value for name in _PROCESS_FLAGS}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         there = next(f"--{name}={value}" for name, value in given.items() if value is not None)
         wrong.append(f"{there} needs {' and '.join(missing)} beside it, or none of the three")
-    elif not missing and index >= count:
+    elif not missing and values.process_id >= values.num_processes:
         wrong.append(
-            f"--process_id={index} is out of range: --num_processes={count} has 0 to {count - 1}"
+            f"--process_id={values.process_id} is out of range: "
+            f"--num_processes={values.num_processes} has 0 to {values.num_processes - 1}"
         )
     return wrong
-
-
-def _processes(values: flags.FlagValues) -> tuple[Any, Any, Any]:
-    return values.coordinator_address, values.num_processes, values.process_id
 
 
 def _steps(text: str) -> tuple[int, int] | None:
@@ -190,5 +184,5 @@ def _define_flags() -> flags.FlagValues:
         flags.DEFINE_string(name, None, "", flag_values=values)  # USAGE has the help
     for name, lowest in (("checkpoint", 0), ("num_processes", 1), ("process_id", 0)):
         flags.DEFINE_integer(name, None, "", lower_bound=lowest, flag_values=values)
-    flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "inspect"], "", flag_values=values)
     return values

@@ -424,18 +424,19 @@ def test_rules_on_devices(keys, devices, words):
 
 
 @pytest.mark.parametrize(
-    ("keys", "name"),
+    ("keys", "devices", "name"),
     [
-        ({"gnp.sync_perturbations": "False"}, "gnp.m = 12"),
-        ({"gnp.sync_perturbations": "False", "gnp.m": "24"}, "gnp.m = 24"),
-        ({"accumulate_steps": "6"}, "batch_size / accumulate_steps = 8"),
+        ({"gnp.sync_perturbations": "False"}, 4, "gnp.m = 12"),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "24"}, 1, "gnp.m = 24"),
+        ({"accumulate_steps": "6"}, 1, "batch_size / accumulate_steps = 8"),
     ],
 )
-def test_groups_with_statistics_of_their_own_divide_what_the_model_is_given(keys, name):
-    words = {**keys, "batch_size": "48", "model.model_params.batch_norm_group": "5"}
-    config = load(*words.items())
-    lines = problems(config, Facts(devices=4 if "m" in name[:5] else 1))
-    assert any(f"batch_norm_group = 5 does not divide {name}, " in line for line in lines), lines
+def test_groups_with_statistics_of_their_own_divide_what_the_model_is_given(keys, devices, name):
+    config = load(*keys.items(), ("batch_size", "48"), ("model.model_params.batch_norm_group", "5"))
+    (line,) = problems(config, Facts(devices=devices))
+    assert f"batch_norm_group = 5 does not divide {name}, the examples" in line
+    config = load(*keys.items(), ("batch_size", "48"), ("model.model_params.batch_norm_group", "4"))
+    assert problems(config, Facts(devices=devices)) == []
 
 
 def test_a_real_number_needs_the_loss_for_it():

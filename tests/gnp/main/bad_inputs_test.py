@@ -174,10 +174,10 @@ def test_config_file(refused, tmp_path):
         ("def get_config():\n    return 1 + 'a'\n", "TypeError: "),
     ],
 )
-def test_a_config_function_that_fails_shows_its_traceback(run_gnp_here, tmp_path, text, error):
+def test_a_config_function_that_fails_shows_its_traceback(run_gnp, tmp_path, text, error):
     broken = tmp_path / "broken.py"
     broken.write_text(text)
-    result = run_gnp_here(f"--config={broken}", f"--working_dir={tmp_path / 'run'}")
+    result = run_gnp(f"--config={broken}", f"--working_dir={tmp_path / 'run'}")
     assert result.returncode == 1
     assert "Traceback" in result.stderr and f'File "{broken}", line' in result.stderr
     assert error in result.stderr

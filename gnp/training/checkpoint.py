@@ -268,3 +268,23 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if hasattr(leaf, "shape")
     }
+
+
+def read_checkpoint(directory: Path, like: TrainState, step: int | None = None) -> Restored:
+    """Read a checkpoint of a run directory, which is left as it is.
+
+    Args:
+        directory: Of the run.
+        like: Shapes, dtypes and shardings of the state.
+        step: None: the newest.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of another model.
+    """
+    restored = None
+    if (directory / "checkpoints").is_dir():
+        with Checkpoints(directory, read_only=True) as checkpoints:
+            restored = checkpoints.restore(like, step)
+    if restored is None:
+        raise CheckpointError(f"no checkpoint in {directory}: train first")
+    return restored

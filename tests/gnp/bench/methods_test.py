@@ -8,11 +8,11 @@ import sys
 import time
 
 import pytest
+from gnp.build import config_as_json
 
 import optimizer
 from ds_pipeline.testing import write_tfds_set
 from gnp.bench import methods
-from gnp.build import config_as_json
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

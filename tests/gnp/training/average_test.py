@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-
 from gnp.training.accumulation import Accumulation
-from gnp.training.checkpoint import CheckpointError, Checkpoints
 from gnp.training.loop import evaluate
+
+from gnp.training.checkpoint import CheckpointError, Checkpoints
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState
 from gnp.training.step import build_evaluation_step, build_train_step

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from gnp.training.accumulation import given_penalty
+from gnp.training.loop import Member, Plan, Progress, Steps, train
+
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.distributed import Interrupt
 from gnp.training.evolution import (
@@ -23,7 +24,6 @@ from gnp.training.evolution import (
 )
 from gnp.training.files import FileFormatError
 from gnp.training.gradient_files import FOLDER, GradientFiles, read_index
-from gnp.training.loop import Member, Plan, Progress, Steps, train
 from gnp.training.mesh import AXES, build_mesh
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gnp.training.loop import Member, NonFiniteError, Plan, Progress, Steps, evaluate, train
 
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.distributed import Interrupt
-from gnp.training.loop import Member, NonFiniteError, Plan, Progress, Steps, evaluate, train
 from gnp.training.metrics import Log
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState

@@ -1,6 +1,7 @@
-"""Formulations of layers and programs that are faster on the CPU, behind one switch, `is_target`.
+"""Formulations that are faster on the CPU, behind one switch: `is_target` says when they apply.
 
-Each has the value and the derivatives of the plain formulation that other devices use.
+Each has the value and the derivatives of the plain formulation that other devices use, but for
+the gradient of pixels that tie for a maximum (see `max_pool`).
 """
 
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 def is_target() -> bool:
     """Return whether the program that is being traced is for the CPU.
 
-    The mesh that `jax.set_mesh` has set says it. jax's default backend is asked only where there
-    is no such mesh: a program can be compiled for devices that this process does not use, or does
+    The mesh that `jax.set_mesh` has set decides. Only without one is jax's default backend asked,
+    since a program can be compiled for devices that this process does not use by default, or does
     not have.
 
     Example:

@@ -104,7 +104,7 @@ def png_of_16_bits(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_a_palette_gives_its_colours_and_alpha_is_left_out() -> None:
+def test_a_palette_gives_its_colors_and_alpha_is_left_out() -> None:
     pixels = np.array([[[255, 0, 0], [0, 255, 0], [10, 20, 30]]], np.uint8)
     palette = PIL.Image.fromarray(pixels).quantize(3)
     np.testing.assert_array_equal(decode(encoded(palette, "PNG")), pixels)

@@ -26,11 +26,13 @@ _NO_VALUE = re.compile(r"=|-(?!\.?\d)")
 # Config files of earlier versions, which people have in scripts; what takes their place, and its
 # argument.
 _MOVED = (
-    (r"riemannian_(\w+)_(\w+)", "riemannian", r"\1,\2"),
-    (r"evolution_(\w+)", "evolution", r"\1"),
+    (r"riemannian_(cifar10|cifar100|svhn)_(sgd|sgdg|adamg)", "riemannian", r"\1,\2"),
+    (r"evolution_(boston|cifar10|cifar100|forda|iris|mnist)", "evolution", r"\1"),
     (r"gc_horses_or_humans", "horses_or_humans", "gc"),
-    (r"(\w+)_methods", "methods", r"\1"),
-    (r"\w+_cifar(_\w+)?|\w+_imagenet", "original", r"\g<0>"),
+    (r"(mnist|cifar)_methods", "methods", r"\1"),
+    (r"((wide)?resnet|wideresnet_ss|pyramidnet_sd)_cifar", "original", r"\g<0>"),
+    (r"vit_cifar_(basic|basic_grwarmup|heavy)", "original", r"\g<0>"),
+    (r"(resnet|vggbn)_imagenet", "original", r"\g<0>"),
 )
 
 

@@ -106,6 +106,8 @@ def test_a_file_of_that_name_in_another_folder_is_a_users_own(tmp_path):
         ("riemannian.py:cifar10,sgdd", "unknown argument 'cifar10,sgdd' (did you mean cifar10,sgd"),
         ("digits.py:small", "its get_config() takes no argument"),
         ("nowhere.py:x", "no such file"),
+        ("evolution_minst.py", "no such file"),
+        ("evolution_mnist.py:x", "no such file"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_one_line(name, words):
@@ -340,6 +342,12 @@ def test_required_placeholders_are_satisfied_by_the_command_line(tmp_path):
         "base_lr has no value: the config file requires --config.base_lr=VALUE",
         "batch_size = 0: allowed is a whole number >= 1",
     ]
+
+
+def test_a_locked_config_may_have_one_too(tmp_path):
+    line = "c.lock().base_lr = config_dict.required_placeholder(float)"
+    config = load_text(tmp_path, line, ("batch_size", "3"), ("base_lr", "0.3"))
+    assert (config.batch_size, config.base_lr) == (3, 0.3)
 
 
 def test_a_frozen_config_is_thawed(tmp_path):

@@ -24,7 +24,7 @@ class SharpnessError(ArithmeticError):
 
 
 class Products(NamedTuple):
-    """What is summed up over batches, compiled: a batch's sum, not its mean.
+    """Sums over a batch (not means), compiled; they are added up over batches.
 
     Attributes:
         value: (flat, model_state, batch) -> [].
@@ -51,7 +51,7 @@ def build_products(
     like: Params,
     compiler_options: Any = None,
 ) -> Products:
-    """Loss, gradient and Hessian-vector product of a batch, in evaluation mode.
+    """Build loss, gradient and Hessian-vector product of a batch, in evaluation mode.
 
     Batch norm has its running statistics, dropout is off. The product is the derivative of the
     gradient in a direction, (d/dt) g(theta + t v) at t = 0: exact, for about two gradients.
@@ -119,23 +119,23 @@ class Surface(NamedTuple):
     passed: Callable[[], Any] = lambda: None
 
     def data_loss(self, offset: Vector | None = None) -> float:
-        """L(theta + offset), without the costs of the parameters."""
+        """Return L(theta + offset), without the costs of the parameters."""
         return float(self._mean(self.products.value, self._at(offset)))
 
     def loss(self, offset: Vector | None = None) -> float:
-        """L(theta + offset), costs included."""
+        """Return L(theta + offset), costs included."""
         here = self._at(offset)
         return float(self._mean(self.products.value, here) + self._cost(self.products.cost, here))
 
     def gradient(self, offset: Vector | None = None) -> Vector:
-        """[p], at theta + offset."""
+        """Return the gradient [p] at theta + offset."""
         here = self._at(offset)
         return self._mean(self.products.gradient, here) + self._cost(
             self.products.cost_gradient, here
         )
 
     def hessian(self, direction: Vector) -> Vector:
-        """H v [p], at theta."""
+        """Return H v [p], at theta."""
         both = self._at(None), self.place(direction.astype(np.float32))
         return self._mean(self.products.hessian, *both) + self._cost(
             self.products.cost_hessian, *both
@@ -169,7 +169,7 @@ def at_checkpoint(
     examples: int,
     place: Callable[[Any], Any] = jnp.asarray,
 ) -> Surface:
-    """The surface around parameters.
+    """Return the surface around parameters.
 
     Raises:
         SharpnessError: a parameter is NaN or infinite.

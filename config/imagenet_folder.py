@@ -3,7 +3,7 @@ r"""Photographs in class folders, such as ImageNet: random crops at any scale, 2
     python -m gnp.main.main --config=config/imagenet_folder.py --working_dir=runs/imagenet \
         --config.dataset.data_dir=DIR
 
-DIR holds train/CLASS/*.JPEG and val/CLASS/*.JPEG, with any classes. Evaluation sees the centre of
+DIR holds train/CLASS/*.JPEG and val/CLASS/*.JPEG, with any classes. Evaluation sees the center of
 each photograph, seven eighths of its shorter side. With a policy after the crop:
 --config.dataset.image_level_augmentations=autoaugment, or randaugment.
 

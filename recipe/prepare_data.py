@@ -182,7 +182,7 @@ def check_name(name: str) -> None:
 
 
 def check_folder(data_dir: Path) -> None:
-    """Create the place for the data.
+    """Create the folder of the data.
 
     Raises:
         Wrong: it cannot hold data.
@@ -402,18 +402,18 @@ def command(config: str, settings: Sequence[str]) -> str:
 def look_at_series(name: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
     """Return what is in the two files of a UCR set; None: they are not there."""
     name = name.removeprefix("ucr/")
-    places = (data_dir / name, data_dir)
-    place = next((p for p in places if (p / f"{name}_TRAIN.tsv").is_file()), None)
-    if place is None:
+    folders = (data_dir / name, data_dir)
+    folder = next((p for p in folders if (p / f"{name}_TRAIN.tsv").is_file()), None)
+    if folder is None:
         return None
     lengths, counts = set(), []
     for part in ("TRAIN", "TEST"):
-        with (place / f"{name}_{part}.tsv").open() as file:
-            rows = list(numbers(file, place / f"{name}_{part}.tsv", "\t"))
+        with (folder / f"{name}_{part}.tsv").open() as file:
+            rows = list(numbers(file, folder / f"{name}_{part}.tsv", "\t"))
         counts.append(len(rows))
         lengths |= {len(row) - 1 for row in rows}
     if not all(counts) or len(lengths) != 1:
-        raise ValueError(f"{place}: empty files, or series of different lengths")
+        raise ValueError(f"{folder}: empty files, or series of different lengths")
     text = f"{counts[0]} series to train on and {counts[1]} to test, {lengths.pop()} values each"
     settings = [f"dataset.dataset_name=ucr/{name}", f"dataset.data_dir={data_dir}"]
     return text, "ucr", settings

@@ -153,8 +153,8 @@ def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
         >>> evenly(10, 5).tolist(), evenly(2, 5).tolist()
         ([1, 3, 5, 7, 9], [0, 1])
     """
-    number = min(count, most)
-    return ((np.arange(number) + 0.5) * (count / number)).astype(np.int64)
+    taken = min(count, most)
+    return ((np.arange(taken) + 0.5) * (count / taken)).astype(np.int64)
 
 
 def encoded(source: ds_pipeline.Source) -> ds_pipeline.Source:
@@ -182,9 +182,9 @@ def kind(dataset: ds_pipeline.Dataset, source: ds_pipeline.Source) -> str:
     return {1: "vectors", 2: "series", 3: "images"}[len(dataset.shape)]
 
 
-def _with_bar(parts: Sequence[Any], name: str) -> Iterator[Any]:
-    """Yield the parts, with a bar on a terminal if it takes longer than a second."""
-    yield from tqdm(parts, desc=name, delay=1, disable=None, leave=False)
+def _with_bar(items: Sequence[Any], name: str) -> Iterator[Any]:
+    """Yield the items, with a bar on a terminal if it takes longer than a second."""
+    yield from tqdm(items, desc=name, delay=1, disable=None, leave=False)
 
 
 def label_facts(labels: npt.NDArray[Any], class_names: Sequence[str]) -> dict[str, Any]:

@@ -48,11 +48,11 @@ def natural_order(names: Sequence[str]) -> list[int]:
         [1, 0, 2]
     """
 
-    def parts(place: int) -> list[tuple[int, int, str]]:
-        pieces = re.findall(r"\d+|\D+", names[place])
+    def key(index: int) -> list[tuple[int, int, str]]:
+        pieces = re.findall(r"\d+|\D+", names[index])
         return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
 
-    return sorted(range(len(names)), key=parts)
+    return sorted(range(len(names)), key=key)
 
 
 def plot_norms(evolution: Evolution, path: Path) -> None:
@@ -68,11 +68,11 @@ def plot_norms(evolution: Evolution, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     epochs = evolution.epochs
     every = max(1, -(-len(epochs) // _MOST_VERTICALS))
-    places = np.arange(len(epochs) - 1, -1, -every)[::-1]
+    verticals = np.arange(len(epochs) - 1, -1, -every)[::-1]
     axis.vlines(
-        epochs[places],
-        evolution.accumulated_norm[places],
-        evolution.summed_norm[places],
+        epochs[verticals],
+        evolution.accumulated_norm[verticals],
+        evolution.summed_norm[verticals],
         colors=GRAY,
         linestyles="dashed",
         linewidth=1,
@@ -221,14 +221,14 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
         >>> [round(h, 2) for h in spread_out([0.1, 0.1, 0.99, 1.0], 0.05)]
         [0.1, 0.15, 0.95, 1.0]
     """
-    places = [float(height) for height in heights]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
+    moved = [float(height) for height in heights]
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
     limit = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], limit)
-        limit = places[i] - gap
-    return places
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
 
 
 def plot_animation(evolution: Evolution, path: Path) -> None:

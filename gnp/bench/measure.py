@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 import model
 from gnp.training.gradients import build_gradient, build_loss, grouped, penalized
-from gnp.training.mesh import build_mesh, replicate, shard_batch
+from gnp.training.mesh import WHOLE, build_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import Regularizer
 from gnp.training.state import TrainState, from_linen
@@ -87,7 +87,7 @@ class Trainer:
         batch = shard_batch(_share(random_batch(batch_size, shape)), self._mesh)
         self.steps_per_call = steps_per_call
         self._batch = batch if steps_per_call == 1 else _stacked(batch, steps_per_call)
-        self._key, self._number = jax.random.key(1), np.int32(1)
+        self._key, self._step = jax.random.key(1), np.int32(1)
         objective = build_objective("softmax_cross_entropy")
         self._gradient = build_gradient(build_loss(net.apply, objective, regularize))
         self._optimizer, self._group_size = optimizer, group_size
@@ -113,7 +113,7 @@ class Trainer:
         metrics = None
         for _ in range(cycles):
             for program in programs:
-                self.state, metrics = program(self.state, self._batch, self._key, self._number)
+                self.state, metrics = program(self.state, self._batch, self._key, self._step)
         jax.block_until_ready((self.state, metrics))
 
     def memory(self, penalize: bool) -> Mapping[str, int]:
@@ -123,20 +123,20 @@ class Trainer:
         take the place of arguments), "temporaries", and "peak", which is the sum of these.
         """
         sizes: Any = self._programs[penalize].memory_analysis()
-        parts = {
+        held = {
             "arguments": sizes.argument_size_in_bytes,
             "outputs": sizes.output_size_in_bytes,
             "aliased": -sizes.alias_size_in_bytes,
             "temporaries": sizes.temp_size_in_bytes,
         }
-        return {**parts, "peak": sum(parts.values())}
+        return {**held, "peak": sum(held.values())}
 
     def flops(self) -> float:
         """Count the operations of the plain step."""
         return count_flops(self._jitted(False), *self._arguments())
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self.state, self._batch, self._key, self._number
+        return self.state, self._batch, self._key, self._step
 
     def _jitted(self, penalize: bool) -> Any:
         gradient = self._gradient
@@ -153,7 +153,9 @@ class Trainer:
         if self.steps_per_call > 1:
             step = _several(step, self.steps_per_call)
         options = model.cpu.compiler_options(self._mesh.devices.flat[0].platform)
-        return jax.jit(step, donate_argnums=0, compiler_options=options)
+        # As in a run: the state stays where it is.
+        whole = NamedSharding(self._mesh, WHOLE)
+        return jax.jit(step, donate_argnums=0, out_shardings=whole, compiler_options=options)
 
 
 def count_flops(function: Any, *arguments: Any) -> float:

@@ -126,8 +126,8 @@ def table(rows: Sequence[Row]) -> Table:
     head = ["model", "step", "parameters", "arguments", "temporaries", "peak MiB", "copies"]
     lines = []
     for row in rows:
-        parts = (row.parameters, row.arguments, row.temporaries, row.peak)
-        line = [row.model, row.step, *(f"{part / 2**20:.1f}" for part in parts)]
+        held = (row.parameters, row.arguments, row.temporaries, row.peak)
+        line = [row.model, row.step, *(f"{each / 2**20:.1f}" for each in held)]
         line.append(f"{row.copies:.2f}")
         if has_account:
             line.append("-" if row.in_use is None else f"{row.in_use / 2**20:.1f}")

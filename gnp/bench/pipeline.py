@@ -177,9 +177,9 @@ def photographs(folder: str) -> tuple[Dataset, list[str]]:
     config.dataset.image_level_augmentations = "inception"
     data = build_dataset(config)
     source = data.train
-    places = np.arange(max(len(source), 16 * BATCH_SIZE)) % len(source)
+    indices = np.arange(max(len(source), 16 * BATCH_SIZE)) % len(source)
     files = [image.where for image in source.batch(np.arange(len(source)))["input"]]
-    return dataclasses.replace(data, train=SubsetSource(source, places)), files
+    return dataclasses.replace(data, train=SubsetSource(source, indices)), files
 
 
 def endless(data: Dataset) -> Iterator[Any]:
@@ -214,12 +214,12 @@ def device_basic(data: Dataset) -> Iterator[Any]:
     @jax.jit
     def make(images: jax.Array, labels: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), 3)
-        places = jax.random.randint(keys[0], (BATCH_SIZE,), 0, len(images))
+        indices = jax.random.randint(keys[0], (BATCH_SIZE,), 0, len(images))
         corners = jax.random.randint(keys[1], (BATCH_SIZE, 2), 0, 2 * PAD + 1)
         flips = jax.random.bernoulli(keys[2], shape=(BATCH_SIZE,))
         return {
-            "input": jax.vmap(one)(images[places], corners, flips),
-            "label": labels[places],
+            "input": jax.vmap(one)(images[indices], corners, flips),
+            "label": labels[indices],
         }
 
     step = 0

@@ -16,6 +16,7 @@ says nothing more.
 """
 
 import contextlib
+import math
 import os
 import socket
 import statistics
@@ -155,10 +156,10 @@ def layouts(
         >>> layouts(8, [2], [])["weak"][1]
         Layout(processes=1, devices=2, batch_size=16)
     """
-    places = dict.fromkeys([(1, 1), *((1, n) for n in devices), *((n, 1) for n in processes)])
+    shapes = dict.fromkeys([(1, 1), *((1, n) for n in devices), *((n, 1) for n in processes)])
     return {
-        "strong": [Layout(*place, batch_size) for place in places],
-        "weak": [Layout(*place, batch_size * place[0] * place[1]) for place in places],
+        "strong": [Layout(*shape, batch_size) for shape in shapes],
+        "weak": [Layout(*shape, batch_size * math.prod(shape)) for shape in shapes],
     }
 
 

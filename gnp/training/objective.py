@@ -26,16 +26,16 @@ class Objective(NamedTuple):
 def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False) -> Objective:
     """Return the objective that a config's `loss` names.
 
-    softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed towards 1/C;
+    softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed toward 1/C;
     sigmoid_cross_entropy: -y log s(z) - (1 - y) log(1 - s(z)), summed over outputs;
     squared_error: (z - y)^2, averaged over outputs.
     The label is one-hot where there are several outputs, else the number itself; a label that is
     mixed of several classes counts as the largest of them in the error rates.
 
     Args:
-        loss: one of the three names.
-        label_smoothing: share of the uniform label, in [0, 1].
-        top_5: report the top-5 error rate as well (softmax_cross_entropy only).
+        loss: One of the three names.
+        label_smoothing: Share of the uniform label, in [0, 1].
+        top_5: Report the top-5 error rate as well (softmax_cross_entropy only).
 
     Raises:
         KeyError: an unknown name.

@@ -27,7 +27,7 @@ def build_regularizer(
     Args:
         l2: params -> pytree of numbers, the coefficient of each parameter.
         labels: params -> pytree of "grassmann" and "euclidean".
-        omega: weight of the orthogonality penalty.
+        omega: Weight of the orthogonality penalty.
 
     Example:
         >>> regularize = build_regularizer(
@@ -82,10 +82,10 @@ def summarize(costs: Costs, per_layer: bool) -> dict[str, jax.Array]:
     sums = {name: sum(each.values(), jnp.float32(0)) for name, each in costs.items()}
     if not per_layer:
         return sums
-    parts = {
+    per_parameter = {
         f"{name}/{path}": value for name, each in costs.items() for path, value in each.items()
     }
-    return sums | parts
+    return sums | per_parameter
 
 
 def _name(path: Any) -> str:

@@ -60,7 +60,7 @@ def test_reads_what_was_written(tmp_path: Path, shape: tuple[int, int, int], dty
     assert whole.labels().tolist() == labels
 
 
-def test_greyscale_files_in_a_colour_set_become_colour(tmp_path: Path) -> None:
+def test_grayscale_files_in_a_color_set_become_color(tmp_path: Path) -> None:
     images = images_of(2, (6, 6, 3), np.uint8)
     images[1] = images[1][:, :, :1]
     folder = write_split_files(

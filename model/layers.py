@@ -108,13 +108,13 @@ class BatchNorm(nn.Module):
     """y = (x - mean) / sqrt(var + epsilon) * scale + bias, per channel (the last axis).
 
     In training, mean and var are the batch's, over all other axes (of the global batch, where it
-    is sharded), with var = E[x^2] - E[x]^2, and the running ones move towards them:
+    is sharded), with var = E[x^2] - E[x]^2, and the running ones move toward them:
     running <- momentum * running + (1 - momentum) * batch. In evaluation they are the running
     ones. Values, parameters and statistics are those of `nn.BatchNorm`. All of it is computed in
     float32, whatever the dtype of x and y.
 
     With groups, in training, mean and var are those of examples i g ... (i + 1) g - 1 for each of
-    them, and the running ones move towards the groups' mean.
+    them, and the running ones move toward the groups' mean.
 
     Attributes:
         momentum: weight of the running statistics' old value.

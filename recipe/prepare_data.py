@@ -43,7 +43,7 @@ PREPARED_BYTES = {
 }
 
 # Terms that TFDS does not state itself, as the sets' home pages give them.
-LICENCES = {
+LICENSES = {
     "mnist": "CC BY-SA 3.0",
     "fashion_mnist": "MIT",
     "svhn_cropped": "non-commercial use only",
@@ -78,7 +78,7 @@ class Wrong(Exception):
 
 
 def main() -> int:
-    """Prepares what is named and returns the exit code."""
+    """Prepare what is named and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--without_tensorflow", action="store_true")
@@ -118,7 +118,7 @@ def main() -> int:
 def names_and_folder(
     words: Sequence[str], data_dir: Path | None, *, offline: bool
 ) -> tuple[list[str], Path]:
-    """Data sets and folder: the last of several words is the folder where it is no known name."""
+    """Return data sets and folder: the last word is the folder where it is no known name."""
     names = list(words)
     if data_dir is None and len(names) > 1 and is_folder(names[-1], offline=offline):
         data_dir = Path(names.pop())
@@ -132,7 +132,7 @@ def names_and_folder(
 
 
 def is_folder(word: str, *, offline: bool) -> bool:
-    """Whether the last word is the folder of the data."""
+    """Tell whether the last word is the folder of the data."""
     if word.startswith((".", "/", "~")):
         return True
     if is_name(word, offline=offline):
@@ -149,7 +149,7 @@ def is_folder(word: str, *, offline: bool) -> bool:
 
 
 def is_name(word: str, *, offline: bool) -> bool:
-    """Whether a word names a data set that this script knows."""
+    """Tell whether a word names a data set that this script knows."""
     base = re.split("[/:]", word.removeprefix("tfds/"))[0]
     own = ("all", "FordA", "ucr", "boston_housing", "image_folder", "imagenet2012")
     if base in (*own, *RECIPES, *SCIKIT_LEARN):
@@ -158,14 +158,14 @@ def is_name(word: str, *, offline: bool) -> bool:
 
 
 def known_names() -> list[str]:
-    """The names that TFDS knows."""
+    """Return the names that TFDS knows."""
     import tensorflow_datasets as tfds
 
     return list(tfds.list_builders(with_community_datasets=False))
 
 
 def check_name(name: str) -> None:
-    """Whether TFDS knows a data set.
+    """Check that TFDS knows a data set.
 
     Raises:
         Wrong: it does not; with the nearest name.
@@ -182,7 +182,7 @@ def check_name(name: str) -> None:
 
 
 def check_folder(data_dir: Path) -> None:
-    """Creates the place for the data.
+    """Create the folder of the data.
 
     Raises:
         Wrong: it cannot hold data.
@@ -197,7 +197,7 @@ def check_folder(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """Keeps a second preparation out of a folder while one is at work there.
+    """Keep a second preparation out of a folder while one is at work there.
 
     Raises:
         Wrong: one is.
@@ -218,7 +218,7 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
-    """Prepares the sets that are not there yet, whatever happens to the others.
+    """Prepare the sets that are not there yet, whatever happens to the others.
 
     Returns:
         (name, reason) of each that could not be prepared.
@@ -270,7 +270,7 @@ def _prepare_all(
 
 
 def look_at(name: str, data_dir: Path) -> Set:
-    """What TFDS knows of a set before anything is downloaded."""
+    """Return what TFDS knows of a set before anything is downloaded."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(
@@ -288,7 +288,7 @@ def look_at(name: str, data_dir: Path) -> Set:
 
 
 def prepare(each: Set, data_dir: Path) -> None:
-    """Downloads and writes a set; what is downloaded already is not downloaded again."""
+    """Download and write a set; what is downloaded already is not downloaded again."""
     import tensorflow_datasets as tfds
 
     folder = Path(each.builder.data_dir)
@@ -308,8 +308,8 @@ def prepare(each: Set, data_dir: Path) -> None:
 
 
 def print_table(sets: Sequence[Set], data_dir: Path) -> None:
-    """What is about to be done: sizes, time, terms, and whether the disk has room for it."""
-    rows: list[tuple[str, ...]] = [("data set", "state", "download", "prepared", "time", "licence")]
+    """Print what is about to be done: sizes, time, terms, and whether the disk has room."""
+    rows: list[tuple[str, ...]] = [("data set", "state", "download", "prepared", "time", "license")]
     for each in sets:
         info = each.builder.info
         stated = info.redistribution_info.license if info.redistribution_info else ""
@@ -320,7 +320,7 @@ def print_table(sets: Sequence[Set], data_dir: Path) -> None:
                 size(each.download, at_most=bool(each.builder.builder_configs)),
                 size(each.prepared),
                 "-" if each.done else time_class(each.download),
-                stated or LICENCES.get(each.builder.name) or NOT_STATED,
+                stated or LICENSES.get(each.builder.name) or NOT_STATED,
             )
         )
     todo = [each for each in sets if not each.done]
@@ -344,7 +344,7 @@ def print_table(sets: Sequence[Set], data_dir: Path) -> None:
 
 
 def size(count: float, *, at_most: bool = False) -> str:
-    """Bytes as people read them: `162.2 MiB`."""
+    """Return bytes as people read them: `162.2 MiB`."""
     if not count:
         return "not known"
     power = min(int(math.log(count, 1024)), 3) if count >= 1 else 0
@@ -353,7 +353,7 @@ def size(count: float, *, at_most: bool = False) -> str:
 
 
 def time_class(download: int) -> str:
-    """How long writing a set takes, by the size of its download."""
+    """Estimate how long writing a set takes, by the size of its download."""
     for limit, text in ((64 * MIB, "seconds"), (16 * 1024 * MIB, "minutes")):
         if download < limit:
             return text if download else "not known"
@@ -364,7 +364,7 @@ def time_class(download: int) -> str:
 
 
 def is_by_hand(name: str, data_dir: Path) -> bool:
-    """Whether a set cannot be downloaded by a program, or comes as files that gnp reads itself."""
+    """Tell whether no program can download a set, or gnp reads its files itself."""
     if name == "imagenet2012":
         manual = data_dir / "downloads" / "manual"
         prepared = any(data_dir.glob("imagenet2012/*/dataset_info.json"))
@@ -373,7 +373,7 @@ def is_by_hand(name: str, data_dir: Path) -> bool:
 
 
 def by_hand_is_there(name: str, data_dir: Path) -> bool:
-    """Says what to download, or, where the files are in place, how to train on them."""
+    """Say what to download, or, where the files are in place, how to train on them."""
     look, instructions = {
         "boston_housing": (look_at_boston, boston_instructions),
         "image_folder": (look_at_folder, folder_instructions),
@@ -393,34 +393,34 @@ def by_hand_is_there(name: str, data_dir: Path) -> bool:
 
 
 def command(config: str, settings: Sequence[str]) -> str:
-    """The command that trains with a config of config/ and these settings."""
+    """Return the command that trains with a config of config/ and these settings."""
     words = [f"--config=config/{config}.py", f"--working_dir=runs/{config}"]
     words += [f"--config.{setting}" for setting in settings]
     return "  python -m gnp.main.main " + " ".join(shlex.quote(word) for word in words)
 
 
 def look_at_series(name: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
-    """What is in the two files of a UCR set; None: they are not there."""
+    """Return what is in the two files of a UCR set; None: they are not there."""
     name = name.removeprefix("ucr/")
-    places = (data_dir / name, data_dir)
-    place = next((p for p in places if (p / f"{name}_TRAIN.tsv").is_file()), None)
-    if place is None:
+    folders = (data_dir / name, data_dir)
+    folder = next((p for p in folders if (p / f"{name}_TRAIN.tsv").is_file()), None)
+    if folder is None:
         return None
     lengths, counts = set(), []
     for part in ("TRAIN", "TEST"):
-        with (place / f"{name}_{part}.tsv").open() as file:
-            rows = list(numbers(file, place / f"{name}_{part}.tsv", "\t"))
+        with (folder / f"{name}_{part}.tsv").open() as file:
+            rows = list(numbers(file, folder / f"{name}_{part}.tsv", "\t"))
         counts.append(len(rows))
         lengths |= {len(row) - 1 for row in rows}
     if not all(counts) or len(lengths) != 1:
-        raise ValueError(f"{place}: empty files, or series of different lengths")
+        raise ValueError(f"{folder}: empty files, or series of different lengths")
     text = f"{counts[0]} series to train on and {counts[1]} to test, {lengths.pop()} values each"
     settings = [f"dataset.dataset_name=ucr/{name}", f"dataset.data_dir={data_dir}"]
     return text, "ucr", settings
 
 
 def look_at_boston(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
-    """The rows of the table; None: it is not there."""
+    """Return the rows of the table; None: it is not there."""
     path = next((p for p in boston_files(data_dir) if p.is_file()), None)
     if path is None:
         return None
@@ -437,7 +437,7 @@ def look_at_boston(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
 
 
 def numbers(lines: Iterator[str], path: Path, delimiter: str) -> Iterator[list[float]]:
-    """The rows of a table of numbers; ValueError names the line that is none."""
+    """Return the rows of a table of numbers; ValueError names the line that is none."""
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
         try:
             yield [float(cell) for cell in row]
@@ -446,7 +446,7 @@ def numbers(lines: Iterator[str], path: Path, delimiter: str) -> Iterator[list[f
 
 
 def look_at_folder(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
-    """The classes of an image folder; None: it has no two splits."""
+    """Return the classes of an image folder; None: it has no two splits."""
     splits = [s for s in ("train", "val", "test") if (data_dir / s).is_dir()]
     if "train" not in splits or len(splits) < 2:
         return None
@@ -459,17 +459,17 @@ def look_at_folder(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
 
 
 def has_image(folder: Path) -> bool:
-    """Whether a folder holds a JPEG or PNG."""
+    """Tell whether a folder holds a JPEG or PNG."""
     return any(p.suffix.lower() in IMAGE_ENDINGS for p in folder.iterdir())
 
 
 def boston_files(data_dir: Path) -> list[Path]:
-    """Where the table may lie."""
+    """Return where the table may lie."""
     return [data_dir / name for name in ("boston_housing.csv", "BostonHousing.csv")]
 
 
 def series_instructions(name: str, data_dir: Path) -> str:
-    """Where a UCR set is, and where it goes."""
+    """Say where a UCR set is, and where it goes."""
     name = name.removeprefix("ucr/")
     lines = [
         f"ucr/{name}: download it by hand from the UCR Time Series Archive,",
@@ -495,7 +495,7 @@ def series_instructions(name: str, data_dir: Path) -> str:
 
 
 def boston_instructions(_: str, data_dir: Path) -> str:
-    """Where the table is, what is wrong with it, and where it goes."""
+    """Say where the table is, what is wrong with it, and where it goes."""
     return "\n".join(
         [
             "boston_housing: download the table by hand, 506 rows of 13 columns and medv, such as",
@@ -512,7 +512,7 @@ def boston_instructions(_: str, data_dir: Path) -> str:
 
 
 def folder_instructions(_: str, data_dir: Path) -> str:
-    """How a folder of images has to look."""
+    """Say what a folder of images has to look like."""
     return "\n".join(
         [
             f"image_folder: no folders train and val (or test) in {data_dir}. Put images there:",
@@ -524,7 +524,7 @@ def folder_instructions(_: str, data_dir: Path) -> str:
 
 
 def imagenet_instructions(_: str, data_dir: Path) -> str:
-    """What to register for, and the two ways to read it."""
+    """Say what to register for, and the two ways to read it."""
     return "\n".join(
         [
             "imagenet2012: register on https://image-net.org/download-images (non-commercial",
@@ -542,7 +542,7 @@ def imagenet_instructions(_: str, data_dir: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and first line of an exception, without what TFDS puts before it."""
+    """Return type and first line of an exception, without what TFDS puts before it."""
     lines = str(error).strip().splitlines() or [""]
     reason = re.sub(r'^Failed to construct dataset .*?}": ', "", lines[0])
     if reason.startswith("File format is already set"):
@@ -551,7 +551,7 @@ def one_line(error: BaseException) -> str:
 
 
 def failed(message: str, code: int) -> int:
-    """Prints the message as the last line and returns the code."""
+    """Print the message as the last line and return the code."""
     sys.stdout.flush()
     print(f"prepare_data: {message}", file=sys.stderr, flush=True)
     return code

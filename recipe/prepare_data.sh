@@ -11,7 +11,7 @@
 #     no data set that is known. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets. Hand the same
 #     folder to gnp: --config.dataset.data_dir=DIR
 #
-# Sizes, times and licences are printed first. A set that is already prepared is skipped. After an
+# Sizes, times and licenses are printed first. A set that is already prepared is skipped. After an
 # interruption the same command goes on: downloads are kept, the set that was being written is
 # written anew. One set that fails does not stop the others.
 #

@@ -116,7 +116,7 @@ def equalize(images: np.ndarray) -> np.ndarray:
 
 
 def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Move away from (factor > 1) or towards (< 1) the gray image; at 0, gray.
+    """Move away from (factor > 1) or toward (< 1) the gray image; at 0, gray.
 
     Example:
         >>> red = np.array([255, 0, 0], np.uint8).reshape(1, 1, 1, 3)
@@ -131,7 +131,7 @@ def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def contrast(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Move away from (factor > 1) or towards (< 1) the mean luminance.
+    """Move away from (factor > 1) or toward (< 1) the mean luminance.
 
     Example:
         >>> images = np.array([100, 200], np.uint8).reshape(1, 1, 2, 1)
@@ -156,7 +156,7 @@ def brightness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def sharpness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Move away from (factor > 1) or towards (< 1) the smoothed image; the border stays.
+    """Move away from (factor > 1) or toward (< 1) the smoothed image; the border stays.
 
     Example:
         >>> images = np.zeros((1, 3, 3, 1), np.uint8)

@@ -60,7 +60,7 @@ class Panel(NamedTuple):
 
 
 def draw_panels() -> list[Panel]:
-    """The photograph, what each operation makes of it, and the named augmentations.
+    """Return the photograph, what each operation makes of it, and the named augmentations.
 
     Example:
         >>> [panel.name for panel in draw_panels()][:3]
@@ -74,7 +74,7 @@ def draw_panels() -> list[Panel]:
 
 
 def plot_augmentations(path: Path) -> None:
-    """Draws all panels with their names.
+    """Draw all panels with their names.
 
     Args:
         path: the PNG to write; replaced whole.
@@ -102,7 +102,7 @@ def plot_augmentations(path: Path) -> None:
 
 
 def _photograph(name: str) -> np.ndarray:
-    """The middle square, made smaller."""
+    """Return the middle square of a photograph, made smaller."""
     whole = load_sample_image(name)
     side = min(whole.shape[:2])
     top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
@@ -152,7 +152,7 @@ def _named(image: np.ndarray, partner: np.ndarray) -> list[Panel]:
 
 
 def _changed(augment: Augment | None, batch: Batch) -> np.ndarray:
-    """The first of examples 0, 1, 2, ... that differs much and still shows something."""
+    """Return the first of examples 0, 1, 2, ... that differs much and still shows something."""
     assert augment is not None
     before = batch["input"][0]
     image = before
@@ -164,7 +164,7 @@ def _changed(augment: Augment | None, batch: Batch) -> np.ndarray:
 
 
 def _mixed(name: str, mix: Mix | None, batch: Batch, partner: Batch) -> Panel:
-    """The first step that leaves the image between 60% and 70% of the weight."""
+    """Return the first step that leaves the image between 60% and 70% of the weight."""
     assert mix is not None
     for step in range(100):
         mixed = mix(batch, partner, 0, step)
@@ -177,7 +177,7 @@ def _mixed(name: str, mix: Mix | None, batch: Batch, partner: Batch) -> Panel:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the picture; returns the exit code."""
+    """Write the picture; return the exit code."""
     parser = argparse.ArgumentParser(description="Draws every augmentation.")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
     path = parser.parse_args(arguments).out

@@ -1,4 +1,4 @@
-"""What the commands of this folder share."""
+"""Command lines: the functions that the commands of this folder share."""
 
 import argparse
 import os
@@ -20,13 +20,13 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process."""
+        """End the process."""
         sys.stderr.write(f"gnp: {message}; --help shows the usage\n")
         sys.exit(2)
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder that --out names.
+    """Make the folder that --out names.
 
     Raises:
         FileFormatError: it cannot be made, or nothing can be written there.

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from gnp.analysis.figure_files import save_figure
 
-# Colours that stay apart without colour vision (Okabe and Ito), and different dashes.
+# Colors that stay apart without color vision (Okabe and Ito), and different dashes.
 _TRAIN: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
 _EVALUATION: dict[str, Any] = {"color": "#D55E00", "linestyle": "--"}
 _AVERAGED: dict[str, Any] = {"color": "#009E73", "linestyle": "-."}
@@ -24,7 +24,7 @@ _SPLITS = ("train", "test", "validation", "test_ema", "validation_ema")
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss, error, learning rate, gradient norm, alpha and r over steps.
+    """Draw loss, error, learning rate, gradient norm, alpha and r over steps.
 
     Args:
         rows: the objects of metrics.jsonl.

@@ -78,7 +78,7 @@ class CommandLine(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line and returns the exit code.
+    """Run a command line and return the exit code.
 
     Args:
         arguments: without the program's name.
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
-    """The command line, checked; None where help was asked for.
+    """Return the checked command line; None where help was asked for.
 
     Args:
         arguments: without the program's name.
@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
 
 
 def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: float) -> None:
-    """Prints what a data set holds and writes it to a folder.
+    """Print what a data set holds and write it to a folder.
 
     Args:
         config: checked and complete.
@@ -202,7 +202,7 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
 
 
 def names_of_columns(keys: Any) -> tuple[str, ...]:
-    """Names of a table's columns, where its source has them.
+    """Return the names of a table's columns, where its source has them.
 
     Args:
         keys: the config's `dataset`, of a data set that can be read.
@@ -283,7 +283,7 @@ def _print_statistics(facts: Mapping[str, Any]) -> None:
     all_of_them = "all" if examined == facts["examples"] else f"{examined:,}"
     table = Table(title=f"raw values of {all_of_them} examples, by {what}")
     table.add_column(what)
-    for title in ("mean", "deviation", "min", "max", "normalised by mean", "and deviation"):
+    for title in ("mean", "deviation", "min", "max", "normalized by mean", "and deviation"):
         table.add_column(title, justify="right")
     for number, values in enumerate(each[:_MOST_ROWS], 1):
         shown = [f"{value:.5g}" for key, value in values.items() if key != "name"]
@@ -304,7 +304,7 @@ def _print_speed(facts: Mapping[str, Any]) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal, 160 columns where there is none; `[...]` in a name is no markup."""
+    """Return one as wide as the terminal, 160 columns without; `[...]` in a name is no markup."""
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(markup=False, emoji=False, width=160)
 

@@ -1,4 +1,4 @@
-"""Which examples of a data set a picture shows, and how they look after augmentation."""
+"""Pictures of a data set's examples, before and after augmentation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def plot_examples(
     column_names: Sequence[str],
     path: Path,
 ) -> None:
-    """Draws examples: images before and after augmentation, series as lines, tables by column.
+    """Draw examples: images before and after augmentation, series as lines, tables by column.
 
     Args:
         dataset: whose augmentation is applied to the training split.
@@ -58,7 +58,7 @@ def plot_examples(
 
 
 def choose(labels: npt.NDArray[Any], count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Indices of examples at random, of as many classes as there are, sorted by class.
+    """Draw indices of examples, of as many classes as there are, sorted by class.
 
     Example:
         >>> labels = np.array([0] * 98 + [1, 2])
@@ -95,7 +95,7 @@ def _plot_originals(
 def _plot_augmented(
     dataset: ds_pipeline.Dataset, source: ds_pipeline.Source, seed: int, title: str, path: Path
 ) -> None:
-    """A row an example: as it is, then as the first epochs see it."""
+    """Draw a row an example: as it is, then as the first epochs see it."""
     indices = choose(source.labels(), _GRID, seed)
     labels = source.labels()[indices]
     columns = [_originals(source, indices, dataset.shape)]
@@ -128,7 +128,7 @@ def augmented(
     seed: int,
     epoch: int,
 ) -> ds_pipeline.Batch:
-    """Examples as training sees them; mixed with one another, the last with the first."""
+    """Return examples as training sees them; mixed with one another, the last with the first."""
     batch = source.batch(indices)
     if dataset.augment is not None:
         batch = dataset.augment(batch, seed, epoch, indices)
@@ -143,7 +143,7 @@ def augmented(
 def as_pixels(
     image: npt.NDArray[Any], low: float = 0.0, high: float = 255.0
 ) -> npt.NDArray[np.uint8]:
-    """An image to look at: uint8 [h, w, 3].
+    """Return an image to look at: uint8 [h, w, 3].
 
     Args:
         image: [h, w, c]; of other than 1, 3 or 4 channels the mean is shown.
@@ -158,14 +158,14 @@ def as_pixels(
     pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     if pixels.shape[-1] in (3, 4):
         return pixels[..., :3]
-    grey = pixels.mean(axis=-1, keepdims=True).astype(np.uint8)
-    return np.repeat(grey, 3, axis=-1)
+    gray = pixels.mean(axis=-1, keepdims=True).astype(np.uint8)
+    return np.repeat(gray, 3, axis=-1)
 
 
 def _originals(
     source: ds_pipeline.Source, indices: npt.NDArray[np.int64], shape: Sequence[int]
 ) -> list[npt.NDArray[np.uint8]]:
-    """Images as they are stored; encoded ones whole, not only their centre."""
+    """Return images as they are stored; encoded ones whole, not only their center."""
     if not is_encoded(source):
         limits = _limits(source)
         return [as_pixels(image, *limits) for image in source.batch(indices)["input"]]
@@ -174,7 +174,7 @@ def _originals(
 
 
 def _thumbnail(image: EncodedImage, size: int) -> npt.NDArray[np.uint8]:
-    """The whole image, its longer side at most `size`, centred on a light square."""
+    """Return the whole image, its longer side at most `size`, centered on a light square."""
     picture = PIL.Image.fromarray(decode_image(image))
     picture.thumbnail((size, size))
     square = PIL.Image.new("RGB", (max(picture.size),) * 2, "#eeeeee")
@@ -185,7 +185,7 @@ def _thumbnail(image: EncodedImage, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _limits(source: ds_pipeline.Source) -> tuple[float, float]:
-    """The values that are shown as black and white: of photographs 0 and 255."""
+    """Return the values that are shown as black and white: of photographs 0 and 255."""
     if is_encoded(source):
         return 0.0, 255.0
     inputs = source.batch(evenly(len(source), 256))["input"]
@@ -210,7 +210,7 @@ def _label_name(label: Any, dataset: ds_pipeline.Dataset, most: int) -> str:
 
 
 def _mixture(label: Any, own: int, dataset: ds_pipeline.Dataset) -> str:
-    """`70% + 30% of dog` of a soft label, the row's own class first; nothing of a single class."""
+    """Return `70% + 30% of dog` for a soft label, the row's own class first; else nothing."""
     if np.ndim(label) == 0:
         return ""
     others = np.array(label)

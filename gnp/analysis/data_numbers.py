@@ -20,7 +20,7 @@ _CHUNK_BYTES = 2**25
 
 
 class Statistics(NamedTuple):
-    """What the values of each channel, or of each column of a table, are like.
+    """Mean, deviation and extremes of each channel, or of each column of a table.
 
     Attributes:
         examples: that were read.
@@ -38,7 +38,7 @@ class Statistics(NamedTuple):
 
 
 def measure(source: ds_pipeline.Source) -> Statistics:
-    """Mean, deviation and extremes along the last axis, over (at most 1 GiB of) the examples.
+    """Return mean, deviation and extremes along the last axis, over (at most 1 GiB of) examples.
 
     Parts are combined by the formula of Chan, Golub and LeVeque.
 
@@ -78,7 +78,7 @@ def measure(source: ds_pipeline.Source) -> Statistics:
 
 
 def image_sizes(source: ds_pipeline.Source) -> npt.NDArray[np.int64]:
-    """Heights and widths of (at most 2,000) encoded images, from their headers, [n, 2].
+    """Return heights and widths of (at most 2,000) encoded images, from their headers, [n, 2].
 
     Raises:
         DataError: a header cannot be read.
@@ -93,7 +93,7 @@ def image_sizes(source: ds_pipeline.Source) -> npt.NDArray[np.int64]:
 def speed(
     dataset: ds_pipeline.Dataset, split: str, batch_size: int, seed: int, seconds: float
 ) -> dict[str, Any]:
-    """Examples a second that the pipeline gives when nothing else is done.
+    """Return the examples a second that the pipeline gives when nothing else is done.
 
     Args:
         dataset: what is read.
@@ -147,48 +147,48 @@ def _endless(dataset: ds_pipeline.Dataset, split: str, size: int, seed: int) -> 
 
 
 def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
-    """At most so many of count indices, evenly spread.
+    """Return at most so many of count indices, evenly spread.
 
     Example:
         >>> evenly(10, 5).tolist(), evenly(2, 5).tolist()
         ([1, 3, 5, 7, 9], [0, 1])
     """
-    number = min(count, most)
-    return ((np.arange(number) + 0.5) * (count / number)).astype(np.int64)
+    taken = min(count, most)
+    return ((np.arange(taken) + 0.5) * (count / taken)).astype(np.int64)
 
 
 def encoded(source: ds_pipeline.Source) -> ds_pipeline.Source:
-    """The source of the encoded images, before they are decoded."""
+    """Return the source of the encoded images, before they are decoded."""
     return source.source if isinstance(source, DecodedSource) else source
 
 
 def decoded(source: ds_pipeline.Source, shape: Sequence[int]) -> ds_pipeline.Source:
-    """A source of arrays: encoded images as they are evaluated, everything else as it is."""
+    """Return a source of arrays: encoded images as they are evaluated, everything else as it is."""
     if is_encoded(source) and not isinstance(source, DecodedSource):
         return DecodedSource(source, center_crop(shape[0]))
     return source
 
 
 def is_encoded(source: ds_pipeline.Source) -> bool:
-    """Whether a source holds JPEGs or PNGs, decoded on the way or not."""
+    """Tell whether a source holds JPEGs or PNGs, decoded on the way or not."""
     inputs = encoded(source).batch(np.zeros(1, np.int64))["input"]
     return isinstance(inputs, list) and isinstance(inputs[0], EncodedImage)
 
 
 def kind(dataset: ds_pipeline.Dataset, source: ds_pipeline.Source) -> str:
-    """What an input is: encoded images, images, series or vectors."""
+    """Return the kind of an input: encoded images, images, series or vectors."""
     if is_encoded(source):
         return "encoded images"
     return {1: "vectors", 2: "series", 3: "images"}[len(dataset.shape)]
 
 
-def _with_bar(parts: Sequence[Any], name: str) -> Iterator[Any]:
-    """The parts, with a bar on a terminal if it takes longer than a second."""
-    yield from tqdm(parts, desc=name, delay=1, disable=None, leave=False)
+def _with_bar(items: Sequence[Any], name: str) -> Iterator[Any]:
+    """Yield the items, with a bar on a terminal if it takes longer than a second."""
+    yield from tqdm(items, desc=name, delay=1, disable=None, leave=False)
 
 
 def label_facts(labels: npt.NDArray[Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """What data.json says of the labels: examples of each class, or of the target its range."""
+    """Return data.json's entries on labels: examples of each class, or the target's range."""
     if class_names:
         counts = np.bincount(labels, minlength=len(class_names)).tolist()
         return {"classes": [{"name": n, "examples": c} for n, c in zip(class_names, counts,
@@ -203,7 +203,7 @@ def label_facts(labels: npt.NDArray[Any], class_names: Sequence[str]) -> dict[st
 
 
 def size_facts(sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """What data.json says of image sizes: their range, and each size, the commonest first."""
+    """Return data.json's entries on image sizes: their range, and each, the commonest first."""
     distinct, counts = np.unique(sizes, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {
@@ -225,7 +225,7 @@ def _range(values: npt.NDArray[np.int64]) -> dict[str, float]:
 def statistics_facts(
     statistics: Statistics, dataset: ds_pipeline.Dataset, names: Sequence[str]
 ) -> dict[str, Any]:
-    """What data.json says of the values: as they are, and what normalises them.
+    """Return data.json's entries on the values: as they are, and what normalizes them.
 
     Args:
         statistics: as measured.

@@ -21,19 +21,19 @@ from matplotlib.ticker import MaxNLocator
 # Class names may have dollars in them.
 matplotlib.rcParams["text.parse_math"] = False
 
-# Colours that stay apart without colour vision (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Colors that stay apart without color vision (Okabe and Ito).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _LINES = ("-", "--", "-.", ":")
 
 # More classes than this get no bar with a name each.
 MOST_NAMED_CLASSES = 50
 MOST_PANELS = 30
 _BINS = 30
-_GREY = "#555555"
+_GRAY = "#555555"
 
 
 def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
-    """Bars of the number of examples of each class; above 50 classes sorted and without names.
+    """Draw the number of examples of each class; above 50 classes sorted and without names.
 
     Args:
         names: of the classes.
@@ -48,7 +48,7 @@ def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, p
         figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
         axis.fill_between(
             np.arange(len(counts) + 1), [*sorted(counts, reverse=True), min(counts)],
-            step="post", color=COLOURS[0],
+            step="post", color=COLORS[0],
         )  # fmt: skip
         axis.set_xlim(0, len(counts))
         axis.set_ylim(0, 1.08 * max(counts))
@@ -60,12 +60,12 @@ def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, p
             figsize=(8, 1.2 + 0.3 * max(len(names), 4)), layout="constrained"
         )
         places = np.arange(len(names))
-        axis.barh(places, counts, color=COLOURS[0], height=0.75)
+        axis.barh(places, counts, color=COLORS[0], height=0.75)
         axis.set_yticks(places, [shortened(name, 30) for name in names])
         for place, count in zip(places, counts, strict=True):
             axis.annotate(
                 f"{count:,}", (count, place), (4, 0), textcoords="offset points",
-                va="center", fontsize=9, color=_GREY,
+                va="center", fontsize=9, color=_GRAY,
             )  # fmt: skip
         axis.set_xlim(0, 1.12 * max([*counts, 1]))
         axis.set_ylim(len(names) - 0.4, -0.6)
@@ -79,9 +79,9 @@ def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, p
 
 
 def plot_targets(targets: npt.NDArray[np.floating], title: str, path: Path) -> None:
-    """A histogram of the numbers that a regression predicts."""
+    """Draw a histogram of the numbers that a regression predicts."""
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    axis.hist(targets, bins=_BINS, color=COLOURS[0])
+    axis.hist(targets, bins=_BINS, color=COLORS[0])
     axis.set_xlabel("target")
     axis.set_ylabel("examples")
     axis.set_title(title, loc="left", fontsize=12)
@@ -90,7 +90,7 @@ def plot_targets(targets: npt.NDArray[np.floating], title: str, path: Path) -> N
 
 
 def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
-    """Width against height of encoded images, and a histogram of the shorter side.
+    """Draw width against height of encoded images, and a histogram of the shorter side.
 
     Args:
         sizes: [n, 2], height and width in pixels.
@@ -98,13 +98,13 @@ def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
         path: the PNG to write; replaced whole.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    left.scatter(sizes[:, 1], sizes[:, 0], s=10, alpha=0.35, color=COLOURS[0], linewidths=0)
+    left.scatter(sizes[:, 1], sizes[:, 0], s=10, alpha=0.35, color=COLORS[0], linewidths=0)
     most = 1.05 * sizes.max()
-    left.plot([0, most], [0, most], color=_GREY, linewidth=0.8, linestyle=":")
-    left.annotate("square", (0.97 * most, 0.97 * most), color=_GREY, fontsize=9, ha="right")
+    left.plot([0, most], [0, most], color=_GRAY, linewidth=0.8, linestyle=":")
+    left.annotate("square", (0.97 * most, 0.97 * most), color=_GRAY, fontsize=9, ha="right")
     left.set(xlim=(0, most), ylim=(0, most), xlabel="width, pixels", ylabel="height, pixels")
     left.set_aspect("equal")
-    right.hist(sizes.min(axis=1), bins=_BINS, color=COLOURS[0])
+    right.hist(sizes.min(axis=1), bins=_BINS, color=COLORS[0])
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="shorter side, pixels", ylabel="images")
     for axis in (left, right):
@@ -121,7 +121,7 @@ def plot_images(
     title: str,
     path: Path,
 ) -> None:
-    """A grid of images.
+    """Draw a grid of images.
 
     Args:
         rows: of images uint8 [h, w, 3].
@@ -143,7 +143,7 @@ def plot_images(
     axis.set_axis_off()
     axis.text(0.12, 0.17, title, va="top", fontsize=12)
     for j, name in enumerate(column_names):
-        axis.text(left + j * (side + gap) + side / 2, top - 0.06, name, ha="center", color=_GREY,
+        axis.text(left + j * (side + gap) + side / 2, top - 0.06, name, ha="center", color=_GRAY,
                   fontsize=9)  # fmt: skip
     for i, row in enumerate(rows):
         bottom = top + (i + 1) * high - gap
@@ -163,7 +163,7 @@ def plot_images(
 def _draw_image(
     axis: Axes, image: npt.NDArray[np.uint8], x: float, bottom: float, side: float
 ) -> None:
-    """As large as fits into a square, its middle in the square's."""
+    """Draw an image as large as fits into a square, its middle in the square's."""
     rows, columns = image.shape[:2]
     wide, high = side * columns / max(rows, columns), side * rows / max(rows, columns)
     right, down = x + (side + wide) / 2, bottom - (side - high) / 2
@@ -174,7 +174,7 @@ def plot_series(
     series: npt.NDArray[np.floating], labels: Sequence[int], names: Sequence[str], title: str,
     path: Path,
 ) -> None:  # fmt: skip
-    """A line for each series.
+    """Draw a line for each series.
 
     Args:
         series: [n, length, channels].
@@ -193,8 +193,8 @@ def plot_series(
         axis.set_axis_off()
     for axis, values, label in zip(axes.flat, series, labels, strict=False):
         for channel in range(values.shape[-1]):
-            colour = COLOURS[label % 7] if values.shape[-1] == 1 else COLOURS[channel % 7]
-            axis.plot(values[:, channel], color=colour, linewidth=0.8)
+            color = COLORS[label % 7] if values.shape[-1] == 1 else COLORS[channel % 7]
+            axis.plot(values[:, channel], color=color, linewidth=0.8)
         name = f"class {names[label]}" if len(names[label]) < 3 else names[label]
         axis.set_title(shortened(name, 24) if len(names) > 1 else "", loc="left", fontsize=9, pad=3)
         _plain(axis)
@@ -212,7 +212,7 @@ def plot_columns(
     title: str,
     path: Path,
 ) -> None:
-    """Each column of a table: a histogram a class, or the target against it.
+    """Draw each column of a table: a histogram a class, or the target against it.
 
     Args:
         inputs: [n, d]; the first 30 columns are drawn.
@@ -233,7 +233,7 @@ def plot_columns(
         axis.set_axis_off()
     for column, axis in enumerate(axes.flat[:count]):
         if not names:
-            axis.scatter(inputs[:, column], labels, s=8, alpha=0.4, color=COLOURS[0], linewidths=0)
+            axis.scatter(inputs[:, column], labels, s=8, alpha=0.4, color=COLORS[0], linewidths=0)
         else:
             _histograms(axis, inputs[:, column], labels, names)
         axis.set_title(shortened(columns[column], 26), loc="left", fontsize=10, pad=3)
@@ -241,7 +241,7 @@ def plot_columns(
         axis.tick_params(labelsize=8)
     for row in axes:
         row[0].set_ylabel("examples" if names else "target", fontsize=9)
-    if 1 < len(names) <= len(COLOURS):
+    if 1 < len(names) <= len(COLORS):
         handles, _ = axes.flat[0].get_legend_handles_labels()
         figure.legend(
             handles, [shortened(name, 24) for name in names], loc="outside lower center",
@@ -254,26 +254,26 @@ def plot_columns(
 def _histograms(
     axis: Axes, values: npt.NDArray[np.floating], labels: npt.NDArray[Any], names: Sequence[str]
 ) -> None:
-    """Outlines, one a class, where there are few; else one for all."""
-    if len(names) > len(COLOURS):
-        axis.hist(values, bins=_BINS, color=COLOURS[0])
+    """Draw outlines, one a class, where there are few; else one for all."""
+    if len(names) > len(COLORS):
+        axis.hist(values, bins=_BINS, color=COLORS[0])
         return
     edges = np.histogram_bin_edges(values, bins=20)
     for label, name in enumerate(names):
-        style: dict[str, Any] = {"color": COLOURS[label], "linestyle": _LINES[label % 4]}
+        style: dict[str, Any] = {"color": COLORS[label], "linestyle": _LINES[label % 4]}
         counts = np.histogram(values[labels == label], bins=edges)[0]
         axis.stairs(counts, edges, label=name, linewidth=1.5, **style)
-        axis.stairs(counts, edges, fill=True, alpha=0.12, color=COLOURS[label])
+        axis.stairs(counts, edges, fill=True, alpha=0.12, color=COLORS[label])
 
 
 def _text_width(texts: Sequence[str], size: float) -> float:
-    """Of the widest, in inches."""
+    """Return the width of the widest text, in inches."""
     font = FontProperties(size=size)
     return max(TextPath((0, 0), text or " ", prop=font).get_extents().width for text in texts) / 72
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many characters.
+    """Return a name of at most so many characters.
 
     Example:
         >>> shortened("a long name", 6)
@@ -283,7 +283,7 @@ def shortened(name: str, most: int) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a picture whole or not at all.
+    """Write a picture whole or not at all.
 
     Raises:
         OSError: it cannot be written.

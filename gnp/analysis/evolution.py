@@ -1,4 +1,4 @@
-"""How a run's gradients went: numbers and pictures of a recorded run.
+"""The evolution of a run's gradients: numbers and pictures of a recorded run.
 
     python -m gnp.analysis.evolution DIR [--out=DIR] [--every=STEPS]
 
@@ -38,7 +38,7 @@ __all__ = ["Evolution", "Verdict", "load_evolution", "load_from_steps", "verdict
 def write_evolution(
     evolution: Evolution, rows: Sequence[Mapping[str, Any]], out: Path
 ) -> list[str]:
-    """Writes numbers and pictures into a folder.
+    """Write numbers and pictures into a folder.
 
     Args:
         evolution: of a run.
@@ -65,7 +65,7 @@ def write_evolution(
 
 
 def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
-    """What is printed: what the article reports, whether it holds here, and where all is."""
+    """Return what is printed: what the article reports, whether it holds here, where all is."""
     words = {True: "yes", False: "no", None: "?"}
     lines = [
         f"{words[verdict.holds]:<3}  {verdict.claim}: {verdict.numbers}"
@@ -75,14 +75,14 @@ def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
 
 
 def show_evolution(directory: Path) -> None:
-    """Writes the evolution of a run that ends into its directory; prints what it says."""
+    """Write the evolution of a run that ends into its directory; print what it says."""
     evolution = load_evolution(directory)
     written = write_evolution(evolution, read_rows(directory / "metrics.jsonl"), directory)
     print(report(evolution, written, directory), flush=True)
 
 
 def run(directory: Path, out: Path | None, every: int | None) -> None:
-    """The command.
+    """Run the command.
 
     Args:
         directory: of a run.
@@ -111,7 +111,7 @@ def run(directory: Path, out: Path | None, every: int | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns the exit code.
+    """Run a command line and return the exit code.
 
     Args:
         arguments: without the program's name; None: the process' own.

@@ -20,7 +20,7 @@ _CHUNK = 2**25
 
 
 class Evolution(NamedTuple):
-    r"""How gradients went, for E epochs and L layers.
+    r"""Sums of a run's gradients, for E epochs and L layers.
 
     With G_l(e) the sum of epoch e's gradients of layer l and A_l(e) = G_l(1) + ... + G_l(e):
 
@@ -62,7 +62,7 @@ class Evolution(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the article reports, and whether a run's numbers agree.
+    """A claim of the article, held against a run's numbers.
 
     Attributes:
         claim: of the article.
@@ -76,7 +76,7 @@ class Verdict(NamedTuple):
 
 
 def load_evolution(directory: Path) -> Evolution:
-    """The evolution of a run, from what it recorded of each epoch.
+    """Return the evolution of a run, from what it recorded of each epoch.
 
     Args:
         directory: of a run with config.record.gradients=True; it may be in progress.
@@ -88,7 +88,7 @@ def load_evolution(directory: Path) -> Evolution:
 
 
 def load_from_steps(directory: Path, every: int | None = None) -> Evolution:
-    """The evolution of a run, computed in float64 from every step's gradient.
+    """Return the evolution of a run, computed in float64 from every step's gradient.
 
     The gradients are read in chunks; the memory is three times that of the largest layer.
 
@@ -110,12 +110,12 @@ def load_from_steps(directory: Path, every: int | None = None) -> Evolution:
 
 
 def has_steps(directory: Path) -> bool:
-    """Whether a run directory holds every step's gradient."""
+    """Tell whether a run directory holds every step's gradient."""
     return (directory / GRADIENTS / INDEX).exists()
 
 
 def _evolution(found: dict[str, Any]) -> Evolution:
-    """From what `read_evolution` gives."""
+    """Return the evolution from what `read_evolution` gives."""
     mean = {field: found[f"mean/{field}"].astype(np.float64) for field in FIELDS}
     highest = {field: found[f"max/{field}"].astype(np.float64).T for field in FIELDS}
     gradient_norm, accumulated_norm = mean["gradient"].sum(1), mean["accumulated"].sum(1)
@@ -141,7 +141,7 @@ def _evolution(found: dict[str, Any]) -> Evolution:
 
 
 def _from_steps(index: Index, every: int) -> dict[str, Any]:
-    """What `read_evolution` gives, computed from the steps' gradients."""
+    """Compute what `read_evolution` gives from the steps' gradients."""
     epochs, layers = index.steps // every, len(index.names)
     shown = map_epochs(epochs)
     found: dict[str, Any] = {
@@ -178,7 +178,7 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
 def _epoch_sums(
     rows: np.ndarray, every: int, epochs: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """|G|, |A| and D of each epoch, from a layer's gradients [steps, ...]."""
+    """Return |G|, |A| and D of each epoch, from a layer's gradients [steps, ...]."""
     shape = rows.shape[1:]
     accumulated, absolute = np.zeros(shape), np.zeros(shape)
     chunk = max(1, _CHUNK // (8 * max(1, int(np.prod(shape)))))
@@ -196,7 +196,7 @@ def _epoch_sums(
 
 
 def verdicts(evolution: Evolution) -> list[Verdict]:
-    """What the article reports of six data sets, held against a run's numbers."""
+    """Hold what the article reports of six data sets against a run's numbers."""
     return [
         Verdict("the norm of the accumulated gradient grows slower than linearly",
                 *_sublinear(evolution)),
@@ -206,7 +206,7 @@ def verdicts(evolution: Evolution) -> list[Verdict]:
 
 
 def growth_exponent(epochs: np.ndarray, norms: np.ndarray) -> float:
-    """The exponent p of the least-squares fit norm = c·epochᵖ, on logarithms.
+    """Return the exponent p of the least-squares fit norm = c·epochᵖ, on logarithms.
 
     Args:
         epochs: from 1 on; at least 2.
@@ -236,7 +236,7 @@ def _falls(evolution: Evolution) -> tuple[bool | None, str]:
 
 
 def _separate(evolution: Evolution) -> tuple[bool | None, str]:
-    """Whether the layers' lines lie further apart in the last epoch than in the first."""
+    """Tell whether the layers' lines lie further apart in the last epoch than in the first."""
     spreads = [_spread(evolution.highest_gradient[:, epoch]) for epoch in (0, -1)]
     if len(evolution.epochs) < 2 or None in spreads:
         return None, "it takes two epochs and two layers to tell"
@@ -245,13 +245,13 @@ def _separate(evolution: Evolution) -> tuple[bool | None, str]:
 
 
 def _spread(values: np.ndarray) -> float | None:
-    """The largest over the smallest, layers without gradients left out."""
+    """Return the largest over the smallest, layers without gradients left out."""
     positive = values[values > 0]
     return float(positive.max() / positive.min()) if len(positive) > 1 else None
 
 
 def table(evolution: Evolution) -> str:
-    """evolution.csv: a row an epoch."""
+    """Return evolution.csv: a row an epoch."""
     norms = ("gradient_norm", "accumulated_norm", "summed_norm", "dissolving_norm")
     highest = ("highest_gradient", "highest_accumulated")
     out = io.StringIO()
@@ -270,7 +270,7 @@ def table(evolution: Evolution) -> str:
 
 
 def arrays(evolution: Evolution) -> dict[str, np.ndarray]:
-    """evolution.npz: every attribute by its name, the pictures as `maps/FIELD/LAYER`."""
+    """Return evolution.npz: every attribute by its name, the pictures as `maps/FIELD/LAYER`."""
     flat = {k: np.asarray(v) for k, v in evolution._asdict().items() if k != "maps"}
     for field, layers in evolution.maps.items():
         for name, layer in zip(evolution.names, layers, strict=True):

@@ -23,12 +23,12 @@ from gnp.analysis.evolution_numbers import Evolution
 from gnp.analysis.figure_files import save_figure
 from gnp.training.files import replaced
 
-# Okabe and Ito: they stay apart without colour vision; dashes and markers do too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
+# Okabe and Ito: they stay apart without color vision; dashes and markers do too.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
 _MARKERS = "osD^vPX*"
-# So many layers have a line with a name of its own; more are coloured by their place.
-NAMED_LAYERS = len(_COLOURS)
+# So many layers have a line with a name of its own; more are colored by their place.
+NAMED_LAYERS = len(_COLORS)
 ANIMATED_LAYERS, FRAME_MILLISECONDS = 8, 300
 _MOST_VERTICALS = 50
 # Of heatmaps: the square root leaves small values visible.
@@ -41,22 +41,22 @@ _FIELDS = {
 
 
 def natural_order(names: Sequence[str]) -> list[int]:
-    """Places of the names, sorted so that block_10 comes behind block_2.
+    """Return the indices of the names, sorted so that block_10 comes behind block_2.
 
     Example:
         >>> natural_order(["block_10", "block_2", "head"])
         [1, 0, 2]
     """
 
-    def parts(place: int) -> list[tuple[int, int, str]]:
-        pieces = re.findall(r"\d+|\D+", names[place])
+    def key(index: int) -> list[tuple[int, int, str]]:
+        pieces = re.findall(r"\d+|\D+", names[index])
         return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
 
-    return sorted(range(len(names)), key=parts)
+    return sorted(range(len(names)), key=key)
 
 
 def plot_norms(evolution: Evolution, path: Path) -> None:
-    """gradient_norms.png: the norms of G and A, the running sum, the dissolving norm between.
+    """Draw gradient_norms.png: norms of G and A, the running sum, the dissolving norm between.
 
     Args:
         evolution: of a run.
@@ -68,24 +68,24 @@ def plot_norms(evolution: Evolution, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     epochs = evolution.epochs
     every = max(1, -(-len(epochs) // _MOST_VERTICALS))
-    places = np.arange(len(epochs) - 1, -1, -every)[::-1]
+    verticals = np.arange(len(epochs) - 1, -1, -every)[::-1]
     axis.vlines(
-        epochs[places],
-        evolution.accumulated_norm[places],
-        evolution.summed_norm[places],
-        colors=GREY,
+        epochs[verticals],
+        evolution.accumulated_norm[verticals],
+        evolution.summed_norm[verticals],
+        colors=GRAY,
         linestyles="dashed",
         linewidth=1,
         zorder=1,
         label="dissolving norm: sum − ‖A‖" + (f" (every {every} epochs)" if every > 1 else ""),
     )
     marked = max(1, len(epochs) // 25)
-    for values, label, colour, dash, marker in (
+    for values, label, color, dash, marker in (
         (evolution.summed_norm, "running sum of ‖G‖", ORANGE, "--", "s"),
         (evolution.accumulated_norm, "‖A‖: all gradients so far, summed", BLUE, "-", "o"),
         (evolution.gradient_norm, "‖G‖: an epoch's gradients, summed", GREEN, "-.", "^"),
     ):
-        axis.plot(epochs, values, color=colour, linestyle=dash, marker=marker, label=label,
+        axis.plot(epochs, values, color=color, linestyle=dash, marker=marker, label=label,
                   markersize=5, markevery=marked)  # fmt: skip
     _finish_axis(axis, "Standardized L1 norms of the gradients", "Σ over layers of ‖·‖₁ / size")
     axis.set_ylim(bottom=0)
@@ -97,7 +97,7 @@ def plot_norms(evolution: Evolution, path: Path) -> None:
 
 
 def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """loss_and_metrics.png: training and evaluation over the epochs.
+    """Draw loss_and_metrics.png: training and evaluation over the epochs.
 
     Args:
         rows: the objects of metrics.jsonl, at least one.
@@ -116,7 +116,7 @@ def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None
     )
     for axis, name in zip(axes[0], names, strict=True):
         percent = 100 if name.endswith("error_rate") else 1
-        for split, colour, dash, marker in (
+        for split, color, dash, marker in (
             ("train", BLUE, "-", "o"),
             ("validation", ORANGE, "--", "s"),
             ("test", ORANGE, "--", "s"),
@@ -127,7 +127,7 @@ def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None
                 if f"{split}_{name}" in row
             ]
             if points:
-                axis.plot(*zip(*points, strict=True), color=colour, linestyle=dash, marker=marker,
+                axis.plot(*zip(*points, strict=True), color=color, linestyle=dash, marker=marker,
                           markersize=5, markevery=max(1, len(points) // 25),
                           label="training" if split == "train" else split)  # fmt: skip
         words = name.replace("_", " ").replace("top 5", "top-5")
@@ -140,7 +140,7 @@ def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None
 
 
 def plot_highest_elements(evolution: Evolution, path: Path) -> None:
-    """highest_elements.png: a line a layer, for G and for A.
+    """Draw highest_elements.png: a line a layer, for G and for A.
 
     Args:
         evolution: of a run.
@@ -170,8 +170,8 @@ def plot_highest_elements(evolution: Evolution, path: Path) -> None:
             _name_outermost(axis, evolution, highest, shown)
     axes[0].set_ylabel("share of the layer's largest |A| over all epochs")
     if many:
-        colours = ScalarMappable(Normalize(1, len(order)), _layer_colours())
-        bar = figure.colorbar(colours, ax=axes, location="bottom", aspect=60, pad=0.03)
+        colors = ScalarMappable(Normalize(1, len(order)), _layer_colors())
+        bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=60, pad=0.03)
         bar.set_label(f"layer, in the order of the names: 1 {_short(evolution.names[order[0]])}, "
                       f"{len(order)} {_short(evolution.names[order[-1]])}")  # fmt: skip
     else:
@@ -181,23 +181,23 @@ def plot_highest_elements(evolution: Evolution, path: Path) -> None:
 
 
 def _line(place: int, layers: int) -> dict[str, Any]:
-    """How a layer's line looks."""
+    """Return the style of a layer's line."""
     if layers > NAMED_LAYERS:
-        colour = _layer_colours()(place / (layers - 1))
-        return {"color": colour, "linewidth": 1, "alpha": 0.9}
+        color = _layer_colors()(place / (layers - 1))
+        return {"color": color, "linewidth": 1, "alpha": 0.9}
     dash = ("-", "--", "-.", ":")[place % 4]
-    return {"color": _COLOURS[place], "linestyle": dash, "marker": _MARKERS[place], "markersize": 5}
+    return {"color": _COLORS[place], "linestyle": dash, "marker": _MARKERS[place], "markersize": 5}
 
 
-def _layer_colours() -> LinearSegmentedColormap:
-    """Viridis without its lightest part, which does not show on white."""
+def _layer_colors() -> LinearSegmentedColormap:
+    """Return viridis without its lightest colors, which do not show on white."""
     return LinearSegmentedColormap.from_list("layers", colormaps["viridis"](np.linspace(0, 0.85)))
 
 
 def _name_outermost(
     axis: Axes, evolution: Evolution, highest: np.ndarray, shown: Sequence[int], most: int = 4
 ) -> None:
-    """Names the layers that end highest and lowest, beside the ends of their lines."""
+    """Name the layers that end highest and lowest, beside the ends of their lines."""
     ranked = sorted(shown, key=lambda i: highest[i, -1])
     chosen = list(dict.fromkeys([*ranked[:most], *ranked[-most:]]))
     axis.margins(x=0.0)
@@ -209,30 +209,30 @@ def _name_outermost(
         axis.annotate(
             _short(evolution.names[i]), (1.0, height), (1.04, place), xycoords="axes fraction",
             fontsize=8, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5),
+            arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "relpos": (0, 0.5),
                         "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights, moved apart until they are `gap` from one another, between 0 and 1.
+    """Move ascending heights until they are `gap` from one another, between 0 and 1.
 
     Example:
         >>> [round(h, 2) for h in spread_out([0.1, 0.1, 0.99, 1.0], 0.05)]
         [0.1, 0.15, 0.95, 1.0]
     """
-    places = [float(height) for height in heights]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
+    moved = [float(height) for height in heights]
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
     limit = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], limit)
-        limit = places[i] - gap
-    return places
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
 
 
 def plot_animation(evolution: Evolution, path: Path) -> None:
-    """animation.gif: |G|, the dissolving gradient and |A| of layers as heatmaps, epoch by epoch.
+    """Draw animation.gif: |G|, the dissolving gradient and |A| as heatmaps, epoch by epoch.
 
     At most 8 layers and 40 epochs; the picture says which.
 
@@ -267,16 +267,16 @@ def plot_animation(evolution: Evolution, path: Path) -> None:
 
 
 def _palette() -> Image.Image:
-    """The colours of all frames: a palette for each would flicker."""
+    """Return the colors of all frames: a palette for each would flicker."""
     shades = colormaps["viridis"](np.linspace(0, 1, 224))[:, :3]
-    greys = np.linspace(0, 1, 32)[:, None].repeat(3, axis=1)
+    grays = np.linspace(0, 1, 32)[:, None].repeat(3, axis=1)
     palette = Image.new("P", (1, 1))
-    palette.putpalette((255 * np.concatenate([shades, greys])).round().astype(np.uint8).tobytes())
+    palette.putpalette((255 * np.concatenate([shades, grays])).round().astype(np.uint8).tobytes())
     return palette
 
 
 def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[int]:
-    """Places of the layers that are shown, in the order of their names.
+    """Return the indices of the layers that are shown, in the order of their names.
 
     All, or evenly spaced ones among those that are no vector.
     """
@@ -289,7 +289,7 @@ def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[i
 
 
 def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict[Any, Any]]:
-    """A row a quantity, a column a layer; (field, layer) -> its image."""
+    """Draw a row a quantity, a column a layer; return (field, layer) -> its image."""
     wide = max(7.5, 1.35 * len(layers) + 2.2)
     figure, axes = plt.subplots(
         len(_FIELDS), len(layers), figsize=(wide, 5.6), dpi=100, squeeze=False
@@ -314,7 +314,7 @@ def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict
         cax=figure.add_axes((1 - 0.62 / wide, 0.1, 0.14 / wide, 0.72)),
     )
     bar.ax.tick_params(labelsize=8)
-    figure.text(0.01, 0.02, _caption(evolution, layers), fontsize=8, color=GREY)
+    figure.text(0.01, 0.02, _caption(evolution, layers), fontsize=8, color=GRAY)
     return figure, images
 
 
@@ -329,7 +329,7 @@ def _caption(evolution: Evolution, layers: Sequence[int]) -> str:
 
 
 def _scaled(maps: np.ndarray) -> np.ndarray:
-    """A layer's pictures [K, rows, columns], the largest value of all at 1."""
+    """Scale a layer's pictures [K, rows, columns] to have their largest value at 1."""
     return maps / (maps.max() or 1.0)
 
 
@@ -346,7 +346,7 @@ def _finish_axis(axis: Axes, title: str, label: str) -> None:
 
 
 def _log_where_wide(axis: Axes) -> bool:
-    """A logarithmic axis where the lines, all positive, span more than a factor of 10."""
+    """Make the axis logarithmic where its lines, all positive, span more than a factor of 10."""
     values = np.array([y for line in axis.lines for y in np.asarray(line.get_ydata(), float)])
     positive = values[values > 0]
     if not len(positive) or len(positive) < len(values) or positive.max() / positive.min() <= 10:

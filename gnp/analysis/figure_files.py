@@ -9,7 +9,7 @@ from gnp.training.files import replaced
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Writes a PNG and closes the figure.
+    """Write a PNG and closes the figure.
 
     Args:
         figure: of pyplot.

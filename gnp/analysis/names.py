@@ -1,4 +1,4 @@
-"""What a data set is called where people read it."""
+"""Titles of data sets, for people to read."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ OWN_FILES = ("image_folder", "csv", "npz")
 
 
 def dataset_title(name: str, data_dir: str | None) -> str:
-    """The data set's name; of the kinds that are no name, with the file or folder.
+    """Return the data set's name; of the kinds that are no name, with the file or folder.
 
     Args:
         name: dataset.dataset_name.

@@ -1,4 +1,4 @@
-"""How flat the minima are that the methods find, in one table.
+"""Flatness of the minima that the methods find, in one table.
 
     python -m gnp.bench.flatness --data_dir=DIR --out=runs/flatness [--page=docs/sharpness.md]
 
@@ -46,7 +46,7 @@ Measurement = Mapping[str, Any]
 
 
 def measure(directory: Path) -> Measurement:
-    """The flatness of a run's last checkpoint; from its sharpness.json where it is there.
+    """Return the flatness of a run's last checkpoint; from its sharpness.json where it is there.
 
     Args:
         directory: of a run that is whole.
@@ -68,7 +68,7 @@ def measure(directory: Path) -> Measurement:
 def table(
     errors: Mapping[str, Sequence[float | None]], found: Mapping[str, Sequence[Measurement]]
 ) -> str:
-    """Mean and standard deviation over the seeds, a method a row, as Markdown.
+    """Return mean and standard deviation over the seeds, a method a row, as Markdown.
 
     Args:
         errors: method -> test error of each seed, as a share; None: that run failed.
@@ -92,7 +92,7 @@ def table(
 
 
 def verdict(found: Mapping[str, Sequence[Measurement]]) -> str:
-    """Whether each method's minima are flatter than plain training's, from the numbers.
+    """Say whether each method's minima are flatter than plain training's, from the numbers.
 
     Args:
         found: as in `table`, SGD among them.
@@ -117,7 +117,7 @@ def verdict(found: Mapping[str, Sequence[Measurement]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line; exits with 1 where a run failed, with 130 where it was stopped."""
+    """Parse the command line; exit with 1 where a run failed, with 130 where it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.flatness", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> list[str]:
-    """Trains, measures, writes the results; a line for each run that failed."""
+    """Train, measure, write the results; return a line for each run that failed."""
     errors, failures = train_all(
         options.methods, options.seeds, options.data_dir, options.out, options.jobs
     )

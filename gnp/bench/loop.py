@@ -1,4 +1,4 @@
-"""What the loop adds to its steps: an epoch of gnp.main.train beside the bare steps.
+"""Cost of the loop around its steps: an epoch of gnp.main.train beside the bare steps.
 
     python -m gnp.bench.loop [--model NAME] [--batch_size N] [--steps N] [--runs N]
 
@@ -85,7 +85,7 @@ class LoopBench:
 
 
 def random_data(shape: Sequence[int], count: int) -> Dataset:
-    """Noise with labels, in memory.
+    """Return noise with labels, in memory.
 
     Args:
         shape: of an image.
@@ -102,7 +102,7 @@ def random_data(shape: Sequence[int], count: int) -> Dataset:
 
 
 def bench(name: str, batch_size: int, steps: int, runs: int) -> float:
-    """Prints the medians and returns the ratio of an epoch to its steps.
+    """Print the medians and return the ratio of an epoch to its steps.
 
     Args:
         name: of the model.
@@ -123,7 +123,7 @@ def bench(name: str, batch_size: int, steps: int, runs: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and measures."""
+    """Parse the command line and measure."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.loop", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default="MnistTutorialCNN")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: compiled steps, measurements in turn, processes, tables, JSON."""
+"""Common to the benchmarks: compiled steps, measurements in turn, processes, tables, JSON."""
 
 import argparse
 import contextlib
@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 import model
 from gnp.training.gradients import build_gradient, build_loss, grouped, penalized
-from gnp.training.mesh import build_mesh, replicate, shard_batch
+from gnp.training.mesh import WHOLE, build_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import Regularizer
 from gnp.training.state import TrainState, from_linen
@@ -87,7 +87,7 @@ class Trainer:
         batch = shard_batch(_share(random_batch(batch_size, shape)), self._mesh)
         self.steps_per_call = steps_per_call
         self._batch = batch if steps_per_call == 1 else _stacked(batch, steps_per_call)
-        self._key, self._number = jax.random.key(1), np.int32(1)
+        self._key, self._step = jax.random.key(1), np.int32(1)
         objective = build_objective("softmax_cross_entropy")
         self._gradient = build_gradient(build_loss(net.apply, objective, regularize))
         self._optimizer, self._group_size = optimizer, group_size
@@ -95,7 +95,7 @@ class Trainer:
         self._programs: dict[bool, Any] = {}
 
     def cycle(self, *penalize: bool) -> "Cycle":
-        """Steps taken over and over, penalised ones or plain ones; compiles what is missing.
+        """Return steps taken over and over, penalized or plain; compile what is missing.
 
         Args:
             penalize: of each step of a cycle.
@@ -108,35 +108,35 @@ class Trainer:
         return Cycle(self, penalize)
 
     def run(self, penalize: Sequence[bool], cycles: int) -> None:
-        """Takes steps, and waits for the last."""
+        """Take steps, and wait for the last."""
         programs = [self._programs[each] for each in penalize]
         metrics = None
         for _ in range(cycles):
             for program in programs:
-                self.state, metrics = program(self.state, self._batch, self._key, self._number)
+                self.state, metrics = program(self.state, self._batch, self._key, self._step)
         jax.block_until_ready((self.state, metrics))
 
     def memory(self, penalize: bool) -> Mapping[str, int]:
-        """What the compiled step holds at most, in bytes, as XLA says.
+        """Return what the compiled step holds at most, in bytes, as XLA says.
 
         "arguments" (state and batch), "outputs" (the new state, metrics), "aliased" (outputs that
         take the place of arguments), "temporaries", and "peak", which is the sum of these.
         """
         sizes: Any = self._programs[penalize].memory_analysis()
-        parts = {
+        held = {
             "arguments": sizes.argument_size_in_bytes,
             "outputs": sizes.output_size_in_bytes,
             "aliased": -sizes.alias_size_in_bytes,
             "temporaries": sizes.temp_size_in_bytes,
         }
-        return {**parts, "peak": sum(parts.values())}
+        return {**held, "peak": sum(held.values())}
 
     def flops(self) -> float:
-        """Operations of the plain step."""
+        """Count the operations of the plain step."""
         return count_flops(self._jitted(False), *self._arguments())
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self.state, self._batch, self._key, self._number
+        return self.state, self._batch, self._key, self._step
 
     def _jitted(self, penalize: bool) -> Any:
         gradient = self._gradient
@@ -153,11 +153,13 @@ class Trainer:
         if self.steps_per_call > 1:
             step = _several(step, self.steps_per_call)
         options = model.cpu.compiler_options(self._mesh.devices.flat[0].platform)
-        return jax.jit(step, donate_argnums=0, compiler_options=options)
+        # As in a run: the state stays where it is.
+        whole = NamedSharding(self._mesh, WHOLE)
+        return jax.jit(step, donate_argnums=0, out_shardings=whole, compiler_options=options)
 
 
 def count_flops(function: Any, *arguments: Any) -> float:
-    """Operations of a jitted function: XLA's count for its program before it is optimised.
+    """Count the operations of a jitted function, by XLA, before its program is optimized.
 
     Counted for the CPU, whatever device there is, as the plugins of others count nothing
     (https://github.com/jax-ml/jax/issues/22713).
@@ -193,7 +195,7 @@ class Cycle:
         self.trainer, self.penalize = trainer, tuple(penalize)
 
     def __call__(self, steps: int) -> float:
-        """Seconds a step, over whole cycles of at least so many steps, after one not counted."""
+        """Time a step over whole cycles of at least so many steps, after one not counted."""
         length = len(self.penalize) * self.trainer.steps_per_call
         cycles = math.ceil(steps / length)
         self.trainer.run(self.penalize[:1], 1)
@@ -203,7 +205,7 @@ class Cycle:
 
     @property
     def memory_bytes(self) -> int:
-        """What the first step of a cycle holds at most: state, batch, results and temporaries."""
+        """The most that the first step of a cycle holds: state, batch, results and temporaries."""
         return self.trainer.memory(self.penalize[0])["peak"]
 
 
@@ -243,13 +245,13 @@ class AskedProcess:
             sys.exit(f"{name} does not start: {error.strerror}")
 
     def ask(self, question: str) -> None:
-        """Sends a line."""
+        """Send a line."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             print(question, file=self._process.stdin, flush=True)
 
     def answer(self, question: str | None = None) -> str:
-        """Sends a line, if there is one, and reads one.
+        """Send a line, if there is one, and read one.
 
         Raises:
             SystemExit: the process ended.
@@ -268,13 +270,13 @@ class AskedProcess:
         return answer
 
     def leave(self) -> None:
-        """Lets the process end, and does not wait for it."""
+        """Let the process end, and do not wait for it."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
     def close(self) -> None:
-        """Ends the process, by force where it does not end by itself."""
+        """End the process, by force where it does not end by itself."""
         assert self._process.stdout
         self.leave()
         try:
@@ -287,7 +289,7 @@ class AskedProcess:
 
 
 def first_devices(count: int) -> Mesh:
-    """A mesh of the first devices.
+    """Return a mesh of the first devices.
 
     Example:
         >>> first_devices(1).size
@@ -297,7 +299,7 @@ def first_devices(count: int) -> Mesh:
 
 
 def random_batch(batch_size: int, shape: Sequence[int]) -> dict[str, np.ndarray]:
-    """Noise with labels.
+    """Draw noise with labels.
 
     Args:
         batch_size: number of examples.
@@ -315,13 +317,13 @@ def random_batch(batch_size: int, shape: Sequence[int]) -> dict[str, np.ndarray]
 
 
 def base_optimizer(name: str) -> optax.GradientTransformationExtraArgs:
-    """What a model is trained by: the tutorial's CNN by Adam, others by Nesterov momentum."""
+    """Return a model's optimizer: the tutorial's CNN has Adam, others Nesterov momentum."""
     base = optax.adam(1e-3) if name == TUTORIAL else optax.sgd(1e-3, 0.9, nesterov=True)
     return optax.with_extra_args_support(base)
 
 
-def penalised_optimizer(name: str, alpha: float = ALPHA) -> optax.GradientTransformationExtraArgs:
-    """The same with the penalty before it.
+def penalized_optimizer(name: str, alpha: float = ALPHA) -> optax.GradientTransformationExtraArgs:
+    """Return the same with the penalty before it.
 
     Args:
         name: of the model.
@@ -331,7 +333,7 @@ def penalised_optimizer(name: str, alpha: float = ALPHA) -> optax.GradientTransf
 
 
 def measure_in_turn(steps: Mapping[str, Measure], runs: int) -> dict[str, list[float]]:
-    """Seconds of each step in each run; all are measured once a run, one after the other.
+    """Return each step's seconds in each run; all are measured once a run, one after another.
 
     Args:
         steps: name -> function of a number of steps that returns seconds a step.
@@ -350,7 +352,7 @@ def measure_in_turn(steps: Mapping[str, Measure], runs: int) -> dict[str, list[f
 
 
 def in_turn(measures: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
-    """What each function returns in each run; all are called once a run, one after the other.
+    """Return each function's values in each run; all are called once a run, one after another.
 
     Args:
         measures: name -> function.
@@ -372,7 +374,7 @@ def in_turn(measures: Mapping[str, Callable[[], float]], runs: int) -> dict[str,
 
 
 def paired_ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """The median of the ratios within a run.
+    """Return the median of the ratios within a run.
 
     Example:
         >>> paired_ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
@@ -382,7 +384,7 @@ def paired_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def half_spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles.
+    """Return half the distance between the quartiles.
 
     Example:
         >>> half_spread([1.0, 2.0, 3.0])
@@ -416,7 +418,7 @@ class Table(NamedTuple):
     left: int = 1
 
     def text(self) -> str:
-        """Aligned columns."""
+        """Return aligned columns."""
         all_lines = [self.head, *self.lines]
         widths = [max(len(line[i]) for line in all_lines) for i in range(len(self.head))]
         return "\n".join(
@@ -428,13 +430,13 @@ class Table(NamedTuple):
         )
 
     def markdown(self) -> str:
-        """A table of Markdown."""
+        """Return a table of Markdown."""
         rule = ["---" if i < self.left else "---:" for i in range(len(self.head))]
         return "\n".join(f"| {' | '.join(line)} |" for line in (self.head, rule, *self.lines))
 
 
 def about_this_machine() -> dict[str, Any]:
-    """What figures depend on: backend, device, cores and jax's version.
+    """Return what figures depend on: backend, device, cores and jax's version.
 
     Example:
         >>> sorted(about_this_machine())
@@ -450,7 +452,7 @@ def about_this_machine() -> dict[str, Any]:
 
 
 def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a function of a module returns in a new Python, which has compiled nothing yet."""
+    """Call a function of a module in a new Python, which has compiled nothing yet."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         try:
             return alone.submit(function, *args, **kwargs).result()
@@ -460,7 +462,7 @@ def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Variables that processes started inside have, and this one again has not."""
+    """Set variables that processes started inside have, and this one again has not."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -476,7 +478,7 @@ def environment(**variables: str) -> Iterator[None]:
 def command(
     name: str, doc: str | None, runs: int | None = None, out: bool = True
 ) -> argparse.ArgumentParser:
-    """A benchmark's command line, with the flags --runs and --out.
+    """Build a benchmark's command line, with the flags --runs and --out.
 
     Args:
         name: of the module in gnp.bench.
@@ -497,7 +499,7 @@ def command(
 
 
 def add_models(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """The flags --models, --batch_size and --dtype.
+    """Add the flags --models, --batch_size and --dtype.
 
     Args:
         parser: of a benchmark.
@@ -509,7 +511,7 @@ def add_models(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse.
+    """Parse a whole number of at least 1, for argparse.
 
     Example:
         >>> positive("3")
@@ -521,8 +523,13 @@ def positive(text: str) -> int:
     return number
 
 
+def step_name(text: str) -> str:
+    """Return text with steps named as they are now; earlier versions spelled "penalised"."""
+    return text.replace("penalised", "penalized")
+
+
 def write_json(out: Path | None, bench: str, result: Mapping[str, Any]) -> None:
-    """Writes a benchmark's result, with its name, where a file is asked for.
+    """Write a benchmark's result, with its name, where a file is asked for.
 
     Raises:
         SystemExit: the file cannot be written.
@@ -536,7 +543,7 @@ def write_json(out: Path | None, bench: str, result: Mapping[str, Any]) -> None:
 
 
 def check_models(parser: argparse.ArgumentParser, names: Sequence[str], dtype: Any) -> None:
-    """Ends the command where a name is of no model, or not of one in this dtype."""
+    """End the command where a name is of no model, or not of one in this dtype."""
     for name in names:
         try:
             model.get_model(name, num_classes=10, dtype=dtype)
@@ -545,7 +552,7 @@ def check_models(parser: argparse.ArgumentParser, names: Sequence[str], dtype: A
 
 
 def _share(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This process' rows of a batch."""
+    """Return this process' rows of a batch."""
     count, index = jax.process_count(), jax.process_index()
     return {key: np.split(value, count)[index] for key, value in batch.items()}
 
@@ -555,7 +562,7 @@ def _stacked(batch: Any, count: int) -> Any:
 
 
 def _several(step: Any, count: int) -> Any:
-    """So many steps of a scan over stacked batches; the metrics are the last one's."""
+    """Scan so many steps over stacked batches; the metrics are the last one's."""
 
     def call(state: Any, batches: Any, key: jax.Array, number: jax.Array) -> tuple[Any, Any]:
         def body(state: Any, each: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Peak memory of a training step: plain, penalised, and the difference in copies of the parameters.
+"""Peak memory of a training step: plain, penalized, and the difference in copies of the parameters.
 
     python -m gnp.bench.memory [--models NAME ...] [--batch_size N] [--dtype float32|bfloat16]
         [--out FILE]
@@ -6,7 +6,7 @@
 Each step is compiled in a process of its own. The peak is what XLA says of the program: arguments
 (parameters, batch statistics, optimizer's state, batch) and outputs, less those outputs that take
 the place of donated arguments, and temporaries. "copies" is how many times the bytes of the
-parameters a penalised step takes more than the plain one; the penalty needs the first gradient and
+parameters a penalized step takes more than the plain one; the penalty needs the first gradient and
 the perturbed parameters at once, so the target is at most 2. On accelerators the allocator's own
 peak after a step (peak_bytes_in_use) stands beside it.
 """
@@ -27,7 +27,7 @@ from gnp.bench.measure import (
     check_models,
     command,
     in_fresh_process,
-    penalised_optimizer,
+    penalized_optimizer,
     write_json,
 )
 from gnp.bench.step import MODELS
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
     Attributes:
         model: the model's name.
-        step: "plain" or "penalised".
+        step: "plain" or "penalized".
         peak: what XLA says.
         arguments: part of it: state and batch.
         temporaries: part of it.
@@ -68,11 +68,11 @@ class Sizes(NamedTuple):
 
 
 def sizes(name: str, penalize: bool, batch_size: int, dtype: str) -> Sizes:
-    """Of a model's step; on accelerators to be called in a fresh process, whose peak is the step's.
+    """Measure a step; on accelerators in a fresh process, whose peak is then the step's.
 
     Args:
         name: of the model.
-        penalize: the penalised step or the plain one.
+        penalize: the penalized step or the plain one.
         batch_size: examples in a batch.
         dtype: of the model's computation.
 
@@ -80,7 +80,7 @@ def sizes(name: str, penalize: bool, batch_size: int, dtype: str) -> Sizes:
         >>> sizes("MLP", False, 2, "float32").parameters
         1644584
     """
-    chain = penalised_optimizer(name) if penalize else base_optimizer(name)
+    chain = penalized_optimizer(name) if penalize else base_optimizer(name)
     trainer = Trainer(name, batch_size, chain, dtype=model.PRECISIONS[dtype])
     trainer.cycle(penalize)
     found = trainer.memory(penalize)
@@ -92,8 +92,8 @@ def sizes(name: str, penalize: bool, batch_size: int, dtype: str) -> Sizes:
     return Sizes(found["peak"], found["arguments"], found["temporaries"], parameters, in_use)
 
 
-def rows_of(name: str, plain: Sizes, penalised: Sizes) -> list[Row]:
-    """The two lines of a model.
+def rows_of(name: str, plain: Sizes, penalized: Sizes) -> list[Row]:
+    """Return the two lines of a model.
 
     Example:
         >>> rows_of("m", Sizes(100, 60, 40, 20, None), Sizes(130, 60, 70, 20, None))[1].copies
@@ -110,12 +110,12 @@ def rows_of(name: str, plain: Sizes, penalised: Sizes) -> list[Row]:
             (of.peak - plain.peak) / of.parameters,
             of.in_use,
         )
-        for step, of in (("plain", plain), ("penalised", penalised))
+        for step, of in (("plain", plain), ("penalized", penalized))
     ]
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows, in MiB.
+    """Return the rows in MiB.
 
     Example:
         >>> print(table([Row("m", "plain", 3 << 20, 1 << 20, 2 << 20, 1 << 19, 0.0, None)]).text())
@@ -126,8 +126,8 @@ def table(rows: Sequence[Row]) -> Table:
     head = ["model", "step", "parameters", "arguments", "temporaries", "peak MiB", "copies"]
     lines = []
     for row in rows:
-        parts = (row.parameters, row.arguments, row.temporaries, row.peak)
-        line = [row.model, row.step, *(f"{part / 2**20:.1f}" for part in parts)]
+        held = (row.parameters, row.arguments, row.temporaries, row.peak)
+        line = [row.model, row.step, *(f"{each / 2**20:.1f}" for each in held)]
         line.append(f"{row.copies:.2f}")
         if has_account:
             line.append("-" if row.in_use is None else f"{row.in_use / 2**20:.1f}")
@@ -136,7 +136,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def bench(names: Sequence[str], batch_size: int, dtype: str) -> dict[str, Any]:
-    """Compiles both steps of every model, prints the table, and returns what --out holds.
+    """Compile both steps of every model, print the table, and return what --out holds.
 
     Args:
         names: models.
@@ -145,10 +145,10 @@ def bench(names: Sequence[str], batch_size: int, dtype: str) -> dict[str, Any]:
     """
     rows: list[Row] = []
     for name in tqdm(names, desc="compiling", leave=False):
-        plain, penalised = (
+        plain, penalized = (
             in_fresh_process(sizes, name, penalize, batch_size, dtype) for penalize in (False, True)
         )
-        rows += rows_of(name, plain, penalised)
+        rows += rows_of(name, plain, penalized)
     print(table(rows).text())
     return {
         **about_this_machine(),
@@ -159,7 +159,7 @@ def bench(names: Sequence[str], batch_size: int, dtype: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = command("memory", __doc__)
     add_models(parser, MODELS)
     options = parser.parse_args(arguments)

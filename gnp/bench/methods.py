@@ -6,7 +6,7 @@
 Each method is a run of config/methods.py:mnist with some keys changed, once a seed, in a run
 directory of its own under --out. A whole run with the same config is only read there, whatever
 version of the code made it. Then the steps are measured with WideResNet_16_4 and batches of 64
-images of 32 x 32 pixels, all methods in turn; a method that penalises some steps only has the mean
+images of 32 x 32 pixels, all methods in turn; a method that penalizes some steps only has the mean
 of its two steps, weighted by how often each is taken. --page puts the table between the marks of a
 Markdown page.
 """
@@ -87,7 +87,7 @@ class Row(NamedTuple):
 
 
 def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDict:
-    """The complete config of a method's run.
+    """Return the complete config of a method's run.
 
     Example:
         >>> config_of("SAM", 0, "data").gnp.alpha
@@ -97,7 +97,7 @@ def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDic
 
 
 def run_directory(out: Path, method: str, seed: int) -> Path:
-    """Where the run of a method and seed is.
+    """Return the directory of the run of a method and seed.
 
     Example:
         >>> run_directory(Path("runs"), "SGD + GC", 0).as_posix()
@@ -106,11 +106,11 @@ def run_directory(out: Path, method: str, seed: int) -> Path:
     return out / method.replace(" ", "_") / f"seed_{seed}"
 
 
-def penalised_share(method: str, seeds: int) -> float:
-    """Share of the steps that are penalised, over the runs of all seeds.
+def penalized_share(method: str, seeds: int) -> float:
+    """Return the share of the steps that are penalized, over the runs of all seeds.
 
     Example:
-        >>> penalised_share("SAM", seeds=1), penalised_share("SGD", seeds=1)
+        >>> penalized_share("SAM", seeds=1), penalized_share("SGD", seeds=1)
         (1.0, 0.0)
     """
     shares = []
@@ -125,7 +125,7 @@ def penalised_share(method: str, seeds: int) -> float:
 def train_all(
     methods: Sequence[str], seeds: int, data_dir: str, out: Path, jobs: int
 ) -> tuple[dict[str, tuple[float | None, ...]], list[str]]:
-    """Test errors of every method and seed, and a line for each run that failed.
+    """Return test errors of every method and seed, and a line for each run that failed.
 
     Args:
         methods: names.
@@ -157,10 +157,10 @@ def train_all(
 
 
 def measure_all(shares: Mapping[str, float], runs: int) -> dict[str, list[float]]:
-    """Time a step over SGD's, for each method in each run.
+    """Measure time a step over SGD's, for each method in each run.
 
     Args:
-        shares: method -> share of its steps that are penalised.
+        shares: method -> share of its steps that are penalized.
         runs: measurements of each step.
     """
     shares = {"SGD": 0.0, **shares}
@@ -183,7 +183,7 @@ def measure_all(shares: Mapping[str, float], runs: int) -> dict[str, list[float]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table.
+    """Return the rows as a Markdown table.
 
     Example:
         >>> print(table([Row("SGD", 1.0, 1.0, 0.0, (0.02, 0.04))]))
@@ -200,7 +200,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def error_cell(errors: Sequence[float | None]) -> str:
-    """Mean and standard deviation, and how many runs failed.
+    """Write mean and standard deviation, and how many runs failed.
 
     Example:
         >>> error_cell([0.02, 0.04, None])
@@ -226,7 +226,7 @@ def _overrides(method: str, seed: int, data_dir: str) -> list[tuple[str, str]]:
 def _test_error(
     method: str, seed: int, data_dir: str, out: Path, running: set[subprocess.Popen[str]]
 ) -> tuple[float | None, str]:
-    """The test error of a run, or None and why it failed."""
+    """Return the test error of a run, or None and why it failed."""
     directory = run_directory(out, method, seed)
     config = config_of(method, seed, data_dir)
     if not _is_finished(directory, config):
@@ -254,7 +254,7 @@ def _test_error(
 
 
 def _is_finished(directory: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether the directory holds the whole run of this config."""
+    """Tell whether the directory holds the whole run of this config."""
     if not (directory / "config.json").exists() or _is_of_another(directory, config):
         return False
     rows = read_rows(directory / "metrics.jsonl")
@@ -262,7 +262,7 @@ def _is_finished(directory: Path, config: ml_collections.ConfigDict) -> bool:
 
 
 def _is_of_another(directory: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether the directory holds a run of another config."""
+    """Tell whether the directory holds a run of another config."""
     file = directory / "config.json"
     if not file.exists():
         return False
@@ -277,7 +277,7 @@ def _is_of_another(directory: Path, config: ml_collections.ConfigDict) -> bool:
 
 
 def _kinds(share: float) -> Iterator[bool]:
-    """The steps that are taken: plain, penalised or both."""
+    """Yield the kinds of steps that are taken: plain, penalized or both."""
     if share < 1:
         yield False
     if share > 0:
@@ -318,7 +318,7 @@ def _rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line; exits with 1 where a run failed, with 130 where it was stopped."""
+    """Parse the command line; exit with 1 where a run failed, with 130 where it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.methods", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
@@ -339,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_to_end(
     work: Callable[[], Sequence[str]], out: Path, page: Path | None, marks: tuple[str, str]
 ) -> NoReturn:
-    """Does the work of a benchmark that can be stopped, and ends the process.
+    """Do the work of a benchmark that can be stopped, and end the process.
 
     Exits with 1 where a run failed or a file cannot be used, with 130 where it was stopped.
 
@@ -371,11 +371,11 @@ def _stop(number: int, _: Any) -> NoReturn:
 
 
 def _compare(options: argparse.Namespace) -> list[str]:
-    """Trains, measures, writes the results; a line for each run that failed."""
+    """Train, measure, write the results; return a line for each run that failed."""
     errors, failures = train_all(
         options.methods, options.seeds, options.data_dir, options.out, options.jobs
     )
-    shares = {method: penalised_share(method, options.seeds) for method in options.methods}
+    shares = {method: penalized_share(method, options.seeds) for method in options.methods}
     rows = _rows(shares, errors, measure_all(shares, options.runs))
     about = about_this_machine()
     result = {**about, "seeds": options.seeds, "runs": options.runs}

@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def describe(name: str) -> Row:
-    """The line of a registered name.
+    """Return the line of a registered name.
 
     Raises:
         ModelError: an unknown name, or one without a published input here.
@@ -83,7 +83,7 @@ def describe(name: str) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table.
+    """Return the rows as a Markdown table.
 
     Example:
         >>> print(table([Row("MLP", "", (28, 28, 1), 10, 1234, 2.5e9)]))
@@ -103,7 +103,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _with_unit(flops: float) -> str:
-    """Two digits and a unit: 3.4 G, 570 M."""
+    """Return two digits and a unit: 3.4 G, 570 M."""
     exponent = 3 * min(3, max(0, len(f"{flops:.0f}") - 1) // 3)
     rounded = float(f"{flops:.2g}") / 10**exponent
     return f"{rounded:g} {('', 'k', 'M', 'G')[exponent // 3]}".strip()
@@ -119,7 +119,7 @@ def _published_input(name: str) -> tuple[tuple[int, ...], int]:
 
 
 def _source(build: type) -> str:
-    """The first reference of a class's docstring, or of the one that it is a size of."""
+    """Return the first reference of a class's docstring, or of its nearest base that has one."""
     for each in build.__mro__:
         _, _, references = (each.__doc__ or "").partition("References:")
         if found := _SOURCE.search(references):
@@ -128,7 +128,7 @@ def _source(build: type) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and makes the table."""
+    """Parse the command line and make the table."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.models", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", default=list(model.model_names()))

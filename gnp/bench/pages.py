@@ -10,7 +10,7 @@ class PageError(ValueError):
 
 
 def read_page(page: Path, marks: tuple[str, str]) -> tuple[str, str]:
-    """What is before and after the table of a page.
+    """Return what is before and after the table of a page.
 
     Args:
         page: a Markdown file.
@@ -33,7 +33,7 @@ def read_page(page: Path, marks: tuple[str, str]) -> tuple[str, str]:
 
 
 def write_page(page: Path, marks: tuple[str, str], text: str) -> None:
-    """Puts a text between the marks of a page.
+    """Put a text between the marks of a page.
 
     Raises:
         PageError: as `read_page`.

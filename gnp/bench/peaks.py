@@ -1,4 +1,4 @@
-"""Published peaks of accelerators, for the utilisation of a step."""
+"""Published peaks of accelerators, for the utilization of a step."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Operations a second that a device can do at most; None where that is not known here.
+    """Return a device's peak in operations a second; None where it is not known here.
 
     Args:
         device_kind: what jax calls the device.

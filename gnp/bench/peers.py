@@ -47,7 +47,7 @@ from gnp.bench.measure import (
     half_spread,
     measure_in_turn,
     paired_ratio,
-    penalised_optimizer,
+    penalized_optimizer,
     positive,
     random_batch,
     write_json,
@@ -108,22 +108,22 @@ class TorchStep(AskedProcess):
         self.parameters = int(count)
 
     def measure(self, kind: str) -> Measure:
-        """Seconds a step of kind "plain" or "sam"."""
+        """Measure a step of kind "plain" or "sam"."""
         return lambda steps: float(self.answer(f"{kind} {steps}"))
 
     def outputs(self) -> np.ndarray:
-        """The logits of the batch in evaluation."""
+        """Return the logits of the batch in evaluation."""
         self.answer(f"outputs {self._folder / 'outputs.npy'}")
         return np.load(self._folder / "outputs.npy")
 
     def after_step(self, kind: str) -> dict[str, np.ndarray]:
-        """The parameters and batch statistics after one step from the loaded ones, by path."""
+        """Return parameters and batch statistics after one step from the loaded ones, by path."""
         self.answer(f"step {kind} {self._folder / 'after.npz'}")
         return dict(np.load(self._folder / "after.npz"))
 
 
 def optax_sam(name: str) -> optax.GradientTransformationExtraArgs:
-    """optax.contrib.sam around a model's optimizer, called as our chain is."""
+    """Return optax.contrib.sam around a model's optimizer, called as our chain is."""
     inner = optax.contrib.sam(
         base_optimizer(name),
         optax.chain(optax.contrib.normalize(), optax.sgd(R)),
@@ -146,7 +146,7 @@ def optax_sam(name: str) -> optax.GradientTransformationExtraArgs:
 
 
 def by_path(*trees: Any) -> dict[str, np.ndarray]:
-    """The arrays of pytrees of dicts by their paths.
+    """Return the arrays of pytrees of dicts by their paths.
 
     Example:
         >>> list(by_path({"head": {"bias": jnp.zeros(2)}}))
@@ -164,7 +164,7 @@ def difference(
     theirs: Mapping[str, np.ndarray],
     other: Mapping[str, np.ndarray],
 ) -> float:
-    """Between parameters after a step, over that between ours and those of another step.
+    """Return the distance to parameters after a step, over that to those of another step.
 
     The difference is the root of the sum of squares over all arrays.
 
@@ -201,7 +201,7 @@ class Ours(NamedTuple):
     after: dict[str, dict[str, np.ndarray]]
 
     def variables(self) -> dict[str, Any]:
-        """What the module is applied to."""
+        """Return what the module is applied to."""
         kinds = {"params": self.before, "batch_stats": self.statistics}
         return {
             kind: traverse_util.unflatten_dict(values, sep="/") for kind, values in kinds.items()
@@ -209,7 +209,7 @@ class Ours(NamedTuple):
 
 
 def our_steps(name: str, batch_size: int) -> Ours:
-    """Compiles and takes a step of each kind.
+    """Compile and take a step of each kind.
 
     Args:
         name: of the model.
@@ -217,7 +217,7 @@ def our_steps(name: str, batch_size: int) -> Ours:
     """
     trainers = {
         "plain": Trainer(name, batch_size, base_optimizer(name)),
-        "sam": Trainer(name, batch_size, penalised_optimizer(name, alpha=1.0)),
+        "sam": Trainer(name, batch_size, penalized_optimizer(name, alpha=1.0)),
         "optax": Trainer(name, batch_size, optax_sam(name)),
     }
     state = trainers["plain"].state
@@ -232,7 +232,7 @@ def our_steps(name: str, batch_size: int) -> Ours:
 
 
 def check_optax(name: str, ours: Ours) -> None:
-    """Whether optax's SAM takes our step.
+    """Check that optax's SAM takes our step.
 
     Raises:
         SystemExit: it does not.
@@ -244,7 +244,7 @@ def check_optax(name: str, ours: Ours) -> None:
 
 
 def check_torch(name: str, batch_size: int, torch: TorchStep, ours: Ours) -> None:
-    """Whether PyTorch's network is ours, and takes our steps.
+    """Check that PyTorch's network is ours, and takes our steps.
 
     Raises:
         SystemExit: it is not, or does not.
@@ -279,7 +279,7 @@ def _check(what: str, found: float, tolerance: float = TOLERANCE) -> None:
 def measure(
     name: str, batch_size: int, runs: int, python: str | None, threads: int
 ) -> tuple[list[Row], str | None]:
-    """The lines of a model, and PyTorch's version.
+    """Return the lines of a model, and PyTorch's version.
 
     Args:
         name: of the model.
@@ -321,7 +321,7 @@ def _rows(name: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows.
+    """Return the rows.
 
     Example:
         >>> print(table([Row("ResNet18", "torch sam", 800.0, 4.0, 1.25)]).text())
@@ -339,7 +339,7 @@ def table(rows: Sequence[Row]) -> Table:
 def bench(
     names: Sequence[str], batch_size: int, runs: int, python: str | None, threads: int
 ) -> dict[str, Any]:
-    """Measures every model, prints the table, and returns what --out holds.
+    """Measure every model, print the table, and return what --out holds.
 
     Args:
         names: models.
@@ -370,7 +370,7 @@ def bench(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = command("peers", __doc__, runs=15)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batch_size", type=positive, default=64)

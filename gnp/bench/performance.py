@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gnp.bench import memory, peers, scaling, startup, step
-from gnp.bench.measure import Table, command
+from gnp.bench.measure import Table, command, step_name
 from gnp.bench.pages import PageError, read_page, write_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ _BENCHES: dict[str, Any] = {
     "startup": startup,
 }
 SECTIONS = ("targets", *_BENCHES)
-# Seconds of the original code (jax 0.4.28, batch 64, two cores): plain, penalised; its first call.
+# Seconds of the original code (jax 0.4.28, batch 64, two cores): plain, penalized; its first call.
 # What it calls ViT_TI16 has patches of 4 x 4 pixels on these images.
 _ORIGINAL = {
     "WideResNet_16_4": (0.90, 1.73, 14.0),
@@ -36,7 +36,7 @@ _ORIGINAL = {
 }
 _FIRST_CALL = {"WideResNet_16_4": 10.0, "ResNet18": 15.0, "ViT_TI4": 30.0}
 _RATIOS = {
-    "penalised": 1.9, "every_5": 1.3, "looksam_5": 1.3, "hybrid": 1.5, "zero_warmup": 1.02
+    "penalized": 1.9, "every_5": 1.3, "looksam_5": 1.3, "hybrid": 1.5, "zero_warmup": 1.02
 }  # fmt: skip
 _DIGITS = 3
 
@@ -74,7 +74,7 @@ class Target(NamedTuple):
 
 
 def marks(section: str) -> tuple[str, str]:
-    """The lines around a section's tables on the page.
+    """Return the lines around a section's tables on the page.
 
     Example:
         >>> marks("step")[0]
@@ -84,7 +84,7 @@ def marks(section: str) -> tuple[str, str]:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The results in a folder, by benchmark, then in the order of the files' names.
+    """Read the results in a folder, by benchmark, then in the order of the files' names.
 
     Raises:
         ResultError: there are none, or a file is of no benchmark.
@@ -92,7 +92,7 @@ def read_results(folder: Path) -> list[Result]:
     results = []
     for file in sorted(folder.glob("*.json")):
         try:
-            stored = json.loads(file.read_text())
+            stored = json.loads(step_name(file.read_text()))
             bench = stored.pop("bench")
             rows = [_BENCHES[bench].Row(**row) for row in stored.pop("rows")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,7 +107,7 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def sections(results: Sequence[Result]) -> dict[str, str]:
-    """Section -> its tables in Markdown, each below a line that says what it depends on."""
+    """Return section -> tables in Markdown, each below a line that says what it depends on."""
     found = {"targets": targets_table(targets(results)).markdown()}
     for name, bench in _BENCHES.items():
         groups: dict[str, list[Any]] = {}
@@ -120,7 +120,7 @@ def sections(results: Sequence[Result]) -> dict[str, str]:
 
 
 def caption(about: dict[str, Any]) -> str:
-    """What figures depend on, in a line.
+    """Say in a line what figures depend on.
 
     Example:
         >>> caption({"batch_size": 64, "runs": 5, "cores": 2, "machine": "x86_64",
@@ -142,7 +142,7 @@ def caption(about: dict[str, Any]) -> str:
 
 
 def targets(results: Sequence[Result]) -> list[Target]:
-    """What the figures of the CPU should not exceed, where they have been measured."""
+    """Return what the CPU's figures should not exceed, where they have been measured."""
     on_cpu = [result for result in results if result.about.get("backend") == "cpu"]
     found: list[Target] = []
     for result in on_cpu:
@@ -153,9 +153,9 @@ def targets(results: Sequence[Result]) -> list[Target]:
             found += _peer_targets(result.rows)
         if result.bench == "memory" and usual:
             found += [
-                Target(f"{row.model}: copies of the parameters that a penalised step needs more",
+                Target(f"{row.model}: copies of the parameters that a penalized step needs more",
                        row.copies, 2.0)
-                for row in result.rows if row.step == "penalised"
+                for row in result.rows if row.step == "penalized"
             ]  # fmt: skip
         if result.bench == "startup":
             found += [
@@ -172,14 +172,14 @@ def _step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
             continue
         if row.step in _RATIOS:
             yield Target(f"{row.model}: {row.step} over plain", row.ratio, _RATIOS[row.step])
-        plain, penalised, first_call = _ORIGINAL[row.model]
-        original = {"plain": plain, "penalised": penalised}.get(row.step)
+        plain, penalized, first_call = _ORIGINAL[row.model]
+        original = {"plain": plain, "penalized": penalized}.get(row.step)
         if original:
             ratio = row.milliseconds / 1e3 / original
             yield Target(f"{row.model}: {row.step} over the original's {original:g} s", ratio, 0.8)
-        if row.step == "penalised" and row.first_call_seconds is not None:
+        if row.step == "penalized" and row.first_call_seconds is not None:
             yield Target(
-                f"{row.model}: first penalised call in s (the original's: {first_call:g})",
+                f"{row.model}: first penalized call in s (the original's: {first_call:g})",
                 row.first_call_seconds,
                 _FIRST_CALL[row.model],
             )
@@ -197,12 +197,12 @@ def _peer_targets(rows: Sequence[peers.Row]) -> Iterator[Target]:
 
 
 def targets_table(found: Sequence[Target]) -> Table:
-    """Whether each is met, as the numbers are written here, with three digits.
+    """Tell whether each is met, as the numbers are written here, with three digits.
 
     Example:
-        >>> print(targets_table([Target("m: penalised over plain", 1.8512, 1.9)]).text())
+        >>> print(targets_table([Target("m: penalized over plain", 1.8512, 1.9)]).text())
         figure                   measured  at most  met
-        m: penalised over plain      1.85     1.90  yes
+        m: penalized over plain      1.85     1.90  yes
     """
     lines = []
     for what, value, limit in found:
@@ -212,13 +212,13 @@ def targets_table(found: Sequence[Target]) -> Table:
 
 
 def _shown(value: float) -> str:
-    """Three digits, among them a zero before the point."""
+    """Return three digits, among them a zero before the point."""
     whole = len(str(int(abs(value)))) if math.isfinite(value) else 0
     return f"{value:.{max(0, _DIGITS - whole)}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and makes the tables."""
+    """Parse the command line and make the tables."""
     parser = command("performance", __doc__, out=False)
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "performance")
     parser.add_argument("--page", type=Path, help="Markdown page to put the tables into")

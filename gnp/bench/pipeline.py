@@ -7,8 +7,8 @@ CIFAR-10 in batches of 64, from the TFDS set in --data_dir (without it, noise of
 the host unless the row says otherwise; with --images, whose train/CLASS folders hold JPEGs, random
 crops at 224 pixels too. All pipelines of a kind are measured in turn, run after run, so that what
 else happens on the machine meets all of them alike; the figures are medians over the runs, the
-ratio is the median of the ratios within a run. tf.data normalises on the host; here the compiled
-step does it, so the rows "normalised on the device" are what does the same work. Each uses all
+ratio is the median of the ratios within a run. tf.data normalizes on the host; here the compiled
+step does it, so the rows "normalized on the device" are what does the same work. Each uses all
 cores; for one core, put `taskset -c 0` before the command.
 """
 
@@ -58,7 +58,7 @@ CROP, PAD = 224, 4
 _SKIPPED_IMAGES = 6 * 1024
 _POLICY = "cifar"
 _ENDLESS = 2**40
-_NORMALISED = ", normalised on the device"
+_NORMALIZED = ", normalized on the device"
 
 Rate = Callable[[float], float]
 
@@ -94,7 +94,7 @@ class Stream:
         self._skipped = skipped
 
     def __call__(self, seconds: float) -> float:
-        """Images/s over about so many seconds."""
+        """Return images/s over about so many seconds."""
         for _ in range(self._skipped):
             next(self._batches)
         count, start = 0, time.perf_counter()
@@ -125,12 +125,12 @@ class TensorflowPipelines(AskedProcess):
         self.version = self.answer()
 
     def rate(self, kind: str) -> Rate:
-        """Images/s of a pipeline."""
+        """Measure images/s of a pipeline."""
         return lambda seconds: float(self.answer(f"{kind} {seconds}"))
 
 
 def cifar10(data_dir: str | None) -> Dataset:
-    """CIFAR-10 in memory, or noise of its size.
+    """Return CIFAR-10 in memory, or noise of its size.
 
     Raises:
         DataError: it is not there.
@@ -143,7 +143,7 @@ def cifar10(data_dir: str | None) -> Dataset:
 
 
 def cifar10_pipelines(data: Dataset) -> dict[str, Dataset]:
-    """The data set with the augmentations that are measured, by name.
+    """Return the data set with the augmentations that are measured, by name.
 
     Example:
         >>> list(cifar10_pipelines(random_data((32, 32, 3), 64)))
@@ -163,7 +163,7 @@ def cifar10_pipelines(data: Dataset) -> dict[str, Dataset]:
 
 
 def photographs(folder: str) -> tuple[Dataset, list[str]]:
-    """(random crops at 224 pixels of an image folder's training images, their files).
+    """Return (random crops at 224 pixels of an image folder's training images, their files).
 
     A small folder is read over and over, as if it were some epochs long.
 
@@ -177,18 +177,18 @@ def photographs(folder: str) -> tuple[Dataset, list[str]]:
     config.dataset.image_level_augmentations = "inception"
     data = build_dataset(config)
     source = data.train
-    places = np.arange(max(len(source), 16 * BATCH_SIZE)) % len(source)
+    indices = np.arange(max(len(source), 16 * BATCH_SIZE)) % len(source)
     files = [image.where for image in source.batch(np.arange(len(source)))["input"]]
-    return dataclasses.replace(data, train=SubsetSource(source, places)), files
+    return dataclasses.replace(data, train=SubsetSource(source, indices)), files
 
 
 def endless(data: Dataset) -> Iterator[Any]:
-    """Training batches without an end."""
+    """Return training batches without an end."""
     return train_batches(data, BATCH_SIZE, 0, 0, _ENDLESS)
 
 
 def on_the_device(data: Dataset) -> Iterator[Any]:
-    """Host batches, each sent, normalised by a compiled function, and waited for."""
+    """Yield host batches, sent, normalized by a compiled function, and waited for."""
     mesh, normalize = build_mesh(), jax.jit(data.normalize)
     for batch in endless(data):
         sent = shard_batch(batch, mesh)
@@ -196,7 +196,7 @@ def on_the_device(data: Dataset) -> Iterator[Any]:
 
 
 def device_basic(data: Dataset) -> Iterator[Any]:
-    """The images of 'basic' made on the device, which holds all of them, by a compiled function.
+    """Yield the images of 'basic', made by a compiled function on the device, which holds all.
 
     Mirrored half of the time, padded by reflection and cropped, as on the host, though with other
     random numbers.
@@ -214,12 +214,12 @@ def device_basic(data: Dataset) -> Iterator[Any]:
     @jax.jit
     def make(images: jax.Array, labels: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), 3)
-        places = jax.random.randint(keys[0], (BATCH_SIZE,), 0, len(images))
+        indices = jax.random.randint(keys[0], (BATCH_SIZE,), 0, len(images))
         corners = jax.random.randint(keys[1], (BATCH_SIZE, 2), 0, 2 * PAD + 1)
         flips = jax.random.bernoulli(keys[2], shape=(BATCH_SIZE,))
         return {
-            "input": jax.vmap(one)(images[places], corners, flips),
-            "label": labels[places],
+            "input": jax.vmap(one)(images[indices], corners, flips),
+            "label": labels[indices],
         }
 
     step = 0
@@ -228,11 +228,11 @@ def device_basic(data: Dataset) -> Iterator[Any]:
         step += 1
 
 
-def summarise(name: str, ours: Sequence[float], tensorflow: Sequence[float] | None = None) -> Row:
-    """Medians, spread and paired ratio.
+def summarize(name: str, ours: Sequence[float], tensorflow: Sequence[float] | None = None) -> Row:
+    """Return medians, spread and paired ratio.
 
     Example:
-        >>> summarise("basic", [2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+        >>> summarize("basic", [2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
         Row(name='basic', rate=4.0, spread=1.75, tensorflow=2.0, ratio=2.0)
     """
     return Row(
@@ -245,7 +245,7 @@ def summarise(name: str, ours: Sequence[float], tensorflow: Sequence[float] | No
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text.
+    """Return the rows as text.
 
     Example:
         >>> print(table([Row("basic", 1e5, 2e3, 2e4, 5.0), Row("none", 1e6, 0.0, None, None)]))
@@ -269,7 +269,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def memory_ratio(data_dir: str | None) -> float:
-    """What CIFAR-10 in memory costs, over the size of its pixels as uint8.
+    """Return what CIFAR-10 in memory costs, over the size of its pixels as uint8.
 
     The most memory that a process has had, after reading it and taking batches of basic
     augmentation, less what it had before.
@@ -293,7 +293,7 @@ def _memory_ratio(data_dir: str | None) -> float:
 
 
 def write_spec(folder: Path, data: Dataset, files: Sequence[str]) -> Path:
-    """Writes what tensorflow_pipeline.py needs into a folder; returns SPEC.json.
+    """Write what tensorflow_pipeline.py needs into a folder; return SPEC.json.
 
     Args:
         folder: to write to.
@@ -332,7 +332,7 @@ def write_spec(folder: Path, data: Dataset, files: Sequence[str]) -> Path:
 def bench(
     data_dir: str | None, images: str | None, python: str | None, runs: int, seconds: float
 ) -> dict[str, Any]:
-    """Measures everything, prints the table, and returns what --json holds.
+    """Measure everything, print the table, and return what --json holds.
 
     Args:
         data_dir: folder with CIFAR-10 as TFDS prepares it; None: noise.
@@ -351,7 +351,7 @@ def bench(
     groups: list[dict[str, Rate]] = [
         {
             name: Stream(endless(changed), skipped),
-            name + _NORMALISED: Stream(on_the_device(changed), skipped),
+            name + _NORMALIZED: Stream(on_the_device(changed), skipped),
         }
         for name, changed in cifar10_pipelines(data).items()
     ]
@@ -411,18 +411,18 @@ def _rows(values: Mapping[str, Sequence[float]]) -> list[Row]:
     for name, ours in values.items():
         if name.startswith("tf.data "):
             continue
-        plain = name.removesuffix(_NORMALISED)
+        plain = name.removesuffix(_NORMALIZED)
         for kind in _tensorflow_kinds(plain):
             theirs = values.get(_of_tensorflow(kind))
             if kind == plain or kind == "jpeg":
-                rows.append(summarise(name, ours, theirs))
+                rows.append(summarize(name, ours, theirs))
             elif theirs:
-                rows.append(summarise(f"{name} (tf.switch_case)", ours, theirs))
+                rows.append(summarize(f"{name} (tf.switch_case)", ours, theirs))
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.pipeline", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data_dir", help="folder with cifar10 as TFDS prepares it")

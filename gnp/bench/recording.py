@@ -1,4 +1,4 @@
-"""What recording gradients costs: time and memory of a step, and the end of an epoch.
+"""Cost of recording gradients: time and memory of a step, and the end of an epoch.
 
     python -m gnp.bench.recording [--model NAME] [--batch_size N] [--runs N] [--out FILE]
 
@@ -39,7 +39,7 @@ from optimizer import record_gradient_evolution
 
 
 def initial_params(name: str) -> Any:
-    """The parameters of a model, for the benchmark's images.
+    """Return the parameters of a model, for the benchmark's images.
 
     Example:
         >>> sum(leaf.size for leaf in jax.tree.leaves(initial_params("DigitsCNN")))
@@ -52,7 +52,7 @@ def initial_params(name: str) -> Any:
 
 
 def end_of_epoch_seconds(params: Any, runs: int) -> float:
-    """Median seconds of an epoch's summary and file, over a number of runs after the first one.
+    """Return the median seconds of an epoch's summary and file, after a first one.
 
     Args:
         params: of the model.
@@ -71,7 +71,7 @@ def end_of_epoch_seconds(params: Any, runs: int) -> float:
 
 
 def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
-    """Measures, prints a table, and returns what --out holds.
+    """Measure, print a table, and return what --out holds.
 
     Args:
         name: of the model; it is trained by Adam.
@@ -112,7 +112,7 @@ def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.recording", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default=TUTORIAL)

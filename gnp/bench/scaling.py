@@ -16,6 +16,7 @@ says nothing more.
 """
 
 import contextlib
+import math
 import os
 import socket
 import statistics
@@ -39,12 +40,12 @@ from gnp.bench.measure import (
 from gnp.main import runtime
 from model import PRECISIONS
 
-STEPS = ("plain", "penalised")
+STEPS = ("plain", "penalized")
 _DEVICE_COUNT = "--xla_force_host_platform_device_count"
 
 
 class Layout(NamedTuple):
-    """Where a batch is computed.
+    """The processes and devices that compute a batch.
 
     Attributes:
         processes: how many.
@@ -67,7 +68,7 @@ class Row(NamedTuple):
 
     Attributes:
         scaling: "strong" or "weak".
-        step: "plain" or "penalised".
+        step: "plain" or "penalized".
         processes: how many.
         devices: over all processes.
         batch_size: likewise.
@@ -122,19 +123,19 @@ class Team:
         self._layout = layout
 
     def wait(self) -> None:
-        """Until all of them have compiled their steps."""
+        """Wait until all of them have compiled their steps."""
         for member in self._members:
             member.answer()
 
     def images_per_second(self, step: str) -> float:
-        """Of all processes together, over as many steps as fill a fifth of a second, or one."""
+        """Measure all together, over as many steps as fill a fifth of a second, or one."""
         for member in self._members:
             member.ask(step)
         seconds = max(float(member.answer()) for member in self._members)
         return self._layout.batch_size / seconds
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for member in self._members:
             member.leave()
         for member in self._members:
@@ -144,7 +145,7 @@ class Team:
 def layouts(
     batch_size: int, devices: Sequence[int], processes: Sequence[int]
 ) -> dict[str, list[Layout]]:
-    """What is measured: one device first, then several of one process, then several processes.
+    """Return what is measured: one device, then several of one process, then several processes.
 
     Args:
         batch_size: of one device, and of all in strong scaling.
@@ -155,15 +156,15 @@ def layouts(
         >>> layouts(8, [2], [])["weak"][1]
         Layout(processes=1, devices=2, batch_size=16)
     """
-    places = dict.fromkeys([(1, 1), *((1, n) for n in devices), *((n, 1) for n in processes)])
+    shapes = dict.fromkeys([(1, 1), *((1, n) for n in devices), *((n, 1) for n in processes)])
     return {
-        "strong": [Layout(*place, batch_size) for place in places],
-        "weak": [Layout(*place, batch_size * place[0] * place[1]) for place in places],
+        "strong": [Layout(*shape, batch_size) for shape in shapes],
+        "weak": [Layout(*shape, batch_size * math.prod(shape)) for shape in shapes],
     }
 
 
 def bench(name: str, wanted: dict[str, list[Layout]], dtype: str, runs: int) -> dict[str, Any]:
-    """Measures every layout, prints the table, and returns what --out holds.
+    """Measure every layout, print the table, and return what --out holds.
 
     Args:
         name: of the model.
@@ -224,7 +225,7 @@ def _row(
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows.
+    """Return the rows.
 
     Example:
         >>> print(table([Row("weak", "plain", 1, 2, 128, 95.0, 1.0, 0.95, 0.475)]).text())
@@ -252,7 +253,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = command("scaling", __doc__, runs=7)
     parser.add_argument("--model", default="WideResNet_16_4")
     parser.add_argument("--batch_size", type=positive, default=64)

@@ -2,7 +2,7 @@
 
     python -m gnp.bench.scaling_step MODEL DTYPE PROCESSES DEVICES BATCH_SIZE ADDRESS RANK
 
-It prints "ready", and then, for each line "plain" or "penalised" that it reads, the seconds a
+It prints "ready", and then, for each line "plain" or "penalized" that it reads, the seconds a
 step. The processes of a layout are asked at the same time.
 """
 
@@ -20,20 +20,20 @@ from gnp.bench.measure import (
     Trainer,
     base_optimizer,
     first_devices,
-    penalised_optimizer,
+    penalized_optimizer,
 )
 from gnp.training.mesh import build_mesh
 from model import PRECISIONS
 
 
 def start(processes: int, address: str, rank: int) -> None:
-    """Makes this process one of several; on accelerators it has the device of its rank."""
+    """Make this process one of several; on accelerators it has the device of its rank."""
     if processes > 1:
         jax.distributed.initialize(address, processes, rank, local_device_ids=[rank])
 
 
 def steps_of(name: str, dtype: str, processes: int, devices: int, batch_size: int) -> list[Cycle]:
-    """The plain and the penalised step, compiled.
+    """Return the plain and the penalized step, compiled.
 
     Args:
         name: of the model.
@@ -48,20 +48,20 @@ def steps_of(name: str, dtype: str, processes: int, devices: int, batch_size: in
         sys.exit(f"{processes * devices} devices were asked for, there are {mesh.size}")
     return [
         Trainer(name, batch_size, chain, dtype=PRECISIONS[dtype], mesh=mesh).cycle(penalize)
-        for chain, penalize in ((base_optimizer(name), False), (penalised_optimizer(name), True))
+        for chain, penalize in ((base_optimizer(name), False), (penalized_optimizer(name), True))
     ]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answers until there is nothing more to read."""
+    """Answer until there is nothing more to read."""
     # Libraries that connect processes say so on stdout, which is for answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     name, dtype, *numbers, address, rank = arguments
     processes, devices, batch_size = map(int, numbers)
     start(processes, address, int(rank))
-    plain, penalised = steps_of(name, dtype, processes, devices, batch_size)
-    steps = {"plain": plain, "penalised": penalised}
+    plain, penalized = steps_of(name, dtype, processes, devices, batch_size)
+    steps = {"plain": plain, "penalized": penalized}
     print("ready", file=answers)
     counts: dict[str, int] = {}
     for line in sys.stdin:

@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 
 def write_noise(folder: Path, shape: Sequence[int], batch_size: int) -> Path:
-    """A set of one batch, and as many for the test, of 10 classes.
+    """Write a set of one batch, and as many for the test, of 10 classes.
 
     Args:
         folder: to write to.
@@ -78,7 +78,7 @@ def write_noise(folder: Path, shape: Sequence[int], batch_size: int) -> Path:
 
 
 def seconds_to_first_step(arguments: Sequence[str], variables: Mapping[str, str]) -> float:
-    """From the start of a process to the end of its first step.
+    """Measure from the start of a process to the end of its first step.
 
     Args:
         arguments: of gnp.main.main.
@@ -107,7 +107,7 @@ def seconds_to_first_step(arguments: Sequence[str], variables: Mapping[str, str]
 
 
 def bench(arguments: Sequence[str], name: str, batch_size: int, runs: int) -> dict[str, Any]:
-    """Measures, prints the table, and returns what --out holds.
+    """Measure, print the table, and return what --out holds.
 
     Args:
         arguments: of gnp.main.main, without data and directories.
@@ -154,7 +154,7 @@ def bench(arguments: Sequence[str], name: str, batch_size: int, runs: int) -> di
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows.
+    """Return the rows.
 
     Example:
         >>> print(table([Row("cold", 30.0, 0.5, 1.0), Row("warm", 9.0, 0.25, 0.3)]).text())
@@ -168,7 +168,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = command("startup", __doc__, runs=3)
     parser.add_argument("--config", default=str(ROOT / "config" / "wideresnet_cifar.py"))
     parser.add_argument("--model", default="WideResNet_28_10")

@@ -1,4 +1,4 @@
-"""Time of a training step: plain, penalised, and every variant of the penalty.
+"""Time of a training step: plain, penalized, and every variant of the penalty.
 
     python -m gnp.bench.step [--models NAME ...] [--steps NAME ...] [--batch_size N]
         [--dtype float32|bfloat16] [--steps_per_call N] [--runs N] [--first_call [NAME ...]]
@@ -6,20 +6,20 @@
 
 The steps of a model are compiled first and then measured in turn, run after run, so that what else
 happens on the machine meets all of them alike. Times are medians over the runs, of a step in a
-cycle of them: every_5 and looksam_5 are one penalised step and four plain ones, hybrid (p = 0.5) is
+cycle of them: every_5 and looksam_5 are one penalized step and four plain ones, hybrid (p = 0.5) is
 one of each. A ratio is the median of those to the plain step within a run. zero_warmup is the plain
-step of the penalised chain. m_N has groups of N examples, half of a batch, each with a perturbation
+step of the penalized chain. m_N has groups of N examples, half of a batch, each with a perturbation
 of its own.
 
 "first call s" is the first call of a compiled step, until its result is there: tracing, compilation
 without a cache, and the step. Each is measured in a fresh process.
 
 Where the device's peak is known, "used" is the model's FLOPs over the time and the peak. They are
-what XLA counts in the program of the plain step before it is optimised, forward, backward and
-update, times the gradients of a step: 1, 2 for a penalised one (by hvp too), 1.2 where each fifth
-step is penalised.
+what XLA counts in the program of the plain step before it is optimized, forward, backward and
+update, times the gradients of a step: 1, 2 for a penalized one (by hvp too), 1.2 where each fifth
+step is penalized.
 
---steps_per_call=N adds steps plain_N and penalised_N of which one call takes N, in a scan over N
+--steps_per_call=N adds steps plain_N and penalized_N of which one call takes N, in a scan over N
 batches. That helps small models on accelerators. On the CPU, where XLA runs convolutions 4 to 8
 times slower inside a scan, it is measured all the same.
 """
@@ -56,6 +56,7 @@ from gnp.bench.measure import (
     measure_in_turn,
     paired_ratio,
     positive,
+    step_name,
     write_json,
 )
 from gnp.bench.peaks import peak_flops
@@ -88,14 +89,14 @@ class Variant(NamedTuple):
 
     @property
     def gradients(self) -> float:
-        """A step, on average."""
+        """Gradients of a step, on average."""
         return 1 + statistics.fmean(self.penalize)
 
 
 _ONE_IN_FIVE = (True, False, False, False, False)
 VARIANTS = {
     "plain": Variant("none", (False,)),
-    "penalised": Variant("gnp", (True,)),
+    "penalized": Variant("gnp", (True,)),
     "zero_warmup": Variant("gnp", (False,)),
     "every_5": Variant("gnp", _ONE_IN_FIVE),
     "looksam_5": Variant("looksam", _ONE_IN_FIVE),
@@ -156,12 +157,12 @@ class TensorflowStep(AskedProcess):
         self.version = self.answer()
 
     def measure(self, kind: str) -> Measure:
-        """Seconds a step of kind "graph" (tf.function) or "eager" (GradientTape as it stands)."""
+        """Measure a step of kind "graph" (tf.function) or "eager" (GradientTape as it stands)."""
         return lambda steps: float(self.answer(f"{kind} {steps}"))
 
 
 class Case(NamedTuple):
-    """What is measured of a model.
+    """A model and its steps that are measured.
 
     Attributes:
         name: of the model.
@@ -179,7 +180,7 @@ class Case(NamedTuple):
 
 
 def our_steps(case: Case) -> tuple[dict[str, Measure], dict[str, float]]:
-    """The steps of a model, compiled, and the model's FLOPs in a step of each.
+    """Return the steps of a model, compiled, and the model's FLOPs in a step of each.
 
     Args:
         case: which ones; "m" is left out where the batch cannot be halved.
@@ -203,7 +204,7 @@ def our_steps(case: Case) -> tuple[dict[str, Measure], dict[str, float]]:
         steps[label] = trainer(variant.penalty).cycle(*variant.penalize)
         counts[label] = flops * variant.gradients
     if case.steps_per_call > 1:
-        for step in ("plain", "penalised"):
+        for step in ("plain", "penalized"):
             variant, label = VARIANTS[step], f"{step}_{case.steps_per_call}"
             several = trainer(variant.penalty, case.steps_per_call)
             steps[label] = several.cycle(*variant.penalize)
@@ -212,7 +213,7 @@ def our_steps(case: Case) -> tuple[dict[str, Measure], dict[str, float]]:
 
 
 def first_call_seconds(case: Case, step: str) -> float:
-    """Of the steps of a cycle that are programs of their own; to be called in a fresh process.
+    """Measure the first call of each program of a cycle, in a fresh process.
 
     Args:
         case: of a model.
@@ -239,14 +240,14 @@ def _trainer(case: Case, penalty: str, steps_per_call: int = 1) -> Trainer:
     )
 
 
-def summarise(
+def summarize(
     name: str,
     seconds: Mapping[str, Sequence[float]],
     batch_size: int,
     first_calls: Mapping[str, float],
     used_a_second: Mapping[str, float],
 ) -> list[Row]:
-    """Medians, spreads and paired ratios to the plain step.
+    """Return medians, spreads and paired ratios to the plain step.
 
     Args:
         name: of the model.
@@ -256,7 +257,7 @@ def summarise(
         used_a_second: step -> share of the peak that a step of one second would use.
 
     Example:
-        >>> summarise("m", {"plain": [1.0, 2.0], "penalised": [2.0, 4.0]}, 6, {}, {})[1].ratio
+        >>> summarize("m", {"plain": [1.0, 2.0], "penalized": [2.0, 4.0]}, 6, {}, {})[1].ratio
         2.0
     """
     rows = []
@@ -278,7 +279,7 @@ def summarise(
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows; columns without a number are left out.
+    """Return the rows; columns without a number are left out.
 
     Example:
         >>> print(table([Row("DigitsCNN", "plain", 1.25, 0.1, 1.0, 800.0)]).text())
@@ -307,7 +308,7 @@ def _first_call(row: Row) -> str:
 def bench(
     cases: Sequence[Case], runs: int, first_calls: Sequence[str], python: str | None
 ) -> dict[str, Any]:
-    """Measures every step of every model, prints the table, and returns what --out holds.
+    """Measure every step of every model, print the table, and return what --out holds.
 
     Args:
         cases: a model each, of the same dtype and batch size.
@@ -337,7 +338,7 @@ def bench(
         seconds = measure_in_turn(measures, runs)
         if tensorflow:
             tensorflow.close()
-        rows += summarise(
+        rows += summarize(
             case.name,
             seconds,
             case.batch_size,
@@ -360,16 +361,19 @@ def bench(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, measures, writes the JSON file."""
+    """Parse the command line, measure, write the JSON file."""
     parser = command("step", __doc__, runs=15)
     add_models(parser, MODELS)
-    parser.add_argument("--steps", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--steps", nargs="+", type=step_name, choices=VARIANTS, default=list(VARIANTS)
+    )
     parser.add_argument("--steps_per_call", type=positive, default=1)
     parser.add_argument(
         "--first_call",
         nargs="*",
+        type=step_name,
         choices=VARIANTS,
-        default=["plain", "penalised"],
+        default=["plain", "penalized"],
         help="steps whose first call is measured; none: --first_call alone",
     )
     parser.add_argument(
@@ -392,7 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def python_of(environment: str | None) -> str | None:
-    """The interpreter of an environment's folder.
+    """Return the interpreter of an environment's folder.
 
     Example:
         >>> python_of("venv")

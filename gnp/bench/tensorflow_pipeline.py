@@ -2,7 +2,7 @@
 
 A script for the interpreter of another environment: it imports nothing of gnp. It is written after
 the description of the pipelines that the SAM and GNP authors used: shuffle, change each image in a
-`map` with AUTOTUNE, batch, normalise, change the batch, prefetch. It prints TensorFlow's version
+`map` with AUTOTUNE, batch, normalize, change the batch, prefetch. It prints TensorFlow's version
 once it is ready, and then, for each line "KIND SECONDS" that it reads, the images/s.
 
     python tensorflow_pipeline.py SPEC.json
@@ -42,7 +42,7 @@ class Pipelines:
         self._iterators: dict[str, Iterator[Any]] = {}
 
     def rate(self, kind: str, seconds: float) -> float:
-        """Images/s over about so many seconds."""
+        """Return images/s over about so many seconds."""
         if kind not in self._iterators:
             self._iterators[kind] = iter(self._build(kind))
         batches = self._iterators[kind]
@@ -71,7 +71,7 @@ class Pipelines:
             return image, label
 
         def finish(images: Any, labels: Any) -> Any:
-            images = _normalised(tf, images, spec)
+            images = _normalized(tf, images, spec)
             labels = tf.one_hot(labels, 10)
             if kind.startswith("autoaugment"):
                 images = _cutout(tf, images)
@@ -87,7 +87,7 @@ class Pipelines:
         return data.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _normalised(tf: Any, images: Any, spec: dict[str, Any]) -> Any:
+def _normalized(tf: Any, images: Any, spec: dict[str, Any]) -> Any:
     return (tf.cast(images, tf.float32) - spec["mean"]) / spec["std"]
 
 
@@ -98,7 +98,7 @@ def _basic(tf: Any, image: Any) -> Any:
 
 
 def _cutout(tf: Any, images: Any, size: int = 16) -> Any:
-    """A square of zeros at a random place of each image, cut off at the border."""
+    """Draw a square of zeros at a random place of each image, cut off at the border."""
     count, height, width, _ = images.shape
     row = tf.random.uniform([count, 1], maxval=height, dtype=tf.int32)
     column = tf.random.uniform([count, 1], maxval=width, dtype=tf.int32)
@@ -110,7 +110,7 @@ def _cutout(tf: Any, images: Any, size: int = 16) -> Any:
 
 
 def _mixup(tf: Any, images: Any, labels: Any) -> Any:
-    """One weight a batch from Beta(1, 1), which is uniform; partner: the batch reversed."""
+    """Mix a batch with its reverse, by one weight from Beta(1, 1), which is uniform."""
     weight = tf.random.uniform([])
     weight = tf.maximum(weight, 1 - weight)
     return (
@@ -120,7 +120,7 @@ def _mixup(tf: Any, images: Any, labels: Any) -> Any:
 
 
 def _photographs(tf: Any, spec: dict[str, Any]) -> Any:
-    """Random crops of JPEGs at 224 pixels: decoded in part, resized bicubically, flipped."""
+    """Return random crops of JPEGs at 224 pixels: decoded in part, resized bicubically, flipped."""
     box = tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4])
 
     def read(file: Any) -> Any:
@@ -150,7 +150,7 @@ def _photographs(tf: Any, spec: dict[str, Any]) -> Any:
 
 
 def _policy(tf: Any, subpolicies: Any, conditions: bool) -> Callable[[Any], Any]:
-    """One sub-policy an image.
+    """Apply one sub-policy an image.
 
     Args:
         tf: the module tensorflow.
@@ -187,7 +187,7 @@ def _policy(tf: Any, subpolicies: Any, conditions: bool) -> Callable[[Any], Any]
 
 
 def _operation(tf: Any, image: Any, name: str, value: float, signed: bool) -> Any:
-    """An operation on a uint8 image [h, w, 3], with a sign that is drawn where it has one."""
+    """Return an operation on a uint8 image [h, w, 3], whose sign, if any, is drawn."""
     amount: Any = value
     if signed:
         amount = value * (2.0 * tf.cast(tf.random.uniform([]) < 0.5, tf.float32) - 1.0)
@@ -214,8 +214,8 @@ def _operation(tf: Any, image: Any, name: str, value: float, signed: bool) -> An
                 tf, tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image)), image, value
             )
         case "Contrast":
-            grey = tf.reduce_mean(tf.cast(tf.image.rgb_to_grayscale(image), tf.float32))
-            return _blend(tf, tf.fill(image.shape, tf.cast(grey, tf.uint8)), image, value)
+            gray = tf.reduce_mean(tf.cast(tf.image.rgb_to_grayscale(image), tf.float32))
+            return _blend(tf, tf.fill(image.shape, tf.cast(gray, tf.uint8)), image, value)
         case "Brightness":
             return _blend(tf, tf.zeros_like(image), image, value)
         case "Sharpness":
@@ -257,7 +257,7 @@ def _blend(tf: Any, first: Any, second: Any, factor: float) -> Any:
 
 
 def _smooth(tf: Any, image: Any) -> Any:
-    """Mean over 3 x 3 pixels, the centre weighted by 5; the border as it is."""
+    """Return the mean over 3 x 3 pixels, the center weighted by 5; the border as it is."""
     kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32)[:, :, None, None] / 13.0
     values = tf.cast(image, tf.float32)[None]
     smooth = tf.nn.depthwise_conv2d(values, tf.tile(kernel, [1, 1, 3, 1]), [1] * 4, "VALID")
@@ -285,7 +285,7 @@ def _equalized(tf: Any, channel: Any) -> Any:
 
 
 def main(file: str) -> None:
-    """Answers until there is nothing more to read."""
+    """Answer until there is nothing more to read."""
     # By name: gnp's own environment has no TensorFlow, and its import checks insist on that.
     tf = importlib.import_module("tensorflow")
     pipelines = Pipelines(tf, json.loads(Path(file).read_text()))

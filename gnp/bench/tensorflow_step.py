@@ -15,7 +15,7 @@ from typing import Any
 
 
 def build_step(tf: Any, batch_size: int) -> Callable[[], Any]:
-    """One step of Adam on random images, with GradientTape; returns the loss.
+    """Build one step of Adam on random images, with GradientTape; it returns the loss.
 
     Args:
         tf: the module tensorflow.
@@ -49,7 +49,7 @@ def build_step(tf: Any, batch_size: int) -> Callable[[], Any]:
 
 
 def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
-    """Mean over a number of steps, each read back, after one that is not counted.
+    """Return the mean over a number of steps, each read back, after one that is not counted.
 
     Example:
         >>> class Loss:
@@ -66,7 +66,7 @@ def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
 
 
 def main(batch_size: int) -> None:
-    """Answers until there is nothing more to read."""
+    """Answer until there is nothing more to read."""
     # By name: gnp's own environment has no TensorFlow, and its import checks insist on that.
     tf = importlib.import_module("tensorflow")
     eager = build_step(tf, batch_size)

@@ -45,7 +45,7 @@ _RENAMED = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var"
 
 
 def conv(channels: int, features: int, size: int = 3, stride: int = 1) -> Any:
-    """A convolution without a bias."""
+    """Return a convolution without a bias."""
     return nn.Conv2d(channels, features, size, stride, padding=size // 2, bias=False)
 
 
@@ -63,7 +63,7 @@ class SameConv(Module):
         self.as_gnp = False
 
     def forward(self, x: Any) -> Any:
-        """[b, c, h, w] -> [b, features, h / 2, w / 2]."""
+        """Map [b, c, h, w] -> [b, features, h / 2, w / 2]."""
         if self.as_gnp:
             return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, stride=2)
         return F.conv2d(x, self.weight, stride=2, padding=1)
@@ -88,7 +88,7 @@ class WideBlock(Module):
         self.conv_2 = conv(features, features)
 
     def forward(self, x: Any) -> Any:
-        """[b, c, h, w] -> [b, features, h / stride, w / stride]."""
+        """Map [b, c, h, w] -> [b, features, h / stride, w / stride]."""
         y = F.relu(self.norm_1(x), inplace=True)
         x = self.shortcut(y) if hasattr(self, "shortcut") else x
         return x + self.conv_2(F.relu(self.norm_2(self.conv_1(y)), inplace=True))
@@ -115,7 +115,7 @@ class WideResNet(Module):
         self.norm, self.head = nn.BatchNorm2d(channels), nn.Linear(channels, 10)
 
     def forward(self, x: Any) -> Any:
-        """[b, 3, h, w] -> [b, 10]."""
+        """Map [b, 3, h, w] -> [b, 10]."""
         x = self.stem(x)
         for name, block in self.named_children():
             x = block(x) if name.startswith("group") else x
@@ -140,7 +140,7 @@ class BasicBlock(Module):
             self.downsample_1 = nn.BatchNorm2d(features)
 
     def forward(self, x: Any) -> Any:
-        """[b, c, h, w] -> [b, features, h / stride, w / stride]."""
+        """Map [b, c, h, w] -> [b, features, h / stride, w / stride]."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         x = self.downsample_1(self.downsample_0(x)) if hasattr(self, "downsample_0") else x
@@ -166,7 +166,7 @@ class ResNet(Module):
         self.fc = nn.Linear(channels, 10)
 
     def forward(self, x: Any) -> Any:
-        """[b, 3, h, w] -> [b, 10]."""
+        """Map [b, 3, h, w] -> [b, 10]."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for name, block in self.named_children():
             x = block(x) if name.startswith("layer") else x
@@ -188,7 +188,7 @@ class Attention(Module):
         self.heads, self.rate = heads, rate
 
     def forward(self, x: Any) -> Any:
-        """[b, n, c] -> [b, n, c]."""
+        """Map [b, n, c] -> [b, n, c]."""
         b, n, c = x.shape
         query, key, value = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         rate = self.rate if self.training else 0.0
@@ -211,7 +211,7 @@ class Mlp(Module):
         self.rate = rate
 
     def forward(self, x: Any) -> Any:
-        """[b, n, c] -> [b, n, c]."""
+        """Map [b, n, c] -> [b, n, c]."""
         y = F.dropout(F.gelu(self.fc1(x)), self.rate, self.training)
         return F.dropout(self.fc2(y), self.rate, self.training)
 
@@ -231,7 +231,7 @@ class ViTBlock(Module):
         self.attn, self.mlp = Attention(channels, heads, rate), Mlp(channels, rate)
 
     def forward(self, x: Any) -> Any:
-        """[b, n, c] -> [b, n, c]."""
+        """Map [b, n, c] -> [b, n, c]."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -249,7 +249,7 @@ class PatchEmbed(Module):
         self.proj = nn.Conv2d(3, channels, patch, patch)
 
     def forward(self, x: Any) -> Any:
-        """[b, 3, h, w] -> [b, n, c]."""
+        """Map [b, 3, h, w] -> [b, n, c]."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -278,7 +278,7 @@ class ViT(Module):
         self.rate = rate
 
     def forward(self, x: Any) -> Any:
-        """[b, 3, h, w] -> [b, 10]."""
+        """Map [b, 3, h, w] -> [b, 10]."""
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         x = F.dropout(x, self.rate, self.training)
@@ -288,7 +288,7 @@ class ViT(Module):
 
 
 def build(name: str, pixels: int) -> Any:
-    """The network of a name.
+    """Build the network of a name.
 
     Args:
         name: of one of gnp's models.
@@ -308,7 +308,7 @@ def build(name: str, pixels: int) -> Any:
 
 
 class SAM:
-    """Sharpness-aware minimisation around an optimizer: one step is two gradients.
+    """Sharpness-aware minimization around an optimizer: one step is two gradients.
 
     The second gradient, which the optimizer gets, is that at theta + radius * g / |g|, with the
     norm over all parameters. Batch norm's running statistics follow the first pass only.
@@ -328,7 +328,7 @@ class SAM:
         self._optimizer, self._radius = optimizer, radius
 
     def step(self, gradient: Callable[[], Any]) -> Any:
-        """Takes a step; returns the loss.
+        """Take a step; return the loss.
 
         Args:
             gradient: computes the parameters' gradients where they are; returns the loss.
@@ -374,7 +374,7 @@ class Trainer:
         self.reset(self.network)
 
     def reset(self, network: Any) -> None:
-        """Goes on with a network, and with an optimizer without momentum yet."""
+        """Go on with a network, and with an optimizer without momentum yet."""
         self.network = network
         self._optimizer = torch.optim.SGD(
             network.parameters(), LEARNING_RATE, MOMENTUM, nesterov=True, fused=True
@@ -382,14 +382,14 @@ class Trainer:
         self._sam = SAM(network, self._optimizer, self._radius)
 
     def gradient(self) -> Any:
-        """The loss; its gradients are where PyTorch keeps them."""
+        """Return the loss; its gradients are where PyTorch keeps them."""
         self._optimizer.zero_grad()
         loss = F.cross_entropy(self.network(self._images), self._labels)
         loss.backward()
         return loss
 
     def step(self, kind: str) -> Any:
-        """One step, "plain" or "sam"; returns the loss."""
+        """Take one step, "plain" or "sam"; return the loss."""
         if kind == "sam":
             return self._sam.step(self.gradient)
         loss = self.gradient()
@@ -397,7 +397,7 @@ class Trainer:
         return loss
 
     def outputs(self) -> Any:
-        """The logits of the batch in evaluation."""
+        """Return the logits of the batch in evaluation."""
         self.network.eval()
         with torch.no_grad():
             logits = self.network(self._images)
@@ -405,7 +405,7 @@ class Trainer:
         return logits.cpu().numpy()
 
     def seconds(self, kind: str, steps: int) -> float:
-        """A step, over a number of steps after one that is not counted."""
+        """Return seconds a step, over a number of steps after one that is not counted."""
         self.step(kind)
         self._wait()
         start = time.perf_counter()
@@ -420,7 +420,7 @@ class Trainer:
 
 
 def to_torch(name: str, value: np.ndarray) -> tuple[str, Any]:
-    """Name and layout of one of gnp's arrays in PyTorch.
+    """Return name and layout of one of gnp's arrays in PyTorch.
 
     Args:
         name: path in gnp's tree, such as "head/kernel".
@@ -433,7 +433,7 @@ def to_torch(name: str, value: np.ndarray) -> tuple[str, Any]:
 
 
 def to_gnp(network: Any, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Gnp's name of each parameter and its numbers in gnp's layout.
+    """Yield gnp's name of each parameter and its numbers in gnp's layout.
 
     Args:
         network: in PyTorch.
@@ -449,7 +449,7 @@ def to_gnp(network: Any, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def load(network: Any, weights: dict[str, np.ndarray]) -> None:
-    """Gives a network gnp's numbers.
+    """Give a network gnp's numbers.
 
     Raises:
         SystemExit: an array has no place, or a place no array.
@@ -472,7 +472,7 @@ def _pad_as_gnp(network: Any, as_gnp: bool) -> None:
 
 
 def _compare(trainer: Trainer, question: list[str], names: list[str]) -> None:
-    """Answers "outputs" and "step", padding as gnp does."""
+    """Answer "outputs" and "step", padding as gnp does."""
     original = trainer.network
     copied = copy.deepcopy(original)
     _pad_as_gnp(copied, True)
@@ -486,7 +486,7 @@ def _compare(trainer: Trainer, question: list[str], names: list[str]) -> None:
 
 
 def main(name: str, weights: str, batch: str, radius: float, threads: int) -> None:
-    """Answers until there is nothing more to read."""
+    """Answer until there is nothing more to read."""
     if torch is None:
         sys.exit("no module named torch")
     torch.set_num_threads(threads)

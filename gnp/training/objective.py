@@ -11,7 +11,7 @@ PerExample = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Objective(NamedTuple):
-    """What is minimised and what is reported.
+    """The loss that is minimized, and the metrics that are reported.
 
     Attributes:
         loss: (outputs [b, k], labels) -> loss of each example [b], float32. Labels are classes
@@ -24,18 +24,18 @@ class Objective(NamedTuple):
 
 
 def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False) -> Objective:
-    """The objective that a config's `loss` names.
+    """Return the objective that a config's `loss` names.
 
-    softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed towards 1/C;
+    softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed toward 1/C;
     sigmoid_cross_entropy: -y log s(z) - (1 - y) log(1 - s(z)), summed over outputs;
     squared_error: (z - y)^2, averaged over outputs.
     The label is one-hot where there are several outputs, else the number itself; a label that is
     mixed of several classes counts as the largest of them in the error rates.
 
     Args:
-        loss: one of the three names.
-        label_smoothing: share of the uniform label, in [0, 1].
-        top_5: report the top-5 error rate as well (softmax_cross_entropy only).
+        loss: One of the three names.
+        label_smoothing: Share of the uniform label, in [0, 1].
+        top_5: Report the top-5 error rate as well (softmax_cross_entropy only).
 
     Raises:
         KeyError: an unknown name.
@@ -66,7 +66,7 @@ def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False
 
 
 def output_size(loss: str, num_classes: int) -> int:
-    """How many outputs a model needs: one for a yes-or-no question, else one a class.
+    """Return the number of a model's outputs: one for a yes-or-no question, else one a class.
 
     Example:
         >>> output_size("sigmoid_cross_entropy", 2)
@@ -76,7 +76,7 @@ def output_size(loss: str, num_classes: int) -> int:
 
 
 def targets(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Labels [b] or [b, classes] in the shape of the outputs [b, k]: one-hot for k > 1.
+    """Return labels [b] or [b, classes] in the outputs' shape [b, k]: one-hot for k > 1.
 
     Example:
         >>> targets(jnp.zeros((1, 3)), jnp.array([2])).tolist()
@@ -93,7 +93,7 @@ def targets(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _classes(labels: jax.Array) -> jax.Array:
-    """The class [b] of labels [b], or the largest share's of labels [b, classes]."""
+    """Return the class [b] of labels [b], or the largest share's of labels [b, classes]."""
     return labels.argmax(-1) if labels.ndim == 2 else labels
 
 
@@ -102,7 +102,7 @@ def _smooth_binary(target: jax.Array, share: float) -> jax.Array:
 
 
 def error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 for each example that is classified wrongly, else 0. Ties go to the first class."""
+    """Return 1 for each example that is classified wrongly, else 0. Ties go to the first class."""
     classes = _classes(labels)
     single = outputs.shape[-1] == 1
     guess = (outputs[:, 0] > 0).astype(classes.dtype) if single else outputs.argmax(-1)
@@ -110,11 +110,11 @@ def error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def top_5_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 for each example whose class is not among the five largest outputs."""
+    """Return 1 for each example whose class is not among the five largest outputs, else 0."""
     _, best = jax.lax.top_k(outputs, min(5, outputs.shape[-1]))
     return 1.0 - (best == _classes(labels)[:, None]).any(-1).astype(jnp.float32)
 
 
 def absolute_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """|z - y| of each example, averaged over outputs."""
+    """Return |z - y| of each example, averaged over outputs."""
     return jnp.abs(outputs - targets(outputs, labels)).mean(-1)

@@ -1,4 +1,4 @@
-"""What is added to the data's loss: the weight cost and the orthogonality penalty."""
+"""Costs that are added to the data's loss: the weight cost and the orthogonality penalty."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def build_regularizer(
     labels: Callable[[Params], Any],
     omega: float = 0.0,
 ) -> Regularizer:
-    """What each parameter adds to the loss, by the name of the cost and by the parameter's path.
+    """Return params -> costs that are added to the loss, by the cost's name and the path.
 
     weight_cost: l2 / 2 * |theta|^2; orthogonality: omega / 2 * |V'V - I|^2 of the Grassmann group.
     A cost that no parameter has is left out, and so are parameters without a cost.
@@ -27,7 +27,7 @@ def build_regularizer(
     Args:
         l2: params -> pytree of numbers, the coefficient of each parameter.
         labels: params -> pytree of "grassmann" and "euclidean".
-        omega: weight of the orthogonality penalty.
+        omega: Weight of the orthogonality penalty.
 
     Example:
         >>> regularize = build_regularizer(
@@ -62,7 +62,7 @@ def build_regularizer(
 
 
 def total(costs: Costs) -> jax.Array:
-    """The sum of all costs.
+    """Return the sum of all costs.
 
     Example:
         >>> float(total({"weight_cost": {"a": jnp.float32(1), "b": jnp.float32(2)}}))
@@ -72,7 +72,7 @@ def total(costs: Costs) -> jax.Array:
 
 
 def summarize(costs: Costs, per_layer: bool) -> dict[str, jax.Array]:
-    """Each cost's sum by its name, and with `per_layer` its parts by name/path.
+    """Return each cost's sum by its name, and with `per_layer` each parameter's by name/path.
 
     Example:
         >>> costs = {"weight_cost": {"a": jnp.float32(1), "b": jnp.float32(2)}}
@@ -82,10 +82,10 @@ def summarize(costs: Costs, per_layer: bool) -> dict[str, jax.Array]:
     sums = {name: sum(each.values(), jnp.float32(0)) for name, each in costs.items()}
     if not per_layer:
         return sums
-    parts = {
+    per_parameter = {
         f"{name}/{path}": value for name, each in costs.items() for path, value in each.items()
     }
-    return sums | parts
+    return sums | per_parameter
 
 
 def _name(path: Any) -> str:

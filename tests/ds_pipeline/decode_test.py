@@ -71,7 +71,7 @@ def test_a_png_keeps_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_greyscale_is_repeated(kind: str) -> None:
+def test_grayscale_is_repeated(kind: str) -> None:
     data = encoded(PIL.Image.fromarray(picture(20, 30)[:, :, 0]), kind)
     found = decode(data)
     assert found.shape == (20, 30, 3)
@@ -272,7 +272,7 @@ def test_the_windows_fill_their_ranges() -> None:
     assert abs((left / np.maximum(1000 - width, 1)).mean() - 0.5) < 0.01
 
 
-def test_where_no_attempt_fits_the_centre_is_taken() -> None:
+def test_where_no_attempt_fits_the_center_is_taken() -> None:
     strip = encoded(picture(20, 400), "PNG")
     windows = inception_windows(
         np.full(500, 20), np.full(500, 4000), random_bits(1, 0, 0, np.arange(500), 22)

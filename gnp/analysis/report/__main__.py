@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes a report and returns the exit code.
+    """Write a report and return the exit code.
 
     Args:
         arguments: without the program's name.
@@ -93,7 +93,7 @@ def _report(paths: Sequence[Path], out: Path, baseline: str | None) -> int:
 def _notes(
     runs: Sequence[Run], groups: Sequence[Group], skipped: Sequence[tuple[Path, str]]
 ) -> list[str]:
-    """What a reader must know before the numbers."""
+    """Return what a reader must know before the numbers."""
     notes = []
     unfinished = [run for run in runs if not run.is_finished]
     if unfinished:

@@ -14,7 +14,7 @@ MOST_RUNS = 10  # thin lines of a group
 
 
 def curves(section: Section) -> list[Figure]:
-    """Loss and error over epochs, in training and in the test; those that were measured twice."""
+    """Draw loss and error over epochs, in training and in the test, where measured twice."""
     split, _, error = section.metric.partition("_")
     rate = section.is_rate
     wanted = [
@@ -48,7 +48,7 @@ def _curve(name: str, title: str, groups: Sequence[Group], percent: bool) -> Fig
 
 
 def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
-    """A group's runs as thin lines, the band of mean ± standard deviation, and the mean."""
+    """Draw a group's runs as thin lines, the band of mean ± standard deviation, and the mean."""
     look = style(index)
     measured = [found for run in group.measured if (found := points(run, name))]
     middle = mean_curve(measured)
@@ -84,7 +84,7 @@ def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
 def mean_curve(
     lines: Sequence[Sequence[tuple[int, float]]],
 ) -> list[tuple[int, float, float | None]]:
-    """(epoch, mean, standard deviation) at the epochs that all lines have.
+    """Return (epoch, mean, standard deviation) at the epochs that all lines have.
 
     Example:
         >>> mean_curve([[(1, 2.0), (2, 0.0)], [(1, 4.0)]])

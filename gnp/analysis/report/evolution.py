@@ -1,4 +1,4 @@
-"""What a recorded run's gradients did, small enough for a page."""
+"""The evolution of a recorded run's gradients, small enough for a page."""
 
 import base64
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ MOST_CELLS = 3_000_000  # of all heatmaps on the page; a byte each
 
 
 def evolutions(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A recorded run of each group, as the page's script takes it, and what could not be read.
+    """Read a recorded run of each group, for the page's script; and what could not be read.
 
     Args:
         groups: of the page; the first MOST_RUNS that recorded are taken.
@@ -42,7 +42,7 @@ def evolutions(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]
 
 
 def evolution(run: Run, name: str, most_cells: int) -> dict[str, Any]:
-    """One run's evolution.
+    """Read one run's evolution.
 
     Args:
         run: a recorded one.
@@ -83,7 +83,7 @@ def evolution(run: Run, name: str, most_cells: int) -> dict[str, Any]:
 
 
 def heatmap(values: np.ndarray) -> dict[str, Any]:
-    """Frames of a heatmap as bytes: 255 is the largest value of all frames.
+    """Return frames of a heatmap as bytes: 255 is the largest value of all frames.
 
     Args:
         values: [frames, rows, columns], not negative.

@@ -1,6 +1,6 @@
 """The figures of a page, as plotly takes them in JSON.
 
-A colour is written `var(--NAME)`, or `var(--NAME) 20%` for a faint one: the page's script puts in
+A color is written `var(--NAME)`, or `var(--NAME) 20%` for a faint one: the page's script puts in
 what the style sheet says for light or dark.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
-# Neighbours differ in all three, and no two of the first 105 are alike.
+# Neighbors differ in all three, and no two of the first 105 are alike.
 COLORS = 7
 DASHES = ("solid", "8px,3px", "2px,3px", "8px,3px,2px,3px", "14px,4px")
 MARKERS = ("circle", "square", "triangle-up")
@@ -34,7 +34,7 @@ class Figure(NamedTuple):
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the group with that number.
+    """Return color, dash and marker of the group with that number.
 
     Example:
         >>> style(8)
@@ -48,7 +48,7 @@ def style(index: int) -> dict[str, Any]:
 
 
 def line_of(line: Sequence[tuple[float, float]], index: int, name: str) -> dict[str, Any]:
-    """A group's line, with its colour, dash and marker."""
+    """Return a group's line, with its color, dash and marker."""
     look = style(index)
     marker = {"symbol": look["marker"], "size": 7, "maxdisplayed": 8, "color": look["color"]}
     return bare_line(line, index) | {
@@ -60,7 +60,7 @@ def line_of(line: Sequence[tuple[float, float]], index: int, name: str) -> dict[
 
 
 def bare_line(line: Sequence[tuple[float, float]], index: int) -> dict[str, Any]:
-    """Points of a group, as yet without a style."""
+    """Return the points of a group, as yet without a style."""
     return {
         "type": "scatter",
         "x": [x for x, _ in line],
@@ -70,7 +70,7 @@ def bare_line(line: Sequence[tuple[float, float]], index: int) -> dict[str, Any]
 
 
 def rounded(value: Any, digits: int = 4) -> float | None:
-    """A number with few digits, which make a small page; None where it is not finite.
+    """Return a number with few digits, which make a small page; None where it is not finite.
 
     Example:
         >>> rounded(0.123456), rounded(float("nan"))
@@ -81,12 +81,12 @@ def rounded(value: Any, digits: int = 4) -> float | None:
 
 
 def thinned(line: Sequence[_T]) -> list[_T]:
-    """At most MOST_POINTS, evenly, with the first and the last."""
+    """Return at most MOST_POINTS, evenly, with the first and the last."""
     return [line[i] for i in evenly(len(line), MOST_POINTS)]
 
 
 def evenly(number: int, most: int) -> list[int]:
-    """At most `most` indices below `number`, evenly, with the first and the last.
+    """Return at most `most` indices below `number`, evenly, with the first and the last.
 
     Example:
         >>> evenly(3, 5), evenly(9, 3)
@@ -98,7 +98,7 @@ def evenly(number: int, most: int) -> list[int]:
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with few round ticks.
+    """Return a logarithmic axis with few round ticks.
 
     Args:
         values: positive ones, at least one.

@@ -37,12 +37,12 @@ class Group(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether no method of this project takes part."""
+        """True where no method of this project takes part."""
         return is_plain(self.config)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """The groups, in the order in which their first runs come."""
+    """Return the groups, in the order in which their first runs come."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(json.dumps(shared_config(run.config), sort_keys=True), []).append(run)
@@ -58,7 +58,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def shared_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the seeds and the keys that results do not depend on.
+    """Return a config without the seeds and the keys that results do not depend on.
 
     Example:
         >>> shared_config({"seeds": 3, "retrain": True, "base_lr": 1.0})
@@ -71,7 +71,7 @@ def shared_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """2000.0 is 2000, and a tuple a list, as a config file and a command line may differ there."""
+    """Make 2000.0 2000, and a tuple a list: a config file and a command line may differ there."""
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if isinstance(value, Mapping):
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all, sorted.
+    """Return the keys whose values are not the same in all, sorted.
 
     Example:
         >>> differing_keys([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
@@ -91,7 +91,7 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each config: data set and model where they differ, method, other keys at need.
+    """Name each config: data set and model where they differ, method, other keys at need.
 
     Args:
         configs: no two alike.
@@ -115,12 +115,12 @@ def names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def data_of(config: Mapping[str, Any]) -> str:
-    """The title of a config's data set."""
+    """Return the title of a config's data set."""
     return dataset_title(str(config["dataset.dataset_name"]), config.get("dataset.data_dir"))
 
 
 def show(value: Any) -> str:
-    """A config value as a person writes it.
+    """Write a config value as a person does.
 
     Example:
         >>> show(None), show(True), show([1, 2]), show(0.1), show({"nesterov": False})
@@ -136,7 +136,7 @@ def show(value: Any) -> str:
 
 
 def is_plain(config: Mapping[str, Any]) -> bool:
-    """Whether a config has no penalty, no centralization and a Euclidean optimizer."""
+    """Tell whether a config has no penalty, no centralization and a Euclidean optimizer."""
     return (
         not (config["gnp.r"] and _weight(config))
         and config["opt.centralize"] == "none"
@@ -145,7 +145,7 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
-    """What a config trains with, in words.
+    """Say in words what a config trains with.
 
     Args:
         config: complete.
@@ -167,7 +167,7 @@ def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
 
 
 def _weight(config: Mapping[str, Any]) -> float:
-    """alpha, also where the config has lambda = alpha * r instead."""
+    """Return alpha, also where the config has lambda = alpha * r instead."""
     coefficient = config.get("gnp.lambda")
     radius = config["gnp.r"]
     return float(coefficient / radius if coefficient and radius else config["gnp.alpha"])
@@ -204,7 +204,7 @@ def _penalty(config: Mapping[str, Any]) -> str:
 
 
 def _ordinal(number: int) -> str:
-    """Of a number from 2 up.
+    """Return the ordinal of a number from 2 up.
 
     Example:
         >>> _ordinal(2), _ordinal(5), _ordinal(11), _ordinal(23)

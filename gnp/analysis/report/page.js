@@ -5,7 +5,7 @@
   const coarse = matchMedia("(pointer: coarse)").matches;
   const plots = new Map(); // element -> () => ({data, layout}), as the page is now
 
-  // --- Colours: `var(--x)` and `var(--x) 20%` are what the style sheet says at the moment.
+  // --- Colors: `var(--x)` and `var(--x) 20%` are what the style sheet says at the moment.
 
   function color(text) {
     const found = /^var\((--[\w-]+)\)(?: (\d+)%)?$/.exec(text);

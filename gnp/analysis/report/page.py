@@ -21,7 +21,7 @@ _POLICY = (
 
 
 def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[str]]:
-    """The page, and a line for each thing in the run directories that could not be shown.
+    """Return the page, and a line for each thing in the run directories that was not shown.
 
     Args:
         sections: with their summaries.
@@ -93,7 +93,7 @@ _RUNS = ("runs", "All runs")
 def _section(
     section: Section, number: int, data: Data, alone: bool
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
-    """A data set's parts, where the page's menu leads in it, and what could not be shown."""
+    """Return a data set's section, its entries in the page's menu, and what was not shown."""
     recorded, warnings = evolutions(section.groups)
     flatness, damaged = read_flatness(section.groups, MOST_GROUPS)
     warnings += damaged

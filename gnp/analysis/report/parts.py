@@ -31,27 +31,27 @@ _MAPS = {
 
 
 class Data:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
 
     def __init__(self) -> None:
         self.figures: list[dict[str, Any]] = []
         self.evolutions: list[list[dict[str, Any]]] = []
 
     def figure(self, figure: Figure) -> str:
-        """The place of a figure in the page."""
+        """Return the place of a figure in the page."""
         self.figures.append({"traces": figure.traces, "layout": figure.layout})
         attribute = f'data-figure="{len(self.figures) - 1}"'
         return _figure(figure.title, figure.note, figure.description, attribute)
 
     def json(self) -> str:
-        """As text that may stand in a script element."""
+        """Return a value as text that may stand in a script element."""
         found = {"figures": self.figures, "evolutions": self.evolutions}
         text = json.dumps(found, separators=(",", ":"), allow_nan=False)
         return text.replace("<", "\\u003c")
 
 
 def safe(text: str) -> str:
-    """Text as HTML.
+    """Return text as HTML.
 
     Example:
         >>> safe("a < b")
@@ -61,7 +61,7 @@ def safe(text: str) -> str:
 
 
 def counted(number: int, word: str) -> str:
-    """A number and its word.
+    """Return a number and its word.
 
     Example:
         >>> counted(1, "run"), counted(2, "run")
@@ -71,7 +71,7 @@ def counted(number: int, word: str) -> str:
 
 
 def listed(words: Sequence[str], most: int = 4) -> str:
-    """Words in a sentence.
+    """Join words as in a sentence.
 
     Example:
         >>> listed(["a", "b", "c"]), listed(["a", "b", "c"], most=1)
@@ -83,13 +83,13 @@ def listed(words: Sequence[str], most: int = 4) -> str:
 
 
 def notes(lines: Sequence[str]) -> str:
-    """What a reader must know before the numbers."""
+    """Return what a reader must know before the numbers."""
     items = "".join(f"<li>{safe(line)}</li>" for line in lines)
     return f'<div class="notes" role="note"><ul>{items}</ul></div>' if lines else ""
 
 
 def results(section: Section) -> str:
-    """The table of numbers, and a strip of dots for each group."""
+    """Return the table of numbers, and a strip of dots for each group."""
     columns = tables.columns(section)
     rows = []
     for place, summary in enumerate(section.summaries):
@@ -108,7 +108,7 @@ def results(section: Section) -> str:
 
 
 def _cell(text: str, value: Any, best: bool = False) -> str:
-    """A cell and what it is sorted by."""
+    """Return a cell and what it is sorted by."""
     shown = "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
     mark = ' class="best"' if best else ""
     return f'<td{mark} data-value="{safe(shown)}">{safe(text)}</td>'
@@ -118,7 +118,7 @@ def _table(
     headings: Sequence[str], rows: Sequence[str], label: str, *, kind: str = "",
     sortable: bool = False,
 ) -> str:  # fmt: skip
-    """A table that scrolls by itself, also by keyboard."""
+    """Return a table that scrolls by itself, also by keyboard."""
     cells = [
         f'<th scope="col"><button type="button">{safe(heading)}</button></th>'
         if sortable
@@ -134,7 +134,7 @@ def _table(
 
 
 def _strips(section: Section) -> str:
-    """Each run's error as a dot, each group's mean as a line, all on one scale."""
+    """Draw each run's error as a dot, each group's mean as a line, all on one scale."""
     shown = [summary for summary in section.summaries if summary.errors][:_MOST_STRIPS]
     if not shown or max(len(summary.errors) for summary in shown) == len(shown) == 1:
         return ""
@@ -170,7 +170,7 @@ def _strips(section: Section) -> str:
 
 
 def _ticks(largest: float) -> list[float]:
-    """Round numbers from 0 to beyond the largest value.
+    """Return round numbers from 0 to beyond the largest value.
 
     Example:
         >>> _ticks(0.031)
@@ -184,7 +184,7 @@ def _ticks(largest: float) -> list[float]:
 
 
 def learning_curves(section: Section, data: Data) -> str:
-    """The curves, with a key for each group that switches it on and off."""
+    """Return the curves, with a key for each group that switches it on and off."""
     figures = curves(section)
     if not figures:
         return ""
@@ -201,7 +201,7 @@ def learning_curves(section: Section, data: Data) -> str:
 
 
 def sharpness(section: Section, found: Sequence[Flatness], data: Data) -> str:
-    """What was measured around the checkpoints, again with a key for each group."""
+    """Return what was measured around the checkpoints, again with a key for each group."""
     figures, maps = lines(found), contours(found)
     if not figures and not maps:
         return ""
@@ -215,7 +215,7 @@ def sharpness(section: Section, found: Sequence[Flatness], data: Data) -> str:
         parts.append(
             '<p class="heading">Loss around the checkpoint</p>'
             '<p class="muted">Along two random directions, as '
-            "shares of the filters' norms. The same colours stand for the same loss throughout."
+            "shares of the filters' norms. The same colors stand for the same loss throughout."
             f"{more if left_out > 0 else ''}</p>"
             f'<div class="figures three">{"".join(map(data.figure, maps))}</div>'
         )
@@ -223,7 +223,7 @@ def sharpness(section: Section, found: Sequence[Flatness], data: Data) -> str:
 
 
 def _keys(words: str, groups: Sequence[tuple[int, Group]], baseline: Group | None) -> str:
-    """A button for each group, which shows and hides its lines in this part of the page."""
+    """Return a button a group, which shows and hides its lines in this section of the page."""
     if len(groups) == 1:
         return f'<p class="muted">{safe(words)}.</p>'
     keys = "".join(
@@ -239,7 +239,7 @@ def _keys(words: str, groups: Sequence[tuple[int, Group]], baseline: Group | Non
 
 
 def _sample(index: int) -> str:
-    """A group's line and marker."""
+    """Draw a group's line and marker."""
     look = style(index)
     dash = "" if look["dash"] == "solid" else look["dash"].replace("px", "")
     return (
@@ -250,7 +250,7 @@ def _sample(index: int) -> str:
 
 
 def differences(section: Section) -> str:
-    """The config keys that differ; a value that most groups have is set back."""
+    """Return the config keys that differ; a value that most groups have is set back."""
     keys, values = tables.differences(section)
     if not keys:
         return ""
@@ -269,7 +269,7 @@ def differences(section: Section) -> str:
 
 
 def gradients(recorded: Sequence[dict[str, Any]], data: Data) -> str:
-    """Where a run, a layer and an epoch are chosen, and six figures of them."""
+    """Return the choice of a run, a layer and an epoch, and six figures of them."""
     if not recorded:
         return ""
     data.evolutions.append(list(recorded))
@@ -297,7 +297,7 @@ def gradients(recorded: Sequence[dict[str, Any]], data: Data) -> str:
     hidden = max(each["hidden"] for each in recorded)
     note = f" Of {counted(hidden, 'smaller layer')} there is no picture." if hidden else ""
     return f"""<p class="muted">G: the sum of an epoch's gradients; A: the sum of G over the epochs
-so far. Each cell of a heatmap is the largest of the values it stands for; its colours reach to the
+so far. Each cell of a heatmap is the largest of the values it stands for; its colors reach to the
 largest of all epochs.{note}</p>
 <div data-evolution="{len(data.evolutions) - 1}">
 <div class="control">
@@ -323,7 +323,7 @@ def _figure(title: str, note: str, description: str, attribute: str) -> str:
 
 
 def runs(sections: Sequence[Section]) -> str:
-    """Every run, with its directory."""
+    """Return every run, with its directory."""
     found = [(s, g, run) for s in sections for g in s.groups for run in g.runs]
     parent = os.path.commonpath([run.path.resolve().parent for _, _, run in found])
     rows = [_run_row(section, group.name, run, parent) for section, group, run in found]

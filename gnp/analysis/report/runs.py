@@ -27,7 +27,7 @@ class UsageError(ReportError):
 
 
 class Run(NamedTuple):
-    """What a run directory holds.
+    """The contents of a run directory.
 
     Attributes:
         path: the directory.
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last epoch of its config is done."""
+        """True once the last epoch of its config is done."""
         return self.epochs >= self.config["total_epochs"]
 
     @property
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
 
 def averaged(metric: str) -> str:
-    """Name of a metric of the average of the parameters.
+    """Return the name of a metric of the average of the parameters.
 
     Example:
         >>> averaged("test_error_rate")
@@ -76,7 +76,7 @@ def averaged(metric: str) -> str:
 def read_runs(
     paths: Sequence[Path], *, progress: bool = True
 ) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """The runs in run directories and in folders that hold some.
+    """Read the runs in run directories and in folders that hold some.
 
     Args:
         paths: directories.
@@ -111,7 +111,7 @@ def read_runs(
 
 
 def read_run(path: Path) -> Run:
-    """One run directory.
+    """Read one run directory.
 
     Raises:
         ReportError: it is damaged, or of another program.
@@ -136,7 +136,7 @@ def read_run(path: Path) -> Run:
 
 
 def _fits(usual: Any, value: Any) -> bool:
-    """Whether a value is of the kind of a key's default; any is where that is none."""
+    """Tell whether a value is of the kind of a key's default; any is where that is none."""
     if usual is None:
         return True
     if isinstance(usual, (int, float)) and not isinstance(usual, bool):
@@ -145,7 +145,7 @@ def _fits(usual: Any, value: Any) -> bool:
 
 
 def _find(path: Path) -> list[Path]:
-    """The directories with a config.json below a folder.
+    """Find the directories with a config.json below a folder.
 
     Raises:
         UsageError: there is none, or no such folder.
@@ -167,7 +167,7 @@ def _find(path: Path) -> list[Path]:
 
 
 def points(run: Run, name: str) -> list[tuple[int, float]]:
-    """(epoch, value) wherever a metric was measured and is finite.
+    """Return (epoch, value) wherever a metric was measured and is finite.
 
     Example:
         >>> points(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
@@ -178,7 +178,7 @@ def points(run: Run, name: str) -> list[tuple[int, float]]:
 
 
 def final_value(run: Run, name: str) -> float | None:
-    """A metric where it was measured last; None where that is not finite, or never was.
+    """Return a metric where it was measured last; None if that is not finite, or never was.
 
     Example:
         >>> final_value(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
@@ -189,7 +189,7 @@ def final_value(run: Run, name: str) -> float | None:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number.
+    """Tell whether a JSON value is a finite number.
 
     Example:
         >>> is_number(True), is_number(float("nan")), is_number(3)
@@ -199,12 +199,12 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def total_seconds(run: Run) -> float:
-    """Seconds of training, without evaluations."""
+    """Return the seconds of training, without evaluations."""
     return sum(seconds for _, seconds in points(run, "epoch_seconds"))
 
 
 def epoch_seconds(run: Run) -> float | None:
-    """Median seconds of an epoch's training; without the first, which compiles, if there are more.
+    """Return the median seconds of an epoch's training, if possible without the first's.
 
     Example:
         >>> rows = [{"epoch": e, "epoch_seconds": s} for e, s in ((1, 9.0), (2, 1.0), (3, 3.0))]
@@ -215,7 +215,7 @@ def epoch_seconds(run: Run) -> float | None:
 
 
 def step_seconds(run: Run) -> float | None:
-    """The same of a step.
+    """Return the same of a step.
 
     Example:
         >>> step_seconds(Run(Path(), {}, [{"epoch": 1, "step": 4, "epoch_seconds": 2.0}]))

@@ -1,4 +1,4 @@
-"""How flat the runs' minima are: what `gnp.analysis.sharpness` left in their directories."""
+"""Flatness of the runs' minima, which `gnp.analysis.sharpness` left in their directories."""
 
 import json
 import zipfile
@@ -14,7 +14,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Flatness(NamedTuple):
-    """What was measured of a group's representative.
+    """Measurements of a group's representative.
 
     Attributes:
         place, group: of the page.
@@ -29,7 +29,7 @@ class Flatness(NamedTuple):
 
 
 def read_sharpness(run: Run) -> list[dict[str, Any]]:
-    """What sharpness.json holds, an object a checkpoint, by step; nothing where it is missing.
+    """Return sharpness.json's objects, one a checkpoint, by step; nothing without the file.
 
     Raises:
         ReportError: it is damaged.
@@ -49,7 +49,7 @@ def read_sharpness(run: Run) -> list[dict[str, Any]]:
 
 
 def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
-    """A value of a checkpoint; of a list, the largest.
+    """Return a value of a checkpoint; of a list, the largest.
 
     Example:
         >>> value_of({"hessian_eigenvalues": [3.0, 2.0]}, "hessian_eigenvalues")
@@ -62,7 +62,7 @@ def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
 
 
 def read_flatness(groups: Sequence[Group], most: int) -> tuple[list[Flatness], list[str]]:
-    """A measured run of each group, and a line for each file that is damaged.
+    """Read a measured run of each group; and return a line for each file that is damaged.
 
     Args:
         groups: of a data set. All their runs are read, for the warnings.
@@ -86,7 +86,7 @@ def read_flatness(groups: Sequence[Group], most: int) -> tuple[list[Flatness], l
 
 
 def unlike(checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line where checkpoints were measured in ways that do not compare.
+    """Return a line where checkpoints were measured in ways that do not compare.
 
     Example:
         >>> unlike([{"sam_radius": 0.05}, {"sam_radius": 0.1}, {}])

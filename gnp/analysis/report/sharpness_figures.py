@@ -13,7 +13,7 @@ MOST_CONTOURS = 6
 
 
 def lines(found: Sequence[Flatness]) -> list[Figure]:
-    """The largest eigenvalue over training, the spectral density, the loss along directions."""
+    """Draw the largest eigenvalue over training, spectral density, and loss along directions."""
     return [
         figure
         for figure in (_eigenvalue(found), _density(found), _gradient(found), _random(found))
@@ -22,7 +22,7 @@ def lines(found: Sequence[Flatness]) -> list[Figure]:
 
 
 def contours(found: Sequence[Flatness]) -> list[Figure]:
-    """The loss around each checkpoint, on one scale of colours."""
+    """Draw the loss around each checkpoint, on one scale of colors."""
     shown = [
         each
         for each in found
@@ -106,7 +106,7 @@ def _density(found: Sequence[Flatness]) -> Figure:
 
 
 def _density_floor(found: Flatness) -> float:
-    """Less than the height of a single eigenvalue, of all that there are."""
+    """Return less than the height of a single eigenvalue, of all that there are."""
     for each in found.checkpoints:
         width, parameters = each.get("density_width"), each.get("parameters")
         if each["step"] == found.arrays.get("step") and width and parameters:
@@ -144,7 +144,7 @@ def _random(found: Sequence[Flatness]) -> Figure:
 
 
 def _plain(found: Flatness, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """A line without markers, but for a few."""
+    """Return a line without markers, but for a few."""
     line = [(rounded(a) or 0.0, float(b)) for a, b in zip(x, y, strict=True)]
     return line_of(line, found.place, found.group.name)
 
@@ -161,7 +161,7 @@ def _without_legend(layout: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has(arrays: Arrays, name: str, rank: int, same: str | None = None) -> bool:
-    """Whether an array is there with that rank, and another with the same shape."""
+    """Tell whether an array is there with that rank, and another with the same shape."""
     if name not in arrays or arrays[name].ndim != rank:
         return False
     return same is None or (same in arrays and arrays[same].shape == arrays[name].shape)

@@ -79,7 +79,7 @@ class Section(NamedTuple):
 
     @property
     def is_rate(self) -> bool:
-        """Whether the error is a share, shown in percent."""
+        """True where the error is a share, shown in percent."""
         return self.metric.endswith("error_rate")
 
     @property
@@ -89,7 +89,7 @@ class Section(NamedTuple):
 
 
 def sections(groups: Sequence[Group], baseline: Group | None = None) -> list[Section]:
-    """The groups by data set and error, each with its numbers.
+    """Return the groups by data set and error, each with its numbers.
 
     Args:
         groups: with different names.
@@ -111,7 +111,7 @@ def sections(groups: Sequence[Group], baseline: Group | None = None) -> list[Sec
 
 
 def _titles(keys: Sequence[tuple[str, ...]]) -> list[str]:
-    """Of sections (metric, data set, its path, its target): no more than tells them apart."""
+    """Title sections (metric, data set, its path, its target) with no more than differs."""
     forms = [
         [title for _, title, _, _ in keys],
         [f"{title}, {metric.replace('_', ' ')}" for metric, title, _, _ in keys],
@@ -122,7 +122,7 @@ def _titles(keys: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def find_baseline(wanted: str, groups: Sequence[Group]) -> Group:
-    """The group that has a name, or a run directory.
+    """Find the group that has a name, or a run directory.
 
     Raises:
         UsageError: there is none.
@@ -144,7 +144,7 @@ def _only_plain(groups: Sequence[Group]) -> Group | None:
 
 
 def summarize(group: Group, baseline: Group | None) -> Summary:
-    """The numbers of a group, of the runs that are at their end where there are such."""
+    """Return the numbers of a group, of the runs that are at their end where there are such."""
     final: list[float] = []
     best: list[float] = []
     averaged: list[float] = []
@@ -176,7 +176,7 @@ def summarize(group: Group, baseline: Group | None) -> Summary:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and standard deviation; None of nothing.
+    """Return mean and standard deviation; None of nothing.
 
     Example:
         >>> spread([1.0, 3.0])
@@ -214,7 +214,7 @@ def _sharpness(runs: Sequence[Run]) -> dict[str, Spread]:
 
 
 def mean_and_deviation(found: Spread | None, number: Callable[[float], str]) -> str:
-    """`1.25 ± 0.10`, in the form that `number` gives.
+    """Return `1.25 ± 0.10`, in the form that `number` gives.
 
     Example:
         >>> mean_and_deviation(Spread(0.0125, 0.001), "{:.2%}".format)
@@ -229,7 +229,7 @@ def mean_and_deviation(found: Spread | None, number: Callable[[float], str]) -> 
 
 
 def three_digits(values: Sequence[float]) -> Callable[[float], str]:
-    """A form with three digits of the largest value, and as many decimals of the others.
+    """Return a form with three digits of the largest value, and as many decimals of others.
 
     Example:
         >>> number = three_digits([4.839, 0.748])
@@ -243,14 +243,14 @@ def three_digits(values: Sequence[float]) -> Callable[[float], str]:
 
 
 def error_format(section: Section) -> Callable[[float], str]:
-    """How an error of this section is written."""
+    """Return the form in which an error of this section is written."""
     if section.is_rate:
         return "{:.2%}".format
     return three_digits([error for summary in section.summaries for error in summary.errors])
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that suits them.
+    """Return seconds in the unit that suits them.
 
     Example:
         >>> duration(0.0123), duration(75.2), duration(4000), duration(200000)
@@ -268,7 +268,7 @@ def duration(seconds: float | None) -> str:
 
 
 def state_in_words(group: Group) -> str:
-    """How far the runs are that did not end; nothing where all did.
+    """Say how far the runs are that did not end; nothing where all did.
 
     Example:
         >>> state_in_words(Group("", {}, ()))
@@ -281,7 +281,7 @@ def state_in_words(group: Group) -> str:
 
 
 def progress_in_words(run: Run) -> str:
-    """How far a run is."""
+    """Say how far a run is."""
     if run.is_finished:
         return "finished"
     return f"at epoch {run.epochs} of {run.config['total_epochs']}"
@@ -296,7 +296,7 @@ class Column(NamedTuple):
 
 
 def columns(section: Section) -> list[Column]:
-    """The columns after the group's name; those in which nothing would stand are left out."""
+    """Return the columns after the group's name; empty ones are left out."""
     number = error_format(section)
     found = [
         Column("runs", lambda s: str(len(s.group.runs)), lambda s: len(s.group.runs)),
@@ -341,7 +341,7 @@ def _spread_column(
 
 
 def _ratios_differ(summary: Summary) -> bool:
-    """As they do where epochs have different numbers of steps."""
+    """Tell whether they differ, as they do where epochs have different numbers of steps."""
     if summary.epoch_ratio is None or summary.step_ratio is None:
         return False
     return abs(summary.epoch_ratio - summary.step_ratio) > 0.01 * summary.epoch_ratio
@@ -352,7 +352,7 @@ def _times(ratio: float | None) -> str:
 
 
 def legend(section: Section) -> str:
-    """What the columns mean."""
+    """Explain the columns."""
     cost = (
         f" Cost: of an epoch, over that of {section.baseline.name}."
         if section.baseline
@@ -376,14 +376,14 @@ def legend(section: Section) -> str:
 
 
 def differences(section: Section) -> tuple[list[str], list[list[str]]]:
-    """The keys that are not the same in all groups, and each group's values of them."""
+    """Return the keys that are not the same in all groups, and each group's values of them."""
     configs = [group.config for group in section.groups]
     keys = differing_keys(configs)
     return keys, [[show(config.get(key)) for key in keys] for config in configs]
 
 
 def are_usual(rows: Sequence[Sequence[str]]) -> list[list[bool]]:
-    """Whether each value is the commonest one of its column.
+    """Tell of each value whether it is the commonest one of its column.
 
     Example:
         >>> are_usual([["a"], ["b"], ["a"]])
@@ -394,7 +394,7 @@ def are_usual(rows: Sequence[Sequence[str]]) -> list[list[bool]]:
 
 
 def markdown(found: Sequence[Section], notes: Sequence[str]) -> str:
-    """The report as a Markdown page."""
+    """Return the report as a Markdown page."""
     lines = ["# Report", ""]
     lines += [f"- {_cell(note)}" for note in notes] + [""] * bool(notes)
     for section in found:
@@ -426,13 +426,13 @@ def _table(
 
 
 def _cell(text: str) -> str:
-    """Text as it is, where Markdown allows HTML and bars end a cell."""
+    """Return text as it is, where Markdown allows HTML and bars end a cell."""
     text = html.escape(text, quote=False).replace("\\", "\\\\")
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def comma_separated(found: Sequence[Section]) -> str:
-    """The report as CSV: a line a group, numbers unrounded, shares as shares."""
+    """Return the report as CSV: a line a group, numbers unrounded, shares as shares."""
     file = io.StringIO()
     names = [
         "dataset", "group", "metric", "runs", "finished", "final_median", "final_mean",

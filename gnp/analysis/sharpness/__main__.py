@@ -1,4 +1,4 @@
-"""How flat the loss is around a checkpoint.
+"""Measure how flat the loss is around a checkpoint.
 
     python -m gnp.analysis.sharpness DIR [--checkpoint=STEP] [--examples=N] [--eigenvalues=K]
 
@@ -61,7 +61,7 @@ _RUN_ERRORS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns the exit code.
+    """Run a command line and returns the exit code.
 
     Args:
         arguments: without the program's name; None: the process' own.

@@ -32,7 +32,7 @@ def sam_sharpness(
     radius: float,
     steps: int = ASCENT_STEPS,
 ) -> SamSharpness:
-    """How much the loss can rise within a ball.
+    """Find how much the loss can rise within a ball.
 
     The maximum starts from the best of r g / |g| and +-r u, u the eigenvector of the largest
     eigenvalue, and goes on by d <- projection onto the ball of (d + r g(theta + d) / |g|). It is a
@@ -64,7 +64,7 @@ def sam_sharpness(
 
 
 def filter_normalized(params: Any, seed: int, number: int) -> Vector:
-    """A random direction in which each filter is as long as the parameters' own.
+    """Draw a random direction in which each filter is as long as the parameters' own.
 
     d_j <- d_j |theta_j| / |d_j| for each output unit j of a weight; biases and scales stay.
 
@@ -99,12 +99,12 @@ def filter_normalized(params: Any, seed: int, number: int) -> Vector:
 
 
 def curve(surface: Surface, direction: Vector, distances: Vector) -> Vector:
-    """L(theta + t d) for each t."""
+    """Return L(theta + t d) for each t."""
     return np.array([surface.loss(t * direction) for t in distances])
 
 
 def contour(surface: Surface, first: Vector, second: Vector, distances: Vector) -> Vector:
-    """[n, n]: L(theta + x first + y second), rows by y, columns by x."""
+    """Return [n, n]: L(theta + x first + y second), rows by y, columns by x."""
     return np.array([[surface.loss(x * first + y * second) for x in distances] for y in distances])
 
 

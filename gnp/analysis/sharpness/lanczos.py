@@ -60,7 +60,7 @@ def lanczos(
     enough: Callable[[Ritz], bool] | None = None,
     restart: Callable[[], Vector] | None = None,
 ) -> Decomposition:
-    """Lanczos' algorithm with full reorthogonalisation (twice is enough).
+    """Run Lanczos' algorithm with full reorthogonalization (twice is enough).
 
     Args:
         product: v -> H v.
@@ -112,7 +112,7 @@ def lanczos(
 
 
 def ritz_values(found: Decomposition) -> Ritz:
-    """What a decomposition knows of the eigenvalues."""
+    """Return what a decomposition knows of the eigenvalues."""
     off = found.off_diagonal
     values, vectors = np.linalg.eigh(np.diag(found.diagonal) + np.diag(off, 1) + np.diag(off, -1))
     rounding = _TINY * np.abs(values).max()
@@ -120,7 +120,7 @@ def ritz_values(found: Decomposition) -> Ritz:
 
 
 def is_exact(ritz: Ritz, tolerance: float) -> npt.NDArray[np.bool_]:
-    """Which residuals are below tolerance |theta|, or, near 0, tolerance / 100 of the largest."""
+    """Tell which residuals are below tolerance * max(|theta|, largest |theta| / 100)."""
     size = np.abs(ritz.values)
     return ritz.residuals <= tolerance * np.maximum(size, size.max() / 100)
 
@@ -150,7 +150,7 @@ class Extremes(NamedTuple):
 def extremes(
     product: Product, size: int, count: int, steps: int, seed: int, tolerance: float = 1e-3
 ) -> Extremes:
-    """The largest eigenvalues and the smallest one.
+    """Find the largest eigenvalues and the smallest one.
 
     Args:
         product: v -> H v.
@@ -196,7 +196,7 @@ def extremes(
 def trace(
     product: Product, found: Decomposition, samples: int, seed: int
 ) -> tuple[float, float, Vector]:
-    """The trace, its standard error, and the samples that it is the mean of.
+    """Return the trace, its standard error, and the samples that it is the mean of.
 
     tr H = tr T + E[w' H w], w = (1 - Q Q') v with random signs v: exact in the space that Lanczos
     knows, Hutchinson's estimate in the rest, which holds the small eigenvalues only (Hutch++).
@@ -252,7 +252,7 @@ def spectrum(
     seed: int,
     tolerance: float = 1e-3,
 ) -> Spectrum:
-    """Stochastic Lanczos quadrature of the spectral density (1/p) sum_i delta(x - lambda_i).
+    """Estimate the spectral density (1/p) sum_i delta(x - lambda_i) by stochastic quadrature.
 
     What has converged in `found` counts 1/p each; random probes outside of it give the rest.
 
@@ -291,7 +291,7 @@ def spectrum(
 
 
 def smooth(found: Spectrum, width: float, points: Vector) -> tuple[Vector, Vector]:
-    """The density with each eigenvalue as a Gaussian, and its standard error over the probes.
+    """Return the density, a Gaussian an eigenvalue, and its standard error over the probes.
 
     Args:
         found: of H.
@@ -315,19 +315,19 @@ def smooth(found: Spectrum, width: float, points: Vector) -> tuple[Vector, Vecto
 
 
 def eigenvector(found: Decomposition, index: int) -> Vector:
-    """The Ritz vector [p] of the index-th value, ascending; length 1."""
+    """Return the Ritz vector [p] of the index-th value, ascending; length 1."""
     return _unit(ritz_values(found).vectors[:, index] @ found.basis)[0]
 
 
 def _signs(size: int, count: int, seed: int) -> list[Vector]:
-    """Random signs, one vector at a time: [size] each."""
+    """Draw random signs, one vector at a time: [size] each."""
     sample = stochtrace.sampler_signs(jnp.zeros(size), num=1)
     keys = jax.random.split(jax.random.key(seed), count)
     return [np.asarray(sample(key)[0], np.float64) for key in keys]
 
 
 def _outside(vector: Vector, *bases: Basis) -> Vector:
-    """What of a vector is orthogonal to the bases' rows. Twice: the first time leaves rounding."""
+    """Return what is orthogonal to the bases' rows. Twice: the first time leaves rounding."""
     for _ in range(2):
         for basis in bases:
             vector = vector - (basis @ vector.astype(np.float32)) @ basis

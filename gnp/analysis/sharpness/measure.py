@@ -22,7 +22,7 @@ Stage = Callable[[str], Any]
 
 
 class Settings(NamedTuple):
-    """How much is measured.
+    """The extent of a measurement.
 
     Attributes:
         eigenvalues: of the largest.
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 def measure_flatness(
     surface: Surface, settings: Settings, stage: Stage = lambda name: None
 ) -> tuple[dict[str, Any], Extremes, Vector]:
-    """Loss, gradient norm, ends of the spectrum, trace and SAM sharpness.
+    """Return loss, gradient norm, ends of the spectrum, trace and SAM sharpness.
 
     Args:
         surface: around a checkpoint.
@@ -111,7 +111,7 @@ def measure_flatness(
 def measure_sharpness(
     surface: Surface, settings: Settings, stage: Stage = lambda name: None
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """All of it: the numbers by name, and the arrays of the spectral density and the curves.
+    """Return all: numbers by name, and arrays of the spectral density and the curves.
 
     Args:
         surface: around a checkpoint.
@@ -173,5 +173,5 @@ def _check_finite(**values: Any) -> None:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """Return None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -18,15 +18,15 @@ from matplotlib.patheffects import AbstractPathEffect
 
 from gnp.analysis.figure_files import save_figure
 
-# Okabe and Ito's colours, which stay apart without colour vision, and different dashes.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+# Okabe and Ito's colors, which stay apart without color vision, and different dashes.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 NAMES = ("sharpness_spectrum.png", "sharpness_curves.png", "sharpness_contour.png")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def draw(values: Mapping[str, Any], arrays: Arrays, folder: Path) -> None:
-    """Draws the three pictures.
+    """Draw the three pictures.
 
     Args:
         values: the numbers of a checkpoint, as `measure_sharpness` gives them, and its step.
@@ -70,7 +70,7 @@ def _spectrum(values: Mapping[str, Any], arrays: Arrays) -> Figure:
 def _curves(values: Mapping[str, Any], arrays: Arrays) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     radius = values["sam_radius"]
-    left.axvspan(-radius, radius, color=GREY, alpha=0.2, lw=0, label=f"within r = {radius:g}")
+    left.axvspan(-radius, radius, color=GRAY, alpha=0.2, lw=0, label=f"within r = {radius:g}")
     left.plot(arrays["gradient_distances"], arrays["gradient_losses"], color=BLUE, lw=1.8)
     left.plot([0], [values["loss"]], "o", color=ORANGE, ms=6, label="checkpoint")
     left.set_xlabel("distance along the gradient")
@@ -78,14 +78,14 @@ def _curves(values: Mapping[str, Any], arrays: Arrays) -> Figure:
     _title(left, "Along the gradient", f"gradient norm {values['gradient_norm']:.3g}")
     styles = ((BLUE, "-"), (ORANGE, "--"))
     for number, losses in enumerate(arrays["random_losses"]):
-        colour, dashes = styles[number]
+        color, dashes = styles[number]
         right.plot(
-            arrays["random_distances"], losses, color=colour, ls=dashes, lw=1.8,
+            arrays["random_distances"], losses, color=color, ls=dashes, lw=1.8,
             label=f"direction {number + 1}",
         )  # fmt: skip
     right.plot([0], [values["loss"]], "o", color=GREEN, ms=6, label="checkpoint")
     right.set_xlabel("share of the filters' norms")
-    _title(right, "Along random directions", "filter-normalised")
+    _title(right, "Along random directions", "filter-normalized")
     for axis, losses in ((left, arrays["gradient_losses"]), (right, arrays["random_losses"])):
         _tidy(axis)
         if _spans_decades(losses):
@@ -122,7 +122,7 @@ def _contour(values: Mapping[str, Any], arrays: Arrays) -> Figure:
 
 def _title(axis: Axes, title: str, detail: str) -> None:
     axis.set_title(f"{title}\n", loc="left", fontsize=12)
-    axis.text(0, 1.015, detail, transform=axis.transAxes, fontsize=9.5, color=GREY, va="bottom")
+    axis.text(0, 1.015, detail, transform=axis.transAxes, fontsize=9.5, color=GRAY, va="bottom")
 
 
 def _tidy(axis: Axes) -> None:

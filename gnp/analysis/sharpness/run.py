@@ -207,7 +207,7 @@ def write_results(
     folder: Path,
     arrays: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> list[str]:
-    """Write a checkpoint's numbers and pictures; returns the names of the files.
+    """Write a checkpoint's numbers and pictures; return the names of the files.
 
     Args:
         values: with its step. sharpness.json keeps those of other steps.

@@ -24,7 +24,7 @@ class SharpnessError(ArithmeticError):
 
 
 class Products(NamedTuple):
-    """What is summed up over batches, compiled: a batch's sum, not its mean.
+    """Sums over a batch (not means), compiled; they are added up over batches.
 
     Attributes:
         value: (flat, model_state, batch) -> [].
@@ -48,10 +48,10 @@ def build_products(
     apply: Apply,
     objective: Objective,
     regularize: Regularizer | None,
-    like: Params,
+    params: Params,
     compiler_options: Any = None,
 ) -> Products:
-    """Loss, gradient and Hessian-vector product of a batch, in evaluation mode.
+    """Build loss, gradient and Hessian-vector product of a batch, in evaluation mode.
 
     Batch norm has its running statistics, dropout is off. The product is the derivative of the
     gradient in a direction, (d/dt) g(theta + t v) at t = 0: exact, for about two gradients.
@@ -60,10 +60,10 @@ def build_products(
         apply: the model.
         objective: its loss is summed over the batch's examples whose mask is not 0.
         regularize: costs of the parameters; None: the data's loss alone.
-        like: parameters, or their shapes.
+        params: parameters, or their shapes.
         compiler_options: for jax.jit.
     """
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     _, unravel = ravel_pytree(zeros)
 
     def value(flat: jax.Array, model_state: ModelState, batch: Batch) -> jax.Array:
@@ -106,7 +106,7 @@ class Surface(NamedTuple):
         model_state: batch statistics, on the devices.
         batches: () -> every example once, on the devices, with "mask".
         examples: how many.
-        place: puts an array onto the devices.
+        to_devices: puts an array onto the devices.
         passed: called after each pass over the examples.
     """
 
@@ -115,35 +115,35 @@ class Surface(NamedTuple):
     model_state: ModelState
     batches: Callable[[], Iterable[Batch]]
     examples: int
-    place: Callable[[Any], Any] = jnp.asarray
+    to_devices: Callable[[Any], Any] = jnp.asarray
     passed: Callable[[], Any] = lambda: None
 
     def data_loss(self, offset: Vector | None = None) -> float:
-        """L(theta + offset), without the costs of the parameters."""
+        """Return L(theta + offset), without the costs of the parameters."""
         return float(self._mean(self.products.value, self._at(offset)))
 
     def loss(self, offset: Vector | None = None) -> float:
-        """L(theta + offset), costs included."""
+        """Return L(theta + offset), costs included."""
         here = self._at(offset)
         return float(self._mean(self.products.value, here) + self._cost(self.products.cost, here))
 
     def gradient(self, offset: Vector | None = None) -> Vector:
-        """[p], at theta + offset."""
+        """Return the gradient [p] at theta + offset."""
         here = self._at(offset)
         return self._mean(self.products.gradient, here) + self._cost(
             self.products.cost_gradient, here
         )
 
     def hessian(self, direction: Vector) -> Vector:
-        """H v [p], at theta."""
-        both = self._at(None), self.place(direction.astype(np.float32))
+        """Return H v [p], at theta."""
+        both = self._at(None), self.to_devices(direction.astype(np.float32))
         return self._mean(self.products.hessian, *both) + self._cost(
             self.products.cost_hessian, *both
         )
 
     def _at(self, offset: Vector | None) -> Any:
         flat = self.flat if offset is None else self.flat + offset
-        return self.place(flat.astype(np.float32))
+        return self.to_devices(flat.astype(np.float32))
 
     def _mean(self, function: Function, *vectors: Any) -> Vector:
         total = np.zeros(())
@@ -167,9 +167,9 @@ def at_checkpoint(
     model_state: ModelState,
     batches: Callable[[], Iterable[Batch]],
     examples: int,
-    place: Callable[[Any], Any] = jnp.asarray,
+    to_devices: Callable[[Any], Any] = jnp.asarray,
 ) -> Surface:
-    """The surface around parameters.
+    """Return the surface around parameters.
 
     Raises:
         SharpnessError: a parameter is NaN or infinite.
@@ -184,4 +184,4 @@ def at_checkpoint(
                 "diverged; choose an earlier step with --checkpoint"
             )
     flat = np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(host)])
-    return Surface(products, flat, model_state, batches, examples, place)
+    return Surface(products, flat, model_state, batches, examples, to_devices)

@@ -70,7 +70,7 @@ def test_flips_angles_and_zooms_are_uniform(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose((linear[:, 0] * linear[:, 1]).sum(axis=-1), 0, atol=1e-12)
 
 
-def test_the_centre_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_center_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices = drawn((10, 21, 3), 100, monkeypatch)
     moved = matrices @ np.array([10.0, 4.5, 1.0])
     np.testing.assert_allclose(moved, np.tile([10.0, 4.5], (100, 1)), atol=1e-12)

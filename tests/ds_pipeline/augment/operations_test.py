@@ -139,7 +139,7 @@ def test_solarize_add_is_its_definition() -> None:
         assert result.ravel().tolist() == wanted
 
 
-def test_cutout_is_a_grey_square() -> None:
+def test_cutout_is_a_gray_square() -> None:
     images = np.zeros((2, 6, 6, 3), np.uint8)
     found = cutout_gray(images, np.array([2.0, 4.0]), np.array([3, 0]), np.array([3, 5]))
     first, second = (np.argwhere(image[..., 0] == 128).tolist() for image in found)

@@ -21,7 +21,7 @@ REGRESSION = ["--config.loss=squared_error", "--config.dataset.task=regression"]
 
 @pytest.fixture
 def look(tmp_path, capfd):
-    """Looks at a data set and returns data.json; `look.output` is what was printed."""
+    """Look at a data set and return data.json; `look.output` is what was printed."""
 
     def run(*arguments):
         words = [DIGITS if arguments[0] == "digits" else ANY, *arguments[1:]]
@@ -36,7 +36,7 @@ def look(tmp_path, capfd):
 
 @pytest.fixture
 def refused(tmp_path, capfd):
-    """The one line of a command that fails, without the prefix."""
+    """Return the one line of a command that fails, without the prefix."""
 
     def run(code, *words):
         assert data.main([*map(str, words)]) == code

@@ -29,7 +29,7 @@ EPOCHS, STEPS_PER_EPOCH = STEPS[0].shape[:2]
 
 
 def record(directory, steps=STEPS, names=LAYERS, every_step=True):
-    """A run directory with these gradients [epochs, steps, ...] of each layer, as a run writes."""
+    """Make a run directory with these gradients [epochs, steps, ...] of each layer."""
     epochs, count = steps[0].shape[:2]
     shapes = [x.shape[2:] for x in steps]
     recorder = record_gradient_evolution()
@@ -184,7 +184,7 @@ def test_pictures_of_gradients_that_are_all_zero(tmp_path):
 
 @pytest.mark.parametrize(("layers", "epochs"), [(1, 1), (2, 3), (8, 2), (9, 45), (60, 2)], ids=str)
 def test_pictures_of_any_number_of_layers_and_epochs(golden, tmp_path, layers, epochs):
-    """As many layers and epochs as asked for, made of a small run; one layer has no gradient."""
+    """Draw as many layers and epochs as asked for, of a small run; one has no gradient."""
     small = load_evolution(golden)
     names = tuple(f"block_{i}/kernel" for i in range(layers))
     pick, when = [i % 6 for i in range(layers)], np.arange(epochs) % EPOCHS

@@ -27,7 +27,7 @@ GNP = {"gnp.r": 0.05, "gnp.alpha": 0.8}
 def write_run(
     path, changes=None, seed=0, errors=(0.3, 0.1, 0.2), epochs=None, seconds=1.0, metric=None
 ):
-    """A run directory that was never trained."""
+    """Write a run directory that was never trained."""
     path.mkdir(parents=True)
     metric = metric or "test_error_rate"
     config = CONFIG | {"total_epochs": epochs or len(errors)}
@@ -46,7 +46,7 @@ def write_run(
 
 
 def write_evolution(path, epochs=3, layers=((4, 3), (2, 40), (5,))):
-    """What the recorder leaves, of a model with these layers."""
+    """Write what the recorder leaves, of a model with these layers."""
     random = np.random.default_rng(0)
     (path / "evolution").mkdir()
     for epoch in range(1, epochs + 1):
@@ -65,7 +65,7 @@ def write_evolution(path, epochs=3, layers=((4, 3), (2, 40), (5,))):
 
 
 def write_sharpness(path, eigenvalue=4.0):
-    """What gnp.analysis.sharpness leaves."""
+    """Write what gnp.analysis.sharpness leaves."""
     checkpoints = [
         {"step": step, "hessian_eigenvalues": [eigenvalue * factor, 1.0], "hessian_trace": 9.0,
          "sam_sharpness": None, "density_width": 0.1, "parameters": 500}
@@ -114,7 +114,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def make(tmp_path, capsys):
-    """Makes a report of directories; gives exit code, output, errors."""
+    """Make a report of directories; return exit code, output, errors."""
 
     def run(*arguments):
         code = report.main([*map(str, arguments), f"--out={tmp_path / 'out'}"])
@@ -126,13 +126,13 @@ def make(tmp_path, capsys):
 
 @pytest.fixture
 def results(tmp_path):
-    """The lines of report.csv."""
+    """Return the lines of report.csv."""
     return lambda: list(csv.DictReader(io.StringIO((tmp_path / "out/report.csv").read_text())))
 
 
 @pytest.fixture
 def page(tmp_path):
-    """The page that was made."""
+    """Return the page that was made."""
     return lambda: Page((tmp_path / "out" / "report.html").read_text())
 
 
@@ -466,7 +466,7 @@ def test_mean_of_runs_that_were_measured_at_the_same_epochs():
 
 @pytest.fixture
 def browser():
-    """A headless Chromium; the test skips where there is none."""
+    """Start a headless Chromium; the test skips where there is none."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="needs a browser: pip install playwright, and Chromium"
     )
@@ -484,7 +484,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a page with a width and a scheme; gives it and what went wrong in it."""
+    """Open a page with a width and a scheme; return it and what went wrong in it."""
 
     def run(path, width, scheme):
         phone = width < 600
@@ -534,7 +534,7 @@ def test_the_page_in_a_browser(tmp_path, make, open_page):
 
 
 def _check_figures(page):
-    """Every figure has marks, inside of its frame."""
+    """Check that every figure has marks, inside of its frame."""
     drawn = page.eval_on_selector_all(
         ".plot",
         """plots => plots.map(plot => [
@@ -549,7 +549,7 @@ def _check_figures(page):
 
 
 def _wait(page, value, is_right):
-    """Until a value is right: figures are drawn anew a moment after an event."""
+    """Wait until a value is right: figures are drawn anew a moment after an event."""
     for _ in range(500):
         if is_right(value()):
             return
@@ -582,7 +582,7 @@ def _picture(page, field):
 
 
 def _check_slider(page):
-    """By keyboard: the heatmaps and the words follow."""
+    """Check that heatmaps and words follow the keyboard."""
     slider = page.locator("[name=epoch]")
     before = {field: _picture(page, field)() for field in FIELDS}
     assert page.inner_text("output") == "epoch 3 of 3"
@@ -597,7 +597,7 @@ def _check_slider(page):
 
 
 def _check_choices(page):
-    """The largest layer is shown first; another one is another picture."""
+    """Check that the largest layer is shown first, and another one is another picture."""
     picture, chosen = _picture(page, "accumulated"), page.locator("[name=layer] option:checked")
     before = picture()
     assert chosen.inner_text().startswith("Layer_0/kernel")
@@ -608,7 +608,7 @@ def _check_choices(page):
 
 
 def _check_keys(page):
-    """A key takes its group's lines away and brings them back."""
+    """Check that a key takes its group's lines away and brings them back."""
     lines = page.locator("[data-figure='0'] g.trace.scatter")
     before, key = lines.count(), page.locator(".key").first
     key.focus()

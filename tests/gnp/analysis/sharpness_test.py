@@ -15,9 +15,8 @@ from matfree import decomp, eig
 
 import model
 from config import load_config
-from ds_pipeline import InMemorySource, evaluation_batches
+from ds_pipeline import InMemorySource, build_dataset, evaluation_batches
 from ds_pipeline.testing import write_csv_table, write_image_folder
-from gnp import build
 from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness import __main__ as command
 from gnp.analysis.sharpness.directions import contour, curve, filter_normalized, sam_sharpness
@@ -33,6 +32,7 @@ from gnp.analysis.sharpness.lanczos import (
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
 from gnp.analysis.sharpness.run import surfaces
 from gnp.analysis.sharpness.surface import SharpnessError, at_checkpoint, build_products
+from gnp.experiment import build_experiment
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import from_linen
@@ -49,7 +49,7 @@ def regularizer():
 
 
 def network():
-    """A network with dropout, 460 parameters, and 60 examples."""
+    """Build a network with dropout, 460 parameters, and 60 examples."""
     return parts_of("MLP", {"widths": (6,), "dropout_rate": 0.5})
 
 
@@ -60,8 +60,8 @@ def convolutional():
 def parts_of(name, keywords):
     keys = SimpleNamespace(model_name=name, model_params=keywords)
     module = model.build_model(SimpleNamespace(model=keys, precision="float32"), 10)
-    initialise, apply = from_linen(module, lambda x: x.astype(jnp.float32) / 16, (8, 8, 1))
-    params, model_state = jax.jit(initialise)(jax.random.key(1))
+    initialize, apply = from_linen(module, lambda x: x.astype(jnp.float32) / 16, (8, 8, 1))
+    params, model_state = jax.jit(initialize)(jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)
     random = np.random.default_rng(0)
     inputs = random.integers(0, 17, (EXAMPLES, 8, 8, 1)).astype(np.float32)
@@ -82,7 +82,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def dense():
-    """Loss, gradient and eigenvalues by other means: one batch, jax.hessian, numpy."""
+    """Return loss, gradient and eigenvalues by other means: one batch, jax.hessian, numpy."""
     apply, params, model_state, source = network()
     flat, unravel = ravel_pytree(params)
     assert 400 < flat.size < 600
@@ -137,7 +137,7 @@ def test_density_equals_a_dense_hessians(small, dense):
 
 
 def test_density_of_one_probe_equals_its_own(dense):
-    """The quadrature itself: weights are the squares of the probe along the eigenvectors."""
+    """Test the quadrature itself: weights are squares of the probe along the eigenvectors."""
     size = len(dense.values)
     matrix = (dense.vectors * dense.values) @ dense.vectors.T
     start = np.random.default_rng(0).standard_normal(size)
@@ -180,7 +180,7 @@ def test_batch_splits_agree(small, batch_size):
 
 @pytest.mark.slow
 def test_evaluation_mode():
-    """The running statistics of batch norm, no dropout, whatever else is in the batch."""
+    """Use the running statistics of batch norm, no dropout, whatever else is in the batch."""
     apply, params, model_state, source = convolutional()
     model_state = jax.tree.map(lambda leaf: leaf + 0.3, model_state)
     batch = source.batch(np.arange(EXAMPLES))
@@ -210,10 +210,10 @@ def test_without_regularization_is_the_datas_loss_alone(small):
     assert np.linalg.norm(alone.gradient() - small.gradient()) > 1e-3
 
 
-def quadratic(eigenvalues, centre):
-    """L = mean over examples of h/2 |theta - c_i|^2: value, gradient and Hessian are known."""
+def quadratic(eigenvalues, center):
+    """Return L = mean over examples of h/2 |theta - c_i|^2: everything about it is known."""
     eigenvalues = np.asarray(eigenvalues, np.float32)
-    spread = np.array([[-1.0], [1.0]]) * np.ones(len(centre))
+    spread = np.array([[-1.0], [1.0]]) * np.ones(len(center))
 
     def apply(params, model_state, inputs, train, key):
         shifted = params["theta"][None] - inputs
@@ -222,15 +222,15 @@ def quadratic(eigenvalues, centre):
     objective = SimpleNamespace(
         loss=lambda outputs, labels: 0.5 * (eigenvalues[None] * outputs**2).sum(-1)
     )
-    source = InMemorySource((centre + spread).astype(np.float32), np.zeros(2, int))
-    params = {"theta": np.zeros(len(centre), np.float32)}
+    source = InMemorySource((center + spread).astype(np.float32), np.zeros(2, int))
+    params = {"theta": np.zeros(len(center), np.float32)}
     products = build_products(apply, objective, None, params)
     batches = list(evaluation_batches(source, 1))
     return at_checkpoint(products, params, {}, lambda: batches, 2)
 
 
 def largest_rise(eigenvalues, gradient, radius):
-    """max g'd + d'Hd/2 over |d| <= r, by the secular equation |(m - H)^-1 g| = r, m >= max h."""
+    """Return max g'd + d'Hd/2 over |d| <= r, by |(m - H)^-1 g| = r with m >= max h."""
     low, high = max(eigenvalues.max(), 0.0), 1e6
     for _ in range(200):
         middle = (low + high) / 2
@@ -244,14 +244,14 @@ def test_a_quadratic_has_its_closed_form():
     size, radius = 40, 0.3
     random = np.random.default_rng(3)
     eigenvalues = np.concatenate([[30.0, 20.0, -8.0], random.uniform(-1, 2, size - 3)])
-    centre = random.standard_normal(size)
-    surface = quadratic(eigenvalues, centre)
+    center = random.standard_normal(size)
+    surface = quadratic(eigenvalues, center)
     settings = Settings(eigenvalues=2, eigenvalue_steps=size, trace_samples=4, radius=radius,
                         density_steps=size, curve_points=5, contour_points=3)  # fmt: skip
     values, arrays = measure_sharpness(surface, settings)
-    gradient = -eigenvalues * centre
+    gradient = -eigenvalues * center
     length = np.linalg.norm(gradient)
-    loss = 0.5 * eigenvalues @ (centre**2 + 1)
+    loss = 0.5 * eigenvalues @ (center**2 + 1)
     assert values["loss"] == pytest.approx(loss, rel=1e-5)
     assert values["gradient_norm"] == pytest.approx(length, rel=1e-5)
     np.testing.assert_allclose(values["hessian_eigenvalues"], [30, 20], rtol=1e-4)
@@ -361,14 +361,17 @@ def test_any_kind_of_data_without_augmentation(tmp_path, write, name, loss):
     keys = {f"dataset.{key}": value for key, value in write(tmp_path).items()}
     keys |= {"model.model_name": name, "loss": loss, "batch_size": 4}
     config = load_config(DEFAULT, [(key, str(value)) for key, value in keys.items()])
-    run = build.build_run(config, training=False)
-    parts, state = build.loss_parts(config, run.dataset), build.initial_state(run, 0).state
-    surface = surfaces(run, parts, batch_size=3, regularized=False)(state)
-    source = decoded(run.dataset.train, run.dataset.shape)
+    dataset = build_dataset(config, tmp_path)
+    experiment = build_experiment(config, dataset)
+    state = experiment.initialize(jax.random.key(0))
+    surface = surfaces(experiment, batch_size=3, regularized=False)(state)
+    source = decoded(dataset.train, dataset.shape)
     batch = source.batch(np.arange(len(source)))
-    outputs, _ = parts.apply(state.params, state.model_state, batch["input"], False, None)
-    expected = float(parts.objective.loss(outputs, batch["label"]).mean())
-    assert surface.examples == len(run.dataset.train)
+    outputs, _ = experiment.model.apply(
+        state.params, state.model_state, batch["input"], False, None
+    )
+    expected = float(experiment.objective.loss(outputs, batch["label"]).mean())
+    assert surface.examples == len(dataset.train)
     assert surface.loss() == pytest.approx(expected, rel=1e-5)
     assert np.isfinite(surface.hessian(surface.gradient())).all()
 
@@ -454,7 +457,7 @@ def lose_data(run):
 
 
 def be_foreign(run):
-    (run / "config.json").write_text('{"colour": "blue"}')
+    (run / "config.json").write_text('{"color": "blue"}')
 
 
 @pytest.mark.parametrize(
@@ -463,7 +466,7 @@ def be_foreign(run):
         ([], drop_checkpoints, 1, "no checkpoint in"),
         (["--checkpoint=10"], damage, 1, "is damaged"),
         (["--checkpoint=7"], None, 1, "no checkpoint of step 7 in"),
-        ([], be_foreign, 2, "unknown config key colour"),
+        ([], be_foreign, 2, "unknown config key color"),
         ([], lose_data, 1, "nowhere"),
         ([], damage_results, 1, "sharpness.json is damaged"),
         (["--examples=99999"], None, 1, "'digits' has 1438 training examples here"),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: steps taken, in turn, by processes that are asked."""
+"""Common to the benchmarks: steps taken, in turn, by processes that are asked."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from gnp.bench import measure
 
 @pytest.fixture(scope="module")
 def trainer():
-    return measure.Trainer("MLP", 4, measure.penalised_optimizer("MLP"))
+    return measure.Trainer("MLP", 4, measure.penalized_optimizer("MLP"))
 
 
 def numbers(trainer):
@@ -27,7 +27,7 @@ def test_a_cycle_takes_whole_cycles(trainer, monkeypatch):
     assert taken == [((True,), 1), ((True, False, False), 2)]
 
 
-def test_penalised_and_plain_steps_differ(trainer):
+def test_penalized_and_plain_steps_differ(trainer):
     trainer.cycle(True)
     before = numbers(trainer)
     trainer.run((True,), 1)

@@ -11,14 +11,14 @@ def test_measures_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "in_fresh_process", lambda function, *args: function(*args))
     out = tmp_path / "memory.json"
     memory.main(["--models", "MLP", "--batch_size=2", f"--out={out}"])
-    plain, penalised = json.loads(out.read_text())["rows"]
+    plain, penalized = json.loads(out.read_text())["rows"]
     assert plain["copies"] == 0.0 and plain["parameters"] == 4 * 411146
     # The first gradient and the perturbed parameters, or less where XLA reuses room.
-    assert 0 < penalised["copies"] < 2.5
+    assert 0 < penalized["copies"] < 2.5
     assert plain["in_use"] is None
     # Parameters, momentum, batch statistics and batch.
     assert plain["arguments"] > 2 * plain["parameters"]
-    assert "MLP    penalised" in capsys.readouterr().out
+    assert "MLP    penalized" in capsys.readouterr().out
 
 
 def test_what_the_device_says_has_a_column():

@@ -10,6 +10,7 @@ import time
 import pytest
 from gnp.build import config_as_json
 
+import config as configs
 import optimizer
 from ds_pipeline.testing import write_tfds_set
 from gnp.bench import methods
@@ -22,13 +23,13 @@ def test_each_method_is_a_config_that_can_be_built(method):
     optimizer.build_optimizer(config, steps_per_epoch=31)
 
 
-def test_how_many_steps_are_penalised():
-    shares = {method: methods.penalised_share(method, seeds=2) for method in methods.METHODS}
+def test_how_many_steps_are_penalized():
+    shares = {method: methods.penalized_share(method, seeds=2) for method in methods.METHODS}
     assert shares["SGD"] == shares["SGD + GC"] == shares["SGD-G"] == 0
     assert shares["SAM"] == shares["ASAM"] == shares["SGD + GNP"] == 1
     assert shares["GNP every 5th step"] == shares["LookSAM k = 5"] == 0.2
     assert shares["GNP hybrid p = 0.5"] == pytest.approx(0.5, abs=0.05)
-    assert shares["GNP hybrid p = 0.5"] != methods.penalised_share("GNP hybrid p = 0.5", seeds=1)
+    assert shares["GNP hybrid p = 0.5"] != methods.penalized_share("GNP hybrid p = 0.5", seeds=1)
     assert shares["Adam + GNP, zero warmup"] == 0.75
 
 
@@ -56,7 +57,7 @@ def test_a_run_is_read_again_only_if_it_is_the_same_and_whole(
             super().__init__([sys.executable, "-c", FAILING], **options)
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    values = json.loads(json.dumps(config_as_json(methods.config_of("SAM", 0, "data"))))
+    values = configs.as_json(methods.config_of("SAM", 0, "data"))
     directory = tmp_path / "SAM" / "seed_0"
     directory.mkdir(parents=True)
     stored = "{" if changes is None else json.dumps(values | changes)

@@ -21,7 +21,7 @@ def ours():
 
 @pytest.fixture
 def torch(ours):
-    """What PyTorch's process would answer, if it had this model."""
+    """Return what PyTorch's process would answer, if it had this model."""
     images = random_batch(4, CIFAR_SHAPE)["input"]
     logits = model.get_model(NAME, num_classes=10).apply(ours.variables(), images, train=False)
     return SimpleNamespace(

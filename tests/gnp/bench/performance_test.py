@@ -21,7 +21,7 @@ def results(tmp_path):
     files = {
         "step-1.json": {**ABOUT, "bench": "step", "runs": 5, "rows": [
             row("ResNet18", "plain", 1000.0, 1.0),
-            row("ResNet18", "penalised", 1800.0, 1.8, 15.4)]},
+            row("ResNet18", "penalised", 1800.0, 1.8, 15.4)]},  # as earlier versions spelled it
         "step-2.json": {**ABOUT, "bench": "step", "runs": 5, "rows": [
             row("MnistTutorialCNN", "plain", 10.0, 1.0)]},
         "step-3.json": {**ABOUT, "bench": "step", "runs": 5, "dtype": "bfloat16", "rows": [
@@ -55,9 +55,9 @@ def test_targets(results):
     found = performance.targets_table(performance.targets(performance.read_results(results)))
     assert found.lines == [
         ("ResNet18: plain over the original's 1.44 s", "0.69", "0.80", "yes"),
-        ("ResNet18: penalised over plain", "1.80", "1.90", "yes"),
-        ("ResNet18: penalised over the original's 2.8 s", "0.64", "0.80", "yes"),
-        ("ResNet18: first penalised call in s (the original's: 42)", "15.4", "15.0", "no"),
+        ("ResNet18: penalized over plain", "1.80", "1.90", "yes"),
+        ("ResNet18: penalized over the original's 2.8 s", "0.64", "0.80", "yes"),
+        ("ResNet18: first penalized call in s (the original's: 42)", "15.4", "15.0", "no"),
         ("WideResNet_28_10: start with a warm cache over a cold one", "0.33", "0.33", "yes"),
     ]
 
@@ -66,9 +66,9 @@ def test_the_command(results, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("\n".join(f"{a}\n{b}" for a, b in map(performance.marks, performance.SECTIONS)))
     performance.main([f"--results={results}", f"--page={page}"])
-    assert "| ResNet18 | penalised | 1800.00 |" in page.read_text()
+    assert "| ResNet18 | penalized | 1800.00 |" in page.read_text()
     assert "Not measured yet." in page.read_text()
-    assert "ResNet18: penalised over plain" in capsys.readouterr().out
+    assert "ResNet18: penalized over plain" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"bench": "step", "rows": [{}]}', "\x00"])

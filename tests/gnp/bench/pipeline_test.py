@@ -23,7 +23,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A small data set, and nothing skipped."""
+    """Return a small data set, and nothing skipped."""
     data = random_data((32, 32, 3), 128)
     monkeypatch.setattr(pipeline, "cifar10", lambda data_dir: data)
     monkeypatch.setattr(pipeline, "memory_ratio", lambda data_dir: 1.25)
@@ -54,21 +54,21 @@ def test_measures_and_writes(tiny, folder, tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
         "none",
-        "none, normalised on the device",
+        "none, normalized on the device",
         "basic",
-        "basic, normalised on the device",
+        "basic, normalized on the device",
         "basic, on the device",
         "autoaugment+cutout",
         "autoaugment+cutout (tf.switch_case)",
-        "autoaugment+cutout, normalised on the device",
-        "autoaugment+cutout, normalised on the device (tf.switch_case)",
+        "autoaugment+cutout, normalized on the device",
+        "autoaugment+cutout, normalized on the device (tf.switch_case)",
         "basic+mixup",
-        "basic+mixup, normalised on the device",
+        "basic+mixup, normalized on the device",
         "jpeg 224",
     ]
     assert all(row["rate"] > 0 for row in rows.values())
     assert rows["none"]["tensorflow"] == len("none")
-    for name in ("basic", "basic, normalised on the device"):
+    for name in ("basic", "basic, normalized on the device"):
         assert rows[name]["tensorflow"] == len("basic") and rows[name]["ratio"] > 1
     assert rows["basic, on the device"]["tensorflow"] is None
     assert (result["tensorflow"], result["runs"], result["memory_over_uint8"]) == ("2.0", 2, 1.25)
@@ -110,7 +110,7 @@ def test_the_device_makes_windows_of_the_images():
         assert tuple(image[16, 16].tolist()) in pixels
 
 
-def test_what_is_sent_to_the_device_is_normalised(tiny):
+def test_what_is_sent_to_the_device_is_normalized(tiny):
     host, device = (next(make(tiny)) for make in (pipeline.endless, pipeline.on_the_device))
     wanted = (host["input"] - tiny.mean[None, None, None]) / tiny.std[None, None, None]
     np.testing.assert_allclose(device["input"], wanted, rtol=1e-5, atol=1e-5)

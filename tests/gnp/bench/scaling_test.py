@@ -32,7 +32,7 @@ def test_measures_and_writes(tmp_path, monkeypatch, capsys):
     places = [(row["processes"], row["devices"]) for row in rows[:5]]
     assert places == [(1, 1), (1, 2), (1, 4), (2, 2), (4, 4)]
     assert {row["batch_size"] for row in rows if row["scaling"] == "strong"} == {8}
-    weak = [row for row in rows if row["scaling"] == "weak" and row["step"] == "penalised"]
+    weak = [row for row in rows if row["scaling"] == "weak" and row["step"] == "penalized"]
     assert [row["batch_size"] for row in weak] == [8, 16, 32, 16, 32]
     assert [row["efficiency"] for row in weak] == pytest.approx([1.0, 0.9, 0.9, 0.9, 0.9])
     assert weak[2]["speed"] == pytest.approx(3.6)
@@ -40,9 +40,9 @@ def test_measures_and_writes(tmp_path, monkeypatch, capsys):
 
 
 def test_a_process_has_both_steps():
-    plain, penalised = scaling_step.steps_of("MLP", "float32", 1, 1, 4)
-    assert plain.penalize == (False,) and penalised.penalize == (True,)
-    assert penalised(1) > 0
+    plain, penalized = scaling_step.steps_of("MLP", "float32", 1, 1, 4)
+    assert plain.penalize == (False,) and penalized.penalize == (True,)
+    assert penalized(1) > 0
 
 
 def test_devices_that_are_not_there():

@@ -7,7 +7,7 @@ import pytest
 
 from gnp.bench import startup
 from gnp.main import runtime
-from gnp.training.metrics import Log
+from gnp.training.log import Log
 
 
 def test_measures_and_writes(tmp_path, monkeypatch, capsys):

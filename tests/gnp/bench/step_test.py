@@ -17,19 +17,19 @@ def test_measures_and_writes(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     result = json.loads(out.read_text())
     rows = {row["step"]: row for row in result["rows"]}
-    assert list(rows) == ["plain", "penalised", "every_5", "zero_warmup", "hybrid"]
+    assert list(rows) == ["plain", "penalized", "every_5", "zero_warmup", "hybrid"]
     assert all(row["milliseconds"] > 0 for row in rows.values())
     assert rows["plain"]["ratio"] == 1.0
     # FLOPs over time and peak: the time cancels out.
     flops = {name: row["used"] * row["milliseconds"] for name, row in rows.items()}
-    assert flops["penalised"] == pytest.approx(2 * flops["plain"])
+    assert flops["penalized"] == pytest.approx(2 * flops["plain"])
     assert flops["every_5"] == pytest.approx(1.2 * flops["plain"])
     # Two for a weight and an image, forward and backward (of the first layer's input none).
     weights, first = 411_146, 3072 * 128
     products = 2 * 2 * (3 * weights - first)
     assert products < flops["plain"] * 1e9 < products + 12 * weights  # and the update
     assert (result["bench"], result["batch_size"], result["dtype"]) == ("step", 2, "float32")
-    assert "MLP    penalised" in capsys.readouterr().out
+    assert "MLP    penalized" in capsys.readouterr().out
 
 
 def test_the_first_call_is_measured_where_nothing_is_compiled(monkeypatch, capsys):
@@ -55,9 +55,9 @@ def test_the_first_call_takes_its_steps():
 def test_every_variant_and_several_steps_a_call():
     case = step.Case("DigitsCNN", tuple(step.VARIANTS), 4, steps_per_call=2)
     steps, flops = step.our_steps(case)
-    assert list(steps) == [*list(step.VARIANTS)[:-1], "m_2", "plain_2", "penalised_2"]
+    assert list(steps) == [*list(step.VARIANTS)[:-1], "m_2", "plain_2", "penalized_2"]
     assert all(measure(1) > 0 for measure in steps.values())
-    assert flops["m_2"] == flops["penalised_2"] == 2 * flops["plain"]
+    assert flops["m_2"] == flops["penalized_2"] == 2 * flops["plain"]
 
 
 def test_an_odd_batch_has_no_groups():

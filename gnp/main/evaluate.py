@@ -13,7 +13,7 @@ import config as configs
 import ds_pipeline
 from config import default, rules
 from gnp.experiment import build_experiment, device_count
-from gnp.main.tables import print_metrics
+from gnp.main.tables import number, print_table, words
 from gnp.training.checkpoint import read_checkpoint
 from gnp.training.distributed import is_first
 from gnp.training.metrics import evaluate
@@ -60,6 +60,9 @@ def run(
         f"{dataset.evaluation_name}_{metric}": value if math.isfinite(value) else None
         for metric, value in values.items()
     }
-    print_metrics(result, f"{config.dataset.dataset_name}, {dataset.evaluation_name} set")
+    print_table(
+        f"{config.dataset.dataset_name}, {dataset.evaluation_name} set",
+        [(words(name), number(name, value)) for name, value in result.items()],
+    )
     print(json.dumps(result))
     return 0

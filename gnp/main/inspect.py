@@ -1,6 +1,6 @@
-"""--mode=inspect: shapes and counts, without computing anything."""
+"""--mode=inspect: config, layers and parameters, without computing anything."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,50 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.main.tables import print_config, print_layers, print_parameters
+from gnp.main.tables import print_table
 from gnp.training.objective import output_size
 
 
 def run(config: ml_collections.ConfigDict) -> int:
     """Print the config, the layers and the parameters of a config's model."""
     shape, num_classes = _input(config)
-    outputs = output_size(config.loss, num_classes)
-    module = model.build_model(config, outputs)
-    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    params, layers = model.describe(module, inputs)
-    print_config(configs.as_json(config))
-    print_layers(layers, config.model.model_name)
-    print_parameters(_parameters(config, params))
+    module = model.build_model(config, output_size(config.loss, num_classes))
+    params, layers = model.describe(module, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    print_table(
+        "config", [(key, str(value)) for key, value in sorted(configs.as_json(config).items())]
+    )
+    print_table(
+        f"{config.model.model_name}: layers",
+        [
+            (each.path or "(the model)", each.layer, _sizes(each.shape), f"{each.parameters:,}")
+            for each in layers
+        ],
+        ("path", "layer", "output shape", "parameters"),
+        numbers=("parameters",),
+    )
+    groups = optimizer.build_labels(config)(params)
+    l2 = optimizer.l2_coefficients(config, params)
+    decays = optimizer.decay_mask(params, config.no_weight_decay_on_bn)
+    decoupled = config.opt.opt_params.get("weight_decay", 0) > 0
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    print_table(
+        "parameters",
+        [
+            (
+                jax.tree_util.keystr(path, simple=True, separator="/"),
+                _sizes(leaf.shape),
+                f"{leaf.size:,}",
+                group,
+                "yes" if coefficient > 0 or (decoupled and decay) else "no",
+            )
+            for (path, leaf), group, coefficient, decay in zip(
+                leaves, *map(jax.tree.leaves, (groups, l2, decays)), strict=True
+            )
+        ],
+        ("path", "shape", "count", "group", "decayed"),
+        numbers=("count",),
+    )
+    print(f"parameters: {sum(leaf.size for _, leaf in leaves)}")
     return 0
 
 
@@ -36,22 +66,5 @@ def _input(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
     return dataset.shape, dataset.num_classes
 
 
-def _parameters(config: ml_collections.ConfigDict, params: Any) -> list[dict[str, Any]]:
-    columns = (
-        optimizer.build_labels(config)(params),
-        optimizer.l2_coefficients(config, params),
-        optimizer.decay_mask(params, config.no_weight_decay_on_bn),
-    )
-    decoupled = config.opt.opt_params.get("weight_decay", 0) > 0
-    return [
-        {
-            "path": jax.tree_util.keystr(path, simple=True, separator="/"),
-            "shape": tuple(leaf.shape),
-            "count": leaf.size,
-            "group": group,
-            "decayed": l2 > 0 or (decoupled and decays),
-        }
-        for (path, leaf), group, l2, decays in zip(
-            jax.tree_util.tree_leaves_with_path(params), *map(jax.tree.leaves, columns), strict=True
-        )
-    ]
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"

@@ -29,7 +29,8 @@ def small_run() -> Iterator[Callable[..., SimpleNamespace]]:
     """Train in a directory, or go on there, with gnp.main.train.run; call it with keys of config.
 
     Further arguments: `stop`, the step (from 0) in which SIGTERM comes; `wrap`, a function from
-    train step to train step. Returns the exit code, the state and the checkpoints' steps.
+    train step to train step. Returns the exit code, the state and the checkpoints' steps, and the
+    run's config and experiment.
     """
     import dataclasses
 
@@ -67,6 +68,9 @@ def small_run() -> Iterator[Callable[..., SimpleNamespace]]:
             code = train.run(config, directory)
         state = jax.device_get(experiments.restore(experiment, directory).state)
         with Checkpoints(directory, read_only=True) as checkpoints:
-            return SimpleNamespace(code=code, state=state, steps=checkpoints.steps())
+            steps = checkpoints.steps()
+        return SimpleNamespace(
+            code=code, state=state, steps=steps, config=config, experiment=experiment
+        )
 
     yield run

@@ -83,6 +83,7 @@ def test_alpha_zero_is_plain_training_to_the_bit(setup):
     assert_equal(plain.params, zero.params)
     assert_equal(plain.params, off.params)
     assert_equal(plain_metrics, zero_metrics)
+    assert set(plain_metrics) == {"loss", "error_rate", "gradient_norm", "finite"}
 
 
 def test_alpha_one_is_sam(setup):

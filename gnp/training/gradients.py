@@ -198,7 +198,7 @@ def mean_in_turn(
 ) -> tuple[Any, Any]:
     """Return the mean of f's values for 0, 1, ..., count - 1, and the last carry.
 
-    Integer arrays (counters, which are the same in all) are not averaged: the first one is kept.
+    Integer arrays (counters, which are the same in all) are not averaged: the last one is kept.
 
     Args:
         f: (index, carry) -> (pytree of arrays, carry).

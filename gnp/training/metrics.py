@@ -32,10 +32,10 @@ class Progress:
 
     Example:
         >>> progress = Progress()
-        >>> progress.add({"loss": 1.0, "finite": 1.0})
-        >>> progress.add({"loss": 3.0, "finite": 1.0})
+        >>> progress.add({"loss": 1.0, "finite": 1.0}), progress.add({"loss": 7.0, "finite": 0.0})
+        (True, False)
         >>> progress.means(), progress.step
-        ({'loss': 2.0}, 0)
+        ({'loss': 1.0}, 0)
     """
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong ends with one clear line, the agreed exit code, and no traceback."""
+"""What a user gets wrong ends with one clear line and no traceback; a bug with its traceback."""
 
 import json
 import os
@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import load_config
+from config import as_json, load_config
 from ds_pipeline.testing import write_split_files, write_tfds_set
-from gnp import build
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
@@ -329,7 +328,7 @@ def test_nothing_to_evaluate(run_gnp_here, refused, tmp_path):
     result = run_gnp_here(DIGITS, "--mode=inspect")
     assert result.returncode == 0
     directory.mkdir()
-    flat = build.config_as_json(load_config(str(ROOT / "config" / "digits.py")))
+    flat = as_json(load_config(str(ROOT / "config" / "digits.py")))
     (directory / "config.json").write_text(json.dumps(flat))
     assert "no checkpoint in" in refused(1, "--mode=eval")
 

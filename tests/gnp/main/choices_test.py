@@ -5,8 +5,7 @@ import pytest
 import ds_pipeline.augment
 import model
 import optimizer
-from config import default, load_config
-from gnp import build
+from config import default
 
 
 @pytest.mark.parametrize(
@@ -27,14 +26,3 @@ from gnp import build
 def test_names(key, known):
     (kind,) = (each.kind for each in default.KEYS if each.name == key)
     assert set(kind.names) == set(known)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [("total_epochs", "1"), ("warmup_epochs", "0.6")],
-        [("lr_schedule_type", "stepped"), ("lr_schedule_params.boundaries", "0.3,0.8")],
-    ],
-)
-def test_fractions_of_epochs_are_allowed(overrides):
-    build.check_names(load_config("config/digits.py", overrides))

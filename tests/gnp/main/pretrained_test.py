@@ -8,7 +8,8 @@ import pytest
 
 import model
 from config import load_config
-from gnp import build
+from ds_pipeline import build_dataset
+from gnp.experiment import build_experiment, initial_state
 
 DIGITS = str(Path(__file__).resolve().parents[3] / "config" / "digits.py")
 PARAMS = "{'embed_dim': 8, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 1}"
@@ -53,6 +54,11 @@ def weights():
     return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def build(*words):
+    config = load_config(DIGITS, words)
+    return config, build_experiment(config, build_dataset(config))
+
+
 @pytest.fixture
 def gnp(run_gnp_here, tmp_path):
     def gnp(*words, command=()):
@@ -92,9 +98,8 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tm
 def test_the_state_before_the_first_step(weights, tmp_path):
     np.savez(tmp_path / "weights.npz", **weights)
     path = ("model.pretrained", str(tmp_path / "weights.npz"))
-    config = load_config(DIGITS, [*WORDS, path, ("ema_decay", "0.9")])
-    run = build.build_run(config)
-    state, report = build.initial_state(run, 0)
+    config, experiment = build(*WORDS, path, ("ema_decay", "0.9"))
+    state, report = initial_state(experiment, config)
     assert report.fits
     for average, first in zip(*map(jax.tree.leaves, (state.ema, state.params)), strict=True):
         np.testing.assert_array_equal(average, first)
@@ -105,16 +110,13 @@ def test_the_state_before_the_first_step(weights, tmp_path):
         weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
     )
     # The head is the one of a run without weights, and everything else is as it expects.
-    plain, nothing = build.initial_state(run._replace(pretrained=None), 0)
-    assert nothing is None
+    plain = experiment.initialize(jax.random.key(config.init_seeds))
     np.testing.assert_array_equal(state.params["head"]["kernel"], plain.params["head"]["kernel"])
-    like = build.abstract_state(run)
-    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
-        assert (leaf.shape, leaf.dtype, leaf.sharding) == (
-            expected.shape,
-            expected.dtype,
-            expected.sharding,
-        )
+
+    def described(state):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)
+
+    assert described(state) == described(experiment.abstract_state)
 
 
 def test_weights_that_do_not_fit_claim_nothing(gnp, weights, tmp_path):
@@ -153,8 +155,8 @@ def test_grassmann_groups_have_unit_columns_after_loading(tmp_path):
         ("opt.opt_type", "SGDG"),
         ("model.pretrained", str(tmp_path / "weights.npz")),
     ]
-    run = build.build_run(load_config(DIGITS, words))
-    params, model_state = jax.eval_shape(run.initialise, jax.random.key(0))
+    config, experiment = build(*words)
+    params, model_state = experiment.abstract_state[:2]
     draw = np.random.default_rng(0)
     weights = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path((params, model_state["batch_stats"])):
@@ -168,7 +170,7 @@ def test_grassmann_groups_have_unit_columns_after_loading(tmp_path):
     np.savez(tmp_path / "weights.npz", **weights)
     _, _, report = model.load_pretrained(tmp_path / "weights.npz", params, model_state)
     assert report.fits
-    state, _ = build.initial_state(run, 0)
+    state, _ = initial_state(experiment, config)
     kernel = np.asarray(state.params["layer1_0"]["conv1"]["kernel"]).reshape(-1, 4)
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, rtol=1e-5)
     loaded = weights["layer1.0.conv1.weight"].transpose(2, 3, 1, 0).reshape(-1, 4)

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from gnp.training.accumulation import Accumulation
-from gnp.training.loop import evaluate
 
 from gnp.training.checkpoint import CheckpointError, Checkpoints
+from gnp.training.gradients import build_gradient, build_loss, micro_batched
+from gnp.training.metrics import evaluate
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState
-from gnp.training.step import build_evaluation_step, build_train_step
+from gnp.training.step import build_eval_step, build_train_step
 from optimizer import record_gradient_evolution
 
 OBJECTIVE = build_objective("softmax_cross_entropy")
@@ -36,14 +36,15 @@ def batch_of(number, **more):
     } | more
 
 
-def first_state(with_average=True):
+def first_state(with_average=True, optimizer=SGD):
     params = {"w": jnp.ones((3, 2))}
     ema = jax.tree.map(jnp.copy, params) if with_average else None
-    return TrainState(params, {"seen": jnp.float32(0)}, SGD.init(params), ema)
+    return TrainState(params, {"seen": jnp.float32(0)}, optimizer.init(params), ema)
 
 
-def make_step(**options):
-    step = build_train_step(apply, OBJECTIVE, SGD, penalize=False, **options)
+def make_step(optimizer=SGD, count=1, **options):
+    gradient = micro_batched(build_gradient(build_loss(apply, OBJECTIVE)), count)
+    step = build_train_step(lambda _: gradient, optimizer, penalize=False, **options)
     return jax.jit(step, donate_argnums=0)
 
 
@@ -74,20 +75,19 @@ def test_a_dropped_step_leaves_it():
 
 
 def test_recorded_gradients_are_the_accumulated_ones():
-    recorder = record_gradient_evolution()
-    step = make_step(average=average, record=True, record_steps=True, accumulation=Accumulation(4))
-    state, total = first_state(), 0.0
-    state = state._replace(opt_state=(state.opt_state, recorder.init(state.params)))
+    optimizer = optax.with_extra_args_support(optax.chain(record_gradient_evolution(), SGD))
+    step = make_step(optimizer, count=4, average=average, keep_gradients=True)
+    state, total = first_state(optimizer=optimizer), 0.0
     for number in range(3):
         state, metrics = step(state, batch_of(number), jax.random.key(0), number)
         total = total + metrics["gradients"]["w"]
         assert state.model_state["seen"] == 4 * (number + 1)
-    np.testing.assert_allclose(state.opt_state[1].epoch["w"], total, rtol=1e-6)
-    assert state.opt_state[1].steps == 3
+    np.testing.assert_allclose(state.opt_state[0].epoch["w"], total, rtol=1e-6)
+    assert state.opt_state[0].steps == 3
 
 
 def test_both_are_evaluated_on_the_same_examples():
-    step = jax.jit(build_evaluation_step(apply, OBJECTIVE))
+    step = jax.jit(build_eval_step(apply, OBJECTIVE))
     state = first_state()._replace(ema={"w": jnp.array([[2.0, 0.0]] * 3)})
     batches = [batch_of(number, mask=np.ones(8, np.float32)) for number in range(3)]
     both, count = evaluate(step, state, batches)
@@ -103,19 +103,15 @@ def test_checkpoints_hold_it_where_there_is_one(tmp_path):
     """Without it they are what they were before there was one."""
     state = first_state()._replace(ema={"w": jnp.full((3, 2), 5.0)})
     for name, each in (("with", state), ("without", first_state(False))):
-        checkpoints = Checkpoints(tmp_path / name)
-        checkpoints.save(1, each, {})
-        checkpoints.close()
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(1, each, {})
     with ocp.StandardCheckpointer() as reader:
         old = reader.restore(tmp_path / "without" / "checkpoints" / "1" / "state")
     assert set(old) == {"params", "model_state", "opt_state"}
 
     def restore(name, like):
-        checkpoints = Checkpoints(tmp_path / name, read_only=True)
-        try:
+        with Checkpoints(tmp_path / name, read_only=True) as checkpoints:
             return checkpoints.restore(like).state
-        finally:
-            checkpoints.close()
 
     np.testing.assert_array_equal(restore("with", state).ema["w"], 5.0)
     assert restore("without", first_state(False)).ema is None

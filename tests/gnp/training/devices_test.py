@@ -74,39 +74,58 @@ class Trainer:
     def __init__(self) -> None:
         import jax
 
-        from gnp import build
+        from gnp import experiment
         from gnp.training import mesh
 
         register_tiny()
         mesh.SMALLEST = 12
-        self.jax, self.build, self.devices = jax, build, jax.devices()
+        self.jax, self.module, self.devices = jax, experiment, jax.devices()
+        self.compiled: dict[tuple[str, tuple[int, int]], list[Any]] = {}
 
     @functools.cache  # noqa: B019
-    def run(self, variant: str, layout: tuple[int, int]) -> Any:
+    def run(self, variant: str, layout: tuple[int, int]) -> tuple[Any, Any]:
+        """Return a config and its experiment; keep the compiled steps, plain and penalized."""
         from config import load_config
+        from ds_pipeline import build_dataset
 
-        count = layout[0] * layout[1]
-        self.jax.devices = lambda: self.devices[:count]
-        self.jax.device_count = lambda: count
+        on_mesh = self.module.on_mesh
+        steps = self.compiled[variant, layout] = []
+
+        def keep(mesh: Any, function: Any) -> Any:
+            if function.__name__ == "train_step":
+                steps.append(function)
+            return on_mesh(mesh, function)
+
+        self.jax.devices = lambda: self.devices[: layout[0] * layout[1]]
         mesh = {"mesh.data": str(layout[0]), "mesh.fsdp": str(layout[1])}
         words = {**WORDS, **VARIANTS[variant], **mesh}
         config = load_config("config/digits.py", list(words.items()))
-        return self.build.build_run(config)
+        self.module.on_mesh = keep
+        try:
+            return config, self.module.build_experiment(config, build_dataset(config))
+        finally:
+            self.module.on_mesh = on_mesh
 
-    def steps(self, run: Any, state: Any, first: int = 0, count: int = STEPS) -> Any:
-        """Takes steps; checks that the state stays in its place and in its memory."""
-        jax = self.jax
-        places = jax.tree.map(lambda leaf: leaf.sharding, run.like)
-        batches = self.build.training_batches([run], first)
-        key = jax.random.key(1)
-        for number, batch in zip(range(first, first + count), batches, strict=False):
+    def initial(self, variant: str, layout: tuple[int, int]) -> Any:
+        config, experiment = self.run(variant, layout)
+        return self.module.initial_state(experiment, config)[0]
+
+    def steps(
+        self, variant: str, layout: tuple[int, int], state: Any, first: int = 0, count: int = STEPS
+    ) -> Any:
+        """Takes steps; checks that the state stays where it is and in its memory."""
+        jax, (_, experiment) = self.jax, self.run(variant, layout)
+        batches = self.module.train_batches(experiment, first)
+        for step, batch in zip(range(first, first + count), batches, strict=False):
             old = state
-            state, metrics = run.steps(state, batch, key, number)
+            state, metrics = experiment.train_step(state, batch, jax.random.key(1), step)
             # What orbax has read may lie in memory that is not jax's to give to the step.
             donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-            assert donated or number == first, "not donated"
-            assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
-        for step in (run.steps.plain, run.steps.penalized):
+            assert donated or step == first, "not donated"
+            assert jax.tree.map(lambda leaf: leaf.sharding, state) == experiment.shardings
+        compiled = self.compiled[variant, layout]
+        assert len(compiled) == 2
+        for step in compiled:
             assert step._cache_size() <= 1, "compiled twice"
         return state, jax.device_get(metrics)
 
@@ -122,12 +141,11 @@ def train(variants: list[str], layouts: Sequence[tuple[int, int]]) -> dict[str, 
     warnings.simplefilter("error", UserWarning)  # "Some donated buffers were not usable"
     trainer, result = the_trainer(), {}
     for variant, layout in itertools.product(variants, layouts):
-        run = trainer.run(variant, layout)
-        state = trainer.build.initial_state(run, 0).state
+        state = trainer.initial(variant, layout)
         bytes_here = sum(
             leaf.addressable_shards[0].data.nbytes for leaf in trainer.jax.tree.leaves(state)
         )
-        state, metrics = trainer.steps(run, state)
+        state, metrics = trainer.steps(variant, layout, state)
         leaves = trainer.jax.tree.leaves(trainer.jax.device_get((state, metrics)))
         result[f"{variant} {layout}"] = [bytes_here, [np.asarray(x).tolist() for x in leaves]]
     return result
@@ -138,39 +156,36 @@ def move() -> dict[str, Any]:
     from gnp.training.checkpoint import Checkpoints
 
     trainer, result = the_trainer(), {}
-    runs = [trainer.run("momentum", layout) for layout in QUICK]
-    for written, run in zip(QUICK, runs, strict=True):
-        state, _ = trainer.steps(run, trainer.build.initial_state(run, 0).state, 0, 2)
+    for written in QUICK:
+        state, _ = trainer.steps("momentum", written, trainer.initial("momentum", written), 0, 2)
         held = trainer.jax.device_get(state)
-        with tempfile.TemporaryDirectory() as directory:
-            checkpoints = Checkpoints(Path(directory))
-            checkpoints.save(2, state, {})
-            checkpoints.wait()
-            for read, other in zip(QUICK, runs, strict=True):
-                restored = checkpoints.restore(trainer.build.abstract_state(other))
+        with tempfile.TemporaryDirectory() as directory, Checkpoints(Path(directory)) as saved:
+            saved.save(2, state, {})
+            saved.wait()
+            for read in QUICK:
+                restored = saved.restore(trainer.run("momentum", read)[1].abstract_state)
                 assert restored is not None
                 trainer.jax.tree.map(
                     np.testing.assert_array_equal, trainer.jax.device_get(restored.state), held
                 )
-                state, _ = trainer.steps(other, restored.state, 2, 2)
+                state, _ = trainer.steps("momentum", read, restored.state, 2, 2)
                 leaves = trainer.jax.tree.leaves(trainer.jax.device_get(state.params))
                 result[f"{written} {read}"] = [x.tolist() for x in leaves]
-            checkpoints.close()
     return result
 
 
 def sent() -> dict[str, Any]:
-    """What four devices send in a penalised step, and how many parameters are split."""
+    """What four devices send in a penalized step, and how many parameters are split."""
     trainer = the_trainer()
-    run = trainer.run("SGDG", (1, 4))
-    batch = next(iter(trainer.build.training_batches([run], 0)))
-    lowered = run.steps.penalized.lower(run.like, batch, trainer.jax.random.key(1), np.uint32(0))
-    program = lowered.compile().as_text()
+    _, experiment = trainer.run("SGDG", (1, 4))
+    _, step = trainer.compiled["SGDG", (1, 4)]
+    batch = next(trainer.module.train_batches(experiment, 0))
+    with trainer.jax.set_mesh(experiment.mesh):
+        state, key = experiment.abstract_state, trainer.jax.random.key(1)
+        program = step.lower(state, batch, key, np.uint32(0)).compile().as_text()
     kinds = re.findall(r" (all-gather|all-to-all|collective-permute)(?:-start)?[(]", program)
-    places = [
-        leaf.sharding.is_fully_replicated for leaf in trainer.jax.tree.leaves(run.like.params)
-    ]
-    return {"kinds": kinds, "split": places.count(False)}
+    leaves = trainer.jax.tree.leaves(experiment.abstract_state.params)
+    return {"kinds": kinds, "split": sum(not x.sharding.is_fully_replicated for x in leaves)}
 
 
 def quick() -> list[Any]:
@@ -209,7 +224,7 @@ def check(trained, variants, layouts):
 
 
 def test_devices_and_layouts_change_nothing(found):
-    """After 5 penalised steps: parameters, statistics, optimizer state and metrics."""
+    """After 5 penalized steps: parameters, statistics, optimizer state and metrics."""
     check(found[0], ["momentum"], QUICK)
     check(found[0], ["SGDG"], QUICK[:2])
     whole, quarter = (found[0][f"momentum {layout}"][0] for layout in ((1, 1), (1, 4)))

@@ -19,6 +19,7 @@ from gnp.training.gradient_files import (
 )
 
 NAMES, SHAPES = ("a/b", "a/c", "d"), ((), (3,), (2, 4))
+PARAMS = {"a": {"b": np.zeros(()), "c": np.zeros(3)}, "d": np.zeros((2, 4))}
 
 
 def gradients_of(step):
@@ -26,8 +27,8 @@ def gradients_of(step):
     return [draw.normal(size=shape).astype(np.float32) for shape in SHAPES]
 
 
-def write(directory, steps, from_step=0, total=6, names=NAMES):
-    files = GradientFiles(directory, names, SHAPES, 2, total, from_step)
+def write(directory, steps, from_step=0, total=6, params=PARAMS):
+    files = GradientFiles(directory, params, 2, total, from_step)
     for step in steps:
         files(step, gradients_of(step))
     return files
@@ -82,7 +83,7 @@ def test_starting_over_forgets_what_was_there(tmp_path):
 
 
 def test_zeros_take_no_room_before_they_are_written(tmp_path):
-    files = GradientFiles(tmp_path, ["w"], [(1000, 1000)], 10, 10**4)
+    files = GradientFiles(tmp_path, {"w": np.zeros((1000, 1000))}, 10, 10**4)
     assert files.index.files[0].stat().st_size > 4 * 10**10
     assert files.index.files[0].stat().st_blocks * 512 < 10**6
     files.close()
@@ -110,7 +111,7 @@ def test_damaged_files_are_named(tmp_path, damage, message):
 
 def test_another_model_or_length_is_refused(tmp_path):
     write(tmp_path, [1, 2]).close()
-    for other in ({"total": 8}, {"names": ("x", "y", "z")}):
+    for other in ({"total": 8}, {"params": {"x": PARAMS["a"], "d": PARAMS["d"]}}):
         with pytest.raises(FileFormatError, match="of another model or length"):
             write(tmp_path, [], from_step=2, **other)
 
@@ -125,7 +126,7 @@ def test_a_disk_without_room_is_refused_beforehand(tmp_path, monkeypatch):
     assert "11 parameters x 100 steps x 4 bytes = 4.1e-06 GiB in" in message
     assert "--config.record.steps=False" in message and "\n" not in message
     # What is written already needs no more room.
-    GradientFiles(tmp_path, ["w"], [(1000,)], 1, 4)(1, [np.ones(1000, np.float32)])
+    GradientFiles(tmp_path, {"w": np.zeros(1000)}, 1, 4)(1, [np.ones(1000, np.float32)])
     check_space(tmp_path, 1000, 2)
 
 

@@ -8,34 +8,40 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from gnp.training import mesh
-from gnp.training.mesh import MeshError, build_mesh, mesh_shape, split_spec
+from gnp.training.mesh import build_mesh, split_spec
 
 
-@pytest.mark.parametrize(
-    ("data", "fsdp", "shape"),
-    [(-1, 1, (8, 1)), (1, -1, (1, 8)), (-1, 4, (2, 4)), (4, -1, (4, 2)), (2, 4, (2, 4))],
-)
-def test_axes(data, fsdp, shape):
-    assert mesh_shape(data, fsdp, 8) == shape
-
-
-@pytest.mark.parametrize(("data", "fsdp"), [(-1, -1), (-1, 3), (3, -1), (2, 2), (1, 1), (16, 1)])
-def test_axes_that_are_not_of_the_devices(data, fsdp):
-    with pytest.raises(MeshError, match=f"mesh.data = {data} and mesh.fsdp = {fsdp}"):
-        mesh_shape(data, fsdp, 8)
-
-
-def test_the_devices_of_a_process_are_adjacent(monkeypatch):
-    """As its rows of a batch are; within a process they keep the order of their connections."""
-    processes = [0, 1, 0, 1, 2, 2]
-    devices = [SimpleNamespace(process_index=p, id=10 - i) for i, p in enumerate(processes)]
+@pytest.fixture
+def devices(monkeypatch):
+    """Makes devices of the processes it is given, which no jax has."""
 
     def near(shape, names, types, devices):
         return SimpleNamespace(devices=np.array(devices).reshape(shape))
 
     monkeypatch.setattr(jax, "make_mesh", near)
     monkeypatch.setattr(mesh, "Mesh", lambda devices, names, types: devices)
-    found = build_mesh(3, 2, devices)
+    return lambda processes: [
+        SimpleNamespace(process_index=p, id=10 - i) for i, p in enumerate(processes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "shape"),
+    [(-1, 1, (8, 1)), (1, -1, (1, 8)), (-1, 4, (2, 4)), (4, -1, (4, 2)), (2, 4, (2, 4))],
+)
+def test_axes(devices, data, fsdp, shape):
+    assert build_mesh(data, fsdp, devices([0] * 8)).shape == shape
+
+
+def test_axes_that_are_not_of_the_devices():
+    """A library's caller; a config is checked before (tests/config/load_test.py)."""
+    with pytest.raises(ValueError, match="devices"):
+        build_mesh(3, 1, jax.devices()[:1])
+
+
+def test_the_devices_of_a_process_are_adjacent(devices):
+    """As its rows of a batch are; within a process they keep the order of their connections."""
+    found = build_mesh(3, 2, devices([0, 1, 0, 1, 2, 2]))
     assert found.shape == (3, 2)
     assert [(d.process_index, d.id) for d in found.flat] == [
         (0, 10), (0, 8), (1, 9), (1, 7), (2, 6), (2, 5),
@@ -43,7 +49,7 @@ def test_the_devices_of_a_process_are_adjacent(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "parts", "axis"),
+    ("shape", "shards", "axis"),
     [
         ((3, 3, 64, 128), 4, 3),
         ((3, 3, 128, 64), 4, 2),  # the longest
@@ -56,6 +62,6 @@ def test_the_devices_of_a_process_are_adjacent(monkeypatch):
         ((64, 64), 1, None),
     ],
 )
-def test_what_is_split(shape, parts, axis):
+def test_what_is_split(shape, shards, axis):
     expected = PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
-    assert split_spec(shape, parts) == (PartitionSpec() if axis is None else expected)
+    assert split_spec(shape, shards) == (PartitionSpec() if axis is None else expected)

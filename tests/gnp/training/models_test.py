@@ -1,4 +1,6 @@
-"""Each model takes a penalised step as a whole: XLA compiles both gradients as one program."""
+"""Each model takes a penalized step as a whole: XLA compiles both gradients as one program."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from gnp.training.gradients import build_gradient, build_loss
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_train_step
@@ -37,6 +40,21 @@ MODELS = [
 TRANSFORMERS = ("ViT_", "Swin_", "CaiT_")
 
 
+OBJECTIVE = build_objective("softmax_cross_entropy")
+
+
+def penalized_step(apply, optimizer):
+    gradient = build_gradient(build_loss(apply, OBJECTIVE))
+    return jax.jit(build_train_step(lambda _: gradient, optimizer, penalize=True))
+
+
+def batch_of(size, shape):
+    return {
+        "input": np.random.default_rng(0).normal(size=(size, *shape)).astype(np.float32),
+        "label": (np.arange(size) % 10).astype(np.int32),
+    }
+
+
 def test_every_family_is_here(registered_models):
     tested = {type(get_model(name, num_classes=10, **params)) for name, params, _ in MODELS}
     registered = {
@@ -48,30 +66,20 @@ def test_every_family_is_here(registered_models):
 
 
 @pytest.mark.parametrize(("name", "params", "shape"), MODELS, ids=[each[0] for each in MODELS])
-def test_a_penalised_step_is_finite_and_changes_everything(name, params, shape):
-    initialise, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)
+def test_a_penalized_step_is_finite_and_changes_everything(name, params, shape):
+    initialize, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)
     optimizer = optax.chain(gradient_norm_penalty(0.05, 0.8), optax.adam(1e-3))
-    objective = build_objective("softmax_cross_entropy")
-    step = jax.jit(build_train_step(apply, objective, optimizer, penalize=True))
-    params, model_state = jax.jit(initialise)(jax.random.key(0))
-    draw = np.random.default_rng(0)
-    batch = {
-        "input": draw.normal(size=(64, *shape)).astype(np.float32),
-        "label": (np.arange(64) % 10).astype(np.int32),
-    }
+    params, model_state = jax.jit(initialize)(jax.random.key(0))
     before = TrainState(params, model_state, optimizer.init(params))
-    key = jax.random.key(1)
-    after, metrics = step(before, batch, key, np.uint32(1))
+    key, batch = jax.random.key(1), batch_of(64, shape)
+    after, metrics = penalized_step(apply, optimizer)(before, batch, key, np.uint32(1))
     assert metrics["finite"] == 1
     # The batch statistics are those of one pass, the clean one, with the step's masks.
     _, clean = jax.jit(lambda p, s: apply(p, s, batch["input"], True, jax.random.fold_in(key, 1)))(
         params, model_state
     )
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6),
-        after.model_state,
-        clean,
-    )
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, after.model_state, clean)
     old_leaves = jax.tree_util.tree_leaves_with_path((before.params, before.model_state))
     new_leaves = jax.tree.leaves((after.params, after.model_state))
     for (path, old), new in zip(old_leaves, new_leaves, strict=True):
@@ -92,14 +100,9 @@ RANDOM = [
 def test_both_passes_draw_the_same_masks(name, params, shape):
     """The step is g(theta + r g / |g|) of one function, whose masks are fixed by the step's key."""
     r, key = 0.1, jax.random.key(1)
-    initialise, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)
-    params, model_state = jax.jit(initialise)(jax.random.key(0))
-    draw = np.random.default_rng(0)
-    batch = {
-        "input": draw.normal(size=(8, *shape)).astype(np.float32),
-        "label": (np.arange(8) % 10).astype(np.int32),
-    }
-    objective = build_objective("softmax_cross_entropy")
+    initialize, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)
+    params, model_state = jax.jit(initialize)(jax.random.key(0))
+    batch = batch_of(8, shape)
 
     @jax.jit
     def gradient(params):
@@ -107,14 +110,13 @@ def test_both_passes_draw_the_same_masks(name, params, shape):
             outputs, _ = apply(
                 params, model_state, batch["input"], True, jax.random.fold_in(key, 3)
             )
-            return objective.loss(outputs, batch["label"]).mean()
+            return OBJECTIVE.loss(outputs, batch["label"]).mean()
 
         return jax.grad(loss)(params)
 
     optimizer = optax.chain(gradient_norm_penalty(r, 1.0), optax.sgd(1.0))
-    step = jax.jit(build_train_step(apply, objective, optimizer, penalize=True))
     state = TrainState(params, model_state, optimizer.init(params))
-    after, _ = step(state, batch, key, np.uint32(3))
+    after, _ = penalized_step(apply, optimizer)(state, batch, key, np.uint32(3))
     here = gradient(params)
     norm = optax.tree.norm(here)
     there = gradient(jax.tree.map(lambda p, g: p + r * g / norm, params, here))

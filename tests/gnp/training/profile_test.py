@@ -6,8 +6,8 @@ import pytest
 from gnp.training.profile import FOLDER, ProfiledSteps
 
 
-def take_step(state, batch, key, number):
-    return state, {"loss": number}
+def take_step(state, batch, key, step):
+    return state, {"loss": step}
 
 
 def test_a_run_that_ends_early_has_a_trace(tmp_path):

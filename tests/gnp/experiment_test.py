@@ -1,0 +1,118 @@
+"""From a config to the parts of a run."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from config import load_config
+from ds_pipeline import build_dataset
+from gnp import experiment as experiments
+from gnp.experiment import build_experiment, initial_state, name_problems
+from gnp.training.gradients import Grads
+
+CONFIG = str(Path(__file__).resolve().parents[2] / "config" / "digits.py")
+
+
+def build(*words):
+    config = load_config(CONFIG, words)
+    return config, build_experiment(config, build_dataset(config))
+
+
+def first_state(*words):
+    config, experiment = build(*words)
+    return initial_state(experiment, config)[0]
+
+
+def test_grassmann_columns_start_at_length_one():
+    params = first_state(("opt.opt_type", "SGDG")).params
+    columns = np.asarray(params["Conv_1"]["kernel"]).reshape(-1, 64)
+    np.testing.assert_allclose(np.linalg.norm(columns, axis=0), 1, rtol=1e-6)
+    dense = np.asarray(params["Dense_0"]["kernel"])
+    assert np.abs(np.linalg.norm(dense, axis=0) - 1).min() > 1e-3
+
+
+@pytest.fixture
+def built_steps(monkeypatch):
+    """(gradient_of, chain, penalize) of the train steps that build_experiment asks for."""
+    given = []
+
+    def fake(gradient_of, chain, *, penalize, **_):
+        given.append((gradient_of, chain, penalize))
+        return lambda state, batch, key, step: (
+            state,
+            {"penalized": jnp.bool(penalize), "step": step},
+        )
+
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    return given
+
+
+@pytest.mark.parametrize("kind", ["batch", "micro"])
+def test_the_penalty_is_in_the_chain_or_in_the_micro_batches(monkeypatch, built_steps, kind):
+    """And in one of them only."""
+
+    def gradient(params, model_state, batch, key):
+        return Grads(params), {"size": jnp.float32(len(batch["label"]))}, model_state
+
+    monkeypatch.setattr(experiments, "build_gradient", lambda _: gradient)
+    words = {"accumulate_steps": "4", "accumulate_penalty": kind, "opt.opt_type": "SGD"}
+    build(*words.items(), ("warmup_epochs", "0"))
+    params, batch = jnp.ones(3), {"label": jnp.zeros(64)}
+    assert [penalize for *_, penalize in built_steps] == [False, True]
+    for gradient_of, chain, penalize in built_steps:
+        found, metrics, _ = gradient_of(5)(params, {}, batch, jax.random.key(0))
+        assert metrics["size"] == 16
+        np.testing.assert_array_equal(found.clean, params)
+        assert (found.penalized is not None) == (penalize and kind == "micro")
+        points = []
+        update, _ = chain.update(
+            found.clean,
+            chain.init(params),
+            params,
+            grad_fn=lambda at: points.append(at) or at,  # noqa: B023
+            penalized=found.penalized,
+            penalize=penalize,
+        )
+        assert len(points) == (penalize and kind == "batch")
+        # By either way the gradient of |params|^2 / 2 grows by alpha * r / |params|, times lr.
+        growth = 1 + 0.8 * 0.05 / 3**0.5 if penalize else 1
+        np.testing.assert_allclose(update, -0.05 * growth * params, rtol=1e-6)
+
+
+def test_the_rule_chooses_the_step(built_steps):
+    config, experiment = build(("gnp.every", "3"), ("warmup_epochs", "0"))
+    state = initial_state(experiment, config)[0]
+    for step in range(7):
+        state, metrics = experiment.train_step(state, {}, jax.random.key(0), step)
+        assert (bool(metrics["penalized"]), int(metrics["step"])) == (step % 3 == 0, step)
+
+
+def test_the_average_has_buffers_of_its_own_and_costs_nothing_where_it_is_off():
+    state = first_state(("ema_decay", "0.9"))
+    for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.unsafe_buffer_pointer() != theirs.unsafe_buffer_pointer()
+    assert first_state().ema is None
+
+
+def test_the_average_of_the_grassmann_group_stays_on_the_manifold():
+    labels = {"conv": "grassmann", "dense": "euclidean"}
+    one = {"conv": jnp.array([[1.0], [0.0], [0.0]]), "dense": jnp.array([4.0])}
+    other = {"conv": jnp.array([[0.0], [1.0], [0.0]]), "dense": jnp.array([8.0])}
+    mixed = experiments._average(0.75, lambda params: labels, one, other)
+    np.testing.assert_allclose(mixed["conv"][:, 0], np.array([3, 1, 0]) / 10**0.5, rtol=1e-6)
+    np.testing.assert_allclose(mixed["dense"], 5.0)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [("total_epochs", "1"), ("warmup_epochs", "0.6")],
+        [("lr_schedule_type", "stepped"), ("lr_schedule_params.boundaries", "0.3,0.8")],
+    ],
+)
+def test_fractions_of_epochs_are_allowed_before_the_data_are_known(overrides):
+    assert name_problems(load_config(CONFIG, overrides)) == []

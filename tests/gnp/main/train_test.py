@@ -1,0 +1,167 @@
+"""The loop: order of events, resuming to the bit, and the ways in which a run ends."""
+
+import contextlib
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from gnp.main import train
+from gnp.training.checkpoint import Checkpoints
+from gnp.training.distributed import Interrupt
+from gnp.training.metrics import NonFiniteError
+
+SECONDS = ("epoch_seconds", "data_seconds", "examples_per_second")
+
+
+def rows_of(directory):
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in SECONDS} for row in rows]
+
+
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def poisoned(train_step):
+    """NaN among the inputs of the eighth step."""
+
+    def step_with_nan(state, batch, key, step):
+        if step == 7:
+            batch = {**batch, "input": batch["input"].at[0, 0].set(np.nan)}
+        return train_step(state, batch, key, step)
+
+    return step_with_nan
+
+
+@pytest.fixture(scope="module")
+def whole(small_run, tmp_path_factory):
+    """An uninterrupted run: its directory, and what came of it."""
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, small_run(directory)
+
+
+def test_a_row_an_epoch_with_everything_in_it(whole):
+    lines = (whole[0] / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 5), (2, 10), (3, 15)]
+    assert set(rows[0]) == {
+        "epoch", "step", "train_loss", "train_error_rate", "test_loss", "test_error_rate",
+        "learning_rate", "alpha", "r", "gradient_norm", *SECONDS,
+    }  # fmt: skip
+    assert whole[1].steps == [5, 10, 15]
+
+
+def test_train_loss_is_the_mean_over_the_epochs_steps(small_run, tmp_path):
+    losses, steps = [], []
+
+    def listening(train_step):
+        def listen(state, batch, key, step):
+            state, metrics = train_step(state, batch, key, step)
+            losses.append(float(metrics["loss"]))
+            steps.append(step)
+            return state, metrics
+
+        return listen
+
+    small_run(tmp_path, wrap=listening)
+    assert steps == list(range(15))
+    expected = np.mean(np.reshape(losses, (3, 5)), axis=1)
+    np.testing.assert_allclose([row["train_loss"] for row in rows_of(tmp_path)], expected)
+
+
+@pytest.mark.parametrize("stop", [0, 3, 4, 7, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(whole, small_run, tmp_path, capsys, stop):
+    found = small_run(tmp_path, stop=stop)
+    assert found.steps[-1] == stop + 1  # the step that runs is finished
+    assert found.code == 0
+    said = f"stopped by SIGTERM after step {stop + 1} of 15, saved; the same command goes on"
+    assert said in capsys.readouterr().err
+    assert_equal(small_run(tmp_path).state, whole[1].state)
+    assert f"going on in {tmp_path} after step {stop + 1}\n" in capsys.readouterr().err
+    assert rows_of(tmp_path) == rows_of(whole[0])
+
+
+class Asked(Interrupt):
+    """A signal that the processes agree to heed at one call of reached()."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.left = call
+
+    def reached(self, step):
+        self.left -= 1
+        if self.left == 0:
+            self.signal = signal.SIGINT
+        return super().reached(step)
+
+
+@pytest.mark.parametrize("call", range(2, 10))
+def test_what_has_been_done_is_saved_at_whichever_call_a_signal_is_heeded(
+    small_run, tmp_path, monkeypatch, call
+):
+    """Between two epochs, too: the steps since the last checkpoint are not lost."""
+    monkeypatch.setattr(
+        train.distributed, "catch_signals", lambda: contextlib.nullcontext(Asked(call))
+    )
+    found = small_run(tmp_path, save_ckpt_every_n_epochs="3")
+    done = call - 1 if call <= 6 else call - 2  # before the first epoch, after each step, ...
+    assert (found.code, found.steps) == (130, [done])
+
+
+def test_a_signal_before_the_first_step_has_nothing_to_save(
+    small_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        train.distributed, "catch_signals", lambda: contextlib.nullcontext(Asked(1))
+    )
+    with pytest.raises(Exception, match="no checkpoint in"):
+        small_run(tmp_path)
+    assert "after step 0 of 15, nothing to save" in capsys.readouterr().err
+
+
+def test_rows_after_the_checkpoint_are_written_again(whole, small_run, tmp_path):
+    small_run(tmp_path, stop=7)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + json.dumps({"epoch": 9, "step": 99}) + "\n")
+    small_run(tmp_path)
+    assert rows_of(tmp_path) == rows_of(whole[0])
+
+
+def test_nonfinite_ends_the_run_and_keeps_the_last_good_checkpoint(small_run, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"step 8 \(epoch 2\): loss nan"):
+        small_run(tmp_path, wrap=poisoned)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [5]
+    assert len(rows_of(tmp_path)) == 1
+
+
+def test_nonfinite_steps_can_be_skipped_and_are_counted(small_run, tmp_path):
+    state = small_run(tmp_path, wrap=poisoned, on_nonfinite="skip").state
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32]
+    assert len(counts) >= 2  # the penalty's and Adam's: schedules follow the step number
+    assert all(count == 15 for count in counts)
+    rows = rows_of(tmp_path)
+    assert [row.get("skipped_steps") for row in rows] == [None, 1, None]
+    assert all(np.isfinite(row["train_loss"]) for row in rows)
+
+
+def test_evaluation_and_saving_intervals(small_run, tmp_path):
+    found = small_run(tmp_path, evaluate_every_n_epochs="2", save_ckpt_every_n_epochs="2")
+    assert ["test_loss" in row for row in rows_of(tmp_path)] == [False, True, True]
+    assert found.steps == [10, 15]
+
+
+def test_a_finished_run_does_nothing(whole, small_run):
+    rows, found = rows_of(whole[0]), small_run(whole[0], stop=15)
+    assert found.steps == [5, 10, 15]
+    assert_equal(found.state, whole[1].state)
+    assert rows_of(whole[0]) == rows
+
+
+def test_the_last_step_ends_a_run_as_if_no_signal_had_come(small_run, tmp_path, capsys):
+    assert small_run(tmp_path, stop=14).code == 0
+    assert "stopped" not in capsys.readouterr().err

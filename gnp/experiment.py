@@ -60,10 +60,13 @@ class Experiment:
         scalars: step -> learning_rate, alpha, r as numbers.
         mesh: The devices.
         abstract_state: Shapes, dtypes and shardings of the state.
+        shardings: Where each array of the state lives.
         initialize: () -> (the state before the first step, what became of pretrained weights).
         train_batches: first step -> batches from that step on, sent to the devices when asked for.
         train_step: (state, batch, key, step) -> (state, metrics), plain or penalized as the step's
             number says; the state is donated. Does not wait for the device.
+        plain_step: The one of both, compiled, with the mesh set.
+        penalized_step: The other one.
         eval_batches: () -> the evaluation set once, on the devices.
         eval_step: (params, model_state, batch) -> sums over the examples.
     """
@@ -78,9 +81,12 @@ class Experiment:
     scalars: Callable[[int], dict[str, float]]
     mesh: Mesh
     abstract_state: TrainState
+    shardings: TrainState
     initialize: Callable[[], tuple[TrainState, Report | None]]
     train_batches: Callable[[int], Iterator[Batch]]
     train_step: Callable[[TrainState, Batch, jax.Array, int], tuple[TrainState, Metrics]]
+    plain_step: Any
+    penalized_step: Any
     eval_batches: Callable[[], Iterator[Batch]]
     eval_step: EvalStep
 
@@ -267,9 +273,12 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         },
         mesh=mesh,
         abstract_state=abstract_state,
+        shardings=shardings,
         initialize=initialize,
         train_batches=train_batches,
         train_step=train_step,
+        plain_step=plain_step,
+        penalized_step=penalized_step,
         eval_batches=eval_batches,
         eval_step=eval_step,
     )

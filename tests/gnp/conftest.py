@@ -38,14 +38,14 @@ def small_run() -> Iterator[Callable[..., SimpleNamespace]]:
 
     from config import load_config
     from ds_pipeline import build_dataset
-    from gnp import experiment as experiments
+    from gnp.experiment import build_experiment
     from gnp.main import train
-    from gnp.training.checkpoint import Checkpoints
+    from gnp.training.checkpoint import Checkpoints, read_checkpoint
 
     @functools.cache
     def built(overrides: tuple[tuple[str, str], ...]) -> Any:
         config = load_config(IRIS, overrides)
-        return config, experiments.build_experiment(config, build_dataset(config))
+        return config, build_experiment(config, build_dataset(config))
 
     def run(
         directory: Path,
@@ -66,7 +66,7 @@ def small_run() -> Iterator[Callable[..., SimpleNamespace]]:
             patch.setattr(train, "build_experiment", lambda *_: watched)
             patch.setattr(train, "show_results", lambda *_: None)  # pictures take a second
             code = train.run(config, directory)
-        state = jax.device_get(experiments.restore(experiment, directory).state)
+        state = jax.device_get(read_checkpoint(directory, experiment.abstract_state).state)
         with Checkpoints(directory, read_only=True) as checkpoints:
             steps = checkpoints.steps()
         return SimpleNamespace(

@@ -10,7 +10,7 @@ import pytest
 from config import load_config
 from ds_pipeline import build_dataset
 from gnp import experiment as experiments
-from gnp.experiment import build_experiment, initial_state, name_problems
+from gnp.experiment import build_experiment, name_problems
 from gnp.training.gradients import Grads
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "config" / "digits.py")
@@ -18,12 +18,11 @@ CONFIG = str(Path(__file__).resolve().parents[2] / "config" / "digits.py")
 
 def build(*words):
     config = load_config(CONFIG, words)
-    return config, build_experiment(config, build_dataset(config))
+    return build_experiment(config, build_dataset(config))
 
 
 def first_state(*words):
-    config, experiment = build(*words)
-    return initial_state(experiment, config)[0]
+    return build(*words).initialize()[0]
 
 
 def test_grassmann_columns_start_at_length_one():
@@ -83,8 +82,8 @@ def test_the_penalty_is_in_the_chain_or_in_the_micro_batches(monkeypatch, built_
 
 
 def test_the_rule_chooses_the_step(built_steps):
-    config, experiment = build(("gnp.every", "3"), ("warmup_epochs", "0"))
-    state = initial_state(experiment, config)[0]
+    experiment = build(("gnp.every", "3"), ("warmup_epochs", "0"))
+    state, _ = experiment.initialize()
     for step in range(7):
         state, metrics = experiment.train_step(state, {}, jax.random.key(0), step)
         assert (bool(metrics["penalized"]), int(metrics["step"])) == (step % 3 == 0, step)
@@ -98,13 +97,21 @@ def test_the_average_has_buffers_of_its_own_and_costs_nothing_where_it_is_off():
     assert first_state().ema is None
 
 
-def test_the_average_of_the_grassmann_group_stays_on_the_manifold():
-    labels = {"conv": "grassmann", "dense": "euclidean"}
-    one = {"conv": jnp.array([[1.0], [0.0], [0.0]]), "dense": jnp.array([4.0])}
-    other = {"conv": jnp.array([[0.0], [1.0], [0.0]]), "dense": jnp.array([8.0])}
-    mixed = experiments._average(0.75, lambda params: labels, one, other)
-    np.testing.assert_allclose(mixed["conv"][:, 0], np.array([3, 1, 0]) / 10**0.5, rtol=1e-6)
-    np.testing.assert_allclose(mixed["dense"], 5.0)
+def test_the_average_of_the_grassmann_group_stays_on_the_manifold(monkeypatch):
+    averages = []
+
+    def fake(*_, average, **__):
+        averages.append(average)
+        return lambda state, batch, key, step: (state, {})
+
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    state, _ = build(("opt.opt_type", "SGDG"), ("ema_decay", "0.75")).initialize()
+    other = jax.tree.map(lambda x: jnp.flip(x, 0), state.params)
+    mixed = averages[0](state.params, other)
+    columns = np.asarray(mixed["Conv_1"]["kernel"]).reshape(-1, 64)
+    np.testing.assert_allclose(np.linalg.norm(columns, axis=0), 1, rtol=1e-6)
+    one, two = (tree["Dense_0"]["kernel"] for tree in (state.params, other))
+    np.testing.assert_allclose(mixed["Dense_0"]["kernel"], 0.75 * one + 0.25 * two, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

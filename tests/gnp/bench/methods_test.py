@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-from gnp.build import config_as_json
 
 import config as configs
 import optimizer

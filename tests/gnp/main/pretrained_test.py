@@ -9,7 +9,7 @@ import pytest
 import model
 from config import load_config
 from ds_pipeline import build_dataset
-from gnp.experiment import build_experiment, initial_state
+from gnp.experiment import build_experiment
 
 DIGITS = str(Path(__file__).resolve().parents[3] / "config" / "digits.py")
 PARAMS = "{'embed_dim': 8, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 1}"
@@ -56,7 +56,7 @@ def weights():
 
 def build(*words):
     config = load_config(DIGITS, words)
-    return config, build_experiment(config, build_dataset(config))
+    return build_experiment(config, build_dataset(config))
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tm
 def test_the_state_before_the_first_step(weights, tmp_path):
     np.savez(tmp_path / "weights.npz", **weights)
     path = ("model.pretrained", str(tmp_path / "weights.npz"))
-    config, experiment = build(*WORDS, path, ("ema_decay", "0.9"))
-    state, report = initial_state(experiment, config)
+    experiment = build(*WORDS, path, ("ema_decay", "0.9"))
+    state, report = experiment.initialize()
     assert report.fits
     for average, first in zip(*map(jax.tree.leaves, (state.ema, state.params)), strict=True):
         np.testing.assert_array_equal(average, first)
@@ -110,7 +110,7 @@ def test_the_state_before_the_first_step(weights, tmp_path):
         weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
     )
     # The head is the one of a run without weights, and everything else is as it expects.
-    plain = experiment.initialize(jax.random.key(config.init_seeds))
+    plain, _ = build(*WORDS).initialize()
     np.testing.assert_array_equal(state.params["head"]["kernel"], plain.params["head"]["kernel"])
 
     def described(state):
@@ -155,7 +155,7 @@ def test_grassmann_groups_have_unit_columns_after_loading(tmp_path):
         ("opt.opt_type", "SGDG"),
         ("model.pretrained", str(tmp_path / "weights.npz")),
     ]
-    config, experiment = build(*words)
+    experiment = build(*words)
     params, model_state = experiment.abstract_state[:2]
     draw = np.random.default_rng(0)
     weights = {}
@@ -170,7 +170,7 @@ def test_grassmann_groups_have_unit_columns_after_loading(tmp_path):
     np.savez(tmp_path / "weights.npz", **weights)
     _, _, report = model.load_pretrained(tmp_path / "weights.npz", params, model_state)
     assert report.fits
-    state, _ = initial_state(experiment, config)
+    state, _ = experiment.initialize()
     kernel = np.asarray(state.params["layer1_0"]["conv1"]["kernel"]).reshape(-1, 4)
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, rtol=1e-5)
     loaded = weights["layer1.0.conv1.weight"].transpose(2, 3, 1, 0).reshape(-1, 4)

@@ -80,42 +80,27 @@ class Trainer:
         register_tiny()
         mesh.SMALLEST = 12
         self.jax, self.module, self.devices = jax, experiment, jax.devices()
-        self.compiled: dict[tuple[str, tuple[int, int]], list[Any]] = {}
 
     @functools.cache  # noqa: B019
-    def run(self, variant: str, layout: tuple[int, int]) -> tuple[Any, Any]:
-        """Return a config and its experiment; keep the compiled steps, plain and penalized."""
+    def run(self, variant: str, layout: tuple[int, int]) -> Any:
         from config import load_config
         from ds_pipeline import build_dataset
-
-        on_mesh = self.module.on_mesh
-        steps = self.compiled[variant, layout] = []
-
-        def keep(mesh: Any, function: Any) -> Any:
-            if function.__name__ == "train_step":
-                steps.append(function)
-            return on_mesh(mesh, function)
 
         self.jax.devices = lambda: self.devices[: layout[0] * layout[1]]
         mesh = {"mesh.data": str(layout[0]), "mesh.fsdp": str(layout[1])}
         words = {**WORDS, **VARIANTS[variant], **mesh}
         config = load_config("config/digits.py", list(words.items()))
-        self.module.on_mesh = keep
-        try:
-            return config, self.module.build_experiment(config, build_dataset(config))
-        finally:
-            self.module.on_mesh = on_mesh
+        return self.module.build_experiment(config, build_dataset(config))
 
     def initial(self, variant: str, layout: tuple[int, int]) -> Any:
-        config, experiment = self.run(variant, layout)
-        return self.module.initial_state(experiment, config)[0]
+        return self.run(variant, layout).initialize()[0]
 
     def steps(
         self, variant: str, layout: tuple[int, int], state: Any, first: int = 0, count: int = STEPS
     ) -> Any:
         """Takes steps; checks that the state stays where it is and in its memory."""
-        jax, (_, experiment) = self.jax, self.run(variant, layout)
-        batches = self.module.train_batches(experiment, first)
+        jax, experiment = self.jax, self.run(variant, layout)
+        batches = experiment.train_batches(first)
         for step, batch in zip(range(first, first + count), batches, strict=False):
             old = state
             state, metrics = experiment.train_step(state, batch, jax.random.key(1), step)
@@ -123,9 +108,7 @@ class Trainer:
             donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
             assert donated or step == first, "not donated"
             assert jax.tree.map(lambda leaf: leaf.sharding, state) == experiment.shardings
-        compiled = self.compiled[variant, layout]
-        assert len(compiled) == 2
-        for step in compiled:
+        for step in (experiment.plain_step, experiment.penalized_step):
             assert step._cache_size() <= 1, "compiled twice"
         return state, jax.device_get(metrics)
 
@@ -163,7 +146,7 @@ def move() -> dict[str, Any]:
             saved.save(2, state, {})
             saved.wait()
             for read in QUICK:
-                restored = saved.restore(trainer.run("momentum", read)[1].abstract_state)
+                restored = saved.restore(trainer.run("momentum", read).abstract_state)
                 assert restored is not None
                 trainer.jax.tree.map(
                     np.testing.assert_array_equal, trainer.jax.device_get(restored.state), held
@@ -177,12 +160,13 @@ def move() -> dict[str, Any]:
 def sent() -> dict[str, Any]:
     """What four devices send in a penalized step, and how many parameters are split."""
     trainer = the_trainer()
-    _, experiment = trainer.run("SGDG", (1, 4))
-    _, step = trainer.compiled["SGDG", (1, 4)]
-    batch = next(trainer.module.train_batches(experiment, 0))
+    experiment = trainer.run("SGDG", (1, 4))
+    batch = next(experiment.train_batches(0))
     with trainer.jax.set_mesh(experiment.mesh):
         state, key = experiment.abstract_state, trainer.jax.random.key(1)
-        program = step.lower(state, batch, key, np.uint32(0)).compile().as_text()
+        program = (
+            experiment.penalized_step.lower(state, batch, key, np.uint32(0)).compile().as_text()
+        )
     kinds = re.findall(r" (all-gather|all-to-all|collective-permute)(?:-start)?[(]", program)
     leaves = trainer.jax.tree.leaves(experiment.abstract_state.params)
     return {"kinds": kinds, "split": sum(not x.sharding.is_fully_replicated for x in leaves)}

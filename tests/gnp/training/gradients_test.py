@@ -24,7 +24,7 @@ from gnp.training.gradients import (
     micro_batched,
     penalized,
 )
-from gnp.training.mesh import build_mesh, on_mesh, replicate, shard_batch
+from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import TrainState
@@ -288,8 +288,9 @@ def train_on(devices):
         state = replicate(TrainState(params, SEEN, chain.init(params), params), mesh)
         for step in range(STEPS):
             batch = shard_batch(batch_of(step), mesh)
-            take = on_mesh(mesh, plain if step == 2 else full)
-            state, metrics = take(state, batch, KEY, np.uint32(step))
+            with jax.set_mesh(mesh):
+                take = plain if step == 2 else full
+                state, metrics = take(state, batch, KEY, np.uint32(step))
         result[name] = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves((state, metrics))]
     return result
 

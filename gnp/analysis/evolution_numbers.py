@@ -2,6 +2,8 @@
 
 import csv
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gnp.training.evolution import FIELDS, cells, map_epochs, read_evolution
+from gnp.training.evolution import FIELDS, FOLDER, cells, epoch_files
 from gnp.training.files import FileFormatError
 from gnp.training.gradient_files import FOLDER as GRADIENTS
 from gnp.training.gradient_files import INDEX, Index, read_index
@@ -17,6 +19,9 @@ from gnp.training.gradient_files import read_rows as read_gradients
 
 # Steps that are read at once take up to so many bytes, in float64.
 _CHUNK = 2**25
+# Epochs whose pictures are kept.
+MAPS = 40
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class Evolution(NamedTuple):
@@ -112,6 +117,90 @@ def load_from_steps(directory: Path, every: int | None = None) -> Evolution:
 def has_steps(directory: Path) -> bool:
     """Tell whether a run directory holds every step's gradient."""
     return (directory / GRADIENTS / INDEX).exists()
+
+
+def map_epochs(epochs: int, most: int = MAPS) -> list[int]:
+    """Choose the epochs, counted from 0, whose pictures are read: all, or evenly spaced ones.
+
+    Args:
+        epochs: How many there are.
+        most: How many are read, the first and the last among them.
+
+    Example:
+        >>> map_epochs(3), map_epochs(9, most=3)
+        ([0, 1, 2], [0, 4, 8])
+    """
+    chosen = np.linspace(0, epochs - 1, min(epochs, most)).round().astype(int)
+    return list(map(int, chosen))
+
+
+def read_evolution(directory: Path) -> dict[str, Any]:
+    """Read all epochs of a run directory.
+
+    Returns:
+        "names" [L], "sizes" [L], "epochs" [E], "steps" [E], "mean/FIELD" [E, L],
+        "max/FIELD" [E, L], and of K epochs their pictures: "map_epochs" [K], and "map/FIELD", a
+        list of L arrays [K, rows, columns]. See `summarize`.
+
+    Raises:
+        FileFormatError: no epoch was recorded, or a file is missing or damaged; names it.
+    """
+    files = epoch_files(directory)
+    if not files:
+        raise FileFormatError(
+            f"{directory} has no recorded gradients: train it with --config.record.gradients=True"
+        )
+    missing = set(range(1, max(files) + 1)) - set(files)
+    if missing:
+        raise FileFormatError(
+            f"{directory / FOLDER} lacks epoch {min(missing)}: put its file back, or record the "
+            "run anew"
+        )
+    shown = map_epochs(len(files))
+    epochs = [_read_epoch(path, number in shown) for number, path in enumerate(files.values())]
+    first = epochs[0]
+    for path, epoch in zip(files.values(), epochs, strict=True):
+        if not np.array_equal(epoch["names"], first["names"]) or not np.array_equal(
+            epoch["sizes"], first["sizes"]
+        ):
+            raise FileFormatError(f"{path} is of another model than {files[1]}")
+    together = {
+        name: np.stack([epoch[name] for epoch in epochs])
+        for name in first
+        if not name.startswith("map/") and name not in ("names", "sizes")
+    }
+    maps = {
+        f"map/{field}": [
+            np.stack([epochs[k][f"map/{field}/{i}"] for k in shown])
+            for i in range(len(first["names"]))
+        ]
+        for field in FIELDS
+    }
+    return {
+        "names": first["names"],
+        "sizes": first["sizes"],
+        "epochs": np.array(list(files)),
+        "map_epochs": np.array(list(files))[shown],
+        **together,
+        **maps,
+    }
+
+
+def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
+    """Read the arrays of an epoch's file."""
+    try:
+        # np.load would leave the file of a damaged archive open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = ["names", "sizes", "steps"]
+            names += [f"{kind}/{field}" for kind in ("mean", "max") for field in FIELDS]
+            if with_maps:
+                layers = range(len(file["names"]))
+                names += [f"map/{field}/{i}" for field in FIELDS for i in layers]
+            return {name: file[name] for name in names}
+    except _UNREADABLE as error:
+        raise FileFormatError(
+            f"{path} is damaged: put it back, or record the run anew with --config.retrain=True"
+        ) from error
 
 
 def _evolution(found: dict[str, Any]) -> Evolution:

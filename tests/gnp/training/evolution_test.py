@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp.experiment import initial_state, train_batches
+from gnp.analysis.evolution_numbers import map_epochs, read_evolution
 from gnp.training.evolution import (
     FIELDS,
     EvolutionWriter,
     cells,
     epoch_files,
     layer_names,
-    map_epochs,
-    read_evolution,
     summarize,
 )
 from gnp.training.files import FileFormatError
@@ -161,8 +159,8 @@ def test_a_step_that_was_skipped_adds_nothing(small_run, tmp_path, groups):
 
 
 def test_another_process_reads_the_recorder_and_writes_nothing(recorded, tmp_path):
-    experiment, config = recorded[1].experiment, recorded[1].config
-    state, batch = initial_state(experiment, config)[0], next(train_batches(experiment, 0))
+    experiment = recorded[1].experiment
+    (state, _), batch = experiment.initialize(), next(experiment.train_batches(0))
     state, _ = experiment.train_step(state, batch, jax.random.key(0), 0)
     assert state.opt_state[0].steps == 1
     state = EvolutionWriter(tmp_path, experiment.abstract_state, active=False)(state, 1)

@@ -95,8 +95,8 @@ def test_the_gradients_of_the_steps_are_those_that_were_taken(recorded):
     """Not the penalized ones."""
     directory, run = recorded
     state, batch = (
-        initial_state(run.experiment, run.config)[0],
-        next(train_batches(run.experiment, 0)),
+        run.experiment.initialize()[0],
+        next(run.experiment.train_batches(0)),
     )
 
     def loss(params):

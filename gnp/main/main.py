@@ -1,17 +1,14 @@
 """python -m gnp.main.main: parse the command line and call train, evaluate or inspect."""
 
-import logging
 import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from gnp.main import runtime
 
-# What libraries have to say reaches people as an exception, told in one line below.
+# What libraries have to say reaches people as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The imports below take seconds, in which Ctrl-C should not end in a traceback.
 _interruptible = (
@@ -24,7 +21,6 @@ if __name__ == "__main__":
 runtime.set_flags(os.environ)
 
 import jax
-from absl import logging as absl_logging
 
 import config as configs
 import ds_pipeline
@@ -66,12 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         >>> main(["--mode=inspect"])
         2
     """
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    # An entry that a killed process left half written is compiled again; one that a full disk does
-    # not take, next time.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-    sys.unraisablehook = _without_closed_event_loops
+    runtime.quiet_libraries()
     try:
         code = _run(arguments)
         distributed.finish()
@@ -103,12 +94,6 @@ def _run(arguments: Sequence[str]) -> int:
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:
             return train.run(line.config, line.working_dir, line.profile)
-
-
-def _without_closed_event_loops(unraisable: Any) -> None:
-    """After a checkpoint could not be written, each of TensorStore's threads reports this one."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 def _fail(text: str, code: int) -> int:

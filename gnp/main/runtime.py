@@ -1,16 +1,21 @@
-"""What jax is told before it looks for devices: XLA's flags, and where compiled programs are kept.
+"""Set up jax before it looks for devices: XLA's flags, and where compiled programs are kept.
 
 What the user has set stays. Nothing here has been measured on an accelerator yet.
 """
 
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import re
+import sys
+import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from absl import logging as absl_logging
 
 
 class Flag(NamedTuple):
@@ -49,7 +54,7 @@ _MIN_COMPILE_SECONDS = "0.1"
 
 
 def set_flags(environment: MutableMapping[str, str]) -> None:
-    """Adds the flags for the accelerators that jax is going to use; none on the CPU.
+    """Add the flags for the accelerators that jax is going to use; none on the CPU.
 
     Args:
         environment: of this process, changed in place; its own flags win.
@@ -70,7 +75,7 @@ def set_flags(environment: MutableMapping[str, str]) -> None:
 
 
 def keep_compiled(environment: MutableMapping[str, str]) -> None:
-    """Has jax keep compiled programs in ~/.cache/gnp/xla, a folder a kind of processor.
+    """Have jax keep compiled programs in ~/.cache/gnp/xla, a folder a kind of processor.
 
     Args:
         environment: of this process, changed in place, before jax is imported; where
@@ -89,8 +94,27 @@ def keep_compiled(environment: MutableMapping[str, str]) -> None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
+def quiet_libraries() -> None:
+    """Leave out what libraries log of an error that they also raise, and false alarms."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # An entry that a killed process left half written is compiled again; one that a full disk does
+    # not take, next time.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    sys.unraisablehook = _without_closed_event_loops
+
+
+def _without_closed_event_loops(unraisable: Any) -> None:
+    """Report it, unless it comes from TensorStore's threads after a checkpoint was not written."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _processor() -> str:
-    """A home that machines share must not give one the program of another's instructions."""
+    """Return a name of this kind of processor.
+
+    Machines may share a home, and one must not be given a program of another's instructions.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

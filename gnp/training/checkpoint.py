@@ -226,12 +226,8 @@ class Checkpoints:
             actual = _hashes(folder)
         except _FILE_ERRORS as error:
             return f"{_HASHES}: {first_line(error)}"
-        for name in sorted({*expected, *actual}):
-            if name not in actual:
-                return f"{name} is missing"
-            if expected.get(name) != actual[name]:
-                return f"{name} has changed"
-        return None
+        names = [name for name in expected | actual if expected.get(name) != actual.get(name)]
+        return f"{names[0]} has changed or is missing" if names else None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

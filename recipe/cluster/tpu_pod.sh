@@ -7,7 +7,7 @@
 #
 #   TPU=my-tpu ZONE=us-central2-b bash recipe/cluster/tpu_pod.sh --config=config/digits.py --working_dir=/mnt/shared/runs/digits
 #
-# Each machine runs the same command, and jax finds the others by itself. The run directory must be
+# Each machine runs the same command; GNP_DISTRIBUTED has jax ask the cloud for the others. The run directory must be
 # on storage that all of them mount (Filestore, or a bucket through gcsfuse). The first call sets up
 # the environment. After a preemption, make the slice anew and give the same command: it goes on.
 set -euo pipefail
@@ -23,4 +23,4 @@ printf -v directory '%q' "${GNP_DIR:-gnp}"
 exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
   cd $directory &&
   python=\"\$(GNP_JAX=tpu bash recipe/setup.sh)\" &&
-  exec \"\$python\" -P -m gnp.main.main$arguments"
+  GNP_DISTRIBUTED=1 exec \"\$python\" -P -m gnp.main.main$arguments"

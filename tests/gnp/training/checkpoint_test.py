@@ -1,5 +1,8 @@
 """Checkpoints come back to the bit, and damaged ones are noticed."""
 
+import errno
+import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from gnp.training import checkpoint
 from gnp.training.checkpoint import CheckpointError, Checkpoints
 from gnp.training.state import TrainState
 
@@ -123,3 +127,36 @@ def test_another_model_is_said(tmp_path):
     save(tmp_path, (1,))
     with pytest.raises(CheckpointError, match=r"another model.*dense/kernel is \(4, 3\) there"):
         restore(tmp_path, like=make_state(width=5))
+
+
+def test_leaving_it_waits_even_after_an_error(tmp_path):
+    with pytest.raises(KeyError), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), {})
+        raise KeyError
+    assert restore(tmp_path).step == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("who", ["TensorStore", "the digests"])
+def test_a_full_disk_is_said(tmp_path, monkeypatch, who):
+    """A limit on the size of files stands for it."""
+
+    def full(_):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    save(tmp_path, (1,))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    line = r"checkpoint 2 could not be written .*File too large; the newest good one is of step 1$"
+    with pytest.raises(CheckpointError, match=line), Checkpoints(tmp_path) as checkpoints:
+        try:
+            if who == "TensorStore":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+            else:
+                monkeypatch.setattr(checkpoint, "_hashes", full)
+            checkpoints.save(2, make_state(width=4000), {})
+            checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    monkeypatch.undo()
+    assert restore(tmp_path).step == 1

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 import ds_pipeline
 import model
 import optimizer
+from gnp.training.files import first_line
 from gnp.training.gradients import (
     Batch,
     Gradient,
@@ -99,16 +100,25 @@ def device_count() -> int:
     """
     try:
         return jax.device_count()
-    except RuntimeError as error:
-        raise DeviceError(f"jax finds no device to run on: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:  # jax asserts that there is a default one
+        raise DeviceError(f"jax finds no device to run on: {first_line(error)}") from error
 
 
-def name_problems(config: ml_collections.ConfigDict) -> list[str]:
-    """Return what is wrong with a config's model and optimizer, a line each, without any data."""
+def name_problems(config: ml_collections.ConfigDict, checked: bool = True) -> list[str]:
+    """Return what is wrong with a config's model and optimizer, a line each, without any data.
+
+    Args:
+        config: Complete.
+        checked: Each key is allowed; else names are looked up, and no values that rules speak of.
+    """
     problems = []
     for build in (
         lambda: model.build_model(config, config.dataset.num_classes or 10),
-        lambda: optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH),
+        lambda: (
+            optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH)
+            if checked
+            else optimizer.check_opt_params(config.opt.opt_type, config.opt.opt_params)
+        ),
     ):
         try:
             build()

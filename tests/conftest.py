@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import importlib
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -107,6 +108,9 @@ def run_gnp_here(
             status = main.main(line)
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except Exception:  # as Python ends a program
+            traceback.print_exc()
+            status = 1
         output = capfd.readouterr()
         return subprocess.CompletedProcess(line, status, output.out, output.err)
 

@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
             # The names are looked up in a config whose model and optimizer can be built.
             needed = ("model.", "opt.", "precision", "config key")
             if not any(line.startswith(needed) for line in problems):
-                wrong += name_problems(config)
+                wrong += name_problems(config, checked=not problems)
         except configs.ConfigError as error:
             wrong += str(error).splitlines()
     elif overrides:

@@ -153,8 +153,10 @@ def test_several_problems_are_said_at_once(run_gnp_here):
     result = run_gnp_here(DIGITS, *(f"--config.{each}" for each in wrong))
     assert result.returncode == 2
     lines = result.stderr.splitlines()
-    assert len(lines) == 6, lines  # and the missing working_dir
+    assert len(lines) == 6, lines
     assert all(line.startswith("gnp: ") for line in lines)
+    for word in ("gnp.r", "nonsense", "base_lr", "Foo", "opt.opt_params", "--working_dir=DIR"):
+        assert sum(word in line for line in lines) == 1, word
 
 
 def test_config_file(refused, tmp_path):
@@ -165,21 +167,46 @@ def test_config_file(refused, tmp_path):
     assert "get_config() is needed" in refused(2, config=f"--config={empty}")
 
 
+MODEL = """
+import flax.linen as nn
+from config import default
+from model import register
+
+@register("Mistyped")
+class Mistyped(nn.Module):
+    num_classes: int
+    dtype: type | None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(self.num_clases)(x.reshape(len(x), -1))
+
+def get_config():
+    config = default.get_config()
+    config.dataset.dataset_name = "digits"
+    config.model.model_name = "Mistyped"
+    return config
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
         ("def get_config(:\n", "SyntaxError"),
         ("def get_config():\n    return {}['key']\n", "KeyError: 'key'"),
         ("def get_config():\n    return 1 + 'a'\n", "TypeError: "),
+        (MODEL, 'AttributeError: "Mistyped" object has no attribute "num_clases"'),
     ],
+    ids=["syntax", "key", "type", "model"],
 )
-def test_a_config_function_that_fails_shows_its_traceback(run_gnp, tmp_path, text, error):
+def test_a_bug_of_the_users_own_shows_its_traceback(run_gnp, tmp_path, text, error):
     broken = tmp_path / "broken.py"
     broken.write_text(text)
     result = run_gnp(f"--config={broken}", f"--working_dir={tmp_path / 'run'}")
     assert result.returncode == 1
     assert "Traceback" in result.stderr and f'File "{broken}", line' in result.stderr
     assert error in result.stderr
+    assert not list((tmp_path / "run").glob("*"))
 
 
 # The data.

@@ -141,10 +141,11 @@ def test_dropped_steps_count_for_nothing(tmp_path):
 
 
 def test_an_epoch_in_progress_is_left_out(tmp_path):
-    shapes = [x.shape[2:] for x in STEPS]
-    files = GradientFiles(tmp_path, LAYERS, shapes, STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH)
+    gradients = {name: x.reshape(-1, *x.shape[2:]) for name, x in zip(LAYERS, STEPS, strict=True)}
+    params = {name: x[0] for name, x in gradients.items()}
+    files = GradientFiles(tmp_path, params, STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH)
     for step in range(1, 6):
-        files(step, [x.reshape(-1, *x.shape[2:])[step - 1] for x in STEPS])
+        files(step, {name: x[step - 1] for name, x in gradients.items()})
         if step == 2:
             files.flush()
             with pytest.raises(evolution.FileFormatError, match="holds 2 steps, and an epoch has"):

@@ -16,6 +16,7 @@ from gnp.analysis.evolution import load_evolution, load_from_steps, verdicts, wr
 from gnp.analysis.evolution_pictures import animated_layers, spread_out
 from gnp.training.evolution import FIELDS, EvolutionWriter
 from gnp.training.gradient_files import GradientFiles
+from gnp.training.mesh import build_mesh, replicate
 from gnp.training.run_directory import remove_run
 from gnp.training.state import TrainState
 from optimizer import record_gradient_evolution
@@ -31,18 +32,20 @@ EPOCHS, STEPS_PER_EPOCH = STEPS[0].shape[:2]
 def record(directory, steps=STEPS, names=LAYERS, every_step=True):
     """Make a run directory with these gradients [epochs, steps, ...] of each layer."""
     epochs, count = steps[0].shape[:2]
-    shapes = [x.shape[2:] for x in steps]
     recorder = record_gradient_evolution()
-    params = [jnp.zeros(shape) for shape in shapes]
-    state = TrainState(params, {}, ((), recorder.init(params)))
-    write = EvolutionWriter(directory, tuple(names), tuple(p.size for p in params))
-    files = GradientFiles(directory, names, shapes, count, epochs * count) if every_step else None
+    params = {name: jnp.zeros(x.shape[2:]) for name, x in zip(names, steps, strict=True)}
+    state = replicate(TrainState(params, {}, recorder.init(params)), build_mesh())
+    write = EvolutionWriter(directory, state)
+    files = GradientFiles(directory, params, count, epochs * count) if every_step else None
     update = jax.jit(recorder.update)
     for epoch in range(epochs):
         for step in range(count):
-            gradients = [jnp.asarray(x[epoch, step], jnp.float32) for x in steps]
-            _, recorded = update(gradients, state.opt_state[1])
-            state = state._replace(opt_state=((), recorded))
+            gradients = {
+                name: jnp.asarray(x[epoch, step], jnp.float32)
+                for name, x in zip(names, steps, strict=True)
+            }
+            _, recorded = update(gradients, state.opt_state)
+            state = state._replace(opt_state=recorded)
             if files:
                 files(epoch * count + step + 1, gradients)
         state = write(state, epoch + 1)
@@ -138,10 +141,11 @@ def test_dropped_steps_count_for_nothing(tmp_path):
 
 
 def test_an_epoch_in_progress_is_left_out(tmp_path):
-    shapes = [x.shape[2:] for x in STEPS]
-    files = GradientFiles(tmp_path, LAYERS, shapes, STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH)
+    gradients = {name: x.reshape(-1, *x.shape[2:]) for name, x in zip(LAYERS, STEPS, strict=True)}
+    params = {name: x[0] for name, x in gradients.items()}
+    files = GradientFiles(tmp_path, params, STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH)
     for step in range(1, 6):
-        files(step, [x.reshape(-1, *x.shape[2:])[step - 1] for x in STEPS])
+        files(step, {name: x[step - 1] for name, x in gradients.items()})
         if step == 2:
             files.flush()
             with pytest.raises(evolution.FileFormatError, match="holds 2 steps, and an epoch has"):
@@ -227,8 +231,8 @@ def test_shown_layers_are_in_natural_order(golden):
 
 def test_labels_do_not_lie_over_one_another():
     for heights in ([0.0] * 8, [1.0] * 8, [0.1, 0.5, 0.51, 0.99, 1.0]):
-        places = spread_out(heights, 0.04)
-        assert min(np.diff(places)) > 0.0399 and places[-1] <= 1
+        moved = spread_out(heights, 0.04)
+        assert min(np.diff(moved)) > 0.0399 and moved[-1] <= 1
 
 
 def test_verdicts_are_said_from_the_numbers(golden):
@@ -288,14 +292,14 @@ def test_bad_inputs_end_with_one_line(golden, tmp_path, capsys, arguments, code,
     for name in ("empty", "epochs"):
         (tmp_path / name).mkdir()
     record(tmp_path / "epochs", [x[:1] for x in STEPS], every_step=False)
-    places = {"golden": golden, "empty": tmp_path / "empty", "epochs": tmp_path / "epochs"}
+    folders = {"golden": golden, "empty": tmp_path / "empty", "epochs": tmp_path / "epochs"}
     try:
-        status = evolution.main([word.format(**places) for word in arguments])
+        status = evolution.main([word.format(**folders) for word in arguments])
     except SystemExit as stop:
         status = stop.code
     printed = capsys.readouterr()
     assert status == code
-    assert re.fullmatch(r"gnp: [^\n]*\n", printed.err) and message.format(**places) in printed.err
+    assert re.fullmatch(r"gnp: [^\n]*\n", printed.err) and message.format(**folders) in printed.err
     assert not printed.out
 
 

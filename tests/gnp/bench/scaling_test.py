@@ -29,8 +29,8 @@ def test_measures_and_writes(tmp_path, monkeypatch, capsys):
     out = tmp_path / "scaling.json"
     scaling.main(["--model=DigitsCNN", "--batch_size=8", "--runs=1", f"--out={out}"])
     rows = json.loads(out.read_text())["rows"]
-    places = [(row["processes"], row["devices"]) for row in rows[:5]]
-    assert places == [(1, 1), (1, 2), (1, 4), (2, 2), (4, 4)]
+    shapes = [(row["processes"], row["devices"]) for row in rows[:5]]
+    assert shapes == [(1, 1), (1, 2), (1, 4), (2, 2), (4, 4)]
     assert {row["batch_size"] for row in rows if row["scaling"] == "strong"} == {8}
     weak = [row for row in rows if row["scaling"] == "weak" and row["step"] == "penalized"]
     assert [row["batch_size"] for row in weak] == [8, 16, 32, 16, 32]

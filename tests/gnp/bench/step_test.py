@@ -90,7 +90,7 @@ def test_a_python_that_cannot_help(tmp_path, monkeypatch, script):
     [
         ["--models", "DigitCNN"],
         ["--runs=0"],
-        ["--steps", "penalized"],
+        ["--steps", "penalty"],
         ["--dtype=float16"],
         ["--batch_size=3", "--first_call", "m"],
     ],

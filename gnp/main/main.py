@@ -64,7 +64,18 @@ def main(arguments: Sequence[str]) -> int:
     """
     runtime.quiet_libraries()
     try:
-        code = _run(arguments)
+        line = command_line.parse(arguments)
+    except USAGE_ERRORS as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    if line is None:
+        print(command_line.usage())
+        return 0
+    try:
+        if line.processes or distributed.is_launched():
+            distributed.initialize(*line.processes or (), stoppable=line.mode == "train")
+        code = _run(line)
         distributed.finish()
         return code
     except USAGE_ERRORS as error:
@@ -73,20 +84,14 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except Exception:  # of a program: ours, a user's model or config function, or XLA
+    except Exception:  # a bug: ours, in a user's model, or in XLA
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         distributed.end(1)  # the others must not wait for this one
 
 
-def _run(arguments: Sequence[str]) -> int:
-    line = command_line.parse(arguments)
-    if line is None:
-        print(command_line.usage())
-        return 0
-    if line.processes or distributed.is_launched():
-        distributed.initialize(*line.processes or (), stoppable=line.mode == "train")
+def _run(line: command_line.CommandLine) -> int:
     match line.mode:
         case "inspect":
             return inspect.run(line.config) if distributed.is_first() else 0

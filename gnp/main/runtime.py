@@ -13,41 +13,24 @@ import sys
 import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging as absl_logging
 
 
-class Flag(NamedTuple):
-    """A flag of XLA and why it is set."""
-
-    name: str
-    value: str
-    reason: str
-
-
 # XLA ends a program that gives it an unknown flag, so: few, and documented ones.
 GPU_FLAGS = (
-    Flag(
-        "xla_gpu_enable_latency_hiding_scheduler",
-        "true",
-        "the gradients' sums over GPUs run while the next layer's gradient is computed; off by "
-        "default, without effect on one GPU (docs.jax.dev: GPU performance tips)",
-    ),
+    # The gradients' sums over GPUs run while the next layer's gradient is computed; off by
+    # default, without effect on one GPU (docs.jax.dev: GPU performance tips).
+    "--xla_gpu_enable_latency_hiding_scheduler=true",
 )
 # Where several slices are connected by a network: inside one, libtpu's defaults do this already.
 TPU_SLICES_FLAGS = (
-    Flag(
-        "xla_tpu_enable_data_parallel_all_reduce_opt",
-        "true",
-        "the gradients' sums over slices run while the next layer's gradient is computed "
-        "(docs.jax.dev: XLA compiler flags)",
-    ),
-    Flag(
-        "xla_tpu_data_parallel_opt_different_sized_ops",
-        "true",
-        "the same for sums of unlike sizes, as those of layers are",
-    ),
+    # The gradients' sums over slices run while the next layer's gradient is computed
+    # (docs.jax.dev: XLA compiler flags).
+    "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+    # The same for sums of unlike sizes, as those of layers are.
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true",
 )
 # Programs that took so many seconds to compile are kept; jax's own 1 leaves many small ones out.
 _MIN_COMPILE_SECONDS = "0.1"
@@ -128,12 +111,9 @@ def _has(*modules: str) -> bool:
     return any(importlib.util.find_spec(module) for module in modules)
 
 
-def _add(environment: MutableMapping[str, str], variable: str, flags: tuple[Flag, ...]) -> None:
+def _add(environment: MutableMapping[str, str], variable: str, flags: tuple[str, ...]) -> None:
     given = environment.get(variable, "")
-    added = [
-        f"--{flag.name}={flag.value}"
-        for flag in flags
-        if not re.search(rf"--{flag.name}(=|\s|$)", given)
-    ]
+    names = {word.partition("=")[0] for word in given.split()}
+    added = [flag for flag in flags if flag.partition("=")[0] not in names]
     if added:
         environment[variable] = " ".join([given, *added]).strip()

@@ -33,14 +33,14 @@ def test_tpu_slices_get_theirs_and_a_single_one_none(accelerators):
     runtime.set_flags(environment)
     assert "XLA_FLAGS" not in environment
     for flag in runtime.TPU_SLICES_FLAGS:
-        assert f"--{flag.name}={flag.value}" in environment["LIBTPU_INIT_ARGS"].split()
+        assert flag in environment["LIBTPU_INIT_ARGS"].split()
     environment = {"JAX_PLATFORMS": "tpu"}
     runtime.set_flags(environment)
     assert environment == {"JAX_PLATFORMS": "tpu"}
 
 
 def test_jaxlib_knows_the_gpu_flags():
-    flags = " ".join(f"--{flag.name}={flag.value}" for flag in runtime.GPU_FLAGS)
+    flags = " ".join(runtime.GPU_FLAGS)
     done = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -148,7 +148,10 @@ def initialize(
             shutdown_timeout_seconds=_FINISH_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ProcessError(f"the processes cannot be connected: {first_line(error)}") from error
+        raise ProcessError(
+            f"the processes cannot be connected: {first_line(error)}; give "
+            "--coordinator_address, --num_processes and --process_id"
+        ) from error
     # On CPUs gloo waits 30 s for the others, but only the first time: now, as all have just come.
     sync("initialize")
 

@@ -36,8 +36,9 @@ def run(
     """
     stored, devices = read_config(working_dir), device_count()
     if config is None:
-        config, _ = configs.apply_overrides(configs.from_flat(stored), overrides)
-        config = configs.on_devices(config, devices)
+        # What the command line says of these devices stands, right or wrong.
+        config = configs.on_devices(configs.from_flat(stored), devices)
+        config, _ = configs.apply_overrides(config, overrides)
     else:
         refuse_other_config(
             working_dir,

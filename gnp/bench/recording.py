@@ -18,48 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import model
 from gnp.bench.measure import (
-    CIFAR_SHAPE,
-    SHAPES,
     TUTORIAL,
     Trainer,
     about_this_machine,
-    first_devices,
     measure_in_turn,
     paired_ratio,
 )
 from gnp.training.evolution import EvolutionWriter
-from gnp.training.mesh import replicate
 from gnp.training.state import TrainState
 from optimizer import record_gradient_evolution
 
 
-def initial_params(name: str) -> Any:
-    """Return the parameters of a model, for the benchmark's images.
-
-    Example:
-        >>> sum(leaf.size for leaf in jax.tree.leaves(initial_params("DigitsCNN")))
-        53098
-    """
-    image = jnp.zeros((1, *SHAPES.get(name, CIFAR_SHAPE)))
-    module = model.get_model(name, num_classes=10)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    return jax.jit(lambda: module.init(keys, image, train=False)["params"])()
-
-
-def end_of_epoch_seconds(params: Any, runs: int) -> float:
+def end_of_epoch_seconds(state: TrainState, runs: int) -> float:
     """Return the median seconds of an epoch's summary and file, after a first one.
 
     Args:
-        params: of the model.
+        state: of a recorded run; its optimizer's state is donated.
         runs: how often.
     """
-    state = TrainState(params, {}, record_gradient_evolution().init(params))
-    state = replicate(state, first_devices(1))
     seconds = []
     with tempfile.TemporaryDirectory() as directory:
         write = EvolutionWriter(Path(directory), state)
@@ -78,8 +58,6 @@ def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
         batch_size: examples in a batch.
         runs: measurements of each step.
     """
-    params = initial_params(name)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     adam = optax.with_extra_args_support(optax.adam(1e-3))
     recorded = optax.with_extra_args_support(optax.chain(record_gradient_evolution(), adam))
     trainers = {
@@ -87,6 +65,7 @@ def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
         "recorded": Trainer(name, batch_size, recorded),
         "and handed out": Trainer(name, batch_size, recorded, keep_gradients=True),
     }
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trainers["plain"].state.params))
     steps = {step: trainer.cycle(False) for step, trainer in trainers.items()}
     seconds = measure_in_turn(steps, runs)
     plain = steps["plain"].memory_bytes
@@ -100,7 +79,7 @@ def bench(name: str, batch_size: int, runs: int) -> dict[str, Any]:
         }
         for step, values in seconds.items()
     ]
-    end = end_of_epoch_seconds(params, runs)
+    end = end_of_epoch_seconds(trainers["recorded"].state, runs)
     print(f"{'step':<15} {'ms':>8} {'ratio':>7} {'MiB':>8} {'parameters':>11}")
     for row in rows:
         print("{step:<15} {milliseconds:8.2f} {ratio:7.3f} {mebibytes:8.1f} {parameters:11.2f}"

@@ -25,7 +25,8 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
 
-Several processes find one another under SLURM, Open MPI, Kubernetes and on Cloud TPUs; elsewhere:
+Several processes find one another under SLURM, Open MPI, Kubernetes, and on Cloud TPUs where
+GNP_DISTRIBUTED=1 is set (recipe/cluster/tpu_pod.sh sets it); elsewhere:
   --coordinator_address=HOST:PORT  where process 0 runs, and a free port there
   --num_processes=COUNT            how many there are
   --process_id=INDEX               which one this is, from 0
@@ -63,17 +64,6 @@ class CommandLine(NamedTuple):
     overrides: tuple[tuple[str, str], ...] = ()
     profile: tuple[int, int] | None = None
     processes: tuple[str, int, int] | None = None
-
-
-def names_processes(arguments: Sequence[str]) -> bool:
-    """Tell whether a command line says which process this is; help is asked for by one alone.
-
-    Example:
-        >>> names_processes(["--process_id=1"]), names_processes(["--mode=eval"])
-        (True, False)
-    """
-    names = (*_PROCESS_FLAGS, "h", "help")
-    return any(argument.lstrip("-").partition("=")[0] in names for argument in arguments)
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:

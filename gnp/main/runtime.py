@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import logging as absl_logging
 
-
 # XLA ends a program that gives it an unknown flag, so: few, and documented ones.
 GPU_FLAGS = (
     # The gradients' sums over GPUs run while the next layer's gradient is computed; off by

@@ -69,7 +69,7 @@ def register_tiny() -> None:
 
 
 class Trainer:
-    """In the process with four devices: builds and trains runs as the command line does."""
+    """Build and train runs as the command line does, in the process with four devices."""
 
     def __init__(self) -> None:
         import jax
@@ -113,7 +113,7 @@ class Trainer:
     def steps(
         self, variant: str, layout: tuple[int, int], state: Any, first: int = 0, count: int = STEPS
     ) -> Any:
-        """Takes steps; checks that the state stays where it is and in its memory."""
+        """Take steps; check that the state stays where it is and in its memory."""
         jax, (_, experiment) = self.jax, self.run(variant, layout)
         batches = self.module.train_batches(experiment, first)
         for step, batch in zip(range(first, first + count), batches, strict=False):
@@ -132,12 +132,12 @@ class Trainer:
 
 @functools.cache
 def the_trainer() -> Trainer:
-    """The one of this process: it compiles a run once."""
+    """Return the one of this process: it compiles a run once."""
     return Trainer()
 
 
 def train(variants: list[str], layouts: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """'variant data fsdp' -> leaves of the state and the last metrics; the bytes of a device."""
+    """Return 'variant data fsdp' -> the bytes of a device, leaves of state and last metrics."""
     warnings.simplefilter("error", UserWarning)  # "Some donated buffers were not usable"
     trainer, result = the_trainer(), {}
     for variant, layout in itertools.product(variants, layouts):
@@ -152,7 +152,7 @@ def train(variants: list[str], layouts: Sequence[tuple[int, int]]) -> dict[str, 
 
 
 def move() -> dict[str, Any]:
-    """Checkpoints of each layout go on in each other; the parameters after some more steps."""
+    """Go on with a checkpoint of each layout in each; return the parameters some steps later."""
     from gnp.training.checkpoint import Checkpoints
 
     trainer, result = the_trainer(), {}
@@ -175,7 +175,7 @@ def move() -> dict[str, Any]:
 
 
 def sent() -> dict[str, Any]:
-    """What four devices send in a penalized step, and how many parameters are split."""
+    """Return what four devices send in a penalized step, and how many parameters are split."""
     trainer = the_trainer()
     _, experiment = trainer.run("SGDG", (1, 4))
     _, step = trainer.compiled["SGDG", (1, 4)]
@@ -189,14 +189,14 @@ def sent() -> dict[str, Any]:
 
 
 def quick() -> list[Any]:
-    """What the quick tests read, from one process."""
+    """Return all that the quick tests read, from one process."""
     trained = train(["momentum"], QUICK) | train(["SGDG"], QUICK[:2])
     trained |= train(["batch norm groups"], QUICK[:2])
     return [trained | train(["groups"], QUICK[::2]), move()]
 
 
 def in_process(call: str, environment: dict[str, str]) -> Any:
-    """Calls a function of this file in a process with four devices."""
+    """Call a function of this file in a process with four devices."""
     folder = str(Path(__file__).parent)
     program = f"import sys, json; sys.path.insert(0, {folder!r}); import devices_test as t; "
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What all tests share: strict JAX, a random key, and ways to call the command line."""
+"""Strict JAX, a random key, and ways to call the command line, for all tests."""
 
 import os
 
@@ -25,13 +25,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture
 def key() -> jax.Array:
-    """The same random key in every test."""
+    """Return the same random key in every test."""
     return jax.random.key(0)
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of prepared TFDS data sets that GNP_DATA_DIR names."""
+    """Return the folder of prepared TFDS data sets that GNP_DATA_DIR names."""
     name = os.environ.get("GNP_DATA_DIR")
     if not name:
         pytest.skip("needs prepared data sets: set GNP_DATA_DIR to their folder")
@@ -42,7 +42,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def gnp_environment() -> dict[str, str]:
-    """Environment variables of a process in which `python -P -m gnp.main.main` works."""
+    """Return environment variables of a process in which `python -P -m gnp.main.main` works."""
     return os.environ | {
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "PYTHONPATH": str(ROOT),
@@ -52,7 +52,7 @@ def gnp_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def registered_models(gnp_environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that model registers, without those that tests and examples add."""
+    """Return the names that model registers, without those that tests and examples add."""
     program = "import model; print(*model.model_names())"
     done = subprocess.run(
         [sys.executable, "-P", "-c", program],
@@ -65,7 +65,7 @@ def registered_models(gnp_environment: Mapping[str, str]) -> tuple[str, ...]:
 def run_gnp(
     tmp_path: Path, gnp_environment: Mapping[str, str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Calls the command line in a process of its own, in the folder tmp_path.
+    """Call the command line in a process of its own, in the folder tmp_path.
 
     Keyword arguments `environment` (added to gnp_environment), `cwd` and `timeout` (seconds).
     """
@@ -94,7 +94,7 @@ def run_gnp(
 def run_gnp_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Calls the command line in this process, in the folder tmp_path: seconds faster.
+    """Call the command line in this process, in the folder tmp_path: seconds faster.
 
     For tests of what is printed and returned; not of signals, exits or the environment.
     """
@@ -121,7 +121,7 @@ def run_gnp_here(
 def digits_command(
     gnp_environment: Mapping[str, str],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Calls the command line with config/digits.py on a directory, in a process of its own."""
+    """Call the command line with config/digits.py on a directory, in a process of its own."""
 
     def run(
         directory: Path, *arguments: str, environment: Mapping[str, str] | None = None

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends with one clear line and no traceback; a bug with its traceback."""
+"""A user's mistake ends in one clear line and no traceback, a bug in its whole traceback."""
 
 import json
 import os
@@ -21,7 +21,7 @@ MNIST = f"--config={ROOT / 'config' / 'mnist_tutorial.py'}"
 
 @pytest.fixture
 def refused(run_gnp_here, tmp_path):
-    """Runs a command line that must fail; returns its one line on standard error."""
+    """Run a command line that must fail; return its one line on standard error."""
 
     def refused(code: int, *words: str, config: str = DIGITS, directory: object = None) -> str:
         where = tmp_path / "run" if directory is None else directory

@@ -17,7 +17,7 @@ DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
 
 @pytest.fixture(scope="module")
 def trained(gnp_environment, tmp_path_factory, digits_command):
-    """A run of three epochs: the directory and what the command printed."""
+    """Return the directory of a run of three epochs and what the command printed."""
     directory = tmp_path_factory.mktemp("trained") / "run[/x]"  # brackets are no markup
     result = digits_command(directory, "--config.total_epochs=3")
     assert result.returncode == 0, result.stderr

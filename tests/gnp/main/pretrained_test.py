@@ -27,7 +27,7 @@ WORDS = (
 
 @pytest.fixture
 def weights():
-    """PyTorch's names and layout of the model that WORDS ask for."""
+    """Return arrays with PyTorch's names and layout, of the model that WORDS ask for."""
     draw = np.random.default_rng(0)
     shapes = {
         "cls_token": (1, 1, 8),

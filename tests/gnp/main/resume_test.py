@@ -21,7 +21,7 @@ EPOCHS = 10
 
 @pytest.fixture(scope="module")
 def start(gnp_environment, tmp_path_factory) -> Callable[..., subprocess.Popen[str]]:
-    """Starts a digits run in a directory; all share compiled steps."""
+    """Start a digits run in a directory; all share compiled steps."""
     folder = gnp_environment["JAX_COMPILATION_CACHE_DIR"] or str(tmp_path_factory.mktemp("cache"))
     cache = {"JAX_COMPILATION_CACHE_DIR": folder,
              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
@@ -49,7 +49,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory) -> Path:
-    """The uninterrupted run."""
+    """Return the directory of an uninterrupted run."""
     directory = tmp_path_factory.mktemp("whole")
     code, _, err = finish(start(directory))
     assert code == 0, err
@@ -92,7 +92,7 @@ def test_the_same_command_gives_the_same_run_and_another_seed_another(start, who
 
 
 def _kill_and_go_on(start, directory: Path, times: int, seed: int) -> int:
-    """Kills with -9 up to `times` times, then lets the run end; how often it had got further.
+    """Kill with -9 up to `times` times, then let the run end; return how often it got further.
 
     A kill comes within two seconds of the moment at which a process first wrote its rows, most
     of them while it trains: about a tenth of a second an epoch, and a checkpoint each.
@@ -130,7 +130,7 @@ def test_killed_ten_times_at_random_moments(start, whole, tmp_path):
 
 
 def wait_for_row(process: subprocess.Popen[str], directory: Path) -> None:
-    """Returns when the first epoch is written."""
+    """Return when the first epoch is written."""
     path = directory / "metrics.jsonl"
     while not path.exists() or not path.read_text():
         assert process.poll() is None, process.communicate()

@@ -1,4 +1,4 @@
-"""What the program tells jax before it looks for devices."""
+"""Flags and the cache that jax is told of before it looks for devices."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from gnp.main import runtime
 
 @pytest.fixture
 def accelerators(monkeypatch):
-    """All builds of jax at once."""
+    """Have all builds of jax at once."""
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: name)
 
 
@@ -58,10 +58,10 @@ def test_where_compiled_programs_are_kept(tmp_path):
     assert environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.1"
 
 
-@pytest.mark.parametrize("place", ["", "/somewhere"])
-def test_a_cache_that_the_user_names_stays(place):
+@pytest.mark.parametrize("folder", ["", "/somewhere"])
+def test_a_cache_that_the_user_names_stays(folder):
     environment = {
-        "JAX_COMPILATION_CACHE_DIR": place,
+        "JAX_COMPILATION_CACHE_DIR": folder,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7",
     }
     before = dict(environment)

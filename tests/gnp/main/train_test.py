@@ -26,7 +26,7 @@ def assert_equal(first, second):
 
 
 def poisoned(train_step):
-    """NaN among the inputs of the eighth step."""
+    """Put a NaN among the inputs of the eighth step."""
 
     def step_with_nan(state, batch, key, step):
         if step == 7:
@@ -38,7 +38,7 @@ def poisoned(train_step):
 
 @pytest.fixture(scope="module")
 def whole(small_run, tmp_path_factory):
-    """An uninterrupted run: its directory, and what came of it."""
+    """Return the directory of an uninterrupted run, and what came of it."""
     directory = tmp_path_factory.mktemp("whole")
     return directory, small_run(directory)
 

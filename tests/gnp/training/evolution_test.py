@@ -1,4 +1,4 @@
-"""What a recorded run writes: the numbers of an epoch, its files, and their way through a run."""
+"""Recorded runs: the numbers of an epoch, its files, and their way through a run."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def contents(directory):
 
 @pytest.fixture(scope="module")
 def recorded(small_run, tmp_path_factory):
-    """An uninterrupted run: its directory, and what came of it."""
+    """Return the directory of an uninterrupted run, and what came of it."""
     directory = tmp_path_factory.mktemp("whole")
     return directory, small_run(directory, **RECORD)
 
@@ -72,7 +72,7 @@ def test_an_epochs_numbers():
 
 
 def assert_sums(found, steps):
-    """The files of the epochs hold the sums of their steps' gradients."""
+    """Check that the epochs' files hold the sums of their steps' gradients."""
     for layer, values in enumerate(steps):
         sums = np.nansum(values.reshape(3, 5, *values.shape[1:]), axis=1)
         for field, value in (("gradient", sums), ("accumulated", sums.cumsum(0))):
@@ -136,7 +136,7 @@ def test_a_lost_file_is_missed_when_the_run_goes_on(small_run, tmp_path):
 
 
 def overflowing(train_step):
-    """An input in the eighth step with which the gradient is finite, and its norm is not."""
+    """Give the eighth step an input with which the gradient is finite, and its norm is not."""
 
     def step_with_overflow(state, batch, key, step):
         if step == 7:

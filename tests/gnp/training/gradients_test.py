@@ -55,12 +55,12 @@ BATCH = batch_of(STEP)
 
 
 def alone(params, model_state, inputs, train, key):
-    """Each example by itself."""
+    """Apply a linear model, each example by itself."""
     return inputs @ params["in"] * params["scale"][None], model_state
 
 
 def together(params, model_state, inputs, train, key):
-    """Batch norm, with a running mean and a counter, and a mask for each unit."""
+    """Apply batch norm, with a running mean and a counter, and a mask for each unit."""
     x = inputs @ params["in"]
     mean = x.mean(0, keepdims=True)
     x = (x - mean) / jnp.sqrt(x.var(0, keepdims=True) + 1e-3) * params["scale"][None]
@@ -106,14 +106,14 @@ def build_step(
 
 @pytest.fixture(params=["cpu", "gpu"])
 def backend(request, monkeypatch):
-    """Unrolled, and in a loop as on accelerators."""
+    """Compute unrolled, and in a loop as on accelerators."""
     monkeypatch.setattr(cpu, "is_target", lambda: request.param == "cpu")
     return request.param
 
 
 @functools.cache
 def take_step(apply, kind, backend="cpu", **options):
-    """One step of SGD with two micro-batches; of the whole batch it is the same on any backend."""
+    """Take a step of SGD with two micro-batches; of a whole batch it is the same anywhere."""
     step, chain = build_step(apply, kind, 2, **options)
     state = TrainState(PARAMS, SEEN, chain.init(PARAMS))
     return step(state, BATCH, KEY, np.uint32(STEP))
@@ -155,7 +155,7 @@ def loss_and_gradient(params, model_state, batch, key):
 
 
 def by_hand(kind):
-    """The update, the new statistics, the loss and the norm, from the definitions."""
+    """Return the new parameters and statistics, loss and norm, from the definitions."""
     key = jax.random.fold_in(KEY, STEP)
     states, losses, grads = [SEEN], [], []
 
@@ -297,7 +297,7 @@ def train_on(devices):
 
 @pytest.fixture(scope="module")
 def trained(gnp_environment):
-    """What `train_on` gives on one device and on four."""
+    """Return what `train_on` gives on one device and on four."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     program = (
         f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
@@ -328,7 +328,7 @@ def test_groups_differ_from_one_perturbation(trained, name):
 
 
 def gradient_in_numpy(weights, scale, inputs, labels):
-    """Of the mean cross-entropy of `alone`."""
+    """Return the gradient of the mean cross-entropy of `alone`."""
     logits = inputs @ weights * scale
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)

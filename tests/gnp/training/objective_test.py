@@ -74,7 +74,7 @@ def test_output_size(loss, classes, size):
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy"])
-def test_a_mixed_label_is_the_mean_of_its_parts_losses(loss):
+def test_a_mixed_label_is_the_mean_of_its_shares_losses(loss):
     """As the published mixup: the loss is linear in the label."""
     objective = build_objective(loss, label_smoothing=0.1)
     others, share = np.array([2, 0, 1]), 0.7

@@ -66,8 +66,8 @@ class Experiment:
         train_batches: first step -> batches from that step on, sent to the devices when asked for.
         train_step: (state, batch, key, step) -> (state, metrics), plain or penalized as the step's
             number says; the state is donated. Does not wait for the device.
-        plain_step: The one of both, compiled, with the mesh set.
-        penalized_step: The other one.
+        plain_step: The compiled plain step; set the mesh around a call of it.
+        penalized_step: The compiled penalized step, likewise.
         eval_batches: () -> the evaluation set once, on the devices.
         eval_step: (params, model_state, batch) -> sums over the examples.
     """
@@ -111,19 +111,17 @@ def name_problems(config: ml_collections.ConfigDict, checked: bool = True) -> li
         config: Complete.
         checked: Each key is allowed; else names are looked up, and no values that rules speak of.
     """
-    problems = []
-    for build in (
-        lambda: model.build_model(config, config.dataset.num_classes or 10),
-        lambda: (
+    problems: list[str] = []
+    try:
+        model.build_model(config, config.dataset.num_classes or 10)
+    except model.ModelError as error:
+        problems += str(error).splitlines()
+    try:
+        optimizer.check_opt_params(config.opt.opt_type, config.opt.opt_params)
+        if checked:
             optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH)
-            if checked
-            else optimizer.check_opt_params(config.opt.opt_type, config.opt.opt_params)
-        ),
-    ):
-        try:
-            build()
-        except (model.ModelError, optimizer.OptimizerError) as error:
-            problems += str(error).splitlines()
+    except optimizer.OptimizerError as error:
+        problems += str(error).splitlines()
     return problems
 
 
@@ -163,13 +161,16 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     gradient = build_gradient(
         build_loss(net.apply, objective, regularize, config.log_costs_per_layer)
     )
-    has_groups = config.gnp.r > 0 and config.gnp.m not in (None, batch_size)
+    has_groups = config.gnp.r > 0 and not config.gnp.sync_perturbations
+    has_groups = has_groups and config.gnp.m != batch_size
     has_micro_batches = config.accumulate_steps > 1
     penalize_at = None  # the penalty stands in the chain
     if has_groups or (has_micro_batches and config.accumulate_penalty == "micro"):
         penalize_at = optimizer.build_penalized_gradient(config, steps_per_epoch)
 
     def gradient_of(step: Any, penalize: bool) -> Gradient:
+        if has_groups and config.gnp.m is None:
+            raise ValueError("gnp.m is open: config.with_group_size says it for these devices")
         at_step = gradient if has_groups else gathered(gradient)
         if penalize and penalize_at:
             at_step = penalized(at_step, lambda *args: penalize_at(*args, step=step))

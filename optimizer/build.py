@@ -94,7 +94,6 @@ def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransfor
         ...     gnp=Config(r=0.1, alpha=0.8, norm_perturbations=False, every=2, warmup_epochs=None,
         ...                adaptive=False, method="finite_difference", where="all", reuse=0.0),
         ...     opt=Config(opt_type="SGD", opt_params={}, centralize="none"),
-        ...     record=Config(gradients=False),
         ... )
         >>> opt, penalized = build_optimizer(config, 10), build_step_rule(config, 10)
         >>> grad_fn = jax.grad(lambda p: 0.5 * jnp.vdot(p, p))
@@ -111,7 +110,8 @@ def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransfor
     schedules = build_schedules(config, steps_per_epoch)
     check_number("gradient_clipping", config.gradient_clipping)
     chain: list[optax.GradientTransformation] = []
-    if config.record.gradients:
+    record = getattr(config, "record", None)  # a config of one's own need not have it
+    if record is not None and record.gradients:
         chain.append(record_gradient_evolution())
     if config.gnp.r > 0:
         penalty, reuse = build_penalty(config, steps_per_epoch), config.gnp.reuse

@@ -109,7 +109,9 @@ class Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._files is not None:
-            self._files.close()
-        if self._trace is not None:
-            self._trace.close()
+        try:
+            if self._files is not None:
+                self._files.close()
+        finally:
+            if self._trace is not None:
+                self._trace.close()

@@ -35,25 +35,25 @@ def run(
     # The config and the directory. What cannot run leaves the directory as it was.
     devices, first = device_count(), distributed.is_first()
     stored = {} if config.retrain else run_directory.stored_config(working_dir)
+    resumes = not config.retrain and run_directory.has_checkpoints(working_dir)
+    stored, resumes = distributed.broadcast((stored, resumes))  # file systems may differ in time
     config = configs.with_group_size(config, stored, devices)
     rules.check(config, rules.Facts(devices=devices))
     values = configs.as_json(config)
-    if first:
-        run_directory.check(
-            working_dir,
-            values,
-            retrain=config.retrain,
-            free=default.FREE_KEYS,
-            defaults=configs.as_json(default.get_config()),
-        )
-    distributed.sync("the run directory is checked")
+    run_directory.check_same(values, distributed.broadcast(values))
+    run_directory.check(
+        working_dir,
+        values,
+        retrain=config.retrain,
+        free=default.FREE_KEYS,
+        defaults=configs.as_json(default.get_config()),
+    )
 
     # The parts of the run.
     dataset = ds_pipeline.build_dataset(config, working_dir)
     rules.check(config, rules.Facts(devices=devices, is_regression=dataset.is_regression))
     experiment = build_experiment(config, dataset)
     recording = Recording(config, experiment, working_dir, profile)
-    resumes = not config.retrain and run_directory.has_checkpoints(working_dir)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
     begun = None if resumes else experiment.initialize()
 
@@ -63,7 +63,7 @@ def run(
             print(f"warning: {warning}", file=sys.stderr)
         run_directory.claim(working_dir, values, retrain=config.retrain)
     distributed.sync("the run directory is claimed")
-    run_directory.check_shared(working_dir, values)
+    run_directory.wait_for_claim(working_dir)
 
     with (
         distributed.catch_signals() as interrupt,
@@ -129,7 +129,8 @@ def train(
         """Wait for the metrics of step `step`, counted from 1, and take them in."""
         gradients = metrics.pop("gradients", None)
         values = to_floats(metrics)
-        if not progress.add(values) and config.on_nonfinite == "stop":
+        finite = progress.add(values, finite=values.pop("finite") > 0)
+        if not finite and config.on_nonfinite == "stop":
             raise non_finite_error(step, -(-step // steps_per_epoch), values)
         log.step(lambda: progress.postfix(config.batch_size))
         if step % config.log_every_n_steps == 0:

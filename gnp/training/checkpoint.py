@@ -139,8 +139,15 @@ class Checkpoints:
             CheckpointError: the step has no checkpoint, all are damaged, or they are of
                 another model.
         """
-        choice = self._choose(step) if distributed.is_first() else None
-        chosen, warnings = distributed.broadcast(choice)
+        chosen, warnings, problem = None, [], ""
+        if distributed.is_first():
+            try:
+                chosen, warnings = self._choose(step)
+            except CheckpointError as error:
+                problem = str(error)
+        chosen, warnings, problem = distributed.broadcast((chosen, warnings, problem))
+        if problem:  # all processes say so, and end
+            raise CheckpointError(problem)
         if chosen is None:
             return None
         self._manager.reload()  # process 0 may have removed some
@@ -206,7 +213,7 @@ class Checkpoints:
         if different:
             name = different[0]
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} is of another model or optimizer: {name} "
+                f"checkpoint {step} in {self.directory} is of another model, optimizer or version of gnp: {name} "
                 f"is {there.get(name, 'absent')} there and {here.get(name, 'absent')} in the "
                 f"config ({len(different)} such differences)"
             )

@@ -19,7 +19,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class Progress:
-    """How far a run is, and the sums of the epoch that runs, in float64.
+    """Record how far a run is, and the sums of the epoch that runs, in float64.
 
     They are part of a checkpoint, so that an epoch that was interrupted ends with the same means.
 
@@ -86,16 +86,13 @@ class Progress:
         self.data_seconds += time.perf_counter() - started
         return batch
 
-    def add(self, values: dict[str, float]) -> bool:
-        """Take a step's metrics into the means, unless it was not finite; return whether it was."""
-        finite = values["finite"] > 0
+    def add(self, values: dict[str, float], finite: bool) -> bool:
+        """Take a step's metrics into the means, unless it was not finite; return `finite`."""
         if finite:
             for name, value in values.items():
-                if name != "finite":
-                    self._sums[name] = self._sums.get(name, 0.0) + value
-            self._count += 1
-        else:
-            self._skipped += 1
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += finite
+        self._skipped += not finite
         return finite
 
     def means(self) -> dict[str, float]:

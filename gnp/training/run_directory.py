@@ -1,6 +1,5 @@
 """A run directory: which config it holds, and whether a run may go on in it."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -101,31 +100,25 @@ def claim(path: Path, config: Mapping[str, Any], *, retrain: bool) -> None:
     write_json(path / "config.json", dict(config))
 
 
-def check_shared(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise unless the directory shows this process the config that it was given.
+def check_same(config: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raise unless this process was given the config of process 0, but for a machine's own keys."""
+    here = json.loads(json.dumps(dict(config)))
+    different = [key for key in first if key not in _OF_A_MACHINE and first[key] != here.get(key)]
+    if different:
+        raise RunDirectoryError(
+            f"this process was given another config than process 0: {', '.join(different)}; "
+            "start all with the same command"
+        )
 
-    Process 0 has written it: else the others were given another one, or see another directory.
 
-    Args:
-        path: The directory.
-        config: Dotted key -> JSON value, complete.
-
-    Raises:
-        RunDirectoryError: names the keys that differ.
-    """
-    here, different = json.loads(json.dumps(dict(config))), ["config.json"]
+def wait_for_claim(path: Path) -> None:
+    """Raise unless this process sees the config that process 0 has written."""
     for wait in (0.0, 1.0, 5.0, 30.0):  # a network's file system may be late
         time.sleep(wait)
-        with contextlib.suppress(RunDirectoryError):
-            there = read_config(path)
-            different = [
-                name for name in here if name not in _OF_A_MACHINE and there.get(name) != here[name]
-            ]
-            if not different:
-                return
+        if (path / "config.json").is_file():
+            return
     raise RunDirectoryError(
-        f"--working_dir={path} does not show here what process 0 has written ({different[0]} "
-        "differs): start all processes with the same command, and with a directory on a file "
+        f"--working_dir={path} of process 0 is not seen here: all processes need one on a file "
         "system that their machines share"
     )
 
@@ -143,7 +136,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it)")
+        inside = ", ".join(sorted(each.parent.name for each in path.glob("seed-*/config.json")))
+        advice = f"; it holds runs of several seeds, name one: {inside}" if inside else ""
+        raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it){advice}")
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:

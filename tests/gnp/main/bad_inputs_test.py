@@ -391,7 +391,7 @@ def test_checkpoint_of_another_model(run_gnp_here, trained, tmp_path):
     (directory / "config.json").write_text(json.dumps(config))
     result = run_gnp_here("--mode=eval", f"--working_dir={directory}")
     assert result.returncode == 1
-    assert "is of another model or optimizer" in result.stderr
+    assert "is of another model, optimizer or version" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

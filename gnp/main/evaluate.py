@@ -12,8 +12,8 @@ import ml_collections
 import config as configs
 import ds_pipeline
 from config import default, rules
+from gnp.analysis.results import number, print_table, words
 from gnp.experiment import build_experiment, device_count
-from gnp.main.tables import number, print_table, words
 from gnp.training.checkpoint import read_checkpoint
 from gnp.training.distributed import is_first
 from gnp.training.metrics import evaluate

@@ -10,8 +10,9 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.main.tables import print_table
+from gnp.analysis.results import print_table
 from gnp.training.objective import output_size
+from gnp.training.state import leaf_names
 
 
 def run(config: ml_collections.ConfigDict) -> int:
@@ -35,25 +36,25 @@ def run(config: ml_collections.ConfigDict) -> int:
     l2 = optimizer.l2_coefficients(config, params)
     decays = optimizer.decay_mask(params, config.no_weight_decay_on_bn)
     decoupled = config.opt.opt_params.get("weight_decay", 0) > 0
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = jax.tree.leaves(params)
     print_table(
         "parameters",
         [
             (
-                jax.tree_util.keystr(path, simple=True, separator="/"),
+                name,
                 _sizes(leaf.shape),
                 f"{leaf.size:,}",
                 group,
                 "yes" if coefficient > 0 or (decoupled and decay) else "no",
             )
-            for (path, leaf), group, coefficient, decay in zip(
-                leaves, *map(jax.tree.leaves, (groups, l2, decays)), strict=True
+            for name, leaf, group, coefficient, decay in zip(
+                leaf_names(params), leaves, *map(jax.tree.leaves, (groups, l2, decays)), strict=True
             )
         ],
         ("path", "shape", "count", "group", "decayed"),
         numbers=("count",),
     )
-    print(f"parameters: {sum(leaf.size for _, leaf in leaves)}")
+    print(f"parameters: {sum(leaf.size for leaf in leaves)}")
     return 0
 
 

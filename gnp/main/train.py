@@ -12,9 +12,9 @@ import ml_collections
 import config as configs
 import ds_pipeline
 from config import default, rules
+from gnp.analysis.results import show_results
 from gnp.experiment import Experiment, build_experiment, device_count
 from gnp.main.recording import Recording
-from gnp.main.tables import show_results
 from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.log import Log

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from gnp.training import distributed
 from gnp.training.files import first_line
-from gnp.training.state import TrainState
+from gnp.training.state import TrainState, leaf_names
 
 _HASHES = "sha256.json"
 _ITEMS = ("state", "progress")
@@ -126,20 +126,22 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
+    def restore(self, abstract_state: TrainState, step: int | None = None) -> Restored | None:
         """Read the newest undamaged checkpoint, or that of a step; None where there is none.
 
         Damaged ones that are newer are removed, each with a warning in the result.
 
         Args:
-            like: a state, or its shapes (jax.ShapeDtypeStruct), of the same structure.
+            abstract_state: a state, or its shapes (jax.ShapeDtypeStruct), of the same structure.
             step: None: the newest.
 
         Raises:
             CheckpointError: the step has no checkpoint, all are damaged, or they are of
                 another model.
         """
-        chosen, warnings, problem = None, [], ""
+        chosen: int | None = None
+        warnings: list[str] = []
+        problem = ""
         if distributed.is_first():
             try:
                 chosen, warnings = self._choose(step)
@@ -151,7 +153,7 @@ class Checkpoints:
         if chosen is None:
             return None
         self._manager.reload()  # process 0 may have removed some
-        return self._read(chosen, like, warnings)
+        return self._read(chosen, abstract_state, warnings)
 
     def close(self) -> None:
         """Wait, and let go of the directory.
@@ -192,8 +194,8 @@ class Checkpoints:
             )
         return None, []
 
-    def _read(self, step: int, like: TrainState, warnings: list[str]) -> Restored:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(like))
+    def _read(self, step: int, abstract_state: TrainState, warnings: list[str]) -> Restored:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(abstract_state))
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
         )
@@ -213,9 +215,9 @@ class Checkpoints:
         if different:
             name = different[0]
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} is of another model, optimizer or version of gnp: {name} "
-                f"is {there.get(name, 'absent')} there and {here.get(name, 'absent')} in the "
-                f"config ({len(different)} such differences)"
+                f"checkpoint {step} in {self.directory} is of another model, optimizer or "
+                f"version: {name} is {there.get(name, 'absent')} there and "
+                f"{here.get(name, 'absent')} in the config ({len(different)} such differences)"
             )
 
     def _write_hashes(self) -> None:
@@ -266,19 +268,18 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of every array of a tree, by its path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if hasattr(leaf, "shape")
-    }
+    named = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
 
 
-def read_checkpoint(directory: Path, like: TrainState, step: int | None = None) -> Restored:
+def read_checkpoint(
+    directory: Path, abstract_state: TrainState, step: int | None = None
+) -> Restored:
     """Read a checkpoint of a run directory, which is left as it is.
 
     Args:
         directory: Of the run.
-        like: Shapes, dtypes and shardings of the state.
+        abstract_state: Shapes, dtypes and shardings of the state.
         step: None: the newest.
 
     Raises:
@@ -287,7 +288,7 @@ def read_checkpoint(directory: Path, like: TrainState, step: int | None = None) 
     restored = None
     if (directory / "checkpoints").is_dir():
         with Checkpoints(directory, read_only=True) as checkpoints:
-            restored = checkpoints.restore(like, step)
+            restored = checkpoints.restore(abstract_state, step)
     if restored is None:
         raise CheckpointError(f"no checkpoint in {directory}: train first")
     return restored

@@ -16,25 +16,12 @@ from jax.sharding import NamedSharding
 
 from gnp.training.files import FileFormatError, replaced
 from gnp.training.mesh import WHOLE
-from gnp.training.state import TrainState
+from gnp.training.state import TrainState, leaf_names
 from optimizer import GradientEvolution, end_epoch
 
 FOLDER = "evolution"
 FIELDS = ("gradient", "accumulated", "dissolving")
 CELLS = 32
-
-
-def layer_names(params: Any) -> tuple[str, ...]:
-    """Return the paths of the parameters, such as `Dense_0/kernel`, in the order of their leaves.
-
-    Example:
-        >>> layer_names({"b": {"kernel": 0, "bias": 1}, "a": 2})
-        ('a', 'b/bias', 'b/kernel')
-    """
-    return tuple(
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    )
 
 
 def summarize(evolution: GradientEvolution) -> dict[str, Any]:
@@ -115,7 +102,7 @@ class EvolutionWriter:
     ) -> None:
         self.folder, self.active = directory / FOLDER, active
         leaves = jax.tree.leaves(abstract_state.params)
-        self.names = layer_names(abstract_state.params)
+        self.names = leaf_names(abstract_state.params)
         self.sizes = tuple(leaf.size for leaf in leaves)
         # The optimizer's state stays where it is; every process has the numbers whole.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state.opt_state)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gnp.training.evolution import layer_names
 from gnp.training.files import FileFormatError, write_json
+from gnp.training.state import leaf_names
 
 FOLDER = "gradients"
 INDEX = "index.json"
@@ -114,7 +114,7 @@ class GradientFiles:
         from_step: int = 0,
     ) -> None:
         self.folder = directory / FOLDER
-        names = layer_names(params)
+        names = leaf_names(params)
         files = tuple(
             self.folder / f"{i:03d}_{name.replace('/', '.')}.npy" for i, name in enumerate(names)
         )

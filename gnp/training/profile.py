@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from gnp.training.files import first_line
 from gnp.training.state import TrainState
 
 FOLDER = "profile"
@@ -58,5 +59,5 @@ class ProfiledSteps:
         try:
             jax.profiler.stop_trace()
         except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise OSError(f"{self._folder}: the trace cannot be written: {reason}") from error

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gnp.training.state import Params
+from gnp.training.state import Params, leaf_names
 from optimizer import orthogonality_penalty
 
 # cost -> path of a parameter -> scalar, float32.
@@ -39,9 +39,7 @@ def build_regularizer(
     """
 
     def regularize(params: Params) -> Costs:
-        paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
-        paths = [_name(path) for path, _ in paths_and_leaves]
-        leaves = [leaf for _, leaf in paths_and_leaves]
+        paths, leaves = leaf_names(params), jax.tree.leaves(params)
         groups = jax.tree.leaves(labels(params))
         weight_cost = {
             path: jnp.float32(coefficient / 2) * jnp.sum(jnp.square(leaf.astype(jnp.float32)))
@@ -86,7 +84,3 @@ def summarize(costs: Costs, per_layer: bool) -> dict[str, jax.Array]:
         f"{name}/{path}": value for name, each in costs.items() for path, value in each.items()
     }
     return sums | per_parameter
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -108,3 +108,16 @@ def from_linen(
 
 def _without_params(variables: Any) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if name != "params"}
+
+
+def leaf_names(tree: Any) -> tuple[str, ...]:
+    """Return the paths of a pytree's leaves, such as `Dense_0/kernel`, in their order.
+
+    Example:
+        >>> leaf_names({"b": {"kernel": 0, "bias": 1}, "a": 2})
+        ('a', 'b/bias', 'b/kernel')
+    """
+    return tuple(
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    )

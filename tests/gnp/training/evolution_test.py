@@ -14,11 +14,11 @@ from gnp.training.evolution import (
     EvolutionWriter,
     cells,
     epoch_files,
-    layer_names,
     summarize,
 )
 from gnp.training.files import FileFormatError
 from gnp.training.gradient_files import FOLDER, read_index
+from gnp.training.state import leaf_names
 from optimizer import GradientEvolution
 
 RECORD = {"record__gradients": "true", "record__steps": "true"}
@@ -85,7 +85,7 @@ def assert_sums(found, steps):
 def test_a_file_an_epoch_with_the_sums_of_its_gradients(recorded):
     directory, run = recorded
     found = read_evolution(directory)
-    assert tuple(found["names"]) == layer_names(run.state.params)
+    assert tuple(found["names"]) == leaf_names(run.state.params)
     assert list(found["sizes"]) == [leaf.size for leaf in jax.tree.leaves(run.state.params)]
     assert list(found["epochs"]) == [1, 2, 3] and list(found["steps"]) == [5, 5, 5]
     assert_sums(found, [np.load(file) for file in read_index(directory).files])

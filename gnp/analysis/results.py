@@ -1,4 +1,4 @@
-"""Tables that a person reads on the screen."""
+"""The results of a run on the screen, and the tables there."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
     )
     print(f"in {working_dir}: {files}", flush=True)
     if has_evolution:
-        from gnp.analysis.evolution import show_evolution
+        from gnp.analysis.evolution import show_evolution  # late: few runs need its pictures
 
         show_evolution(working_dir)
 

@@ -355,7 +355,7 @@ def test_labels_are_read_once_and_without_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = TfdsSplit(write_tfds_set(tmp_path, n_train=600, shape=(2, 2, 1)), "train")
-    monkeypatch.setattr(tfds_source, "_decode_uint8", None)
+    monkeypatch.setattr(TfdsSplit, "_decode", None)
     expected = [i % 10 for i in range(600)]
     assert split.labels().tolist() == expected
     monkeypatch.setattr(TfdsSplit, "_read", None)

@@ -415,10 +415,7 @@ class TfdsSplit:
     def _decode(self, value: Any, index: int) -> np.ndarray:
         if value is None or (self._encoded and not value):
             raise DataError(f"{self._where(index)}: it has no '{self._input_key}'")
-        if self._encoded:
-            image = _pixels(self._opened(value, index), self._channels)
-        else:
-            image = np.asarray(value)
+        image = self._pixels(value, index) if self._encoded else np.asarray(value)
         if image.dtype != np.uint8:
             image = image.astype(np.float32)
             if not np.isfinite(image).all():
@@ -427,19 +424,23 @@ class TfdsSplit:
                 )
         return image
 
-    def _opened(self, encoded: bytes, index: int) -> PIL.Image.Image:
+    def _pixels(self, encoded: bytes, index: int) -> np.ndarray:
+        mode = _PIL_MODES.get(self._channels or 3)
         try:
-            image = PIL.Image.open(BytesIO(encoded))
+            image: PIL.Image.Image = PIL.Image.open(BytesIO(encoded))
             image.load()
+            if image.mode == "P" and image.palette is None:
+                raise ValueError("its palette is missing")
+            if mode is not None and image.mode != mode:
+                image = image.convert(mode)
         except PIL.UnidentifiedImageError:
             # Its own message is the address of the BytesIO.
             reason = f"{len(encoded)} bytes in no known image format"
         except PILLOW_ERRORS as error:
             reason = one_line(error)
         else:
-            if image.mode != "P" or image.palette is not None:
-                return image
-            reason = "its palette is missing"
+            pixels = np.asarray(image)
+            return pixels[:, :, None] if pixels.ndim == 2 else pixels
         raise DataError(f"{self._where(index)}: the image cannot be decoded ({reason})")
 
     def _label(self, value: Any, index: int) -> int:
@@ -544,12 +545,6 @@ def _bar(total: int, title: str) -> Any:
         delay=_PROGRESS_AFTER_SECONDS,
         leave=False,
     )
-
-
-def _pixels(image: PIL.Image.Image, channels: int | None) -> np.ndarray:
-    mode = _PIL_MODES.get(channels or 3)
-    pixels = np.asarray(image if image.mode == mode or mode is None else image.convert(mode))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:

@@ -13,10 +13,11 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -36,6 +37,17 @@ _BLOCK_EXAMPLES = 1024
 _BLOCK_VALUES = 4 * 2**20
 # Decoding releases Python's lock, so threads serve up to this many cores.
 _MOST_THREADS = 4
+# What pickle's manual lists, and what the error's own class raises where it wants other arguments.
+_NO_PICKLE = (
+    pickle.PickleError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 # In grain's message.
 _KILLED = re.compile(r"terminated unexpectedly with (exit code -?\d+)")
 
@@ -324,11 +336,11 @@ def _prefetched(
         return
     indices = grain.MapDataset.range(len(blocks))
     if workers:
-        yield from _from_workers(indices.map(_Guarded(make, blocks)), workers)
+        yield from _from_workers(indices.map(_InWorker(make, blocks)), workers)
         return
     threads = 2 if blocks.size > 1 else min(max(2, usable_cores()), _MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    iterator = iter(indices.map(lambda i: make(*blocks[i])).to_iter_dataset(options))
+    iterator = iter(indices.map(_InThread(make, blocks)).to_iter_dataset(options))
     try:
         for block in iterator:
             yield from block
@@ -367,21 +379,17 @@ def _started(iterator: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
     processes at once, are left to this process, which may still need batches to come to its end.
     """
     _start_tracker()
-    first: Future[list[Batch] | None] = Future()
-
-    def start() -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            first.set_result(next(iterator, None))
-        except BaseException as error:
-            first.set_exception(error)
-
-    threading.Thread(target=start, name="start-workers", daemon=True).start()
-    block = first.result()
+    # Its thread is a daemon, so the end of the program does not wait for workers that start.
+    with ThreadPool(1, _block_signals) as pool:
+        block = pool.apply_async(next, (iterator, None)).get()
     if block is not None:
         yield block
         yield from iterator
+
+
+def _block_signals() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def _start_tracker() -> None:
@@ -418,26 +426,71 @@ def _end_with_parent() -> None:
 
 
 @dataclass(frozen=True)
-class _Guarded:
-    """Makes a block, with errors that another process can be sent."""
+class _InThread:
+    """Makes the block of an index, with errors that reach the reader whole."""
 
     make: Callable[[int, int], list[Batch]]
     blocks: _Blocks
 
     def __call__(self, index: int) -> list[Batch]:
-        try:
-            return self.make(*self.blocks[index])
-        except Exception as error:
-            if _can_be_sent(error):
-                raise
-            # A queue would drop it, and the reader would wait forever.
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        # Out of a generator, a StopIteration comes as an error; grain would end the data there.
+        return next(self._made(index))
+
+    def _made(self, index: int) -> Iterator[list[Batch]]:
+        yield self.make(*self.blocks[index])
 
 
-def _can_be_sent(error: Exception) -> bool:
+class _InWorker(_InThread):
+    """Makes it in another process."""
+
+    def __call__(self, index: int) -> list[Batch]:
+        with _Sending():
+            return super().__call__(index)
+
+
+class _Sending:
+    """Raises what is raised inside it as a `_Sent`."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if error is not None:
+            raise _Sent(error) from error
+
+
+class _Sent(Exception):
+    """An error on its way from a worker: pickle turns it into that error again.
+
+    Its cause is then the traceback in the worker, which pickle would drop.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.text = "".join(traceback.format_exception(error))
+        self.error = error
+        if not (isinstance(error, Exception) and _can_be_sent(error)):
+            # A queue, or grain, would drop it, and the reader wait forever.
+            self.error = RuntimeError(f"{type(error).__name__}: {error}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.error, self.text)
+
+
+def _received(error: BaseException, text: str) -> BaseException:
+    error.__cause__ = WorkerTraceback(text)
+    return error
+
+
+class WorkerTraceback(Exception):
+    """The traceback of an error in a worker process; the cause of that error in this one."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _can_be_sent(error: BaseException) -> bool:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except _NO_PICKLE:
         return False
     return True
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import PIL.Image
+from google.protobuf import json_format  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from ds_pipeline import bundled
+from ds_pipeline.decode import PILLOW_ERRORS
 from ds_pipeline.errors import DataError, nearest, one_line
 from ds_pipeline.loader import usable_cores
 from ds_pipeline.source import Batch, EncodedImage, Indices, InMemorySource, Source
-from ds_pipeline.splits import Splits, default_class_names, listing
+from ds_pipeline.splits import Splits, listing
 
 # Sets up to this size are decoded once and stay in memory; larger ones are decoded batch by batch.
 IN_MEMORY_BYTES = 2 * 2**30
@@ -36,6 +41,19 @@ _CHUNK_EXAMPLES = 256
 _CHUNK_BYTES = 2**23
 _PROGRESS_AFTER_SECONDS = 1.0
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# All that TFDS raised for some thousand damaged descriptions and records. It takes apart what it
+# reads before it checks it, so TypeError and AttributeError, raised inside TFDS, tell of damage.
+_DESCRIPTION_ERRORS = (json_format.ParseError, OSError, ValueError, TypeError, ImportError)
+_RECORD_ERRORS = (
+    RuntimeError,  # of array_record
+    DecodeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    zlib.error,
+    cv2.error,
+)
 
 # What dataset.dataset_name may be besides a TFDS name.
 OTHER_NAMES = (*bundled.NAMES, "image_folder", "ucr/NAME", "csv", "npz")
@@ -277,7 +295,7 @@ class TfdsSplit:
         self._input_key, self._label_key = _feature_keys(info, directory)
         label = info.features[self._label_key]
         self.num_classes = int(label.num_classes or 0)
-        self.class_names = _class_names(label)
+        self.class_names = tuple(label.names) if self.num_classes else ()
         self._channels = (info.features[self._input_key].shape or (None,))[-1]
         self._label_cache: np.ndarray | None = None
         self._examples = self._open(builder)
@@ -381,9 +399,10 @@ class TfdsSplit:
             return builder.as_data_source(self.split, decoders=decoders, file_format=_FILE_FORMAT)
 
     def _read(self, indices: Indices) -> list[dict[str, Any]]:
+        rows = indices.tolist()
         try:
-            return list(self._examples.__getitems__([int(i) for i in indices]))
-        except Exception as error:
+            return list(self._examples.__getitems__(rows))
+        except _RECORD_ERRORS as error:
             if len(indices) > 1:
                 # Name the example that is at fault.
                 for index in indices:
@@ -396,12 +415,7 @@ class TfdsSplit:
     def _decode(self, value: Any, index: int) -> np.ndarray:
         if value is None or (self._encoded and not value):
             raise DataError(f"{self._where(index)}: it has no '{self._input_key}'")
-        try:
-            image = _decode_uint8(value, self._channels) if self._encoded else np.asarray(value)
-        except Exception as error:
-            raise DataError(
-                f"{self._where(index)}: the image cannot be decoded ({one_line(error)})"
-            ) from error
+        image = self._pixels(value, index) if self._encoded else np.asarray(value)
         if image.dtype != np.uint8:
             image = image.astype(np.float32)
             if not np.isfinite(image).all():
@@ -409,6 +423,25 @@ class TfdsSplit:
                     f"{self._where(index)}: the input holds values that are NaN or infinite"
                 )
         return image
+
+    def _pixels(self, encoded: bytes, index: int) -> np.ndarray:
+        mode = _PIL_MODES.get(self._channels or 3)
+        try:
+            image: PIL.Image.Image = PIL.Image.open(BytesIO(encoded))
+            image.load()
+            if image.mode == "P" and image.palette is None:
+                raise ValueError("its palette is missing")
+            if mode is not None and image.mode != mode:
+                image = image.convert(mode)
+        except PIL.UnidentifiedImageError:
+            # Its own message is the address of the BytesIO.
+            reason = f"{len(encoded)} bytes in no known image format"
+        except PILLOW_ERRORS as error:
+            reason = one_line(error)
+        else:
+            pixels = np.asarray(image)
+            return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        raise DataError(f"{self._where(index)}: the image cannot be decoded ({reason})")
 
     def _label(self, value: Any, index: int) -> int:
         if value is None:
@@ -449,7 +482,7 @@ def open_builder(directory: Path) -> Any:
             builder = tfds.builder_from_directory(directory)
             formats = [file_format.value for file_format in builder.info.available_file_formats()]
             _ = list(builder.info.splits), builder.info.features
-    except Exception as error:
+    except _DESCRIPTION_ERRORS as error:
         raise DataError(
             f"{directory}: dataset_info.json or features.json is damaged ({one_line(error)}); "
             "remove the folder and prepare it again with recipe/prepare_data.sh"
@@ -514,18 +547,6 @@ def _bar(total: int, title: str) -> Any:
     )
 
 
-def _decode_uint8(encoded: bytes, channels: int | None) -> np.ndarray:
-    mode = _PIL_MODES.get(channels or 3)
-    try:
-        image = PIL.Image.open(BytesIO(encoded))
-    except PIL.UnidentifiedImageError:
-        # Its own message is the address of the BytesIO.
-        raise ValueError(f"{len(encoded)} bytes in no known image format") from None
-    with image:
-        pixels = np.asarray(image if image.mode == mode or mode is None else image.convert(mode))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
 def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
     """Return the names of input and label; raise DataError where the set has no such pair."""
     import tensorflow_datasets as tfds
@@ -558,13 +579,6 @@ def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
         f"and one class label, and has the images {listing(images)}, the vectors "
         f"{listing(vectors)} and the labels {listing(labels)}"
     )
-
-
-def _class_names(label: Any) -> tuple[str, ...]:
-    try:
-        return tuple(label.names)
-    except Exception:  # TFDS raises several types where no names are stored.
-        return default_class_names(int(label.num_classes or 0))
 
 
 def _check_known(data_dir: Path, name: SetName) -> None:

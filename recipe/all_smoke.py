@@ -252,10 +252,10 @@ def _call(experiment: Experiment, arguments: Sequence[str], log: Path) -> int:
         )
         try:
             return process.wait()
-        except BaseException:
-            process.terminate()  # it hands that on
-            process.wait()
-            raise
+        finally:
+            if process.poll() is None:
+                process.terminate()  # it hands that on
+                process.wait()
 
 
 def table(results: Sequence[Result]) -> str:

@@ -218,7 +218,7 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
-    """Prepare the sets that are not there yet, whatever happens to the others.
+    """Prepare the sets that are not there yet, whatever TFDS tells of the others.
 
     Returns:
         (name, reason) of each that could not be prepared.
@@ -241,10 +241,11 @@ def _prepare_all(
     names: Sequence[str], data_dir: Path, interrupted: Sequence[int]
 ) -> list[tuple[str, str]]:
     sets, broken = [], []
+    reported = reported_errors()
     for name in names:
         try:
             sets.append(look_at(name, data_dir))
-        except Exception as error:
+        except reported as error:
             broken.append((name, one_line(error)))
     if sets:
         print_table(sets, data_dir)
@@ -260,13 +261,28 @@ def _prepare_all(
     for number, each in enumerate(todo, 1):
         print(f"[{number}/{len(todo)}] {each.name}", flush=True)
         try:
-            prepare(each, data_dir)
-        except Exception as error:
-            if interrupted:  # which TFDS may have wrapped into an error of its own
-                raise KeyboardInterrupt from error
+            prepare(each, data_dir, interrupted)
+        except reported as error:
             broken.append((each.name, one_line(error)))
             print(f"'{each.name}' failed: {broken[-1][1]}", flush=True)
     return broken
+
+
+def reported_errors() -> tuple[type[Exception], ...]:
+    """Return the errors by which TFDS tells of a set, the network or the disk; others are bugs."""
+    import tensorflow_datasets as tfds
+
+    return (
+        OSError,  # those of requests among them
+        ValueError,  # no such config
+        AssertionError,  # no such version, files that are to be downloaded by hand
+        RuntimeError,
+        ImportError,  # a package that this set alone needs
+        tfds.download.DownloadError,
+        tfds.core.download.download_manager.NonMatchingChecksumError,
+        tfds.core.download.extractor.ExtractError,
+        tfds.core.download.extractor.UnsafeArchiveError,
+    )
 
 
 def look_at(name: str, data_dir: Path) -> Set:
@@ -287,7 +303,7 @@ def look_at(name: str, data_dir: Path) -> Set:
     return Set(name, builder, download, int(prepared), done)
 
 
-def prepare(each: Set, data_dir: Path) -> None:
+def prepare(each: Set, data_dir: Path, interrupted: Sequence[int]) -> None:
     """Download and write a set; what is downloaded already is not downloaded again."""
     import tensorflow_datasets as tfds
 
@@ -296,7 +312,11 @@ def prepare(each: Set, data_dir: Path) -> None:
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
         shutil.rmtree(left)
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
-    each.builder.download_and_prepare(download_config=settings, file_format="array_record")
+    try:
+        each.builder.download_and_prepare(download_config=settings, file_format="array_record")
+    finally:
+        if interrupted:  # which TFDS may have wrapped into an error of its own
+            raise KeyboardInterrupt
     counts = {split: info.num_examples for split, info in each.builder.info.splits.items()}
     print(f"'{each.name}' is prepared in {folder}: {counts}", flush=True)
     own = each.name.removeprefix("tfds/")

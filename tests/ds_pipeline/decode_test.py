@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import random
 import struct
 import zlib
 
@@ -92,11 +93,6 @@ def test_of_16_bits_the_upper_8_are_kept() -> None:
 
 def png_of_16_bits(pixels: np.ndarray) -> bytes:
     """RGB, which Pillow reads and does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + data))
-        return struct.pack(">I", len(data)) + name + data + check
-
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
@@ -171,6 +167,83 @@ def test_what_is_no_whole_image_is_a_line(data: bytes, reason: str) -> None:
         with pytest.raises(DataError, match="^train/cat/3.JPEG: ") as raised:
             call(EncodedImage(data, where))
         assert reason in str(raised.value) and "\n" not in str(raised.value)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A PNG's chunk, with the checksum that belongs to it."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def chunks(png: bytes) -> list[bytes]:
+    found, place = [], 8
+    while place < len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        found.append(png[place:end])
+        place = end
+    return found
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Damage of the kinds that bring out the most kinds of errors in Pillow."""
+    if data.startswith(b"\xff") or rng.random() < 0.3:
+        if rng.random() < 0.3:
+            return data[: rng.randrange(len(data))]
+        changed = bytearray(data)
+        for _ in range(rng.randint(1, 5)):
+            changed[rng.randrange(len(data))] = rng.randrange(256)
+        return bytes(changed)
+    pieces = chunks(data)
+    i = rng.randrange(len(pieces))
+    own, content = pieces[i][4:8], pieces[i][8:-4]
+    name = rng.choice([b"PLTE", b"iCCP", b"acTL", b"tRNS", b"IDAT", b"fcTL", b"zzzz"])
+    match rng.randrange(4):
+        case 0:
+            del pieces[i]
+        case 1:
+            pieces[i] = chunk(name, content)
+        case 2:
+            pieces[i] = chunk(own, content[: rng.randint(0, len(content))])
+        case _:
+            pieces.insert(i, chunk(name, rng.randbytes(rng.randrange(30))))
+    return data[:8] + b"".join(pieces)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damage_of_any_kind_is_a_line() -> None:
+    palette = PIL.Image.fromarray(picture(20, 30)).quantize(16)
+    whole = [
+        encoded(picture(20, 30)),
+        encoded(picture(20, 30), progressive=True),
+        encoded(palette, "PNG"),
+        encoded(picture(20, 30), "PNG", icc_profile=b"x" * 50),
+    ]
+    rng = random.Random(0)
+    causes = set()
+    for _ in range(3000):
+        image = EncodedImage(damaged(rng.choice(whole), rng), "here")
+        try:
+            decode_image(image)
+        except DataError as error:
+            assert "\n" not in str(error)
+            causes.add(type(error.__cause__))
+    assert causes >= {OSError, SyntaxError, ValueError, IndexError}
+
+
+def test_a_palette_that_is_missing_is_named() -> None:
+    data = encoded(PIL.Image.fromarray(picture(8, 8)).quantize(4), "PNG")
+    without = data[:8] + b"".join(c for c in chunks(data) if c[4:8] != b"PLTE")
+    with pytest.raises(DataError, match=r"^here: .* \(its palette is missing\); replace or remove"):
+        decode(without)
+
+
+def test_a_bug_in_decoding_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def misspelled(image: PIL.Image.Image) -> np.ndarray:
+        pixels: np.ndarray = image.pixles  # type: ignore[attr-defined]
+        return pixels
+
+    monkeypatch.setattr("ds_pipeline.decode._as_rgb", misspelled)
+    with pytest.raises(AttributeError, match="pixles"):
+        decode(encoded(picture(8, 8), "PNG"))
 
 
 def test_an_image_of_far_too_many_pixels_is_not_decoded() -> None:

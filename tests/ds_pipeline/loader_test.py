@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from ds_pipeline import DataError, Dataset, evaluation_batches, loader, train_batches
 from ds_pipeline.augment import basic, chain, cutout
 from ds_pipeline.dataset import from_arrays
+from ds_pipeline.decode import DecodedSource
 from ds_pipeline.loader import default_workers, epoch_order
 from ds_pipeline.source import Batch, Indices
 
@@ -351,13 +353,17 @@ def broken(ending: str) -> Dataset:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if ending == "damaged":
                     raise DataError("a.jpg is damaged")
-                raise KeyError(lambda: "no pickle of this")
+                raise_odd_error()
             return data.train.batch(indices)
 
         def labels(self) -> np.ndarray:
             return data.train.labels()
 
     return dataclasses.replace(data, train=Broken(), workers=2)
+
+
+def raise_odd_error() -> None:
+    raise KeyError(lambda: "no pickle of this")
 
 
 _KILLED = r"was killed \(exit code -9\); .* set dataset.workers to less"
@@ -378,6 +384,102 @@ def test_what_ends_a_worker_reaches_the_consumer(
         list(train_batches(broken(ending), 1, 0, 0, 1000))
     assert "\n" not in str(raised.value)
     assert not multiprocessing.active_children()
+    if ending == "odd":
+        assert "in raise_odd_error" in shown(raised.value)
+
+
+class WrongShape(Exception):
+    """An error that pickle can send, and not load with its message alone."""
+
+    def __init__(self, wanted: int, found: int) -> None:
+        super().__init__(f"{found} instead of {wanted}")
+
+
+def misspelled(image: np.ndarray) -> None:
+    image.shpae  # type: ignore[attr-defined]  # noqa: B018
+
+
+def exhausted(_: np.ndarray) -> None:
+    next(iter(()))
+
+
+def nested(image: np.ndarray) -> None:
+    try:
+        misspelled(image)
+    except AttributeError as error:
+        raise ValueError("no such image") from error
+
+
+def of_a_class(_: np.ndarray) -> None:
+    raise WrongShape(2, 3)
+
+
+def leaving(_: np.ndarray) -> None:
+    raise SystemExit(3)
+
+
+def shown(error: BaseException) -> str:
+    """What Python prints of an error that nobody catches."""
+    return "".join(traceback.format_exception(error))
+
+
+_BUGS = [
+    (misspelled, AttributeError, "no attribute 'shpae'"),
+    (exhausted, RuntimeError, "raised StopIteration"),
+    (nested, ValueError, "no such image"),
+]
+_BUGS_IN_WORKERS = [
+    *_BUGS,
+    (of_a_class, RuntimeError, "WrongShape: 3 instead of 2"),
+    (leaving, RuntimeError, "SystemExit: 3"),
+]
+
+
+@pytest.mark.parametrize(("bug", "error", "message"), _BUGS)
+@pytest.mark.parametrize("place", ["augment", "batch"])
+def test_a_bug_shows_its_own_traceback(
+    place: str, bug: Any, error: type[Exception], message: str
+) -> None:
+    assert_shown(place, bug, error, message, workers=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bug", "error", "message"), _BUGS_IN_WORKERS)
+def test_a_bug_in_a_worker_shows_its_own_traceback(
+    bug: Any, error: type[Exception], message: str
+) -> None:
+    assert_shown("augment", bug, error, message, workers=2)
+
+
+def test_a_bug_in_a_worker_is_not_told_as_damage() -> None:
+    """One that is not slow: in reading and decoding."""
+    assert_shown("batch", nested, ValueError, "no such image", workers=1)
+
+
+def assert_shown(
+    place: str, bug: Any, error: type[Exception], message: str, *, workers: int
+) -> None:
+    """A bug in an augmentation, or where examples are read and decoded, as its user sees it."""
+    data = numbered(10)
+
+    def augment(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+        bug(batch["input"])
+        return batch
+
+    def decode(batch: Batch) -> Batch:
+        bug(batch["input"])
+        return batch
+
+    if place == "augment":
+        buggy = dataclasses.replace(data, augment=augment, workers=workers)
+    else:
+        buggy = dataclasses.replace(data, train=DecodedSource(data.train, decode), workers=workers)
+    with pytest.raises(error, match=message) as raised:
+        list(train_batches(buggy, 5, 0, 0, 100))
+    assert type(raised.value) is error
+    text = shown(raised.value)
+    assert f"in {bug.__name__}\n" in text and "loader.py" in text
+    assert ("in misspelled\n" in text) == (bug in (misspelled, nested))
 
 
 @pytest.mark.slow

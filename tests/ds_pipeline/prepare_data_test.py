@@ -55,6 +55,8 @@ class builder:
         what = WHAT.get(self.name)
         if what == "fails":
             raise ConnectionError("no network\\nand more")
+        if what == "buggy":
+            {}["key"]
         if what == "waits":
             print("waiting", flush=True)
             try:
@@ -64,7 +66,14 @@ class builder:
         (incomplete / "dataset_info.json").write_text("{}")
         incomplete.rename(self.data_dir)
 
-download = types.SimpleNamespace(DownloadConfig=lambda try_download_gcs: None)
+class Other(Exception):
+    pass
+
+download = types.SimpleNamespace(
+    DownloadConfig=lambda try_download_gcs: None, DownloadError=Other,
+    download_manager=types.SimpleNamespace(NonMatchingChecksumError=Other),
+    extractor=types.SimpleNamespace(ExtractError=Other, UnsafeArchiveError=Other))
+core = types.SimpleNamespace(download=download)
 """
 
 
@@ -226,6 +235,15 @@ def test_all_goes_on_after_a_failure_and_skips_what_is_there(
     assert not list(tmp_path.rglob("incomplete*"))
     nothing = run_program(tmp_path, "all", "data", **stub, WHAT="mnist=fails")
     assert nothing.returncode == 0 and nothing.stdout.count("there, skipped") == 6
+
+
+def test_a_bug_in_a_set_shows_its_traceback(tmp_path: Path, stub: dict[str, str]) -> None:
+    result = run_program(tmp_path, "mnist", "iris", "data", **stub, WHAT="mnist=buggy")
+    assert result.returncode == 1
+    assert "in download_and_prepare" in result.stderr and result.stderr.endswith(
+        "KeyError: 'key'\n"
+    )
+    assert "was not prepared" not in result.stderr
 
 
 def test_a_copy_that_is_not_whole_is_not_taken_for_a_set(

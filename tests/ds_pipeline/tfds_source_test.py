@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +17,7 @@ import pytest
 
 import ds_pipeline.tfds_source as tfds_source
 from ds_pipeline import DataError, InMemorySource
-from ds_pipeline.testing import write_split_files, write_tfds_set
+from ds_pipeline.testing import _write_records, write_split_files, write_tfds_set
 from ds_pipeline.tfds_source import (
     SetName,
     TfdsSplit,
@@ -301,6 +302,44 @@ def test_the_damaged_example_is_named(tmp_path: Path) -> None:
     assert f"{file}, example 1 (21 of split 'train')" in found
 
 
+@pytest.mark.parametrize("kind", ["image", "tensor", "float png"])
+def test_records_damaged_before_they_were_written_are_named(tmp_path: Path, kind: str) -> None:
+    """Those whose checksum is right, so that TFDS takes them apart."""
+    folder = tmp_path / "set" / "1.0.0"
+    if kind == "float png":
+        write_float_png_set(folder, [np.full((4, 4, 1), 0.5)] * 2)
+    else:
+        dtype = np.uint8 if kind == "image" else np.float32
+        write_tfds_set(tmp_path, "set", n_train=2, n_test=1, shape=(4, 4, 1), dtype=dtype)
+    split = TfdsSplit(folder, "train")
+    whole = split._examples.data_source[0]
+    rng = random.Random(0)
+    causes = set()
+    for _ in range(100):
+        record = bytearray(whole)
+        if rng.random() < 0.5:
+            del record[rng.randrange(len(record)) :]
+        else:
+            record[rng.randrange(len(record))] = rng.randrange(256)
+        _write_records(records(folder), [bytes(record), whole])
+        try:
+            TfdsSplit(folder, "train").batch(np.arange(2))
+        except DataError as error:
+            assert "example 0 (0 of split 'train'): " in str(error) and "\n" not in str(error)
+            causes.add(type(error.__cause__).__name__)
+    assert "DecodeError" in causes
+    assert len(causes) > 1
+
+
+def test_bugs_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = TfdsSplit(write_tfds_set(tmp_path, n_train=2, n_test=1), "train")
+    with pytest.raises(AttributeError, match="tolist"):
+        split.batch([0, 1])  # type: ignore[arg-type]
+    monkeypatch.setattr(tfds_source, "_PIL_MODES", [])
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'get'"):
+        split.batch(np.arange(2))
+
+
 def write_examples(
     folder: Path, images: list[np.ndarray], labels: list[int], shape: tuple[int | None, ...]
 ) -> Path:
@@ -355,7 +394,7 @@ def test_labels_are_read_once_and_without_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = TfdsSplit(write_tfds_set(tmp_path, n_train=600, shape=(2, 2, 1)), "train")
-    monkeypatch.setattr(tfds_source, "_decode_uint8", None)
+    monkeypatch.setattr(TfdsSplit, "_decode", None)
     expected = [i % 10 for i in range(600)]
     assert split.labels().tolist() == expected
     monkeypatch.setattr(TfdsSplit, "_read", None)

@@ -32,7 +32,8 @@ GNP_DISTRIBUTED=1 is set (recipe/cluster/tpu_pod.sh sets it); elsewhere:
   --process_id=INDEX               which one this is, from 0
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 2 the command line or a config
-value is wrong by itself; 1 anything that data, files or devices show; 130 Ctrl-C.
+value is wrong by itself; 1 anything that data, files or devices show, and a bug, with its
+traceback; 130 Ctrl-C.
 """
 
 

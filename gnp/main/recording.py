@@ -81,12 +81,13 @@ class Recording:
 
             self._probe = build_probe(self._config, self._experiment)
         if self._profile and is_first():
-            self._start_trace(max(self._profile[0], step + 1), self._profile[1], log)
+            self._start_trace(*self._profile, step, log)
 
-    def _start_trace(self, first: int, last: int, log: Log) -> None:
-        if first > last:
-            log.say(f"warning: --profile: no trace, as step {last} was taken before")
+    def _start_trace(self, first: int, last: int, step: int, log: Log) -> None:
+        if step >= last:
+            log.say(f"warning: --profile={first}:{last}: no trace, the run is at {step}")
             return
+        first = max(first, step + 1)
         self._trace = ProfiledSteps(self.train_step, first, last, self._directory)
         self.train_step = self._trace
         folder = self._directory / FOLDER

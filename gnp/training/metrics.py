@@ -32,7 +32,7 @@ class Progress:
 
     Example:
         >>> progress = Progress()
-        >>> progress.add({"loss": 1.0, "finite": 1.0}), progress.add({"loss": 7.0, "finite": 0.0})
+        >>> progress.add({"loss": 1.0}, finite=True), progress.add({"loss": 7.0}, finite=False)
         (True, False)
         >>> progress.means(), progress.step
         ({'loss': 1.0}, 0)

@@ -19,7 +19,6 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import jax
 from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +40,7 @@ from gnp.analysis.sharpness.run import (
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.experiment import DeviceError
 from gnp.training.checkpoint import CheckpointError
-from gnp.training.files import FileFormatError, first_line
+from gnp.training.files import FileFormatError
 from gnp.training.run_directory import RunDirectoryError, read_config
 
 _USAGE_ERRORS = (
@@ -75,11 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error).removeprefix("--working_dir="), 2)
     except _RUN_ERRORS as error:
         return _fail(str(error), 1)
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        reason = first_line(error)
-        return _fail(
-            f"memory or device failed: {reason}; try a smaller --batch_size, fewer --steps", 1
-        )
     except KeyboardInterrupt:
         return _fail("interrupted; nothing of this checkpoint was written", 130)
     return 0

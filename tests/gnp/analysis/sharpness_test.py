@@ -363,7 +363,7 @@ def test_any_kind_of_data_without_augmentation(tmp_path, write, name, loss):
     config = load_config(DEFAULT, [(key, str(value)) for key, value in keys.items()])
     dataset = build_dataset(config, tmp_path)
     experiment = build_experiment(config, dataset)
-    state = experiment.initialize(jax.random.key(0))
+    state, _ = experiment.initialize()
     surface = surfaces(experiment, batch_size=3, regularized=False)(state)
     source = decoded(dataset.train, dataset.shape)
     batch = source.batch(np.arange(len(source)))

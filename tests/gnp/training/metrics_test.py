@@ -5,20 +5,20 @@ from gnp.training.metrics import Progress
 
 def test_what_a_checkpoint_is_given_stays_as_it_was():
     progress = Progress()
-    progress.add({"loss": 1.0, "finite": 1.0})
+    progress.add({"loss": 1.0}, finite=True)
     given = progress.to_json()
-    progress.add({"loss": 2.0, "finite": 1.0})
+    progress.add({"loss": 2.0}, finite=True)
     assert given["sums"] == {"loss": 1.0}
     progress.start_epoch()
     given = progress.to_json()
-    progress.add({"loss": 3.0, "finite": 1.0})
+    progress.add({"loss": 3.0}, finite=True)
     assert (given["sums"], given["count"]) == ({}, 0)
 
 
 def test_a_step_that_was_not_finite_is_in_no_mean_and_in_the_row():
     progress = Progress({"step": 9, "sums": {}, "count": 0, "seconds": 1.0, "skipped": 1})
-    progress.add({"loss": 1.0, "gradient_norm": 2.0, "finite": 1.0})
-    progress.add({"loss": float("nan"), "gradient_norm": 5.0, "finite": 0.0})
+    assert progress.add({"loss": 1.0, "gradient_norm": 2.0}, finite=True)
+    assert not progress.add({"loss": float("nan"), "gradient_norm": 5.0}, finite=False)
     row = progress.row(2, 50, {"test_loss": float("nan")}, {"learning_rate": 0.1})
     assert row == {
         "epoch": 2, "step": 9, "train_loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from gnp.training.gradients import build_gradient, build_loss
 from gnp.training.objective import build_objective
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_train_step
@@ -259,7 +260,8 @@ def test_a_penalized_step_is_finite_and_changes_everything(family):
     _, apply = from_linen(module, lambda x: x, (16, 16, 3))
     optimizer = optax.chain(gradient_norm_penalty(0.05, 0.8), optax.adam(1e-3))
     objective = build_objective("softmax_cross_entropy")
-    step = jax.jit(build_train_step(apply, objective, optimizer, penalize=True))
+    gradient = build_gradient(build_loss(apply, objective))
+    step = jax.jit(build_train_step(lambda _: gradient, optimizer, penalize=True))
     params = weights(family)
     before = TrainState(params, {}, optimizer.init(params))
     batch = {"input": images(8), "label": np.arange(8, dtype=np.int32) % 5}

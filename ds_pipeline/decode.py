@@ -333,7 +333,7 @@ def _decode(encoded: EncodedImage, factor: int) -> tuple[npt.NDArray[np.uint8], 
             image.load()
         except PILLOW_ERRORS as error:
             raise _undecodable(encoded, one_line(error)) from error
-        if image.mode == "P" and image.palette is None:
+        if image.mode == "P" and image.palette is None:  # Pillow would make it black
             raise _undecodable(encoded, "its palette is missing")
         return _as_uint8(_as_rgb(image)), 1
 

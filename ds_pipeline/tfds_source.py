@@ -429,7 +429,7 @@ class TfdsSplit:
         try:
             image: PIL.Image.Image = PIL.Image.open(BytesIO(encoded))
             image.load()
-            if image.mode == "P" and image.palette is None:
+            if image.mode == "P" and image.palette is None:  # Pillow would make it black
                 raise ValueError("its palette is missing")
             if mode is not None and image.mode != mode:
                 image = image.convert(mode)

@@ -1,28 +1,13 @@
-"""What to run: every key with its default and meaning, the rules on keys, a file an experiment."""
+"""Keys of a run with their defaults and meanings, the rules on them, a file an experiment."""
 
-from config.load import (
-    apply_overrides,
-    as_json,
-    from_flat,
-    load_config,
-    on_devices,
-    read_config,
-    read_flags,
-    with_group_size,
-    without_removed,
-)
-from config.schema import ConfigError, flatten
-
-__all__ = [
-    "ConfigError",
-    "apply_overrides",
-    "as_json",
-    "flatten",
-    "from_flat",
-    "load_config",
-    "on_devices",
-    "read_config",
-    "read_flags",
-    "with_group_size",
-    "without_removed",
-]
+from config.load import apply_overrides as apply_overrides
+from config.load import as_json as as_json
+from config.load import from_flat as from_flat
+from config.load import load_config as load_config
+from config.load import on_devices as on_devices
+from config.load import read_config as read_config
+from config.load import read_flags as read_flags
+from config.load import with_group_size as with_group_size
+from config.load import without_removed as without_removed
+from config.schema import ConfigError as ConfigError
+from config.schema import flatten as flatten

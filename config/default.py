@@ -272,8 +272,8 @@ KEYS = (
 # instead of setting it.
 REMOVED = (
     Key("num_seeds", 1, integer(1)).means(
-        'several seeds train one a run: SEEDS="0 1 2" bash recipe/X.sh, or '
-        "bash recipe/sweep.sh CONFIG seeds=0,1,2"
+        'train one run a seed, by SEEDS="0 1 2" bash recipe/NAME.sh or bash recipe/sweep.sh CONFIG '
+        "seeds=0,1,2; an old one goes on in its seed-N with --config.seeds=N --config.init_seeds=N"
     ),
 )
 

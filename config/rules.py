@@ -102,7 +102,7 @@ def unknown_key(name: str) -> str:
     """
     for removed in default.REMOVED:
         if name == removed.name:
-            return f"config key {name} is no longer there: {removed.meaning}"
+            return f"config key {name} was removed: {removed.meaning}"
     near = nearest(name, list(_KEYS))
     return f"unknown config key {name}{near}; config/default.py lists all keys"
 

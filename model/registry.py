@@ -57,8 +57,14 @@ def register(pattern: str, *, examples: tuple[str, ...] = ()) -> Callable[[Model
     """
 
     def add(build: Model) -> Model:
-        if any(entry.pattern == pattern for entry in _entries):
-            raise ModelError(f"model name {pattern!r} is already registered: choose another one")
+        for entry in [each for each in _entries if each.pattern == pattern]:
+            # A config file that registers its model may be loaded again, by a sweep for instance.
+            if (entry.build.__module__, entry.build.__qualname__) != (
+                build.__module__,
+                build.__qualname__,
+            ):
+                raise ModelError(f"model name {pattern!r} is already registered: choose another")
+            _entries.remove(entry)
         names = examples if _FIELD.search(pattern) else (pattern,)
         _entries.append(Entry(pattern, _regex(pattern), build, names))
         return build

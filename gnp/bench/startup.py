@@ -170,7 +170,7 @@ def table(rows: Sequence[Row]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write the JSON file."""
     parser = command("startup", __doc__, runs=3)
-    parser.add_argument("--config", default=str(ROOT / "config" / "wideresnet_cifar.py"))
+    parser.add_argument("--config", default=f"{ROOT / 'config' / 'original.py'}:wideresnet_cifar")
     parser.add_argument("--model", default="WideResNet_28_10")
     parser.add_argument("--batch_size", type=positive, default=2)
     options, others = parser.parse_known_args(arguments)

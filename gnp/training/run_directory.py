@@ -75,6 +75,11 @@ def check(
         return
     if (path / "config.json").exists():
         refuse_other_config(path, config, free, defaults)
+    elif inside := _runs_of_seeds(path):
+        raise RunDirectoryError(
+            f"--working_dir={path} holds the runs of several seeds ({inside}): go on with one in "
+            "its own directory, or choose another"
+        )
     elif (path / "checkpoints").exists():
         raise RunDirectoryError(
             f"--working_dir={path} holds checkpoints but no config.json; choose another "
@@ -136,7 +141,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        inside = ", ".join(sorted(each.parent.name for each in path.glob("seed-*/config.json")))
+        inside = _runs_of_seeds(path)
         advice = f"; it holds runs of several seeds, name one: {inside}" if inside else ""
         raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it){advice}")
     try:
@@ -146,6 +151,10 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunDirectoryError(f"{file} is not the config of a run (a JSON object is needed)")
     return configs.without_removed(config)
+
+
+def _runs_of_seeds(path: Path) -> str:
+    return ", ".join(sorted(each.parent.name for each in path.glob("seed-*/config.json")))
 
 
 def remove_run(path: Path) -> None:

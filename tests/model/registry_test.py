@@ -192,6 +192,19 @@ def test_a_mistake_in_a_model_of_ones_own_is_not_an_error_of_its_name(entries, k
         get_model("Mistaken", 5, depth=2)
 
 
+def test_a_class_that_is_loaded_again_takes_its_own_place(entries):
+    def load():
+        @register("Loaded")
+        class Loaded(nn.Module):
+            num_classes: int
+
+        return Loaded
+
+    first, second = load(), load()
+    assert first is not second
+    assert type(get_model("Loaded", 3)) is second
+
+
 def test_a_pattern_is_registered_once(entries):
     with pytest.raises(ModelError, match="already registered"):
         register("DigitsCNN")(nn.Module)

@@ -203,7 +203,7 @@ def test_names_are_files_and_differ():
         ),
         (["warmup_epochs=1,2"], ["warmup_epochs=2.0 leaves none of total_epochs=2"]),
         (["base_lr=0.1,0.10"], ["base_lr=0.1 and base_lr=0.10 are the same run"]),
-        (["seeds=0", "--config.num_seeds=2"], ["config key num_seeds is no longer there: several"]),
+        (["seeds=0", "--config.num_seeds=2"], ["config key num_seeds was removed: train one"]),
         (["seeds=0", "--config.retrain=True"], ["retrain=True does not go with a sweep"]),
         (["seeds=0", "--config.seeds=1"], ["seeds is given 2 times"]),
         (["seeds=0", "--jobs=0"], ["--jobs=0: allowed is a whole number >= 1"]),

@@ -1,4 +1,4 @@
-r"""How gradients evolve: small networks, every epoch's gradients recorded.
+r"""Evolution of gradients: small networks, every epoch's gradients recorded.
 
     bash recipe/evolution-mnist.sh --config.dataset.data_dir=DATA_DIR
     python -m gnp.main.main --config=config/evolution.py:mnist --working_dir=runs/evolution-mnist \

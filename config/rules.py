@@ -15,7 +15,7 @@ _KEYS = {key.name: key for key in default.KEYS}
 
 
 class Facts(NamedTuple):
-    """What a config does not say itself; None where it is not known yet.
+    """Facts that a config does not say itself; None where one is not known yet.
 
     Attributes:
         devices: how many devices there are.

@@ -73,7 +73,7 @@ def shows(shown: str, printed: str) -> bool:
 
 
 def anchors(page: Path) -> set[str]:
-    """What `#` can name in a page, as GitHub and MyST make it of the headings."""
+    """Return the names that `#` can have in a page, as GitHub and MyST make it of the headings."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

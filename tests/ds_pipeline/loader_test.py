@@ -419,7 +419,7 @@ def leaving(_: np.ndarray) -> None:
 
 
 def shown(error: BaseException) -> str:
-    """What Python prints of an error that nobody catches."""
+    """Return what Python prints of an error that nobody catches."""
     return "".join(traceback.format_exception(error))
 
 

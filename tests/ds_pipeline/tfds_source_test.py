@@ -304,7 +304,7 @@ def test_the_damaged_example_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "tensor", "float png"])
 def test_records_damaged_before_they_were_written_are_named(tmp_path: Path, kind: str) -> None:
-    """Those whose checksum is right, so that TFDS takes them apart."""
+    """Return those whose checksum is right, so that TFDS takes them apart."""
     folder = tmp_path / "set" / "1.0.0"
     if kind == "float png":
         write_float_png_set(folder, [np.full((4, 4, 1), 0.5)] * 2)

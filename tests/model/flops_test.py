@@ -22,7 +22,7 @@ MODELS = [
 
 
 def taps(size: int, outputs: int, window: int, stride: int, padding: int) -> int:
-    """How many products a convolution has along one axis, without those with padding."""
+    """Count the products that a convolution has along one axis, without those with padding."""
     starts = [position * stride - padding for position in range(outputs)]
     return sum(min(start + window, size) - max(start, 0) for start in starts)
 

@@ -1,4 +1,4 @@
-"""What every registered family has in common, and the published sizes."""
+"""Properties that every registered family shares, and the published sizes."""
 
 from functools import cache
 
@@ -88,7 +88,7 @@ def forward(name, dtype=jnp.float32, remat=False):
 
 @cache
 def passes(name, remat=False):
-    """What `forward` gives, and the gradients of a loss of training's logits; compiled."""
+    """Return the values of `forward`, and the gradients of a loss of training's logits; compiled."""
     run = forward(name, remat=remat)
 
     def run_and_differentiate(variables, x, seed):

@@ -1,4 +1,4 @@
-"""What the vision transformers have in common: published values, masks, precision, memory."""
+"""Properties that the vision transformers share: published values, masks, precision, memory."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What pip builds from the checkout: optimizer/ alone, as gnp_optimizer."""
+"""The package that pip builds from the checkout: optimizer/ alone, as gnp_optimizer."""
 
 import shutil
 import subprocess

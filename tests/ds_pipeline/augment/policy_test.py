@@ -72,7 +72,7 @@ Uses = list[dict[tuple[str, float], int]]
 
 @pytest.fixture
 def uses(monkeypatch: pytest.MonkeyPatch) -> Uses:
-    """How often each (operation, parameter without sign) is asked for, one dict a step."""
+    """Count how often each (operation, parameter without sign) is asked for, one dict a step."""
     seen: Uses = []
 
     def count(_: np.ndarray, codes: np.ndarray, values: np.ndarray, __: np.ndarray) -> None:
@@ -86,7 +86,7 @@ def uses(monkeypatch: pytest.MonkeyPatch) -> Uses:
 
 
 def near(count: int, probability: float) -> bool:
-    """Whether a count out of COUNT is within five standard deviations."""
+    """Tell whether a count out of COUNT is within five standard deviations."""
     deviation = np.sqrt(COUNT * probability * (1 - probability))
     return bool(abs(count - COUNT * probability) <= 5 * deviation + 1e-9)
 

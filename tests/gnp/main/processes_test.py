@@ -45,7 +45,7 @@ class Ended(NamedTuple):
 
 
 def said(text: str) -> str:
-    """What gnp printed; gloo, which connects CPUs, says so on standard output."""
+    """Return what gnp printed; gloo, which connects CPUs, says so on standard output."""
     return "".join(line for line in text.splitlines(True) if not line.startswith("[Gloo]"))
 
 

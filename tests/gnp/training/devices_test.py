@@ -158,7 +158,7 @@ def move() -> dict[str, Any]:
 
 
 def sent() -> dict[str, Any]:
-    """What four devices send in a penalized step, and how many parameters are split."""
+    """Return what four devices send in a penalized step, and how many parameters are split."""
     trainer = the_trainer()
     experiment = trainer.run("SGDG", (1, 4))
     batch = next(experiment.train_batches(0))
@@ -173,7 +173,7 @@ def sent() -> dict[str, Any]:
 
 
 def quick() -> list[Any]:
-    """What the quick tests read, from one process."""
+    """Return what the quick tests read, from one process."""
     trained = train(["momentum"], QUICK) | train(["SGDG"], QUICK[:2])
     trained |= train(["batch norm groups"], QUICK[:2])
     return [trained | train(["groups"], QUICK[::2]), move()]

@@ -1,4 +1,4 @@
-"""How processes are found and connected, and what signals do."""
+"""Finding and connecting processes, and signals."""
 
 import os
 import signal

@@ -88,7 +88,7 @@ def forward(name, dtype=jnp.float32, remat=False):
 
 @cache
 def passes(name, remat=False):
-    """Return the values of `forward`, and the gradients of a loss of training's logits; compiled."""
+    """Return the values of `forward` and the gradients of a loss of its logits; compiled."""
     run = forward(name, remat=remat)
 
     def run_and_differentiate(variables, x, seed):

@@ -1,4 +1,4 @@
-"""Arguments that the recipes hand on, in a checkout whose Python and command line only say what they got."""
+"""Arguments that the recipes hand on, where Python and command line only say what they got."""
 
 import os
 import shutil

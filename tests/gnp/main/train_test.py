@@ -11,6 +11,7 @@ import pytest
 from gnp.main import train
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.distributed import Interrupt
+from gnp.training.log import Log
 from gnp.training.metrics import NonFiniteError
 
 SECONDS = ("epoch_seconds", "data_seconds", "examples_per_second")
@@ -165,3 +166,13 @@ def test_a_finished_run_does_nothing(whole, small_run):
 def test_the_last_step_ends_a_run_as_if_no_signal_had_come(small_run, tmp_path, capsys):
     assert small_run(tmp_path, stop=14).code == 0
     assert "stopped" not in capsys.readouterr().err
+
+
+def test_points_of_steps_are_metrics_and_schedules_alone(small_run, tmp_path, monkeypatch):
+    names = set()
+    monkeypatch.setattr(Log, "points", lambda _, step, values: names.update(values))
+    small_run(tmp_path)
+    steps = {"train/loss", "train/error_rate", "train/gradient_norm"}
+    assert {name for name in names if not name.startswith("epoch/")} == {
+        *steps, "learning_rate", "alpha", "r"
+    }  # fmt: skip

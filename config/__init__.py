@@ -9,5 +9,6 @@ from config.load import read_config as read_config
 from config.load import read_flags as read_flags
 from config.load import with_group_size as with_group_size
 from config.load import without_removed as without_removed
+from config.paths import local_path as local_path
 from config.schema import ConfigError as ConfigError
 from config.schema import flatten as flatten

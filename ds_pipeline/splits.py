@@ -20,6 +20,7 @@ class Splits:
         shape: of an input; None: encoded images of any size.
         dtype: of the inputs, once decoded.
         class_names: one a class; (): a regression.
+        columns: names of a table's inputs, in their order; (): they have none.
         mean: published, of each channel, in the units of the raw values; None: there is none.
         std: likewise.
         warnings: what the user should know, a line each.
@@ -31,6 +32,7 @@ class Splits:
     shape: tuple[int, ...] | None
     dtype: np.dtype
     class_names: tuple[str, ...]
+    columns: tuple[str, ...] = ()
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
     warnings: tuple[str, ...] = ()

@@ -1,13 +1,25 @@
-"""Files that are never half written."""
+"""Files of a run directory: never half written, and not trusted when they are read."""
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
+# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory.
+_DAMAGED_ARRAYS = (
+    ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
+    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 _HOW = "remove that line, or start over with --config.retrain=True"
 
 
@@ -58,11 +70,33 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+        sync_folder(path.parent)
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # the system names no file, or the one that is gone now
+            error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def _umask() -> int:
+    """Return which permissions the user keeps from others; the system tells it only at a change."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder outlive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows nothing to do here
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,21 +104,85 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file to read; a pipe or a device could give bytes for ever, or none.
+
+    Raises:
+        FileFormatError: it is no regular file.
+        OSError: it is missing or cannot be read.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileFormatError(f"{path} is no regular file; remove it")
+        yield file
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        FileFormatError: it holds something else; names it.
+        OSError: it is missing or cannot be read.
+    """
+    with opened(path) as file:
+        try:
+            return _parse(file.read())
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def _parse(text: bytes) -> Any:
+    return json.loads(text.decode(), parse_int=_int64)
+
+
+def _int64(digits: str) -> int:
+    """Return a whole number; those that no float or array can take are none of ours."""
+    if len(digits) > 19:
+        raise ValueError("a whole number of more than 19 digits")
+    return int(digits)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a run's metrics.jsonl; none where it is missing.
 
     Raises:
-        FileFormatError: a line is not a JSON object with a step; names file and line.
+        FileFormatError: a line is not a row as runs write them; names file and line.
+        OSError: it cannot be read.
     """
     if not path.exists():
         return []
     rows = []
-    for count, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise FileFormatError(f"{path}, line {count}: not JSON; {_HOW}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise FileFormatError(f"{path}, line {count}: no object with a step; {_HOW}")
-        rows.append(row)
+    with opened(path) as file:
+        for count, line in enumerate(file.read().splitlines(), start=1):
+            try:
+                row = _parse(line)
+            except (ValueError, RecursionError) as error:
+                raise FileFormatError(f"{path}, line {count}: not JSON; {_HOW}") from error
+            if not isinstance(row, dict) or not all(map(_is_number, row.values())):
+                raise FileFormatError(f"{path}, line {count}: no object of numbers; {_HOW}")
+            for name in ("epoch", "step", "epoch_seconds"):
+                whole = name == "epoch_seconds" or isinstance(row.get(name), int)
+                if not (whole and row.get(name, -1) >= 0):
+                    raise FileFormatError(f"{path}, line {count}: {name} is missing; {_HOW}")
+            rows.append(row)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file.
+
+    Raises:
+        FileFormatError: it is damaged, or holds Python objects; names it.
+        OSError: it is missing or cannot be read.
+    """
+    with opened(path) as file:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except _DAMAGED_ARRAYS as error:
+            raise FileFormatError(f"{path} is damaged: {first_line(error)}") from error

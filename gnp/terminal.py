@@ -1,6 +1,7 @@
 """What a command says: lines on the terminal, whatever the terminal can show."""
 
 import os
+import stat
 import sys
 from contextlib import suppress
 
@@ -22,6 +23,15 @@ def prepare_streams() -> None:
         else:
             with suppress(AttributeError):  # a notebook's stream takes any text
                 stream.reconfigure(errors="backslashreplace")
+
+
+def let_go() -> None:
+    """Write to the null device what went to a terminal, which is closed: writing would fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor)
+    os.close(null)
 
 
 def printable(text: str) -> str:

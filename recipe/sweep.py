@@ -58,6 +58,7 @@ from gnp.analysis.command_line import Parser
 from gnp.analysis.report.runs import ReportError, read_run
 from gnp.main import command_line
 from gnp.main.main import USAGE_ERRORS
+from gnp.terminal import fail, prepare_streams
 from gnp.training.run_directory import read_config, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,11 +124,11 @@ def main(arguments: Sequence[str]) -> int:
         check(runs)
         return _sweep(runs, directory, options.jobs)
     except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except (SweepError, OSError) as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except KeyboardInterrupt:
-        return _fail(RuntimeError("interrupted"), 130)
+        return fail("interrupted", 130)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -158,7 +159,12 @@ def _locate(config: str, working_dir: str | None) -> tuple[str, Path]:
     is_file = path.endswith(".py") or os.sep in path
     file = path if is_file else str(ROOT / "config" / f"{path.replace('-', '_')}.py")
     name = "-".join([Path(file).stem, *re.findall(r"\w+", argument)]).replace("_", "-")
-    directory = Path(working_dir) if working_dir else ROOT / "runs" / f"{name}-sweep"
+    directory = ROOT / "runs" / f"{name}-sweep"
+    if working_dir:
+        try:
+            directory = configs.local_path(working_dir)
+        except ValueError as error:
+            raise UsageError(f"--working_dir={working_dir} {error}") from error
     if (directory / "config.json").exists():
         raise UsageError(
             f"--working_dir={directory} is a run directory; choose another for a sweep"
@@ -397,12 +403,9 @@ def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
             failures = run_all(waiting, len(runs), shares, directory / "logs", signals, lock)
     status = 0 if signals else _report(runs, directory)
     if failures:
-        print(
-            f"gnp: {len(failures)} of {_count(len(runs))} failed; the same command tries again:",
-            file=sys.stderr,
-        )
+        fail(f"{len(failures)} of {_count(len(runs))} failed; the same command tries again:", 1)
     for failure in failures:
-        print(f"gnp: {failure.run.name}: {failure.reason}; see {failure.log}", file=sys.stderr)
+        fail(f"{failure.run.name}: {failure.reason}; see {failure.log}", 1)
     if signals:
         finished = sum(is_finished(run) for run in runs)
         print(
@@ -663,8 +666,7 @@ def _devices() -> tuple[str, list[str]]:
 def _report(runs: Sequence[Run], directory: Path) -> int:
     """Write the report and return its exit code."""
     if not any((run.directory / "config.json").is_file() for run in runs):
-        print("gnp: no run has begun: there is nothing to report", file=sys.stderr)
-        return 1
+        return fail("no run has begun: there is nothing to report", 1)
     from gnp.analysis.report.__main__ import main as report  # late: it needs plotly
 
     return report([str(directory), f"--out={directory / 'report'}"])
@@ -674,14 +676,6 @@ def _count(runs: int) -> str:
     return f"{runs} {'run' if runs == 1 else 'runs'}"
 
 
-def _fail(error: BaseException, code: int) -> int:
-    message = str(error)
-    if isinstance(error, OSError) and error.filename:
-        message = f"{error.filename} cannot be written or read: {os.strerror(error.errno or 0)}"
-    for line in message.splitlines():
-        print(f"gnp: {line}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

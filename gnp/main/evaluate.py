@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import ds_pipeline
 from config import default, rules
 from gnp.analysis.results import number, print_table, words
 from gnp.experiment import build_experiment, device_count
+from gnp.terminal import warn
 from gnp.training.checkpoint import read_checkpoint
 from gnp.training.distributed import is_first
 from gnp.training.metrics import evaluate
-from gnp.training.run_directory import read_config, refuse_other_config
+from gnp.training.run_directory import read_config, read_data, refuse_other_config
 
 
 def run(
@@ -48,11 +48,12 @@ def run(
             advice="leave --config out, or give the keys that it was trained with",
         )
     rules.check(config, rules.Facts(devices=devices, training=False))
-    dataset = ds_pipeline.build_dataset(config, working_dir)
+    # What the data were called and normalized by in training holds for others, too.
+    dataset = ds_pipeline.build_dataset(config, working_dir, known=read_data(working_dir) or None)
     experiment = build_experiment(config, dataset)
     restored = read_checkpoint(working_dir, experiment.abstract_state, checkpoint)
     for warning in (*dataset.warnings, *restored.warnings) if is_first() else ():
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     values, examples = evaluate(experiment.eval_step, restored.state, experiment.eval_batches())
     if not is_first():
         return 0

@@ -6,8 +6,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from gnp import terminal
 from gnp.main import runtime
 
+if __name__ == "__main__":
+    terminal.prepare_streams()
 # What libraries have to say reaches people as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The imports below take seconds, in which Ctrl-C should not end in a traceback.
@@ -28,18 +31,17 @@ import model
 import optimizer
 from gnp import experiment
 from gnp.main import command_line, evaluate, inspect, train
-from gnp.training import distributed
+from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 from gnp.training.metrics import NonFiniteError
-from gnp.training.run_directory import RunDirectoryError
 
 USAGE_ERRORS = (
     command_line.UsageError,
     configs.ConfigError,
     model.ModelError,
     optimizer.OptimizerError,
-    RunDirectoryError,
+    run_directory.RunDirectoryError,
 )
 RUN_ERRORS = (
     ds_pipeline.DataError,
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         line = command_line.parse(arguments)
     except USAGE_ERRORS as error:
-        return _fail(str(error), 2)
+        return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     if line is None:
@@ -79,9 +81,9 @@ def main(arguments: Sequence[str]) -> int:
         distributed.finish()
         return code
     except USAGE_ERRORS as error:
-        return _fail(str(error), 2)
+        return _fail(error, 2)
     except RUN_ERRORS as error:
-        return _fail(str(error), 1)
+        return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception:  # a bug: ours, in a user's model, or in XLA
@@ -98,13 +100,13 @@ def _run(line: command_line.CommandLine) -> int:
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:
-            return train.run(line.config, line.working_dir, line.profile)
+            with run_directory.locked(line.working_dir, active=distributed.is_first()):
+                return train.run(line.config, line.working_dir, line.profile)
 
 
-def _fail(text: str, code: int) -> int:
+def _fail(problem: BaseException | str, code: int) -> int:
     """Say what went wrong, a line a problem; of several processes, end all."""
-    for line in text.splitlines():
-        print(f"gnp: {line}", file=sys.stderr)
+    terminal.fail(problem, code)
     if jax.distributed.is_initialized():
         distributed.end(code)
     return code

@@ -1,5 +1,6 @@
 """--mode=train: a run from its checked config to pictures and a table, in the order of events."""
 
+import math
 import os
 import signal
 import sys
@@ -15,10 +16,18 @@ from config import default, rules
 from gnp.analysis.results import show_results
 from gnp.experiment import Experiment, build_experiment, device_count
 from gnp.main.recording import Recording
+from gnp.terminal import warn
 from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.log import Log
-from gnp.training.metrics import Progress, evaluate, non_finite_error, row_line, to_floats
+from gnp.training.metrics import (
+    NonFiniteError,
+    Progress,
+    evaluate,
+    non_finite_error,
+    row_line,
+    to_floats,
+)
 from gnp.training.state import TrainState
 
 
@@ -36,7 +45,8 @@ def run(
     devices, first = device_count(), distributed.is_first()
     stored = {} if config.retrain else run_directory.stored_config(working_dir)
     resumes = not config.retrain and run_directory.has_checkpoints(working_dir)
-    stored, resumes = distributed.broadcast((stored, resumes))  # file systems may differ in time
+    data = run_directory.read_data(working_dir) if resumes else {}
+    stored, resumes, data = distributed.broadcast((stored, resumes, data))  # as process 0 sees it
     config = configs.with_group_size(config, stored, devices)
     rules.check(config, rules.Facts(devices=devices))
     values = configs.as_json(config)
@@ -51,6 +61,9 @@ def run(
 
     # The parts of the run.
     dataset = ds_pipeline.build_dataset(config, working_dir)
+    identity = ds_pipeline.identity(dataset)
+    if data:
+        run_directory.check_data(working_dir, ds_pipeline.identity_problems(data, identity))
     rules.check(config, rules.Facts(devices=devices, is_regression=dataset.is_regression))
     experiment = build_experiment(config, dataset)
     recording = Recording(config, experiment, working_dir, profile)
@@ -60,8 +73,8 @@ def run(
     distributed.sync("all processes have built the run")
     if first:
         for warning in dataset.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        run_directory.claim(working_dir, values, retrain=config.retrain)
+            warn(warning)
+        run_directory.claim(working_dir, values, data=identity, retrain=config.retrain)
     distributed.sync("the run directory is claimed")
     run_directory.wait_for_claim(working_dir)
 
@@ -71,7 +84,8 @@ def run(
     ):
         restored = checkpoints.restore(experiment.abstract_state)
         progress = Progress(restored.progress if restored else None)
-        with Log(working_dir, progress.step, active=first) as log, recording:
+        epochs = progress.step // experiment.steps_per_epoch
+        with Log(working_dir, epochs, progress.step, active=first) as log, recording:
             if restored:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
@@ -91,6 +105,11 @@ def run(
             )  # fmt: skip
     if first:
         show_results(working_dir, config.record.gradients)
+    if progress.step == experiment.total_steps and not progress.has_learned:
+        raise NonFiniteError(
+            "every step was skipped, as its loss, gradient or update was not finite: nothing was "
+            "learned; lower base_lr, or check the data (python -m gnp.analysis.data shows them)"
+        )
     return exit_code(interrupt, progress.step, experiment.total_steps, config.retrain)
 
 
@@ -163,6 +182,8 @@ def train(
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
             means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches())
             name = experiment.dataset.evaluation_name
+            if wrong := [metric for metric, value in means.items() if not math.isfinite(value)]:
+                log.say(f"warning: epoch {epoch}: {name} {', '.join(wrong)} not finite")
             measured = {f"{name}_{metric}": value for metric, value in means.items()} | measured
         scalars = experiment.scalars(progress.step - 1)
         row = progress.row(epoch, steps_per_epoch * config.batch_size, measured, scalars)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gnp import terminal
 from gnp.training.files import first_line
 
 START_SECONDS = 300
@@ -208,9 +209,9 @@ class Interrupt:
         self._ctrl_c = False
         self._asked = 0
 
-    def ask_all(self) -> None:
-        """Have all processes stop because this one had Ctrl-C; a handler of signals may call it."""
-        self._ctrl_c = True
+    def ask_all(self, ctrl_c: bool) -> None:
+        """Have all processes stop because this one had a signal, in whose handler this may run."""
+        self._ctrl_c = ctrl_c
         os.kill(os.getpid(), signal.SIGTERM)  # which jax's preemption service takes to the others
 
     def reached(self, step: int) -> bool:
@@ -234,7 +235,9 @@ class Interrupt:
 
 @contextmanager
 def catch_signals() -> Iterator[Interrupt]:
-    """Note the first SIGTERM or SIGINT within it only; let a second one end the process at once.
+    """Note the first signal within it only; let a second one end the process at once.
+
+    SIGTERM, SIGINT and, when the terminal is closed, SIGHUP; what is ignored (nohup) stays so.
 
     With several processes, and where a launcher started this one, the second is ignored, since a
     scheduler and its launcher may both send the one that they mean. They end the process with
@@ -245,15 +248,18 @@ def catch_signals() -> Iterator[Interrupt]:
     interrupt = Interrupt()
     several = jax.distributed.is_initialized()
     # With several, SIGTERM is caught by jax, whose handler Python could not put back.
-    caught = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    caught = [signal.SIGINT, signal.SIGHUP, *([] if several else [signal.SIGTERM])]
+    caught = [each for each in caught if signal.getsignal(each) is not signal.SIG_IGN]
     launched = several or any(name in os.environ for name in _LAUNCHERS)
 
     def note(number: int, _: FrameType | None) -> None:
         # The second signal is the system's to handle: it need not wait for a compilation to end.
         for each in caught:
             signal.signal(each, signal.SIG_IGN if launched else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            terminal.let_go()
         if several:
-            interrupt.ask_all()
+            interrupt.ask_all(ctrl_c=number == signal.SIGINT)
         else:
             interrupt.signal = signal.Signals(number)
 

@@ -4,8 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import stat
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -64,27 +64,29 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: it could not be written; the old file is untouched.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # the system names no file, or the one that is gone now
-            error.filename, error.filename2 = os.fspath(path), None
+        with naming(path):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # its folder may be gone
+            temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    """Return which permissions the user keeps from others; the system tells it only at a change."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have the system's errors name this file, instead of none, or of one that is gone by then."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -161,10 +163,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 raise FileFormatError(f"{path}, line {count}: not JSON; {_HOW}") from error
             if not isinstance(row, dict) or not all(map(_is_number, row.values())):
                 raise FileFormatError(f"{path}, line {count}: no object of numbers; {_HOW}")
-            for name in ("epoch", "step", "epoch_seconds"):
-                whole = name == "epoch_seconds" or isinstance(row.get(name), int)
-                if not (whole and row.get(name, -1) >= 0):
-                    raise FileFormatError(f"{path}, line {count}: {name} is missing; {_HOW}")
+            for name in ("epoch", "step"):
+                if not (isinstance(row.get(name), int) and row[name] >= 0):
+                    raise FileFormatError(f"{path}, line {count}: no object with {name}; {_HOW}")
             rows.append(row)
     return rows
 

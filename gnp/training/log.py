@@ -2,15 +2,50 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from gnp.training.files import read_rows, write_atomic
+from gnp.terminal import printable
+from gnp.training.files import FileFormatError, naming, read_rows, write_atomic
+
+
+class _Events:
+    """Write TensorBoard's event file at once: a thread of its own would hide a full disk.
+
+    Args:
+        folder: Made where it is missing.
+        from_step: Points of this step and later ones, in older files, are hidden.
+    """
+
+    def __init__(self, folder: Path, from_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        with naming(folder):
+            self._writer = EventsWriter(str(folder / "events"))
+        self._add(step=from_step, session_log=SessionLog(status=SessionLog.START))
+
+    def point(self, step: int, name: str, value: float) -> None:
+        self._add(step=step, summary=scalar(name, value))
+
+    def flush(self) -> None:
+        with naming(self._folder):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with naming(self._folder):
+            self._writer.close()
+
+    def _add(self, **values: Any) -> None:
+        with naming(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), **values))
 
 
 class Log:
@@ -20,21 +55,30 @@ class Log:
 
     Args:
         directory: The run directory.
-        from_step: Rows and events of later steps are dropped: they will be written again.
+        epochs: That are done, each of which has a row; the later rows will be written again.
+        step: Steps taken so far; events of later ones will be written again.
         active: False: nothing is written and printed.
+
+    Raises:
+        FileFormatError: rows of those epochs are missing.
     """
 
-    def __init__(self, directory: Path, from_step: int = 0, active: bool = True) -> None:
+    def __init__(
+        self, directory: Path, epochs: int = 0, step: int = 0, active: bool = True
+    ) -> None:
         self.path = directory / "metrics.jsonl"
         self.active = active
         self.rows: list[dict[str, Any]] = []
         self._bar: tqdm | None = None
         if active:
-            self.rows = [row for row in read_rows(self.path) if row["step"] <= from_step]
+            self.rows = [row for row in read_rows(self.path) if row["epoch"] <= epochs]
+            if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
+                raise FileFormatError(
+                    f"{self.path} lacks some of the rows of the {epochs} epochs that are done: put "
+                    "it back, or start over with --config.retrain=True"
+                )
             self._write_rows()
-            self._events = tensorboardX.SummaryWriter(
-                str(directory / "tensorboard"), purge_step=from_step + 1
-            )
+            self._events = _Events(directory / "tensorboard", step + 1)
 
     def __enter__(self) -> "Log":
         return self
@@ -71,7 +115,7 @@ class Log:
         """Write TensorBoard points of a step."""
         if self.active:
             for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+                self._events.point(step, name, value)
 
     def end_epoch(self, row: dict[str, Any], line: str) -> None:
         """Write the epoch's row into metrics.jsonl and TensorBoard, and its line to the screen."""
@@ -90,7 +134,7 @@ class Log:
     def say(self, line: str) -> None:
         """Print a line to standard error, above the bar."""
         if self.active:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(printable(line), file=sys.stderr)
 
     def close_bar(self) -> None:
         """Take the bar off the screen."""

@@ -29,6 +29,7 @@ class Progress:
     Attributes:
         step: Steps taken so far.
         data_seconds: Seconds of the epoch so far in which the loop waited for data.
+        has_learned: A step of the run was finite, and so not skipped.
 
     Example:
         >>> progress = Progress()
@@ -47,6 +48,7 @@ class Progress:
         self._sums: dict[str, float] = dict(saved["sums"])
         self._count: int = saved["count"]
         self._skipped: int = saved["skipped"]
+        self.has_learned: bool = saved.get("has_learned", self.step > 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values for a checkpoint."""
@@ -57,6 +59,7 @@ class Progress:
             "seconds": self.seconds,
             "data_seconds": self.data_seconds,
             "skipped": self._skipped,
+            "has_learned": self.has_learned,
         }
 
     def start_epoch(self) -> None:
@@ -92,6 +95,7 @@ class Progress:
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += finite
+        self.has_learned |= finite
         self._skipped += not finite
         return finite
 
@@ -138,10 +142,13 @@ def to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
 
 def non_finite_error(step: int, epoch: int, values: dict[str, float]) -> NonFiniteError:
     """Return the error of a step whose loss, gradient or update is not finite."""
+    advice = "lower base_lr, clip with gradient_clipping, check the data"
+    if step == 1 and not math.isfinite(values["loss"]):  # no update has been made yet
+        advice = "check the data and their scale (python -m gnp.analysis.data shows them)"
     return NonFiniteError(
         f"step {step} (epoch {epoch}): loss {values['loss']:g}, gradient norm "
-        f"{values['gradient_norm']:g}, or the update, is not finite; lower base_lr, clip with "
-        "gradient_clipping, check the data, or set --config.on_nonfinite=skip"
+        f"{values['gradient_norm']:g}, or the update, is not finite; {advice}, or set "
+        "--config.on_nonfinite=skip"
     )
 
 

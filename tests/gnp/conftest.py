@@ -40,6 +40,7 @@ def small_run() -> Iterator[Callable[..., SimpleNamespace]]:
     from ds_pipeline import build_dataset
     from gnp.experiment import build_experiment
     from gnp.main import train
+    from gnp.training import run_directory
     from gnp.training.checkpoint import Checkpoints, read_checkpoint
 
     @functools.cache
@@ -65,7 +66,8 @@ def small_run() -> Iterator[Callable[..., SimpleNamespace]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "build_experiment", lambda *_: watched)
             patch.setattr(train, "show_results", lambda *_: None)  # pictures take a second
-            code = train.run(config, directory)
+            with run_directory.locked(directory):
+                code = train.run(config, directory)
         state = jax.device_get(read_checkpoint(directory, experiment.abstract_state).state)
         with Checkpoints(directory, read_only=True) as checkpoints:
             steps = checkpoints.steps()

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import resource
+import shutil
 import signal
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 from gnp.main import train
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.distributed import Interrupt
+from gnp.training.files import FileFormatError
 from gnp.training.log import Log
 from gnp.training.metrics import NonFiniteError
 
@@ -110,6 +113,77 @@ def test_what_has_been_done_is_saved_at_whichever_call_a_signal_is_heeded(
     found = small_run(tmp_path, save_ckpt_every_n_epochs="3")
     done = call - 1 if call <= 6 else call - 2  # before the first epoch, after each step, ...
     assert (found.code, found.steps) == (130, [done])
+
+
+def changed(step, change):
+    """Have something happen in a step, counted from 0."""
+
+    def wrap(train_step):
+        def changed_step(state, batch, key, number):
+            state, metrics = train_step(state, batch, key, number)
+            return change(state, metrics) if number == step else (state, metrics)
+
+        return changed_step
+
+    return wrap
+
+
+def test_an_evaluation_that_is_not_finite_is_told(small_run, tmp_path, capsys):
+    def lose(state, metrics):
+        return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params)), metrics
+
+    with pytest.raises(NonFiniteError):
+        small_run(tmp_path, wrap=changed(4, lose))
+    assert "warning: epoch 1: test loss not finite" in capsys.readouterr().err
+
+
+def test_a_run_whose_steps_were_all_skipped_has_not_succeeded(small_run, tmp_path):
+    def never(train_step):
+        def step_that_is_skipped(state, batch, key, step):
+            state, metrics = train_step(state, batch, key, step)
+            return state, {**metrics, "finite": metrics["finite"] * 0}
+
+        return step_that_is_skipped
+
+    with pytest.raises(NonFiniteError, match="every step was skipped"):
+        small_run(tmp_path, wrap=never, on_nonfinite="skip")
+    assert len(rows_of(tmp_path)) == 3
+    with pytest.raises(NonFiniteError, match="every step was skipped"):  # nor has it afterwards
+        small_run(tmp_path, on_nonfinite="skip")
+
+
+def test_what_cannot_be_written_in_the_middle_of_a_run_is_named(whole, small_run, tmp_path):
+    def block(state, metrics):
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl" / "something").mkdir(parents=True)
+        return state, metrics
+
+    with pytest.raises(OSError) as raised:
+        small_run(tmp_path, wrap=changed(7, block))
+    assert raised.value.filename == str(tmp_path / "metrics.jsonl")
+    shutil.rmtree(tmp_path / "metrics.jsonl")
+    shutil.copy(whole[0] / "metrics.jsonl", tmp_path)
+    assert_equal(small_run(tmp_path).state, whole[1].state)
+
+
+def test_rows_that_are_lost_are_missed(small_run, tmp_path):
+    small_run(tmp_path, stop=11)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(FileFormatError, match="rows of the 2 epochs that are done"):
+        small_run(tmp_path)
+
+
+def test_a_full_disk_under_tensorboard_ends_at_once_and_is_named(tmp_path):
+    with contextlib.suppress(OSError), Log(tmp_path) as log:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            with pytest.raises(OSError) as raised:
+                for step in range(10_000):
+                    log.points(step, {"train/loss": 0.5})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(tmp_path / "tensorboard")
 
 
 def test_a_signal_before_the_first_step_has_nothing_to_save(

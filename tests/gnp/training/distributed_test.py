@@ -53,6 +53,19 @@ def test_handlers_are_put_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_a_closed_terminal_is_a_signal_to_save_unless_it_is_ignored():
+    with catch_signals() as interrupt:
+        signal.raise_signal(signal.SIGHUP)
+    assert interrupt.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with catch_signals() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupt.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_scheduler_and_its_launcher_may_both_send_it(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     with catch_signals() as interrupt:

@@ -1,5 +1,6 @@
 """What a command says: lines on the terminal, whatever the terminal can show."""
 
+import errno
 import os
 import stat
 import sys
@@ -63,9 +64,13 @@ def describe(error: BaseException) -> str:
         >>> describe(FileNotFoundError(2, "No such file or directory", "a.csv"))
         'a.csv: No such file or directory'
     """
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if error.filename is not None:
         return f"{one_line(os.fsdecode(error.filename))}: {error.strerror}"
-    return str(error)
+    # Files are named where they are written.
+    is_stream = error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO)
+    return f"standard output or error: {error.strerror}" if is_stream else str(error)
 
 
 def warn(text: str) -> None:
@@ -76,6 +81,19 @@ def warn(text: str) -> None:
 def fail(problem: BaseException | str, code: int) -> int:
     """Say on standard error what went wrong, a line a problem, and return the exit code."""
     text = describe(problem) if isinstance(problem, BaseException) else problem
-    for line in printable(text).splitlines():
-        print(f"gnp: {line}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # what was to read it has ended
+        for line in printable(text).splitlines():
+            print(f"gnp: {line}", file=sys.stderr, flush=True)
+    flush()
     return code
+
+
+def flush() -> None:
+    """Write what is left for the standard streams; give it up where Python would fail at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

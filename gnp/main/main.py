@@ -71,13 +71,14 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    if line is None:
-        print(command_line.usage())
-        return 0
     try:
+        if line is None:
+            print(command_line.usage(), flush=True)
+            return 0
         if line.processes or distributed.is_launched():
             distributed.initialize(*line.processes or (), stoppable=line.mode == "train")
         code = _run(line)
+        sys.stdout.flush()
         distributed.finish()
         return code
     except USAGE_ERRORS as error:

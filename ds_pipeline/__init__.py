@@ -22,3 +22,5 @@ __all__ = [
     "evaluation_batches",
     "train_batches",
 ]
+from ds_pipeline.identity import identity as identity
+from ds_pipeline.identity import identity_problems as identity_problems

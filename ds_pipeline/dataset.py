@@ -108,7 +108,7 @@ class Dataset:
         return (values - self.mean.reshape(channels)) / self.std.reshape(channels)
 
 
-def build_dataset(config: Any, cache_dir: Path | None = None) -> Dataset:
+def build_dataset(config: Any, cache_dir: Path | None = None, known: Any = None) -> Dataset:
     """Build the data set that a config asks for, with its augmentation.
 
     Args:

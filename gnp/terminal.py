@@ -89,7 +89,7 @@ def fail(problem: BaseException | str, code: int) -> int:
 
 
 def flush() -> None:
-    """Write what is left for the standard streams; give it up where Python would fail at its end."""
+    """Write what the standard streams still hold; give up what Python would fail on at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

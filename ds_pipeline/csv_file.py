@@ -110,8 +110,8 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], tuple[str
                 "columns"
             )
     warning = (
-        f"{file}: no name in the header for {listing([header[i] for i in nameless])}; taken as "
-        "they are, as inputs: remove what is an index of the rows"
+        f"{file}: no name in the header for {listing([header[i] for i in nameless])}, taken as an "
+        "input; remove it if it numbers the rows"
     )
     return header, rows, (warning,) if nameless else ()
 

@@ -4,7 +4,8 @@ r"""A time series of the UCR archive: FordA, noise of a car's engine with or wit
         --config.dataset.data_dir=DIR
 
 DIR holds FordA/FordA_TRAIN.tsv and FordA/FordA_TEST.tsv: 3,601 and 1,320 series of 500 values. Any
-other set of the archive: --config.dataset.dataset_name=ucr/NAME, such as ucr/Computers.
+other set of the archive: --config.dataset.dataset_name=ucr/NAME, such as ucr/Computers, or
+ucr/BasicMotions, whose six channels are in .ts files.
 """
 
 import ml_collections

@@ -45,4 +45,5 @@ def load_bundled(name: str, test_fraction: float, seed: int) -> Splits:
     is_regression = name == "diabetes"
     labels = bunch.target.astype(np.float32 if is_regression else np.int32)
     class_names = () if is_regression else tuple(str(text) for text in bunch.target_names)
-    return split_off_test(name, inputs, labels, test_fraction, seed, class_names)
+    columns = () if name == "digits" else tuple(str(text) for text in bunch.feature_names)
+    return split_off_test(name, inputs, labels, test_fraction, seed, class_names, columns)

@@ -1,18 +1,23 @@
 """Tables in CSV files: one column to predict, the others to predict it from."""
 
 import csv
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import text_lines
-from ds_pipeline.splits import Splits, encode_classes, split_off_test, unknown_name
-
-_MEANING = "the CSV file"
-_LARGEST = float(np.finfo(np.float32).max)
+from ds_pipeline.files import LARGEST, number, text_lines
+from ds_pipeline.source import lossless
+from ds_pipeline.splits import (
+    Splits,
+    duplicate,
+    encode_classes,
+    float32_targets,
+    listing,
+    normalized,
+    split_off_test,
+    unknown_name,
+)
 
 
 def load_csv(
@@ -28,17 +33,17 @@ def load_csv(
         seed: of the split, at least 0.
 
     Returns:
-        Inputs float32 [n, d], the other columns in their order.
+        Inputs [n, d], the other columns in their order: float32, or float64 where that holds more.
 
     Raises:
         DataError: the file is missing, empty or cannot be read, has no such column, two of one
             name, no rows, a row of another length, a value that is no finite number.
     """
-    header, rows = _read(file)
+    header, rows, warnings = _read(file)
     index = _target_index(file, header, target)
     if not rows:
         raise DataError(f"{file} has a header and no rows")
-    inputs = np.empty((len(rows), len(header) - 1), np.float32)
+    inputs = np.empty((len(rows), len(header) - 1))
     for row, (line, fields) in enumerate(rows):
         inputs[row] = [
             _number(file, line, name, text)
@@ -50,15 +55,17 @@ def load_csv(
     class_names: tuple[str, ...] = ()
     if is_regression:
         classes = "for classes set dataset.task to classification, or "
-        labels = np.array(
-            [_number(file, line, header[index], t, classes) for line, t in targets], np.float32
-        )
+        numbers = [_number(file, line, header[index], t, classes) for line, t in targets]
+        labels = float32_targets(where, np.array(numbers))
     else:
         for line, text in targets:
-            if text.lower() in ("", "nan"):
+            if not text:
                 raise DataError(f"{file}, line {line}: column '{header[index]}' is empty")
         labels, _, class_names = encode_classes(where, [text for _, text in targets])
-    return split_off_test(where, inputs, labels, test_fraction, seed, class_names)
+    columns = (*header[:index], *header[index + 1 :])
+    return split_off_test(
+        where, lossless(inputs), labels, test_fraction, seed, class_names, columns, warnings
+    )
 
 
 def input_names(file: Path, target: str | None) -> tuple[str, ...]:
@@ -71,48 +78,51 @@ def input_names(file: Path, target: str | None) -> tuple[str, ...]:
     Raises:
         DataError: as `load_csv`.
     """
-    header, _ = _read(file)
+    header, _, _ = _read(file)
     index = _target_index(file, header, target)
     return tuple(name for column, name in enumerate(header) if column != index)
 
 
-def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return (header, rows with their line numbers)."""
-    numbers: list[int] = []
-
-    def lines() -> Iterator[str]:
-        for number, line in text_lines(file, _MEANING):
-            numbers.append(number)
-            yield line
-
-    reader = csv.reader(lines(), strict=True, skipinitialspace=True)
+def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], tuple[str, ...]]:
+    """Return (header, rows with the number of their first line, warnings)."""
+    reader = csv.reader(text_lines(file, "the CSV file"), strict=True, skipinitialspace=True)
     rows: list[tuple[int, list[str]]] = []
+    line = 1
     try:
         for fields in reader:
-            rows.append((numbers[-1], fields))
+            if len(fields) > 1 or any(field.strip() for field in fields):  # no blank line
+                rows.append((line, fields))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{file}, line {numbers[-1]}: {one_line(error)}") from error
+        raise DataError(f"{file}, line {line}: {one_line(error)}") from error
     if not rows:
         raise DataError(f"{file} is empty; it needs a header line and rows")
-    header = [name.strip() for name in rows.pop(0)[1]]
-    for name in header:
-        if header.count(name) > 1:
-            raise DataError(f"{file}: two columns are named '{name}'; rename one")
+    header = [normalized(name.strip()) for name in rows.pop(0)[1]]
+    nameless = [i for i, name in enumerate(header) if not name]
+    for i in nameless:
+        header[i] = f"column {i + 1}"
+    if repeated := duplicate(header):
+        raise DataError(f"{file}: two columns are named '{repeated}'; rename one")
     for line, fields in rows:
         if len(fields) != len(header):
             raise DataError(
                 f"{file}, line {line}: {len(fields)} values, but the header names {len(header)} "
                 "columns"
             )
-    return header, rows
+    warning = (
+        f"{file}: no name in the header for {listing([header[i] for i in nameless])}, taken as an "
+        "input; remove it if it numbers the rows"
+    )
+    return header, rows, (warning,) if nameless else ()
 
 
 def _target_index(file: Path, header: list[str], target: str | None) -> int:
     if target is None:
         raise DataError(
             f"which column of {file} is to be predicted? set dataset.target to one of "
-            f"{', '.join(header)}"
+            f"{listing(header)}"
         )
+    target = normalized(target)
     if target not in header:
         raise DataError(unknown_name(f"dataset.target: {file} has no column", target, header))
     if len(header) < 2:
@@ -122,12 +132,13 @@ def _target_index(file: Path, header: list[str], target: str | None) -> int:
 
 def _number(file: Path, line: int, column: str, text: str, advice: str = "") -> float:
     try:
-        value = float(text)
+        value = number(text)
     except ValueError:
-        value = math.nan
-    if abs(value) <= _LARGEST:  # False for NaN
-        return value
-    wrong = "is too large for float32" if math.isfinite(value) else "is no finite number"
+        wrong = "is no finite number"
+    else:
+        if abs(value) <= LARGEST:
+            return value
+        wrong = f"is too large: above {LARGEST:g}"
     found = f"'{text.strip()[:40]}' {wrong}" if text.strip() else "an empty value"
     raise DataError(
         f"{file}, line {line}, column '{column}': {found}; {advice}fill in or remove such values "

@@ -2,10 +2,16 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+
+# Among more names, the nearest one is not looked for: it would take minutes.
+_MOST_NAMES = 10_000
 
 
 class DataError(ValueError):
     """Something is wrong with the data or with what was asked of them; the message is one line.
+
+    Names of files and classes may hold line breaks and a terminal's commands: it has them escaped.
 
     Example:
         >>> raise DataError("unknown data set 'minst'")
@@ -14,10 +20,23 @@ class DataError(ValueError):
         ds_pipeline.errors.DataError: unknown data set 'minst'
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
+
+
+def escaped(text: str) -> str:
+    r"""Return a text in which what cannot be printed is escaped, as `\n`; one line, any encoding.
+
+    Example:
+        >>> print(escaped("New\nYork"))
+        New\nYork
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the allowed name nearest to `name`, or nothing."""
-    matches = difflib.get_close_matches(name.lower(), list(allowed), n=1)
+    matches = difflib.get_close_matches(name.lower(), list(islice(allowed, _MOST_NAMES)), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 

@@ -1,56 +1,92 @@
-"""Opening files that users name, with one clear line where that fails."""
+"""Opening files that users name, with one clear line where that fails, and reading their text."""
 
+import contextlib
+import io
+import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from ds_pipeline.errors import DataError
+from ds_pipeline.errors import DataError, one_line
+
+# The squares of larger numbers, which a deviation sums, are too large for float64.
+LARGEST = 1e150
+_NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
 
 
-def check_file(file: Path, meaning: str) -> None:
-    """Raise DataError unless there is such a file and it may be read.
+@contextlib.contextmanager
+def opened(file: Path, meaning: str) -> Iterator[IO[bytes]]:
+    """Open a regular file to read; a pipe or a device could give bytes for ever, or none.
 
     Args:
-        file: to look for.
+        file: to open.
         meaning: what dataset.data_dir must name, for messages.
 
     Raises:
-        DataError: it is missing, a folder or not readable.
+        DataError: it is missing, no regular file or cannot be read, then or in the block.
 
     Example:
-        >>> check_file(Path("no.csv"), "the CSV file")
+        >>> with opened(Path("no.csv"), "the CSV file"):
+        ...     pass
         Traceback (most recent call last):
         ...
         ds_pipeline.errors.DataError: no.csv does not exist; set dataset.data_dir to the CSV file
     """
     advice = f"set dataset.data_dir to {meaning}"
     try:
-        with file.open("rb"):
-            pass
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise DataError(f"{file} is no regular file; {advice}")
+            yield stream
     except IsADirectoryError:
         raise DataError(f"{file} is a folder, not a file; {advice}") from None
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{file} does not exist; {advice}") from None
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+        raise DataError(f"{file} cannot be read: {error.strerror or one_line(error)}") from error
 
 
-def text_lines(file: Path, meaning: str) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of the lines that are not blank, without their ends; UTF-8.
+def text_lines(file: Path, meaning: str) -> Iterator[str]:
+    r"""Yield the lines of a text in UTF-8 with their ends: \\n, \\r\\n or \\r.
 
     Args:
         file: to read.
         meaning: what dataset.data_dir must name, for messages.
 
     Raises:
-        DataError: as `check_file`; it is no text.
+        DataError: as `opened`; it is no text.
     """
-    check_file(file, meaning)
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{file} is no text file (UTF-8)") from None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    with opened(file, meaning) as stream:
+        try:
+            text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+            for number, line in enumerate(text, start=1):
+                if "\0" in line:
+                    raise DataError(
+                        f"{file}, line {number}: a NUL byte, so it is no text file (UTF-8); save "
+                        "it as one"
+                    )
+                yield line
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise DataError(
+                f"{file} is no text file (UTF-8): it has the byte {byte:#x}; save it as one"
+            ) from None
+
+
+def number(text: str) -> float:
+    """Return the number that a text is: decimal digits, a sign, a point, an exponent, no more.
+
+    Python reads 1_3, digits of other scripts, inf and nan, too.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> number(" -1.5e3 ")
+        -1500.0
+    """
+    if _NO_NUMBER.search(text):
+        raise ValueError(f"no number: {text}")
+    return float(text)

@@ -1,5 +1,9 @@
 """Arrays in .npz files: x and y, and x_test and y_test where there is a test split."""
 
+import os
+import sys
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -8,9 +12,17 @@ from typing import Any
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import check_file
-from ds_pipeline.source import InMemorySource
-from ds_pipeline.splits import Splits, encode_classes, listing, split_off_test
+from ds_pipeline.files import LARGEST, opened
+from ds_pipeline.source import InMemorySource, lossless
+from ds_pipeline.splits import Splits, encode_classes, float32_targets, listing, split_off_test
+
+# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory.
+_DAMAGED = (
+    ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
+    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+# A file that was made to fill the memory is a thousandth of what it unpacks to.
+_HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 
 
 def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -> Splits:
@@ -24,17 +36,20 @@ def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -
         seed: of that split, at least 0.
 
     Returns:
-        Inputs uint8 or float32 [n, h, w, c], or float32 [n, d].
+        Inputs uint8, float32 or float64 [n, h, w, c], or float32 or float64 [n, d]; float64 where
+        float32 holds less.
 
     Raises:
-        DataError: the file is missing, damaged or no .npz; an array is missing, of objects, of
-            another type, shape or length than allowed, or not finite.
+        DataError: the file is missing, damaged or no .npz, or too large once unpacked; an array is
+            missing, of objects, of another type, shape or length than allowed, or not finite.
     """
     arrays = _read(file)
     x, y = _inputs(file, "x", arrays), _targets(file, "y", arrays, is_regression)
     has_test = "x_test" in arrays
     x_test = _inputs(file, "x_test", arrays) if has_test else x[:0]
     y_test = _targets(file, "y_test", arrays, is_regression) if has_test else y[:0]
+    if {x.dtype, x_test.dtype} == {np.dtype(np.float32), np.dtype(np.float64)}:
+        x, x_test = x.astype(np.float64), x_test.astype(np.float64)
     if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
         raise DataError(
             f"{file}: x holds {x.dtype} {list(x.shape[1:])} an example and x_test "
@@ -62,31 +77,52 @@ def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-    check_file(file, "the .npz file")
-    if not zipfile.is_zipfile(file):
-        raise DataError(f"{file} is no .npz file; write one by numpy.savez(FILE, x=..., y=...)")
-    try:
-        # Opened here: numpy leaves open what it finds damaged.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            wanted = [n for n in ("x", "y", "x_test", "y_test") if n in stored.files]
-            missing = [n for n in ("x", "y") if n not in wanted]
-            if len(wanted) == 3 and not missing:
-                missing = [n for n in ("x_test", "y_test") if n not in wanted]
-            if missing:
-                raise DataError(
-                    f"{file} has no array {missing[0]}; it needs x and y, may have x_test and "
-                    f"y_test, and has {listing(stored.files)}"
+    with opened(file, "the .npz file") as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # numpy's, of headers that Python 2 wrote
+        if not zipfile.is_zipfile(stream):
+            raise DataError(f"{file} is no .npz file; write one by numpy.savez(FILE, x=..., y=...)")
+        stream.seek(0)
+        try:
+            with np.load(stream, allow_pickle=False) as stored:
+                wanted = [n for n in ("x", "y", "x_test", "y_test") if n in stored.files]
+                missing = [n for n in ("x", "y") if n not in wanted]
+                if len(wanted) == 3 and not missing:
+                    missing = [n for n in ("x_test", "y_test") if n not in wanted]
+                if missing:
+                    raise DataError(
+                        f"{file} has no array {missing[0]}; it needs x and y, may have x_test and "
+                        f"y_test, and has {listing(stored.files)}"
+                    )
+                members = stored.zip.infolist()
+                _check_sizes(
+                    file, [m for m in members if m.filename.removesuffix(".npy") in wanted]
                 )
-            return {name: _array(file, name, stored) for name in wanted}
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
+                return {name: _array(file, name, stored) for name in wanted}
+        except DataError:
             raise
-        raise DataError(f"{file} is damaged ({one_line(error)}); write it again") from error
+        except _DAMAGED as error:
+            raise DataError(f"{file} is damaged ({one_line(error)}); write it again") from error
+
+
+def _check_sizes(file: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raise DataError where the arrays would fill the memory, before they are unpacked."""
+    if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
+        raise DataError(f"{file} is compressed in a way that numpy does not write; write it again")
+    packed, unpacked = sum(m.compress_size for m in members), sum(m.file_size for m in members)
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if unpacked > _MOST_RATIO * packed:
+        limit = min(limit, _HARMLESS_BYTES)
+    if unpacked > limit:
+        raise DataError(
+            f"{file} unpacks from {packed:,} to {unpacked:,} bytes; allowed are up to {limit:,}, "
+            "half of the machine's memory, or less where it unpacks to more than "
+            f"{_MOST_RATIO} times its size; store fewer examples or a smaller type"
+        )
 
 
 def _array(file: Path, name: str, stored: Any) -> np.ndarray:
     try:
-        array: np.ndarray = stored[name]
+        array = np.asanyarray(stored[name])
     except ValueError as error:
         if "pickle" not in str(error):
             raise
@@ -114,7 +150,10 @@ def _inputs(file: Path, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
             "real numbers for vectors"
         )
     if not (is_image and x.dtype == np.uint8):
-        x = _float32(file, name, x)
+        exact = _finite(file, name, x)
+        # What float32 holds in any case need not be compared.
+        small = x.dtype == np.float32 or x.dtype.itemsize <= 2
+        x = exact.astype(np.float32) if small else lossless(exact)
     return x[..., None] if x.ndim == 3 else x
 
 
@@ -130,23 +169,32 @@ def _targets(
     if not is_number and (is_regression or y.dtype.kind != "U"):
         allowed = "numbers" if is_regression else "whole numbers and text"
         raise DataError(f"{file}: {name} holds {y.dtype}; allowed are {allowed}")
-    if is_regression:
-        return _float32(file, name, y)
-    if is_number and not np.isfinite(y).all():
-        raise DataError(f"{file}: {name} holds values that are NaN or infinite")
+    if is_number:
+        exact = _finite(file, name, y)
+        return float32_targets(f"{file}, {name}", exact) if is_regression else y
+    # Python cannot make texts of characters that Unicode has not.
+    codes = np.ascontiguousarray(y, y.dtype.newbyteorder("=")).view(np.uint32)
+    if (codes > sys.maxunicode).any():
+        raise DataError(f"{file}: {name} holds text that is not Unicode; write it again")
     return y
 
 
-def _float32(file: Path, name: str, values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # it is said below
-        result: np.ndarray = values.astype(np.float32, copy=False)
-    if not np.isfinite(result).all():
-        row = int(np.argwhere(~np.isfinite(result))[0][0])
+def _finite(file: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """Return the values as float64, or as they are where that is smaller."""
+    with np.errstate(over="ignore"):  # of a longer type: it is said below
+        result = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
+    wrong = ~(np.abs(result) <= LARGEST)
+    if wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
         raise DataError(
-            f"{file}: {name}[{row}] holds values that are NaN, infinite or too large for float32"
+            f"{file}: {name}[{row}] holds values that are NaN, infinite or too large (above "
+            f"{LARGEST:g})"
         )
     return result
 
 
 def _texts(y: np.ndarray) -> list[str]:
+    """Return the texts of labels; of floats that are whole, without a fraction."""
+    if y.dtype.kind == "f":
+        return [str(int(v)) if v.is_integer() else repr(v) for v in y.astype(np.float64).tolist()]
     return [str(value) for value in y.tolist()]

@@ -15,6 +15,9 @@ _SPLIT_TAG = 0x5370
 _CHUNK_EXAMPLES = 1024
 # Of statistics, whose sums are float64: 32 MiB.
 _CHUNK_VALUES = 2**22
+# Of a constant channel: what is divided by it is 0, also where it varies in other examples.
+CONSTANT = float(np.finfo(np.float32).max)
+_NOISE_ULPS = 8
 
 
 class EncodedImage(NamedTuple):
@@ -37,8 +40,8 @@ class Source(Protocol):
     def batch(self, indices: Indices) -> Batch:
         """Return `{"input": [b, ...], "label": [b]}` of these examples.
 
-        The inputs are a uint8 or float32 array, or a list of `EncodedImage`; labels are int32
-        classes or float32 targets.
+        The inputs are a uint8, float32 or float64 array, or a list of `EncodedImage`; labels are
+        int32 classes or float32 targets.
         """
         ...
 
@@ -51,7 +54,7 @@ class InMemorySource:
     """Examples in two arrays.
 
     Args:
-        inputs: [n, ...], uint8 or float32; raw values, kept as they are.
+        inputs: [n, ...], uint8, float32 or float64; raw values, kept as they are.
         labels: [n]; whole numbers are classes, kept as int32; others are targets of a
             regression, kept as float32.
 
@@ -191,24 +194,28 @@ def stratified_draw(labels: np.ndarray, count: int, seed: tuple[int, ...]) -> np
 def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and standard deviation of each channel over all pixels of all examples.
 
-    Sums are float64. A constant channel gets the deviation 1, so that it normalizes to 0.
+    A channel that is constant, or varies by no more than rounding does, gets a deviation so large
+    that it normalizes to 0.
 
     Args:
         source: examples with "input" [b, ..., c].
 
     Returns:
-        (mean, std), float32 [c] each, in the units of the raw values.
+        (mean, std), float64 [c] each, in the units of the raw values.
 
     Example:
-        >>> source = InMemorySource(np.full((2, 4, 4, 1), 3, np.uint8), [0, 1])
-        >>> channel_statistics(source)
-        (array([3.], dtype=float32), array([1.], dtype=float32))
+        >>> mean, std = channel_statistics(InMemorySource(np.array([[1, 3], [3, 3]]), [0, 1]))
+        >>> mean.tolist(), std.tolist()
+        ([2.0, 3.0], [1.0, 3.4028234663852886e+38])
     """
     # The first chunk's mean as the origin: no cancellation where the mean is far from 0.
     origin: np.ndarray | None = None
     count, total, squares = 0, np.zeros(1), np.zeros(1)
+    dtype = np.dtype(np.float64)
     for batch in chunks(source):
-        values = batch["input"].reshape(-1, batch["input"].shape[-1]).astype(np.float64)
+        values = batch["input"].reshape(-1, batch["input"].shape[-1])
+        dtype = values.dtype
+        values = values.astype(np.float64)
         if origin is None:
             origin = values.mean(axis=0, keepdims=True)
             total, squares = np.zeros(values.shape[-1]), np.zeros(values.shape[-1])
@@ -217,7 +224,31 @@ def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
     assert origin is not None  # a source has at least one example
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
-    std = np.where(std > 0, std, 1)
-    return (origin[0] + mean).astype(np.float32), std.astype(np.float32)
+    shift = total / count
+    mean = origin[0] + shift
+    std = np.sqrt(np.maximum(squares / count - np.square(shift), 0))
+    return mean, np.where(is_constant(mean, std, dtype), CONSTANT, std)
+
+
+def is_constant(mean: np.ndarray, std: np.ndarray, dtype: np.dtype) -> npt.NDArray[np.bool_]:
+    """Tell where values deviate from their mean by no more than rounding to their type does."""
+    rounding = np.finfo(dtype if np.issubdtype(dtype, np.floating) else np.float64).eps
+    return std <= _NOISE_ULPS * rounding * np.abs(mean)
+
+
+def lossless(values: npt.NDArray[np.float64]) -> np.ndarray:
+    """Return values as float32 where that changes nothing, not even when the mean is taken off.
+
+    Args:
+        values: [n, ..., c], float64.
+
+    Example:
+        >>> [lossless(np.array(x)).dtype.name for x in ([[1.5], [2]], [[1e12], [1e12 + 1]])]
+        ['float32', 'float64']
+    """
+    with np.errstate(over="ignore"):
+        small = values.astype(np.float32)
+    if (small != values).any():
+        return values
+    rows = values.reshape(-1, values.shape[-1])
+    return small if (rows.std(axis=0) > 1e-5 * np.abs(rows).max(axis=0)).all() else values

@@ -1,12 +1,27 @@
 """The splits that every kind of data set is read into, and helpers of the readers."""
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ds_pipeline.errors import DataError, nearest
-from ds_pipeline.source import InMemorySource, Source, SubsetSource, stratified_split
+from ds_pipeline.errors import DataError, escaped, nearest
+from ds_pipeline.files import number
+from ds_pipeline.source import (
+    CONSTANT,
+    InMemorySource,
+    Source,
+    SubsetSource,
+    is_constant,
+    stratified_split,
+)
+
+# Of more digits, a label is a text: Python's own limit is 4,300.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,999}")
+_LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +33,8 @@ class Splits:
         evaluation: examples to evaluate on; None: some of train are to be held out.
         evaluation_name: 'test' or 'validation'.
         shape: of an input; None: encoded images of any size.
-        dtype: of the inputs, once decoded.
+        dtype: of the inputs, once decoded; float64: float32 does not hold them, and they are to be
+            standardized before they become float32.
         class_names: one a class; (): a regression.
         columns: names of a table's inputs, in their order; (): they have none.
         mean: published, of each channel, in the units of the raw values; None: there is none.
@@ -43,7 +59,8 @@ def encode_classes(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Number the sorted distinct values of the training examples 0, 1, ..., as labels.
 
-    Values that are all whole numbers are sorted as numbers, others as text; 1.0 is the class 1.
+    Each text is a class, as it is written: 1, 01 and 1E3 are three. Where all are whole numbers
+    without leading zeros, they are sorted as numbers, else as text.
 
     Args:
         where: the file, for messages.
@@ -54,21 +71,24 @@ def encode_classes(
         (labels of train, labels of test, class names), labels int32.
 
     Raises:
-        DataError: a value is a number with a fraction; fewer than two classes; a value occurs in
-            the test examples alone.
+        DataError: all values are numbers, and some have a fraction; a value occurs in the test
+            examples alone.
 
     Example:
-        >>> encode_classes("a.csv", ["10", "9", "10.0"])[::2]
+        >>> encode_classes("a.csv", ["10", "9", "10"])[::2]
         (array([1, 0, 1], dtype=int32), ('9', '10'))
     """
-    train, test = (
-        [_class_name(where, text) for text in train],
-        [_class_name(where, t) for t in test],
-    )
-    values = set(train)
-    names = tuple(sorted(values, key=int) if all(map(_is_whole, values)) else sorted(values))
-    if len(names) < 2:
-        raise DataError(f"{where}: a classification needs two classes, all labels are {names[0]}")
+    name_of = {text: normalized(text) for text in {*train, *test}}
+    train, test = ([name_of[text] for text in texts] for texts in (train, test))
+    values = sorted(set(train))
+    if all(map(_INTEGER.fullmatch, values)):
+        values.sort(key=int)
+    elif fraction := _fraction(values):
+        raise DataError(
+            f"{where}: label {fraction[:40]} is no class: allowed are text and whole numbers; "
+            "numbers to predict, in a CSV or .npz file, need dataset.task=regression"
+        )
+    names = tuple(values)
     label_of = {name: label for label, name in enumerate(names)}
     unknown = sorted(set(test) - set(names))
     if unknown:
@@ -83,26 +103,112 @@ def encode_classes(
     )
 
 
-def _class_name(where: str, text: str) -> str:
-    """Return the text, or the integer it stands for, so that 1, 1.0 and 1e0 are one class."""
+def _fraction(texts: Sequence[str]) -> str | None:
+    """Return the first that has a fraction, where all are numbers."""
     try:
-        return str(int(text))
+        fractions = [text for text in texts if 0 < number(text) % 1 < 1]  # of infinity, it is NaN
     except ValueError:
-        pass
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    if not value.is_integer():
+        return None
+    return fractions[0] if fractions else None
+
+
+def normalized(name: str) -> str:
+    r"""Return the one form of a class's or column's name, however it is encoded; one line.
+
+    Unicode's composed form (NFC), in which an accent is no character of its own; what cannot be
+    printed, such as a byte that is not UTF-8 in a folder's name, is escaped.
+
+    Example:
+        >>> print(normalized("cafe\u0301"), normalized("New\nYork"), normalized("caf\udce9"))
+        café New\nYork caf\udce9
+    """
+    return escaped(unicodedata.normalize("NFC", name))
+
+
+def check_splits(name: str, splits: Splits) -> list[str]:
+    """Check what every data set must be, and return warnings, a line each.
+
+    Args:
+        name: of the data set, for messages.
+        splits: as a reader returned them.
+
+    Raises:
+        DataError: a split has no examples; there are fewer than two classes, two of one name, or
+            one whose name is empty, very long or not `normalized`.
+    """
+    for split, source in (("training", splits.train), (splits.evaluation_name, splits.evaluation)):
+        if source is not None and not len(source):
+            raise DataError(f"{name}: the {split} split has no examples")
+    if not splits.class_names:
+        targets = splits.train.labels()
+        if (targets == targets[0]).all():
+            return [f"{name}: all targets of the training split are {targets[0]:.9g}"]
+        return []
+    for class_name in splits.class_names:
+        if not 0 < len(class_name) <= _LONGEST_NAME or class_name != normalized(class_name):
+            raise DataError(
+                f"{name}: the class name '{class_name[:40]}' has {len(class_name):,} characters; "
+                f"allowed are 1 to {_LONGEST_NAME:,}, printable and composed (NFC)"
+            )
+    if repeated := duplicate(splits.class_names):
+        raise DataError(f"{name}: two classes are named '{repeated}'; rename or join them")
+    if len(splits.class_names) < 2:
         raise DataError(
-            f"{where}: label {text} is no class: allowed are text and whole numbers; numbers to "
-            "predict, in a CSV or .npz file, need dataset.task=regression"
+            f"{name}: a classification needs two classes, all labels are '{splits.class_names[0]}'"
         )
-    return str(int(value))
+    return []
 
 
-def _is_whole(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+def constant_columns(mean: np.ndarray, std: np.ndarray, columns: Sequence[str]) -> list[str]:
+    """Return a warning that names the columns which tell nothing; empty where there are none.
+
+    Args:
+        mean: [c], from `channel_statistics` of the training split.
+        std: [c], likewise.
+        columns: their names; (): they have none, and are counted from 1.
+
+    Example:
+        >>> constant_columns(np.array([0.5, 7]), np.array([1, CONSTANT]), ("age", "day"))
+        ['constant in all training examples, so standardized to 0: column day (7)']
+    """
+    names = columns or [str(i + 1) for i in range(len(mean))]
+    found = [
+        f"column {names[i]} ({mean[i]:.17g})" for i in np.flatnonzero(std == CONSTANT).tolist()
+    ]
+    if not found:
+        return []
+    return [f"constant in all training examples, so standardized to 0: {listing(found)}"]
+
+
+def duplicate(names: Sequence[str]) -> str | None:
+    """Return a name that occurs twice, if any does."""
+    name, count = Counter(names).most_common(1)[0]
+    return name if count > 1 else None
+
+
+def float32_targets(where: str, targets: np.ndarray) -> np.ndarray:
+    """Return targets of a regression as float32, in which they are trained on.
+
+    Args:
+        where: the file, for messages.
+        targets: [n], finite numbers.
+
+    Raises:
+        DataError: float32 does not hold them, or not what they differ by.
+    """
+    exact = targets.astype(np.float64)
+    with np.errstate(over="ignore"):  # it is said below
+        rounded = exact.astype(np.float32)
+    if not np.isfinite(rounded).all():
+        row = int(np.argmin(np.isfinite(rounded)))
+        raise DataError(f"{where}: the target {exact[row]:g} is too large for float32; divide all")
+    mean, std = exact.mean(), exact.std()
+    if np.abs(rounded - exact).max() > 0.01 * std and not is_constant(mean, std, exact.dtype):
+        raise DataError(
+            f"{where}: float32 does not hold what the targets, about {mean:.9g}, differ by; "
+            "subtract that from all"
+        )
+    return rounded
 
 
 def split_off_test(
@@ -112,6 +218,8 @@ def split_off_test(
     fraction: float,
     seed: int,
     class_names: tuple[str, ...],
+    columns: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> Splits:
     """Split data that come without a test split into train and test.
 
@@ -119,11 +227,13 @@ def split_off_test(
 
     Args:
         where: the data set or file, for messages.
-        inputs: [n, ...], uint8 or float32.
+        inputs: [n, ...], uint8, float32 or float64.
         labels: [n], int32 or float32.
         fraction: share of the test split, dataset.test_fraction.
         seed: of the shuffle, at least 0.
         class_names: one a class; empty: a regression.
+        columns: as in `Splits`.
+        warnings: likewise.
 
     Raises:
         DataError: a split would be empty, or a class would have no training example.
@@ -148,6 +258,8 @@ def split_off_test(
         shape=inputs.shape[1:],
         dtype=inputs.dtype,
         class_names=class_names,
+        columns=columns,
+        warnings=warnings,
     )
 
 

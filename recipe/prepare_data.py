@@ -422,21 +422,31 @@ def command(config: str, settings: Sequence[str]) -> str:
 def look_at_series(name: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
     """Return what is in the two files of a UCR set; None: they are not there."""
     name = name.removeprefix("ucr/")
-    folders = (data_dir / name, data_dir)
-    folder = next((p for p in folders if (p / f"{name}_TRAIN.tsv").is_file()), None)
-    if folder is None:
+    files = [p / f"{name}_TRAIN{e}" for p in (data_dir / name, data_dir) for e in (".tsv", ".ts")]
+    train = next((file for file in files if file.is_file()), None)
+    if train is None:
         return None
     lengths, counts = set(), []
     for part in ("TRAIN", "TEST"):
-        with (folder / f"{name}_{part}.tsv").open() as file:
-            rows = list(numbers(file, folder / f"{name}_{part}.tsv", "\t"))
-        counts.append(len(rows))
-        lengths |= {len(row) - 1 for row in rows}
+        path = train.with_name(f"{name}_{part}{train.suffix}")
+        with path.open() as file:
+            rows = channels(file) if path.suffix == ".ts" else numbers(file, path, "\t")
+            sizes = [len(row) - 1 for row in rows]
+        counts.append(len(sizes))
+        lengths |= set(sizes)
     if not all(counts) or len(lengths) != 1:
-        raise ValueError(f"{folder}: empty files, or series of different lengths")
+        raise ValueError(f"{train.parent}: empty files, or series of different lengths")
     text = f"{counts[0]} series to train on and {counts[1]} to test, {lengths.pop()} values each"
     settings = [f"dataset.dataset_name=ucr/{name}", f"dataset.data_dir={data_dir}"]
     return text, "ucr", settings
+
+
+def channels(lines: Iterator[str]) -> Iterator[Sequence[object]]:
+    """Yield the label and the values of each series' first channel in a .ts file."""
+    for line in lines:
+        first, colon, rest = line.partition(":")
+        if colon and line[0] not in "@#%":
+            yield [rest.rpartition(":")[2], *first.split(",")]
 
 
 def look_at_boston(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
@@ -456,7 +466,7 @@ def look_at_boston(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
     return f"{path}, {len(rows)} rows", "boston", settings
 
 
-def numbers(lines: Iterator[str], path: Path, delimiter: str) -> Iterator[list[float]]:
+def numbers(lines: Iterator[str], path: Path, delimiter: str) -> Iterator[Sequence[float]]:
     """Return the rows of a table of numbers; ValueError names the line that is none."""
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
         try:
@@ -495,7 +505,7 @@ def series_instructions(name: str, data_dir: Path) -> str:
         f"ucr/{name}: download it by hand from the UCR Time Series Archive,",
         "  https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (all 128 sets in one archive; its",
         "  page says how to open it), or as one set from https://www.timeseriesclassification.com",
-        "  (take the text files; gnp reads .tsv, with the label first).",
+        "  (take the .ts files; gnp reads .tsv, too, with the label first).",
     ]
     if name == "FordA":
         lines += [
@@ -508,7 +518,7 @@ def series_instructions(name: str, data_dir: Path) -> str:
             *lines,
             "  Those who use the archive are asked to cite it: Dau et al., The UCR Time Series",
             "  Archive, 2019.",
-            f"  Then put it there: {data_dir / name / name}_TRAIN.tsv and {name}_TEST.tsv",
+            f"  Then put it there: {data_dir / name / name}_TRAIN.tsv (or .ts) and {name}_TEST.tsv",
             "  and give the same command again, which checks them.",
         ]
     )

@@ -37,6 +37,8 @@ def test_kinds() -> None:
         assert splits.dtype == (np.uint8 if name == "digits" else np.float32)
     assert load_bundled("iris", 0.2, 0).class_names == ("setosa", "versicolor", "virginica")
     diabetes = load_bundled("diabetes", 0.2, seed=0)
+    assert diabetes.columns[:2] == ("age", "sex") and len(diabetes.columns) == 10
+    assert load_bundled("digits", 0.2, 0).columns == ()
     assert diabetes.class_names == () and diabetes.train.labels().dtype == np.float32
 
 

@@ -322,6 +322,15 @@ def test_series_that_are_in_place(tmp_path: Path, place: str) -> None:
     assert "--config.dataset.dataset_name=ucr/Coffee" in result.stdout
 
 
+def test_series_in_ts_files_that_are_in_place(tmp_path: Path) -> None:
+    for part in ("TRAIN", "TEST"):
+        text = "#Of: arms\n@classLabel true a b\n@data\n1,2,3:4,5,6:a\n7,8,9:1,1,1:b\n"
+        (tmp_path / f"Coffee_{part}.ts").write_text(text)
+    result = run_program(tmp_path, "ucr/Coffee", ".")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 series to train on and 2 to test, 3 values each" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [("1\ta\t2\n", "row 1: could not convert"), ("1\t2\n", "different lengths"), ("", "empty")],

@@ -43,7 +43,7 @@ def test_statistics_are_those_of_all_pixels() -> None:
     mean, std = channel_statistics(InMemorySource(images, np.zeros(2500, int)))
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), rtol=1e-6)
-    assert mean.dtype == std.dtype == np.float32
+    assert mean.dtype == std.dtype == np.float64
 
 
 def test_statistics_far_from_zero_do_not_cancel() -> None:

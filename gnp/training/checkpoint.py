@@ -1,9 +1,14 @@
 """Checkpoints: asynchronous, atomic, checked when they are read."""
 
+import errno
 import hashlib
+import itertools
 import json
+import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -11,14 +16,23 @@ from typing import Any, NamedTuple, Self
 import jax
 import orbax.checkpoint as ocp
 
+from gnp.terminal import describe, one_line
 from gnp.training import distributed
-from gnp.training.files import first_line
+from gnp.training.files import first_line, opened, read_json, sync_folder, write_atomic, write_json
 from gnp.training.state import TrainState, leaf_names
 
-_HASHES = "sha256.json"
-_ITEMS = ("state", "progress")
+_DIGESTS = "sha256.json"
+_PROGRESS = "progress/metadata"
+# Of every checkpoint; what other files hold the arrays is for orbax to decide.
+_NEEDED = {"state/_METADATA", _PROGRESS}
+# Orbax' name for what is not complete, in the folder of a step as well.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 # What orbax raises where files cannot be written or read: TensorStore's errors are ValueErrors.
 _FILE_ERRORS = (OSError, ValueError)
+# And where it parses a description of the arrays that is not one.
+_FORMAT_ERRORS = (
+    *_FILE_ERRORS, TypeError, LookupError, AttributeError, RecursionError, NotImplementedError,
+)  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +59,8 @@ class Checkpoints:
     """Write and read the checkpoints of one run directory, in `DIR/checkpoints/STEP`.
 
     Writing goes on in the background; a checkpoint appears under its name only when it is
-    complete, with the SHA-256 of each of its files in it, which reading compares. A context
+    complete and outlives a power failure, with the SHA-256 of each of its files in it, which
+    reading compares. Other files, there or beside the checkpoints, are left alone. A context
     manager: leaving it waits for what is still being written. All processes make the same calls.
 
     Args:
@@ -62,34 +77,31 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 3, read_only: bool = False) -> None:
         self.directory = directory.absolute() / "checkpoints"
-        self._saving = -1
+        self._keep = keep
         self._read_only = read_only
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_hashes),
-            ),
+        self._saving = -1
+        self._written: Future[None] | None = None
+        if not read_only:
+            _on_first(self._prepare)
+        self._thread = ThreadPoolExecutor(1)
+        self._checkpointer = ocp.StandardCheckpointer(
+            # In the background, orbax waits five minutes for a folder that could not be made.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
         )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        # A step that failed on the device may have lost another process, for which orbax waits.
-        if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
+        # Orbax would wait for the other processes, which may have lost one to a step that failed on
+        # the device, or to files that it could not write.
+        lost = isinstance(error, (jax.errors.JaxRuntimeError, CheckpointError, OSError))
+        if not (jax.distributed.is_initialized() and lost):
             self.close()
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return self._steps_with(_DIGESTS)
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
         """Start to write a checkpoint; wait for the one before.
@@ -103,19 +115,11 @@ class Checkpoints:
             CheckpointError: this one or the one before could not be written.
         """
         self.wait()
-        if step in self._manager.all_steps():
-            return
         self._saving = step
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_arrays(state)), progress=ocp.args.JsonSave(progress)
-        )
-        with self._writing():
-            saved = self._manager.save(step, args=args)
-        if not saved:
-            raise CheckpointError(
-                f"checkpoint {step} was not written to {self.directory}: there are later ones, of "
-                f"{', '.join(map(str, self.steps()))}"
-            )
+        if _on_first(lambda: self._begin(step, progress)):
+            with self._writing():
+                self._checkpointer.save(self._unfinished(step) / "state", _arrays(state))
+            self._written = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -123,37 +127,35 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written.
         """
-        with self._writing():
-            self._manager.wait_until_finished()
+        written, self._written = self._written, None
+        if written:
+            with self._writing():
+                written.result()
 
     def restore(self, abstract_state: TrainState, step: int | None = None) -> Restored | None:
         """Read the newest undamaged checkpoint, or that of a step; None where there is none.
 
-        Damaged ones that are newer are removed, each with a warning in the result.
+        Damaged ones that are newer are set aside, each with a warning in the result.
 
         Args:
             abstract_state: a state, or its shapes (jax.ShapeDtypeStruct), of the same structure.
             step: None: the newest.
 
         Raises:
-            CheckpointError: the step has no checkpoint, all are damaged, or they are of
-                another model.
+            CheckpointError: the step has no checkpoint, all are damaged, they are of another model,
+                or a file cannot be read, which is no damage.
         """
-        chosen: int | None = None
-        warnings: list[str] = []
-        problem = ""
-        if distributed.is_first():
+        while True:
+            chosen, warnings = _on_first(lambda: self._choose(step))
+            if chosen is None:
+                return None
             try:
-                chosen, warnings = self._choose(step)
-            except CheckpointError as error:
-                problem = str(error)
-        chosen, warnings, problem = distributed.broadcast((chosen, warnings, problem))
-        if problem:  # all processes say so, and end
-            raise CheckpointError(problem)
-        if chosen is None:
-            return None
-        self._manager.reload()  # process 0 may have removed some
-        return self._read(chosen, abstract_state, warnings)
+                return self._read(chosen, abstract_state, warnings)
+            except CheckpointError:
+                gone = self._read_only and not (self.directory / str(chosen)).exists()
+                if not gone or step is not None or jax.distributed.is_initialized():
+                    raise
+            # A run that trains meanwhile has removed it, and has newer ones.
 
     def close(self) -> None:
         """Wait, and let go of the directory.
@@ -161,12 +163,83 @@ class Checkpoints:
         Raises:
             CheckpointError: a checkpoint could not be written.
         """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._checkpointer.close()
+
+    def _prepare(self) -> None:
+        """Make the directory, and remove what was left unfinished in it."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.directory} cannot be made: {error.strerror}; a directory is needed there"
+            ) from error
+        if not os.access(self.directory, os.W_OK | os.X_OK):
+            raise CheckpointError(f"{self.directory} is not writable; checkpoints are kept there")
+        sync_folder(self.directory.parent)
+        for folder in self.directory.glob(f"[0-9]*{_UNFINISHED}*"):
+            shutil.rmtree(folder, ignore_errors=True)  # what stays is looked at by nobody
+
+    def _steps_with(self, *names: str) -> list[int]:
+        """Return the steps whose folder has one of these in it, ascending."""
+        try:
+            entries = list(self.directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(
+            int(entry.name)
+            for entry in entries
+            if re.fullmatch("0|[1-9][0-9]*", entry.name)
+            and any((entry / name).exists() for name in names)
+        )
+
+    def _unfinished(self, step: int) -> Path:
+        return self.directory / f"{step}{_UNFINISHED}"
+
+    def _begin(self, step: int, progress: dict[str, Any]) -> bool:
+        """Make a checkpoint's folder, all but the arrays; return False where it is there."""
+        if later := [each for each in self.steps() if each > step]:
+            raise CheckpointError(
+                f"checkpoint {step} was not written to {self.directory}: there are later ones, of "
+                f"{', '.join(map(str, later))}"
+            )
         with self._writing():
-            self._manager.close()
+            if os.path.lexists(self.directory / str(step)):
+                if self._damage(step) is None:
+                    return False
+                self._set_aside(step)
+            file = self._unfinished(step) / _PROGRESS
+            file.parent.parent.mkdir()
+            file.parent.mkdir()
+            write_atomic(file, json.dumps(progress))
+        return True
+
+    def _finish(self, step: int) -> None:
+        """Wait for the arrays; give the checkpoint its name once all of it is on the disk."""
+        self._checkpointer.wait_until_finished()
+        if not distributed.is_first():
+            return
+        folder = self._unfinished(step)
+        digests = {}
+        for file in _files(folder):
+            digests[file.relative_to(folder).as_posix()] = _digest(file, sync=True)
+        for name in _NEEDED - digests.keys():  # somebody removes the folder
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / name))
+        write_json(folder / _DIGESTS, digests)
+        for each in (*folder.rglob("*/"), folder):
+            sync_folder(each)
+        folder.rename(self.directory / str(step))
+        sync_folder(self.directory)
+        for old in self.steps()[: -self._keep]:
+            (self.directory / str(old)).rename(self._unfinished(old))  # never half removed
+            shutil.rmtree(self._unfinished(old), ignore_errors=True)
 
     def _choose(self, step: int | None) -> tuple[int | None, list[str]]:
-        """Return the step to restore, if any, with warnings; remove what is newer and damaged."""
-        steps = self.steps()
+        """Return the step to restore, if any; set newer, damaged ones aside, with warnings."""
+        steps = self._steps_with(_DIGESTS, "state", "progress")
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(
@@ -174,40 +247,60 @@ class Checkpoints:
             )
         damaged: dict[int, str] = {}
         for candidate in reversed(steps) if step is None else [step]:
-            if damage := self._damage(candidate):
-                damaged[candidate] = damage
-                continue
-            for each in damaged if not self._read_only else ():
-                shutil.rmtree(self.directory / str(each))
-            return candidate, [
-                f"checkpoint {each} is damaged ({damage}): going on from the one before"
-                for each, damage in damaged.items()
-            ]
+            try:
+                damage = self._damage(candidate)
+            except OSError as error:
+                raise CheckpointError(
+                    f"checkpoint {candidate} cannot be read: {describe(error)}; nothing was changed"
+                ) from error
+            if damage is None:
+                warnings = []
+                for each, found in damaged.items():
+                    place = "" if self._read_only else f", now {self._set_aside(each)}"
+                    warnings.append(
+                        f"checkpoint {each} is damaged ({found}){place}: going on from the one "
+                        "before"
+                    )
+                return candidate, warnings
+            if not (self.directory / str(candidate)).exists():  # removed by a run that trains
+                return self._choose(step)
+            damaged[candidate] = damage
         if step is not None:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} is damaged: {damaged[step]}"
             )
-        if steps:
+        if damaged:
             raise CheckpointError(
                 f"every checkpoint in {self.directory} is damaged, the newest one because "
-                f"{damaged[steps[-1]]}; --config.retrain=True starts over"
+                f"{damaged[max(damaged)]}; --config.retrain=True starts over"
             )
         return None, []
 
+    def _set_aside(self, step: int) -> Path:
+        """Rename what is in the place of a checkpoint; return its new name, which is free."""
+        names = (self.directory / f"{step}.damaged-{count}" for count in itertools.count(1))
+        target = next(name for name in names if not os.path.lexists(name))
+        (self.directory / str(step)).rename(target)
+        return target
+
     def _read(self, step: int, abstract_state: TrainState, warnings: list[str]) -> Restored:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(abstract_state))
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-        )
+        folder = self.directory / str(step)
         try:
-            stored = self._manager.item_metadata(step)["state"]
+            progress = read_json(folder / _PROGRESS)
+            stored = self._checkpointer.handler.metadata(folder / "state")
             self._check_structure(step, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
-            items = self._manager.restore(step, args=args)
-        except _FILE_ERRORS as error:
+            arrays = self._checkpointer.restore(folder / "state", abstract)
+        except _FORMAT_ERRORS as error:
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} cannot be read: {first_line(error)}"
+                f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}"
             ) from error
-        return Restored(step, TrainState(**items["state"]), items["progress"], warnings)
+        if not isinstance(progress, dict) or progress.get("step", step) != step:
+            raise CheckpointError(
+                f"{folder / _PROGRESS} is not of step {step}; move {folder} away to go on from the "
+                "checkpoint before"
+            )
+        return Restored(step, TrainState(**arrays), progress, warnings)
 
     def _check_structure(self, step: int, there: dict[str, Any], here: dict[str, Any]) -> None:
         """Refuse a checkpoint whose arrays differ, by path or shape, from the model's."""
@@ -220,23 +313,26 @@ class Checkpoints:
                 f"{here.get(name, 'absent')} in the config ({len(different)} such differences)"
             )
 
-    def _write_hashes(self) -> None:
-        """Write the digests into the step's folder, which still has its temporary name."""
-        if distributed.is_first():
-            final = self.directory / str(self._saving)
-            folder = next(self.directory.glob(f"{final.name}.orbax-checkpoint-tmp*"), final)
-            (folder / _HASHES).write_text(json.dumps(_hashes(folder)))
-
     def _damage(self, step: int) -> str | None:
-        """Return what is wrong with a checkpoint's files; None: they are as they were written."""
+        """Return what is wrong with a checkpoint's files; None: they are as they were written.
+
+        Raises:
+            OSError: a file cannot be read, which does not say what is in it.
+        """
         folder = self.directory / str(step)
+        name = _DIGESTS
         try:
-            expected = json.loads((folder / _HASHES).read_text())
-            actual = _hashes(folder)
-        except _FILE_ERRORS as error:
-            return f"{_HASHES}: {first_line(error)}"
-        names = [name for name in expected | actual if expected.get(name) != actual.get(name)]
-        return f"{names[0]} has changed or is missing" if names else None
+            digests = read_json(folder / name)
+            if not (isinstance(digests, dict) and digests.keys() >= _NEEDED):
+                return f"{_DIGESTS} does not name the files of a checkpoint"
+            for name, digest in digests.items():
+                if _digest(folder / name) != digest:
+                    return f"{one_line(name)} has changed"
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{one_line(name)} is missing"
+        except ValueError as error:  # no JSON, or no name of a regular file
+            return f"{one_line(name)}: {first_line(error)}"
+        return None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -247,7 +343,7 @@ class Checkpoints:
             kept = f"the newest good one is of step {good[-1]}" if good else "there is none before"
             raise CheckpointError(
                 f"checkpoint {self._saving} could not be written to {self.directory}: "
-                f"{first_line(error)}; {kept}"
+                f"{_reason(error)}; {kept}"
             ) from error
 
 
@@ -256,14 +352,39 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of the items' files; what orbax adds beside the items is never read."""
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for item in _ITEMS
-        for file in sorted((folder / item).rglob("*"))
-        if file.is_file() and file.name != "commit_success.txt"
-    }
+def _on_first(decide: Callable[[], Any]) -> Any:
+    """Return in all processes what process 0 decides; where it cannot, all say so, and end."""
+    found, problem = None, ""
+    if distributed.is_first():
+        try:
+            found = decide()
+        except (CheckpointError, OSError) as error:
+            problem = describe(error)
+    found, problem = distributed.broadcast((found, problem))
+    if problem:
+        raise CheckpointError(problem)
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return describe(error) if isinstance(error, OSError) else first_line(error)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files under a folder; hidden ones are of desktops and network file systems."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
+
+
+def _digest(path: Path, sync: bool = False) -> str:
+    """Return a file's SHA-256; with `sync`, the file outlives a power failure then."""
+    with opened(path) as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

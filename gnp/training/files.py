@@ -10,6 +10,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,7 +108,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file to read; a pipe or a device could give bytes for ever, or none.
 
     Raises:
@@ -117,7 +118,11 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileFormatError(f"{path} is no regular file; remove it")
-        yield file
+        try:
+            yield file
+        except OSError as error:  # the system names no file where it cannot read on
+            error.filename = error.filename or os.fspath(path)
+            raise
 
 
 def read_json(path: Path) -> Any:

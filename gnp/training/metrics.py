@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from gnp.training.files import FileFormatError
 from gnp.training.state import TrainState
 from gnp.training.step import EvalStep
 
@@ -26,6 +27,9 @@ class Progress:
     Args:
         saved: A dict that `to_json` gave; None: the beginning.
 
+    Raises:
+        FileFormatError: `saved` is another.
+
     Attributes:
         step: Steps taken so far.
         data_seconds: Seconds of the epoch so far in which the loop waited for data.
@@ -40,7 +44,13 @@ class Progress:
     """
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
-        saved = saved or {"step": 0, "sums": {}, "count": 0, "seconds": 0.0, "skipped": 0}
+        if saved is None:
+            saved = {"step": 0, "sums": {}, "count": 0, "seconds": 0.0, "skipped": 0}
+        elif not _is_progress(saved):
+            raise FileFormatError(
+                f"checkpoints/{saved.get('step', 'STEP')}/progress/metadata is not what a run "
+                "writes; move the checkpoint away to go on from the one before"
+            )
         self.step: int = saved["step"]
         self._seconds: float = saved["seconds"]
         self._started: float | None = None
@@ -131,6 +141,20 @@ class Progress:
         row["data_seconds"] = round(self.data_seconds, 3)
         row["examples_per_second"] = round(examples / self.seconds, 1)
         return row
+
+
+def _is_progress(saved: dict[str, Any]) -> bool:
+    """Return whether a JSON object is one that `Progress.to_json` gave."""
+    counts = [saved.get(name) for name in ("step", "count", "skipped")]
+    seconds = [saved.get("seconds"), saved.get("data_seconds", 0.0)]
+    sums = saved.get("sums")
+    return (
+        isinstance(sums, dict)
+        and all(type(value) in (int, float) for value in (*seconds, *sums.values()))
+        and all(type(value) is int for value in counts)
+        and all(0 <= value < math.inf for value in (*counts, *seconds))
+        and (saved["count"] > 0 or not sums)
+    )
 
 
 def to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:

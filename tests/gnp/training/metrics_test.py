@@ -1,5 +1,8 @@
 """Numbers of a run on the host."""
 
+import pytest
+
+from gnp.training.files import FileFormatError
 from gnp.training.metrics import Progress
 
 
@@ -24,3 +27,20 @@ def test_a_step_that_was_not_finite_is_in_no_mean_and_in_the_row():
         "epoch": 2, "step": 9, "train_loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0,
         "skipped_steps": 2, "epoch_seconds": 1.0, "data_seconds": 0.0, "examples_per_second": 50.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": None}, {"step": -1}, {"step": 1.5}, {"step": True}, {"count": "1"},
+        {"seconds": float("nan")}, {"seconds": -1.0}, {"data_seconds": []}, {"sums": []},
+        {"sums": {"loss": "1"}}, {"sums": {"loss": 1.0}}, {"skipped": {}},
+    ],
+)  # fmt: skip
+def test_progress_that_no_run_wrote_is_refused(change):
+    saved = Progress().to_json() | change
+    for each in (saved, {key: value for key, value in saved.items() if key not in change}, {}):
+        if each.keys() >= {"sums", "step", "count", "seconds", "skipped"} and each != saved:
+            continue  # a key that older runs do not write
+        with pytest.raises(FileFormatError, match="progress/metadata is not what a run writes"):
+            Progress(each)

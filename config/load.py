@@ -325,11 +325,16 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config = default.get_config()
     values = without_removed(values)
     wrong = [rules.unknown_key(name) for name in values if name not in _KEYS]
-    for name in _KEYS.keys() & values.keys():
-        _set(config, name, values[name])
-    wrong += rules.value_problems(config)
+    known = {name: _KEYS[name] for name in values if name in _KEYS}
+    wrong += [
+        rules.not_allowed(key, values[name])
+        for name, key in known.items()
+        if not key.kind.check(values[name])
+    ]
     if wrong:
         raise ConfigError("\n".join(wrong))
+    for name in known:
+        _set(config, name, values[name])
     return config
 
 

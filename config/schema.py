@@ -274,11 +274,19 @@ def mapping() -> Kind:
             raise ValueError(line)
         return value
 
-    def check(value: Any) -> bool:
-        if not isinstance(value, (Mapping, ml_collections.ConfigDict)):
+    def check(value: Any, depth: int = 9) -> bool:
+        if not isinstance(value, (Mapping, ml_collections.ConfigDict)) or depth == 0:
             return False
-        names = all(isinstance(name, str) and name.isidentifier() for name in value)
-        return names and all(fits(each) for each in value.values() if isinstance(each, int))
+        for name, each in value.items():
+            if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
+                return False
+            if isinstance(each, int) and not fits(each):
+                return False
+            if isinstance(each, (Mapping, ml_collections.ConfigDict)) and not check(
+                each, depth - 1
+            ):
+                return False
+        return True
 
     return Kind("a dict of keyword arguments", parse, check)
 
@@ -380,8 +388,10 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, keys: Sequenc
             is_dict = isinstance(value, (Mapping, ml_collections.ConfigDict))
             if is_dict and path not in free:
                 visit(f"{path}.", value)
+            elif isinstance(value, ml_collections.ConfigDict):
+                flat[path] = value.to_dict()
             else:
-                flat[path] = dict(value) if is_dict else value
+                flat[path] = value
 
     visit("", config)
     return flat

@@ -523,6 +523,31 @@ def test_from_flat_is_the_inverse_of_flatten():
     assert flatten(from_flat(flat), default.KEYS) == flat
 
 
+NESTED: dict = {}
+for _ in range(500):
+    NESTED = {"a": NESTED}
+
+
+@pytest.mark.parametrize(
+    "name", ["gnp.r", "accumulate_penalty", "model.model_params", "dataset.std"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [{"a.b": 1}, {"a": {"b.c": 1}}, {"__class__": 1}, {"": 1}, NESTED, [[1]], "\0", float("inf")],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_strangers_config_is_refused_in_lines(name, value):
+    with pytest.raises(ConfigError) as caught:
+        from_flat({**as_json(load()), name: value})
+    assert str(caught.value).startswith(f"{name} = ")
+
+
+def test_keyword_arguments_may_hold_dicts():
+    config = load(("model.model_params", "{'a': {'b': 1}}"))
+    assert as_json(config)["model.model_params"] == {"a": {"b": 1}}
+    assert as_json(from_flat(as_json(config))) == as_json(config)
+
+
 def test_a_run_that_does_not_know_a_key_has_its_default():
     flat = flatten(load(("opt.opt_params.eps", "1e-7")), default.KEYS)
     older = {name: value for name, value in flat.items() if not name.startswith("l2_by")}

@@ -22,9 +22,12 @@ from config.schema import (
     choice,
     integer,
     mapping,
+    name,
     number,
     numbers,
     optional,
+    path,
+    pattern,
     text,
 )
 
@@ -37,7 +40,7 @@ KEYS = (
     ),
     # Length and size.
     Key("batch_size", 128, integer(1)).means("examples a step, over all devices"),
-    Key("total_epochs", 200, integer(1)).means("epochs of training"),
+    Key("total_epochs", 200, integer(1, below=2**31)).means("epochs of training"),
     Key("accumulate_steps", 1, integer(1)).means(
         "micro-batches that a step goes through, one after another, of batch_size / "
         "accumulate_steps examples: less memory, the same step. On the CPU compilation grows with "
@@ -145,7 +148,7 @@ KEYS = (
     Key("opt.omega", 0.1, number(0)).means(
         "SGDG, AdamG: times half the squared distance of V'V from the identity, in the loss"
     ),
-    Key("opt.grassmann_where", None, optional(text())).means(
+    Key("opt.grassmann_where", None, optional(pattern())).means(
         "SGDG, AdamG: regular expression that finds the group's parameters by their paths; "
         "none: every convolution with more inputs than outputs"
     ),
@@ -161,7 +164,7 @@ KEYS = (
     Key("model.model_params", {}, mapping()).means(
         "its keyword arguments, such as dropout_rate, remat"
     ),
-    Key("model.pretrained", None, optional(text())).means(
+    Key("model.pretrained", None, optional(path())).means(
         "file of weights to start from, .safetensors or .npz, named as by PyTorch (timm) or, for "
         "ViT, by vision_transformer; read when a run begins, not when it goes on; none: start "
         "from init_seeds alone"
@@ -174,11 +177,11 @@ KEYS = (
         "of the model's computation; parameters, statistics, softmax and loss are float32"
     ),
     # Data.
-    Key("dataset.dataset_name", "cifar10", text()).means(
+    Key("dataset.dataset_name", "cifar10", name()).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
         "npz; or a TFDS name (tfds/NAME is always TFDS); imagenet: image_folder with random crops"
     ),
-    Key("dataset.data_dir", None, optional(text())).means(
+    Key("dataset.data_dir", None, optional(path())).means(
         "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
         "image_folder, ucr: their folder. csv, npz: the file"
     ),

@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import difflib
 import importlib.util
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,8 @@ from absl import flags
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from config import default, rules
-from config.schema import ConfigError, evaluate, flatten
+from config.paths import local_path
+from config.schema import ConfigError, evaluate, fits, flatten
 
 _KEYS = {key.name: key for key in default.KEYS}
 _FREE = tuple(key.name for key in default.KEYS if isinstance(key.default, dict))
@@ -66,8 +69,16 @@ def read_config(
         ConfigError: the file gives no config.
     """
     config = _thawed(_run_file(path))
-    wrong = _override(config, overrides) + _fill_required(config)
+    wrong = _override(config, overrides)
+    unset = list(_unset(config))
+    wrong += [
+        f"{name} has no value: the config file requires --config.{name}=VALUE" for name in unset
+    ]
+    for name in unset:  # None would stay a reference without a value
+        _set(config, name, 0)
     config = config.copy_and_resolve_references()
+    for name in unset:  # with the defaults everything else that is wrong can be told as well
+        _set(config, name, _KEYS[name].default if name in _KEYS else None)
     # Once more: of two keys that are one reference, each has the value that it was given itself.
     _override(config, overrides)
     _drop_other_weight(config, [name for name, _ in overrides])
@@ -77,16 +88,18 @@ def read_config(
 
 def _run_file(path: str) -> ml_collections.ConfigDict:
     """Return what `get_config` of a file returns; whatever it raises is the file's own bug."""
-    file, argument = _find(path)
     said = f"--config={path}"
-    if not file.is_file():
-        raise ConfigError(f"{said}: no such file; config/ holds ready ones")
-    spec = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{said}: a Python file (.py) with get_config() is needed")
-    module = importlib.util.module_from_spec(spec)
+    try:
+        file, argument = _find(path)
+    except ValueError as error:
+        raise ConfigError(f"{said} {error}") from error
     arguments = (argument,) if argument else ()
     try:
+        _check_file(file)
+        spec = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
+        if spec is None or spec.loader is None:
+            raise ConfigError("a Python file (.py) with get_config() is needed")
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -95,6 +108,8 @@ def _run_file(path: str) -> ml_collections.ConfigDict:
         config = get_config(*arguments)
     except ConfigError as error:
         raise ConfigError(f"{said}: {error}") from error
+    except SystemExit as error:  # the program would end as if it had trained
+        raise ConfigError(f"{said}: it calls sys.exit, and is to return a config") from error
     if not isinstance(config, ml_collections.ConfigDict):
         kind = type(config).__name__
         raise ConfigError(f"{said}: get_config() returned {kind}, a ConfigDict is needed")
@@ -102,16 +117,44 @@ def _run_file(path: str) -> ml_collections.ConfigDict:
 
 
 def _find(path: str) -> tuple[Path, str]:
-    """Return the file and the argument of FILE.py:ARGUMENT, or of a name from earlier versions."""
+    """Return the file and the argument of FILE.py:ARGUMENT, or of a name from earlier versions.
+
+    Raises:
+        ValueError: it is no path of this machine; see `local_path`.
+    """
     name, _, argument = path.partition(".py:")
     if argument:
-        return Path(f"{name}.py"), argument
-    file = Path(path)
-    for old, stem, names in () if file.is_file() else _MOVED:
+        return local_path(f"{name}.py"), argument
+    file = local_path(path)
+    for old, stem, names in () if os.path.isfile(file) else _MOVED:
         match = re.fullmatch(old, file.stem)
         if match:
             return file.with_stem(stem), match.expand(names)
     return file, ""
+
+
+def _check_file(file: Path) -> None:
+    """Raise unless this is a file of text, which Python could run."""
+    # os.path takes names that are too long, or in a folder that cannot be read, for missing.
+    if not os.path.isfile(file):
+        if os.path.exists(file):
+            kind = "a folder" if file.is_dir() else "no regular file"
+            raise ConfigError(f"is {kind}; a Python file (.py) with get_config() is needed")
+        ready = (*Path(__file__).parent.glob("*.py"), *file.parent.glob("*.py"))
+        names = {each.stem: each for each in ready}
+        near = "".join(
+            f" (did you mean {names[stem]}?)"
+            for stem in difflib.get_close_matches(file.stem, names, n=1)
+        )
+        raise ConfigError(f"no such file{near}; config/ holds ready ones")
+    try:
+        text = importlib.util.decode_source(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
+    except (SyntaxError, UnicodeDecodeError) as error:  # an unknown encoding, or not in it
+        raise ConfigError(f"is no Python file, whose text is in UTF-8: {error}") from error
+    if "\0" in text:
+        raise ConfigError("is no Python file: it holds null characters")
 
 
 def _check_call(get_config: Any, arguments: Sequence[str]) -> None:
@@ -126,8 +169,18 @@ def _check_call(get_config: Any, arguments: Sequence[str]) -> None:
 def _thawed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return a copy that can be changed, references and all."""
     if isinstance(config, ml_collections.FrozenConfigDict):
-        config = config.as_configdict()
-    return copy.deepcopy(config)
+        return config.as_configdict()
+    config = copy.deepcopy(config)
+    _thaw_parts(config)
+    return config
+
+
+def _thaw_parts(node: ml_collections.ConfigDict) -> None:
+    for name, value in node.items(preserve_field_references=True):
+        if isinstance(value, ml_collections.FrozenConfigDict):
+            _set(node, name, value.as_configdict())
+        elif isinstance(value, ml_collections.ConfigDict):
+            _thaw_parts(value)
 
 
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> list[str]:
@@ -151,7 +204,10 @@ def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     *path, leaf = name.split(".")
     node = config
     for each in path:
-        node = node.get(each) if isinstance(node, ml_collections.ConfigDict) else None
+        try:
+            node = node.get(each) if isinstance(node, ml_collections.ConfigDict) else None
+        except RequiredValueError:
+            node = None
     if not isinstance(node, ml_collections.ConfigDict):
         return  # the config lacks more than this key, and is refused for that
     value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
@@ -163,34 +219,24 @@ def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
 def _literal(value: str) -> Any:
     """Return a Python literal, else the text itself (`true` and `none` as people write them)."""
     words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return words[value.lower()]
     try:
-        return words[value.lower()] if value.lower() in words else evaluate(value)
+        literal = evaluate(value)
     except ValueError:
         return value
-
-
-def _fill_required(config: ml_collections.ConfigDict) -> list[str]:
-    """Give each required placeholder without a value its default; return a line for each.
-
-    With the defaults everything else that is wrong can be told as well.
-    """
-    unset = list(_unset(config))
-    for name in unset:
-        _set(config, name, _KEYS[name].default if name in _KEYS else None)
-    return [
-        f"{name} has no value: the config file requires --config.{name}=VALUE" for name in unset
-    ]
+    return value if isinstance(literal, int) and not fits(literal) else literal
 
 
 def _unset(node: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the required placeholders that have no value."""
     for name, value in node.items(preserve_field_references=True):
+        try:
+            value = value.get() if isinstance(value, FieldReference) else value
+        except RequiredValueError:
+            yield f"{prefix}{name}"
         if isinstance(value, ml_collections.ConfigDict):
             yield from _unset(value, f"{prefix}{name}.")
-        elif isinstance(value, FieldReference):
-            try:
-                value.get()
-            except RequiredValueError:
-                yield f"{prefix}{name}"
 
 
 def _drop_other_weight(config: ml_collections.ConfigDict, overridden: Sequence[str]) -> None:
@@ -279,11 +325,16 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config = default.get_config()
     values = without_removed(values)
     wrong = [rules.unknown_key(name) for name in values if name not in _KEYS]
-    for name in _KEYS.keys() & values.keys():
-        _set(config, name, values[name])
-    wrong += rules.value_problems(config)
+    known = {name: _KEYS[name] for name in values if name in _KEYS}
+    wrong += [
+        rules.not_allowed(key, values[name])
+        for name, key in known.items()
+        if not key.kind.check(values[name])
+    ]
     if wrong:
         raise ConfigError("\n".join(wrong))
+    for name in known:
+        _set(config, name, values[name])
     return config
 
 
@@ -350,10 +401,13 @@ def read_flags(
     """
     wrong: list[str] = []
     try:
-        rest, overrides, wrong = split_overrides(values.read_flags_from_files(list(arguments)))
+        words = values.read_flags_from_files(list(arguments))
+        rest, overrides, wrong = split_overrides(words)
         positional = values(["gnp", *rest])[1:]
     except flags.Error as error:
         raise ConfigError("\n".join([*wrong, f"{error}; --help shows the usage"])) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--flagfile: its text is not in UTF-8: {error}") from error
     wrong += [f"{word!r} is not a flag; --help shows the usage" for word in positional]
     return overrides, wrong
 

@@ -109,8 +109,10 @@ def unknown_key(name: str) -> str:
 
 def not_allowed(key: Key, value: Any) -> str:
     """Return what to say of a value that the kind of its key does not allow."""
-    near = nearest(str(value), key.kind.names)
-    return f"{key.name} = {value!r}: allowed is {key.kind.allowed}{near}"
+    near, shown = nearest(str(value), key.kind.names), repr(value)
+    if len(shown) > 300:
+        shown = f"{shown[:300]}..."
+    return f"{key.name} = {shown}: allowed is {key.kind.allowed}{near}"
 
 
 def _coefficient(config: ml_collections.ConfigDict) -> Iterator[str]:

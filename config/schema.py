@@ -2,12 +2,24 @@
 
 import ast
 import difflib
-import math
 import operator
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
+
+from config.paths import local_path
+
+# What counts in a regular expression: escapes, classes, groups, repetitions, alternatives.
+_PATTERN_PIECES = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?.|(?:[*+?]|\{\d*,?\d*\})[*+?]?|.", flags=re.DOTALL
+)
+# Back-references, lookarounds and flags, sets in classes (which `re` warns of), large counts.
+_REFUSED_PIECE = re.compile(
+    r"\\[0-9]|\(\?[^:]|\[.*(?:\[|--|&&|~~|\|\|).*|\{.*[0-9]{3}.*", re.DOTALL
+)
 
 
 class ConfigError(ValueError):
@@ -50,7 +62,7 @@ def integer(at_least: int, below: int | None = None) -> Kind:
         >>> integer(at_least=1).check(0)
         False
     """
-    return _bounded("a whole number", (int,), int, {">=": at_least, "<": below})
+    return _bounded("a whole number", (int,), _plain(int), {">=": at_least, "<": below})
 
 
 def axis() -> Kind:
@@ -64,7 +76,7 @@ def axis() -> Kind:
     allowed = f"{positive.allowed}, or -1"
     return Kind(
         allowed,
-        int,
+        _plain(int),
         lambda value: positive.check(value) or (value == -1 and isinstance(value, int)),
     )
 
@@ -82,7 +94,7 @@ def number(
         'a number >= 0 and <= 1'
     """
     bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
-    return _bounded("a number", (int, float), float, bounds)
+    return _bounded("a number", (int, float), _plain(float), bounds)
 
 
 _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -97,17 +109,32 @@ def _bounded(
     given = {sign: bound for sign, bound in bounds.items() if bound is not None}
 
     def check(value: Any) -> bool:
-        return _is_number(value, types) and all(
-            _COMPARE[sign](value, bound) for sign, bound in given.items()
-        )
+        is_number = isinstance(value, types) and not isinstance(value, bool) and fits(value)
+        return is_number and all(_COMPARE[sign](value, bound) for sign, bound in given.items())
 
     limits = " and ".join(f"{sign} {bound}" for sign, bound in given.items())
     return Kind(f"{noun} {limits}".strip(), parse, check)
 
 
-def _is_number(value: Any, types: tuple[type, ...] = (int, float)) -> bool:
-    is_number: bool = isinstance(value, types) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+def fits(value: float) -> bool:
+    """Return whether an array can hold a number: an integer of 64 bits, a finite float32.
+
+    Example:
+        >>> fits(2**64), fits(1e300), fits(float("nan"))
+        (False, False, False)
+    """
+    return abs(value) < (2**63 if isinstance(value, int) else 3.4e38)
+
+
+def _plain(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return `parse` without what Python allows besides: 1_3 for 13, digits of other scripts."""
+
+    def strict(line: str) -> Any:
+        if "_" in line or not line.isascii():
+            raise ValueError(line)
+        return parse(line)
+
+    return strict
 
 
 def boolean() -> Kind:
@@ -137,6 +164,70 @@ def text() -> Kind:
     return Kind("a text", str, lambda value: isinstance(value, str) and value != "")
 
 
+def name() -> Kind:
+    """Allow a name of parts, none of which leads out of the folder where it is looked for.
+
+    Example:
+        >>> name().check("ucr/FordA"), name().check("ucr/../../home")
+        (True, False)
+    """
+
+    def check(value: Any) -> bool:
+        return isinstance(value, str) and not {"", ".", ".."} & set(value.split("/"))
+
+    return Kind("a name, of parts such as ucr/FordA", str, check)
+
+
+def path() -> Kind:
+    """Allow a folder or file of this machine; `~` stays, and is expanded where the path is used.
+
+    Example:
+        >>> path().check("~/data"), path().check("gs://bucket/data")
+        (True, False)
+    """
+
+    def check(value: Any) -> bool:
+        try:
+            return isinstance(value, str) and local_path(value) is not None
+        except ValueError:
+            return False
+
+    return Kind("a folder or file of this machine, no URL", str, check)
+
+
+def pattern() -> Kind:
+    """Allow regular expressions whose search ends soon, as a stranger's config may hold one.
+
+    Whether it is a regular expression at all is for `re` to say.
+
+    Example:
+        >>> pattern().check("^conv[0-9]+/kernel$"), pattern().check("(a+)+$")
+        (True, False)
+    """
+    allowed = (
+        "a regular expression of at most 200 characters, with at most three of * + ? {n} and | in "
+        "groups; no repeated group, no n above 99, no (?...) but (?:...), no back-reference"
+    )
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, str) or not 0 < len(value) <= 200:
+            return False
+        pieces = _PATTERN_PIECES.findall(value)
+        repeats = [piece[0] in "*+?{" for piece in pieces]
+        groups = [{"(": 1, "(?:": 1, ")": -1}.get(piece, 0) for piece in pieces]
+        inside = [piece == "|" and sum(groups[:i]) > 0 for i, piece in enumerate(pieces)]
+        return (
+            sum(repeats) + sum(inside) <= 3
+            and not any(map(_REFUSED_PIECE.fullmatch, pieces))
+            and not any(
+                repeated and (before == ")" or before[0] in "*+?{")
+                for before, repeated in zip(pieces, repeats[1:], strict=False)
+            )
+        )
+
+    return Kind(allowed, str, check)
+
+
 def choice(*names: str) -> Kind:
     """Allow one of some names.
 
@@ -156,7 +247,8 @@ def numbers(each: Kind, increasing: bool = False) -> Kind:
     """
 
     def parse(line: str) -> tuple[float, ...]:
-        return tuple(float(word) for word in line.strip("()[] ").split(",") if word.strip())
+        words = line.strip("()[] ").split(",")
+        return tuple(_plain(float)(word) for word in words if word.strip())
 
     def check(value: Any) -> bool:
         if not isinstance(value, (tuple, list)) or not all(each.check(v) for v in value):
@@ -182,10 +274,19 @@ def mapping() -> Kind:
             raise ValueError(line)
         return value
 
-    def check(value: Any) -> bool:
-        return isinstance(value, (Mapping, ml_collections.ConfigDict)) and all(
-            isinstance(name, str) and name.isidentifier() for name in value
-        )
+    def check(value: Any, depth: int = 9) -> bool:
+        if not isinstance(value, (Mapping, ml_collections.ConfigDict)) or depth == 0:
+            return False
+        for name, each in value.items():
+            if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
+                return False
+            if isinstance(each, int) and not fits(each):
+                return False
+            if isinstance(each, (Mapping, ml_collections.ConfigDict)) and not check(
+                each, depth - 1
+            ):
+                return False
+        return True
 
     return Kind("a dict of keyword arguments", parse, check)
 
@@ -211,7 +312,8 @@ def evaluate(line: str) -> Any:
         ValueError: the line is none.
     """
     try:
-        return ast.literal_eval(line)
+        with warnings.catch_warnings(action="ignore"):  # of a text that is none: 1if 2else 3
+            return ast.literal_eval(line)
     except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(line) from error
 
@@ -286,8 +388,10 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, keys: Sequenc
             is_dict = isinstance(value, (Mapping, ml_collections.ConfigDict))
             if is_dict and path not in free:
                 visit(f"{path}.", value)
+            elif isinstance(value, ml_collections.ConfigDict):
+                flat[path] = value.to_dict()
             else:
-                flat[path] = dict(value) if is_dict else value
+                flat[path] = value
 
     visit("", config)
     return flat

@@ -119,7 +119,11 @@ def name_problems(config: ml_collections.ConfigDict, checked: bool = True) -> li
     try:
         optimizer.check_opt_params(config.opt.opt_type, config.opt.opt_params)
         if checked:
-            optimizer.build_optimizer(config, _ANY_STEPS_PER_EPOCH)
+            countable = optimizer.MAX_STEPS / max(
+                config.total_epochs, config.gnp.warmup_epochs or 0
+            )
+            steps_per_epoch = max(1, min(_ANY_STEPS_PER_EPOCH, int(countable)))
+            optimizer.build_optimizer(config, steps_per_epoch)
     except optimizer.OptimizerError as error:
         problems += str(error).splitlines()
     return problems

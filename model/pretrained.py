@@ -166,8 +166,10 @@ class _Fitting:
             return None
         array = self._weights[target.name]
         shape = tuple(target.leaf.shape)
-        if array.dtype.kind not in "fiub" and array.dtype != jnp.bfloat16:
-            self._wrong_shape.append(f"{target.path} (not numbers)")
+        # Of one byte they would be quantized, with scales that are not applied here.
+        is_number = array.dtype.kind in "fiu" and array.dtype.itemsize > 1
+        if not is_number and array.dtype != jnp.bfloat16:
+            self._wrong_shape.append(f"{target.path} ({array.dtype} is no type of weights)")
             return None
         with np.errstate(over="ignore"):  # what overflows is infinite, and said to be
             array = array.astype(np.float32)

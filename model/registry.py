@@ -194,7 +194,8 @@ def _find(name: str) -> tuple[Entry, dict[str, Any]]:
             return entry, {key: int(v) if key in ints else v for key, v in fields.items()}
     patterns = ", ".join(_FIELD.sub(r"{\1}", entry.pattern) for entry in _entries)
     raise ModelError(
-        f"unknown model_name {name!r}{_suggestion(name, model_names())} Allowed: {patterns}"
+        f"unknown model_name {name!r}{_suggestion(name, model_names())} Allowed: {patterns}, or "
+        "one that a config file registers (--config=FILE)"
     )
 
 

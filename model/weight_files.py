@@ -1,9 +1,10 @@
 """Files of named arrays: `.safetensors` and `.npz`, never a pickle, which can run code."""
 
+import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,15 +16,21 @@ from model.registry import ModelError
 
 Weights = dict[str, np.ndarray]
 
-# What NumPy and zipfile raise for a damaged archive: some headers are parsed as Python.
+# What NumPy and zipfile raise for a damaged archive: some headers are parsed as Python, and may
+# say a size that is not there.
 _DAMAGED = (
     EOFError,
+    MemoryError,
+    OverflowError,
     RuntimeError,
     SyntaxError,
     ValueError,
     tokenize.TokenError,
     zipfile.BadZipFile,
 )
+# An archive may unpack to a thousand times its size. Networks hardly shrink, but may hold zeros.
+_SMALL, _MOST_TIMES = 2**30, 20
+_LONGEST_NAME = 300
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar", ".th")
 
 
@@ -46,10 +53,12 @@ def read_weights(path: str | Path) -> Weights:
         >>> read_weights(file)["bias"].shape
         (3,)
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     read = _reader(file)
-    if not file.is_file():
-        problem = "is a folder" if file.is_dir() else "no such file"
+    if not os.path.isfile(file):
+        problem = "is a folder" if os.path.isdir(file) else "no such file"
+        if problem == "no such file" and os.path.exists(file):
+            problem = "is no regular file"  # a pipe, which may never end
         raise ModelError(f"pretrained weights {file}: {problem}")
     try:
         weights = read(file)
@@ -65,6 +74,9 @@ def read_weights(path: str | Path) -> Weights:
         ) from error
     if not weights:
         raise ModelError(f"pretrained weights {file}: holds no arrays")
+    for name in weights:  # messages say them
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise ModelError(f"pretrained weights {file}: {ascii(name)[:60]} is no array's name")
     return weights
 
 
@@ -97,14 +109,31 @@ def _read_safetensors(file: Path) -> Weights:
 
 
 def _read_npz(file: Path) -> Weights:
-    # np.load would take anything else for a pickle, and say so.
-    if not zipfile.is_zipfile(file):
-        raise ValueError("no zip archive")
-    weights = {}
-    with np.load(file, allow_pickle=False) as archive:
-        for name in archive.files:
-            weights[name] = _member(file, archive, name)
-    return weights
+    with open(file, "rb") as opened:
+        # np.load would take anything else for a pickle, and say so.
+        if not zipfile.is_zipfile(opened):
+            raise ValueError("no zip archive")
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as archive:
+            _check_members(file, archive.zip.infolist())
+            return {name: _member(file, archive, name) for name in archive.files}
+
+
+def _check_members(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise unless they are as NumPy writes them, before anything is unpacked."""
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("a name is there twice")
+    if not {member.compress_type for member in members} <= {
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    }:
+        raise ValueError("compressed in another way than NumPy's")
+    packed, unpacked = file.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > max(_SMALL, _MOST_TIMES * packed):
+        raise ModelError(
+            f"pretrained weights {file}: {packed / 1e6:.1f} MB unpack to {unpacked / 1e9:.1f} GB, "
+            "which no network's weights do; where they are yours, save them with np.savez"
+        )
 
 
 def _member(file: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:

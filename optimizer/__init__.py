@@ -43,6 +43,7 @@ from .recorder import GradientEvolution as GradientEvolution
 from .recorder import GradientEvolutionState as GradientEvolutionState
 from .recorder import end_epoch as end_epoch
 from .recorder import record_gradient_evolution as record_gradient_evolution
+from .schedules import MAX_STEPS as MAX_STEPS
 from .schedules import SCHEDULES as SCHEDULES
 from .schedules import STRATEGIES as STRATEGIES
 from .schedules import gnp_warmup as gnp_warmup

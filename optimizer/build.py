@@ -17,7 +17,7 @@ from .gradient_norm_penalty import METHODS, gradient_norm_penalty, penalized_gra
 from .looksam import looksam
 from .parameters import is_normalization
 from .recorder import record_gradient_evolution
-from .schedules import STRATEGIES, gnp_warmup, learning_rate_schedule
+from .schedules import STRATEGIES, count_steps, gnp_warmup, learning_rate_schedule
 from .sgdg import sgdg
 
 # The Optax optimizer of each type, and the parameters that a config may set, with defaults.
@@ -177,6 +177,7 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
     Raises:
         OptimizerError: a value is unknown or out of range.
     """
+    count_steps("total_epochs", config.total_epochs, steps_per_epoch)
     learning_rate = _learning_rate(config, config.base_lr, steps_per_epoch)
     check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
     check_number("gnp.r", config.gnp.r)
@@ -360,8 +361,7 @@ def _penalty_warmup_steps(config: Any, steps_per_epoch: int) -> int:
     epochs: float | None = config.gnp.warmup_epochs
     if epochs is None:
         epochs = config.warmup_epochs
-    check_number("gnp.warmup_epochs", epochs)
-    return int(round(epochs * steps_per_epoch))
+    return count_steps("gnp.warmup_epochs", epochs, steps_per_epoch)
 
 
 def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:

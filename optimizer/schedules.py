@@ -10,6 +10,8 @@ from ._checks import OptimizerError, check_choice, check_number
 
 SCHEDULES = ("constant", "stepped", "cosine", "exponential", "inverse_time")
 STRATEGIES = ("none", "lambda", "r", "zero")
+# Optax counts steps in int32.
+MAX_STEPS = 2**31 - 1
 
 
 def learning_rate_schedule(
@@ -65,10 +67,9 @@ def learning_rate_schedule(
     """
     check_choice("lr_schedule_type", name, SCHEDULES)
     check_number("base_lr", base_lr)
-    check_number("warmup_epochs", warmup_epochs)
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    warmup_steps = count_steps("warmup_epochs", warmup_epochs, steps_per_epoch)
     if name == "cosine":
-        total_steps = round(total_epochs * steps_per_epoch)
+        total_steps = count_steps("total_epochs", total_epochs, steps_per_epoch)
         if warmup_steps >= total_steps:
             raise OptimizerError(
                 f"warmup_epochs={warmup_epochs} leaves none of total_epochs={total_epochs} for the "
@@ -88,6 +89,21 @@ def learning_rate_schedule(
     else:
         decayed = optax.constant_schedule(base_lr)
     return _warmed_up(decayed, warmup_steps)
+
+
+def count_steps(name: str, epochs: float, steps_per_epoch: int) -> int:
+    """Return how many steps some epochs have, rounded.
+
+    Raises:
+        OptimizerError: more than can be counted.
+    """
+    check_number(name, epochs)
+    if epochs * steps_per_epoch > MAX_STEPS:
+        raise OptimizerError(
+            f"{name}={epochs} of {steps_per_epoch} steps are more steps than the {MAX_STEPS} that "
+            "can be counted; choose fewer epochs, or a larger batch_size"
+        )
+    return round(epochs * steps_per_epoch)
 
 
 def gnp_warmup(
@@ -132,7 +148,7 @@ def gnp_warmup(
     check_choice("strategy", strategy, STRATEGIES)
     check_number("r", r)
     check_number("alpha", alpha)
-    check_number("warmup_steps", warmup_steps)
+    check_number("warmup_steps", warmup_steps, high=MAX_STEPS)
     r_schedule, alpha_schedule = optax.constant_schedule(r), optax.constant_schedule(alpha)
     if strategy == "r":
         r_schedule = _warmed_up(r_schedule, warmup_steps)
@@ -153,7 +169,8 @@ def _stepped(
             f"lr_schedule_params.boundaries={tuple(boundaries)} must be epochs that increase from "
             "above 0, at least one step apart"
         )
-    return optax.piecewise_constant_schedule(base_lr, dict.fromkeys(steps, factor))
+    reached = [step for step in steps if step <= MAX_STEPS]
+    return optax.piecewise_constant_schedule(base_lr, dict.fromkeys(reached, factor))
 
 
 def _inverse_time(base_lr: float, decay: float) -> optax.Schedule:

@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     return CommandLine(
         values.mode,
         config,
-        Path(values.working_dir or "."),
+        configs.local_path(values.working_dir or "."),
         values.checkpoint,
         () if values.config else tuple(overrides),
         _steps(values.profile or ""),
@@ -116,6 +116,10 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
     wrong = []
     if values.mode != "inspect" and not values.working_dir:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
+    try:
+        configs.local_path(values.working_dir or ".")
+    except ValueError as error:
+        wrong.append(f"--working_dir={values.working_dir} {error}")
     if values.mode != "eval" and not values.config:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     if values.profile is not None and _steps(values.profile) is None:

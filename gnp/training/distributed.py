@@ -4,6 +4,7 @@ In a program of one process each function does at once what is to be done.
 """
 
 import importlib.util
+import ipaddress
 import json
 import os
 import signal
@@ -62,13 +63,17 @@ def is_launched() -> bool:
     return "," in hosts or environment.get("GNP_DISTRIBUTED") == "1"
 
 
-def check_address(address: str, index: int, timeout: float = START_SECONDS) -> None:
+def check_address(address: str, index: int, timeout: float = START_SECONDS) -> str | None:
     """Check the coordinator's address: process 0 can listen there, the others are answered.
 
     Args:
         address: as HOST:PORT.
         index: of this process.
         timeout: seconds until process 0 must listen.
+
+    Returns:
+        Where process 0 is to listen: at that address alone, as the coordinator asks nobody for a
+        password; None: at all of its machine's, as the others may know it by one that is not its.
 
     Raises:
         ProcessError: says what is wrong with it.
@@ -87,25 +92,27 @@ def check_address(address: str, index: int, timeout: float = START_SECONDS) -> N
         )
     place = (host.strip("[]"), int(port))
     try:
-        socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ProcessError(f"{name}: no such host ({error.strerror})") from error
     # In both cases jax would end the process with a stack of C++ functions.
     if index == 0:
-        with socket.socket() as probe:
+        own = [each for each in found if _is_own(place[0], *each)]
+        family, there = (own[0][0], own[0][4]) if own else (socket.AF_INET, ("", place[1]))
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("", int(port)))
+                probe.bind(there)
             except OSError as error:
                 raise ProcessError(
                     f"{name}: process 0 cannot listen there ({error.strerror}); choose another port"
                 ) from error
-        return
+        return address if own else None
     end = time.monotonic() + timeout
     while True:
         try:
             socket.create_connection(place, timeout=5).close()
-            return
+            return None
         except OSError as error:
             if time.monotonic() > end:
                 raise ProcessError(
@@ -113,6 +120,22 @@ def check_address(address: str, index: int, timeout: float = START_SECONDS) -> N
                     "processes together, with the same address"
                 ) from error
         time.sleep(0.5)
+
+
+def _is_own(host: str, family: int, kind: int, _: int, __: str, place: tuple[Any, ...]) -> bool:
+    """Return whether what a host's name was resolved to is this machine's, for others too.
+
+    Behind a load balancer or a translation of addresses it is not. What is the loopback may be so
+    for this machine alone, whose /etc/hosts names it.
+    """
+    if host not in ("localhost", place[0]) and ipaddress.ip_address(place[0]).is_loopback:
+        return False
+    with socket.socket(family, kind) as probe:
+        try:
+            probe.bind((place[0], 0, *place[2:]))
+        except OSError:
+            return False
+    return True
 
 
 def initialize(
@@ -135,8 +158,9 @@ def initialize(
     Raises:
         ProcessError: they cannot be connected.
     """
+    listens_at = None
     if address is not None and index is not None:
-        check_address(address, index, timeout)
+        listens_at = check_address(address, index, timeout)
     jax.config.update("jax_enable_preemption_service", stoppable)
     try:
         jax.distributed.initialize(
@@ -147,6 +171,7 @@ def initialize(
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_FINISH_SECONDS,
+            coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", listens_at),
         )
     except (RuntimeError, ValueError) as error:
         raise ProcessError(

@@ -1,5 +1,6 @@
 """Configs: every key has its kind, deltas load, and everything wrong is said at once."""
 
+import os
 import traceback
 from pathlib import Path
 
@@ -48,7 +49,7 @@ MOVED = {
 FILES = sorted(
     path.name
     for path in (ROOT / "config").glob("*.py")
-    if path.stem not in ("__init__", "schema", "load", "rules", "default")
+    if path.stem not in ("__init__", "schema", "load", "paths", "rules", "default")
 )
 NEEDS_AN_ARGUMENT = {"riemannian.py", "evolution.py", "methods.py"}
 CONFIGS = [*(name for name in FILES if name not in NEEDS_AN_ARGUMENT), *MOVED.values()]
@@ -194,13 +195,85 @@ def test_the_given_config_is_not_changed():
         (("gnp.r", "0"), ("gnp.alpha = 0.8 with gnp.r = 0",)),
         (("warmup_epochs", "99"), ("warmup_epochs = 99 is longer than total_epochs",)),
         (("dataset.data_dir", ""), ("dataset.data_dir = ''",)),
+        (("dataset.data_dir", "gs://bucket/data"), ("data_dir = 'gs://bucket/data'", "no URL")),
+        (("dataset.data_dir", "file:///data"), ("no URL",)),
+        (("model.pretrained", "https://x.org/a.npz"), ("model.pretrained = 'https", "no URL")),
+        (("model.pretrained", "~nobody-here/a.npz"), ("model.pretrained = '~nobody-here",)),
+        (("dataset.dataset_name", "ucr/../../home"), ("dataset.dataset_name = 'ucr/../../home'",)),
+        (("dataset.dataset_name", "/etc"), ("dataset.dataset_name = '/etc'",)),
+        (("batch_size", "9" * 400), ("batch_size = 999", "a whole number >= 1")),
+        (("batch_size", "9" * 5000), ("batch_size = '999", "a whole number >= 1")),
+        (("batch_size", "1_000"), ("batch_size = '1_000'", "a whole number >= 1")),
+        (("base_lr", "\uff11\uff12"), ("base_lr = ", "a number >= 0")),
+        (("base_lr", "1e999"), ("base_lr = inf",)),
+        (("base_lr", "1e300"), ("base_lr = 1e+300",)),
+        (("lr_schedule_params.boundaries", "1_0,2_0"), ("boundaries = '1_0,2_0'",)),
+        (("lr_schedule_params.boundaries", "1e999"), ("boundaries = (inf,)",)),
+        (("total_epochs", str(2**31)), ("total_epochs = 2147483648", "< 2147483648")),
+        (("model.model_params", "[" * 5000), ("model.model_params = '[[[", "a dict")),
+        (("model.model_params", "{'dropout_rate': 1if 2else 3}"), ("a dict",)),
+        (("model.model_params", "{'dropout_rate': 9**9**9}"), ("a dict",)),
+        (("model.model_params", f"{{'dropout_rate': 1{'0' * 400}}}"), ("a dict",)),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(override, words):
     lines = problems_of(override)
     assert len(lines) == 1
+    assert len(lines[0]) < 600
     for word in words:
         assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "(a+)+$",
+        "(.*)*",
+        "(a|a)*",
+        "(a|b){2}",
+        ".*.*.*.*.*x",
+        "a?a?a?a?aaaa",
+        "(a|a)(a|a)(a|a)(a|a)x",
+        "a{1,99999}",
+        "a{99999999999}",
+        "(?=a)",
+        "(?<!a)",
+        "(?P<n>a)",
+        "(?i)a",
+        r"(a)\1",
+        "[[a]",
+        r"[\]x[](a+)+]b]",  # where a class ends
+        "a" * 201,
+    ],
+)
+def test_an_expression_that_could_search_for_ever(expression):
+    """Also in the config of a run directory, which may be a stranger's."""
+    (line,) = problems_of(("opt.opt_type", "SGDG"), ("opt.grassmann_where", expression))
+    assert line.startswith("opt.grassmann_where = ") and "at most three of * + ? {n}" in line
+    stored = as_json(load(("opt.opt_type", "SGDG"))) | {"opt.grassmann_where": expression}
+    with pytest.raises(ConfigError, match=r"at most three of"):
+        from_flat(stored)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "Conv",
+        r"^layer[1-4]_\d+/conv\d{1,2}/kernel$",
+        "(?:conv1|conv2)/kernel",
+        "a|b|c|d|e|f",
+        r"a\.b",
+        "[]a]",
+    ],
+)
+def test_usual_expressions(expression):
+    config = load(("opt.opt_type", "SGDG"), ("opt.grassmann_where", expression))
+    assert config.opt.grassmann_where == expression
+
+
+def test_paths_stay_as_they_were_written():
+    config = load(("dataset.data_dir", "~/data"), ("model.pretrained", "~/weights.npz"))
+    assert (config.dataset.data_dir, config.model.pretrained) == ("~/data", "~/weights.npz")
 
 
 def test_all_problems_at_once():
@@ -259,11 +332,16 @@ GET_CONFIG = "from config import default\ndef get_config():\n    c = default.get
         ("def get_config():\n    return {}\n", "returned dict, a ConfigDict is needed"),
         ("def get_config():\n    pass\n", "returned NoneType, a ConfigDict is needed"),
         ("def get_config(name):\n    pass\n", "needs an argument, FILE.py:ARGUMENT"),
+        ("import sys\nsys.exit()\n", "it calls sys.exit"),
+        ("def get_config():\n    exit(3)\n", "it calls sys.exit"),
+        ("# \udcff\n", "is no Python file, whose text is in UTF-8"),
+        ("# coding: nonsense\n", "is no Python file, whose text is in UTF-8"),
+        ("a = '\0'\n", "it holds null characters"),
     ],
 )
 def test_a_file_that_gives_no_config_is_one_line(tmp_path, content, words):
     path = tmp_path / "mine.py"
-    path.write_text(content)
+    path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
     (line,) = str(caught.value).splitlines()
@@ -350,6 +428,31 @@ def test_a_locked_config_may_have_one_too(tmp_path):
     assert (config.batch_size, config.base_lr) == (3, 0.3)
 
 
+def test_a_required_placeholder_without_a_value_is_told_wherever_it_is(tmp_path):
+    """Also where the key's default is None, in free keyword arguments, and seen from elsewhere."""
+    lines = """c.dataset.data_dir = config_dict.required_placeholder(str)
+    c.model.pretrained = c.dataset.get_ref('data_dir')
+    c.opt.opt_params = {'eps': config_dict.required_placeholder(float)}
+    c.l2_by_kind = config_dict.required_placeholder(config_dict.ConfigDict)"""
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, lines, ("l2_by_kind.bias", "1"))
+    told = str(caught.value)
+    for name in ("dataset.data_dir", "model.pretrained", "opt.opt_params.eps", "l2_by_kind"):
+        assert f"{name} has no value: the config file requires --config.{name}=VALUE" in told
+    given = [("dataset.data_dir", "x"), ("opt.opt_params.eps", "1e-7")]
+    config = load_text(tmp_path, lines.rpartition("\n")[0], *given)
+    assert (config.dataset.data_dir, config.model.pretrained) == ("x", "x")
+
+
+def test_a_part_that_is_frozen_is_thawed(tmp_path):
+    lines = """c.gnp = config_dict.FrozenConfigDict(c.gnp)
+    c.opt.opt_params = config_dict.FrozenConfigDict({'eps': 1e-3})"""
+    config = load_text(tmp_path, lines, ("gnp.r", "0.1"), ("opt.opt_params.momentum", "0.5"))
+    assert config.gnp.r == 0.1
+    assert dict(config.opt.opt_params) == {"eps": 1e-3, "momentum": 0.5}
+    assert load_text(tmp_path, lines).gnp.r == 0
+
+
 def test_a_frozen_config_is_thawed(tmp_path):
     lines = """c.evaluate_every_n_epochs = c.get_ref('total_epochs')
     c.model.model_params.features = [8, 8]
@@ -372,9 +475,45 @@ def test_a_flag_file_may_hold_keys(tmp_path):
         read_flags(flags.FlagValues(), ["--flagfile=nowhere"])
 
 
-def test_missing_file():
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config("nowhere.py")
+@pytest.mark.parametrize("text", [b"--config.gnp.r=0.1\n# \xff\n", None])
+def test_a_flag_file_that_is_none(tmp_path, text):
+    file = tmp_path / "flags"
+    file.mkdir() if text is None else file.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        read_flags(flags.FlagValues(), [f"--flagfile={file}"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere-to-be-found.py", "no such file; config/ holds ready ones"),
+        ("digit.py", f"did you mean {ROOT / 'config' / 'digits.py'}?"),
+        ("digits", f"did you mean {ROOT / 'config' / 'digits.py'}?"),
+        (f"{ROOT}/config/imagenet_foldr.py", "config/imagenet_folder.py?"),
+        (f"{'a' * 300}.py", "no such file"),
+        ("gs://bucket/digits.py", "is a URL"),
+        ("file:///digits.py:argument", "is a URL"),
+        ("~nobody-here/digits.py", "the home of a user who does not exist"),
+        ("digits\0.py", "null character"),
+        ("FOLDER.py", "is a folder"),
+        ("PIPE.py", "is no regular file"),
+    ],
+)
+def test_a_file_that_is_not_there(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER.py").mkdir()
+    os.mkfifo("PIPE.py")
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    (line,) = str(caught.value).splitlines()
+    assert words in line
+
+
+def test_a_file_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(f"{GET_CONFIG}return c\n")
+    assert load_config("~/mine.py").batch_size == 128
 
 
 def test_from_flat_is_the_inverse_of_flatten():
@@ -382,6 +521,31 @@ def test_from_flat_is_the_inverse_of_flatten():
     assert config.gnp.alpha == pytest.approx(0.8)
     flat = flatten(config, default.KEYS)
     assert flatten(from_flat(flat), default.KEYS) == flat
+
+
+NESTED: dict = {}
+for _ in range(500):
+    NESTED = {"a": NESTED}
+
+
+@pytest.mark.parametrize(
+    "name", ["gnp.r", "accumulate_penalty", "model.model_params", "dataset.std"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [{"a.b": 1}, {"a": {"b.c": 1}}, {"__class__": 1}, {"": 1}, NESTED, [[1]], "\0", float("inf")],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_strangers_config_is_refused_in_lines(name, value):
+    with pytest.raises(ConfigError) as caught:
+        from_flat({**as_json(load()), name: value})
+    assert str(caught.value).startswith(f"{name} = ")
+
+
+def test_keyword_arguments_may_hold_dicts():
+    config = load(("model.model_params", "{'a': {'b': 1}}"))
+    assert as_json(config)["model.model_params"] == {"a": {"b": 1}}
+    assert as_json(from_flat(as_json(config))) == as_json(config)
 
 
 def test_a_run_that_does_not_know_a_key_has_its_default():

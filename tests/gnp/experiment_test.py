@@ -119,7 +119,9 @@ def test_the_average_of_the_grassmann_group_stays_on_the_manifold(monkeypatch):
     [
         [("total_epochs", "1"), ("warmup_epochs", "0.6")],
         [("lr_schedule_type", "stepped"), ("lr_schedule_params.boundaries", "0.3,0.8")],
+        [("total_epochs", "2000000000"), ("lr_schedule_type", "stepped")],
+        [("gnp.warmup_epochs", "3000"), ("gr_warmup_strategy", "r")],
     ],
 )
-def test_fractions_of_epochs_are_allowed_before_the_data_are_known(overrides):
+def test_fractions_of_epochs_and_many_are_allowed_before_the_data_are_known(overrides):
     assert name_problems(load_config(CONFIG, overrides)) == []

@@ -1,7 +1,10 @@
 """Published weights give the logits that PyTorch gives with them, whatever they are called."""
 
+import io
 import json
+import os
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from safetensors.numpy import save_file
 
 from model import ModelError, PretrainedError, get_model, load_pretrained
 from model.vit import SelfAttention
+from model.weight_files import read_weights
 from model.weight_names import to_timm
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "models"
@@ -576,10 +580,47 @@ def write_flipped(file):
     file.write_bytes(content)
 
 
+def write_members(*members, method=zipfile.ZIP_DEFLATED):
+    """Return a function that writes an archive of (name, claimed shape) without numbers."""
+
+    def write(file):
+        with zipfile.ZipFile(file, "w", method) as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile tells of a name that is there twice
+            for name, shape in members:
+                header = io.BytesIO()
+                described = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(header, described)
+                archive.writestr(f"{name}.npy", header.getvalue())
+
+    return write
+
+
+def write_bomb(file):
+    """3 MB that are 3 GB."""
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("a.npy", "w") as member,
+    ):
+        member.write(bytes(2**20))
+    content = file.read_bytes()
+    claimed, real = (3 * 2**30).to_bytes(4, "little"), (2**20).to_bytes(4, "little")
+    file.write_bytes(content.replace(real, claimed))
+
+
 @pytest.mark.parametrize(
     ("name", "write", "said"),
     [
         ("w.safetensors", None, "no such file"),
+        (f"{'w' * 300}.npz", None, "no such file"),
+        ("w.npz", os.mkfifo, "is no regular file"),
+        ("w.safetensors", os.mkfifo, "is no regular file"),
+        ("w.npz", lambda file: file.symlink_to("/dev/zero"), "is no regular file"),
+        ("w.npz", write_bomb, r"MB unpack to 3\.2 GB"),
+        ("w.npz", write_members(("a", (10**13,))), "damaged or truncated"),
+        ("w.npz", write_members(("a", (0,)), ("a", (0,))), "a name is there twice"),
+        ("w.npz", write_members(("a", (0,)), method=zipfile.ZIP_LZMA), "compressed in another"),
+        ("w.npz", write_members(("a\n\x1b[2J", (0,))), r"'a\\n\\x1b\[2J' is no array's name"),
+        ("w.npz", write_members(("a" * 1000, (0,))), "is no array's name"),
         ("w.npz", Path.mkdir, "is a folder"),
         ("w.pth", Path.touch, r"is a pickle.*torch.load\('w.pth', weights_only=True\)"),
         ("w.CKPT", Path.touch, "is a pickle"),
@@ -610,5 +651,30 @@ def test_files_that_cannot_be_used(vit, tmp_path, name, write, said):
 def test_text_in_place_of_numbers(vit, tmp_path):
     params, weights, _, _ = vit
     file = saved(tmp_path / "w.npz", weights | {"norm.bias": np.array(["a", "b"])})
-    with pytest.raises(PretrainedError, match=r"wrong shape: norm/bias \(not numbers\)"):
+    with pytest.raises(PretrainedError, match=r"wrong shape: norm/bias \(<U1 is no type of weig"):
         load_pretrained(file, params, {})
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, bool])
+def test_quantized_weights(vit, tmp_path, dtype):
+    params, weights, _, _ = vit
+    file = saved(tmp_path / "w.npz", weights | {"norm.bias": weights["norm.bias"].astype(dtype)})
+    with pytest.raises(PretrainedError, match=r"norm/bias \(u?(int8|bool) is no type of weights"):
+        load_pretrained(file, params, {})
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_thousand_mutations_end_in_one_line_each(tmp_path, suffix):
+    draw = np.random.default_rng(0)
+    arrays = {"a.weight": np.ones((4, 6), np.float32), "b": np.zeros(3, np.float16)}
+    content = saved(tmp_path / f"w{suffix}", arrays).read_bytes()
+    file = tmp_path / f"mutated{suffix}"
+    for _ in range(1000):
+        mutated = bytearray(content)
+        for place in draw.integers(len(content), size=draw.integers(1, 4)):
+            mutated[place] = draw.integers(256)
+        file.write_bytes(mutated[: draw.integers(len(content)) if draw.random() < 0.2 else None])
+        try:
+            read_weights(file)
+        except ModelError as error:
+            assert len(str(error).splitlines()) == 1

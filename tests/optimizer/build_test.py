@@ -525,6 +525,8 @@ def test_builders_leave_the_config_alone(make_config: MakeConfig) -> None:
         ({"gnp.r": -0.1}, "gnp.r=-0.1 must"),
         ({"gnp.alpha": -0.1}, "gnp.alpha=-0.1 must"),
         ({"gnp.warmup_epochs": -1.0}, "gnp.warmup_epochs=-1.0 must"),
+        ({"gnp.warmup_epochs": 1e10}, "gnp.warmup_epochs=10000000000.0 of"),
+        ({"total_epochs": 2**31}, "are more steps than the 2147483647 that can be counted"),
         ({"gnp.method": "exact"}, "gnp.method='exact' is not one of"),
         ({"gnp.where": "norms"}, "gnp.where='norms' is not one of all, normalization, others"),
         ({"gnp.reuse": -1.0}, "gnp.reuse=-1.0 must"),

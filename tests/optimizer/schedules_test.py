@@ -75,6 +75,19 @@ def test_learning_rate_is_within_zero_and_base(name: str, warmup_epochs: float, 
     assert 0.0 <= float(schedule(name, warmup_epochs=warmup_epochs)(step)) <= BASE * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_as_many_steps_as_can_be_counted(name: str) -> None:
+    """2³¹ - 1; boundaries beyond never come."""
+    size, boundaries = 10**6, (1000, 2000, 1e30)
+    options = {"steps_per_epoch": size, "boundaries": boundaries, "factor": 0.5, "rate": 0.999}
+    rate = jax.jit(schedule(name, total_epochs=2147, warmup_epochs=1, decay=1e-9, **options))
+    steps = jnp.array([0, size // 2, 1000 * size - 1, 1000 * size, 2000 * size, 2**31 - 1])
+    rates = [float(rate(step)) for step in steps]
+    assert rates[0] == 0 and all(0 <= each <= BASE for each in rates)
+    if name == "stepped":
+        assert rates == [0, BASE / 2, BASE, BASE / 2, BASE / 4, BASE / 4]
+
+
 @pytest.mark.parametrize(
     "name, options, message",
     [
@@ -88,6 +101,8 @@ def test_learning_rate_is_within_zero_and_base(name: str, warmup_epochs: float, 
         ("stepped", {"factor": -1}, "factor=-1 must"),
         ("exponential", {"rate": 0}, "rate=0 must be > 0"),
         ("inverse_time", {"decay": -1e-3}, "decay=-0.001 must"),
+        ("cosine", {"total_epochs": 2**29}, "total_epochs=536870912 of 4 steps are more steps"),
+        ("stepped", {"warmup_epochs": 1e300}, "warmup_epochs=1e+300 of 4 steps are more steps"),
     ],
 )
 def test_wrong_learning_rate_schedules(name: str, options: Any, message: str) -> None:
@@ -103,6 +118,7 @@ def test_wrong_learning_rate_schedules(name: str, options: Any, message: str) ->
         (("none", -0.1, 0.8, 4), "r=-0.1 must"),
         (("none", 0.1, -0.8, 4), "alpha=-0.8 must"),
         (("none", 0.1, 0.8, -4), "warmup_steps=-4 must"),
+        (("r", 0.1, 0.8, 2**31), "warmup_steps=2147483648 must"),
     ],
 )
 def test_wrong_gnp_warmups(arguments: Any, message: str) -> None:

@@ -1,4 +1,6 @@
-"""Keys that are given without a config file."""
+"""Keys that are given without a config file, and the run directory's path."""
+
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,20 @@ def test_others_need_a_file(words, said):
     with pytest.raises(UsageError) as raised:
         parse(words)
     assert said in str(raised.value)
+
+
+def test_a_run_directory_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = parse(["--mode=eval", "--working_dir=~/runs/x"])
+    assert line is not None and line.working_dir == Path(tmp_path, "runs", "x")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "inspect"])
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/run", "s3://b/r", "file:/r", "a\0b", "~nobody-here/r"]
+)
+def test_a_run_directory_that_is_no_path(mode, path):
+    with pytest.raises(UsageError) as raised:
+        parse([f"--mode={mode}", "--config=config/digits.py", f"--working_dir={path}"])
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"--working_dir={path} ")

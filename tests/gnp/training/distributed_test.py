@@ -96,6 +96,63 @@ def test_a_port_that_is_taken_or_answers():
         distributed.check_address(address, index=1)
 
 
+LISTENS = """
+import os, sys
+from gnp.training import distributed
+
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+own = {os.readlink(each.path) for each in os.scandir("/proc/self/fd") if os.path.islink(each.path)}
+for file in ("tcp", "tcp6"):
+    for row in open(f"/proc/self/net/{file}"):
+        words = row.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+            print("listens at", words[1].partition(":")[0])
+distributed.finish()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="asks Linux")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_processes_listen_only_where_they_were_told(gnp_environment, host):
+    """A stranger on the network could join, or end, a run."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host.strip("[]"), 0))
+        except OSError:
+            pytest.skip("there is no IPv6 here")
+        address = f"{host}:{probe.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LISTENS, address, index],
+            env=gnp_environment | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in "01"
+    ]
+    try:
+        ended = [(*each.communicate(timeout=60), each.returncode) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert [code for *_, code in ended] == [0, 0], ended
+    lines = "".join(out for out, *_ in ended).splitlines()
+    places = {line.split()[-1] for line in lines if line.startswith("listens at")}
+    assert places and not places & {"0" * 8, "0" * 32}
+
+
+# /etc/hosts names this machine, as Debian's does; a load balancer.
+@pytest.mark.parametrize("found", ["127.0.1.1", "203.0.113.77"])
+def test_a_name_that_others_know_by_another_address(monkeypatch, found):
+    place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", (found, 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place])
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    assert distributed.check_address(f"node1:{port}", index=0) is None
+
+
 def test_process_0_that_comes_late_or_never():
     with socket.socket() as late:
         late.bind(("", 0))

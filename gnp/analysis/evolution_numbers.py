@@ -368,6 +368,7 @@ def table(evolution: Evolution) -> str:
     return out.getvalue()
 
 
+@np.errstate(over="ignore")
 def arrays(evolution: Evolution) -> dict[str, np.ndarray]:
     """Return evolution.npz: every attribute by its name, the pictures as `maps/FIELD/LAYER`."""
     flat = {k: np.asarray(v) for k, v in evolution._asdict().items() if k != "maps"}

@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from typing import IO, Any
 
 import numpy as np
 
-# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory.
+# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory, and
+# of a header that is not numpy's own there is a warning, to be made an error.
 DAMAGED_ARRAYS = (
     ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
-    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, UserWarning,
 )  # fmt: skip
 _MOST_BYTES = 2**30
 _HOW = "remove that line, or start over with --config.retrain=True"
@@ -183,7 +185,7 @@ def read_arrays(
         FileFormatError: it is damaged, too large or holds Python objects; names it.
         OSError: it is missing or cannot be read.
     """
-    with opened(path) as file:
+    with opened(path) as file, warnings.catch_warnings(action="error", category=UserWarning):
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 if sum(each.file_size for each in arrays.zip.infolist()) > _MOST_BYTES:

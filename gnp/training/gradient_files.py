@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,7 +214,8 @@ def read_rows(file: Path) -> np.ndarray:
         OSError: it cannot be read.
     """
     try:
-        with opened(file):  # a pipe would hang
+        # A pipe would hang.
+        with opened(file), warnings.catch_warnings(action="error", category=UserWarning):
             return np.lib.format.open_memmap(file, mode="r")
     except (FileNotFoundError, *DAMAGED_ARRAYS) as error:
         raise FileFormatError(f"{file} is missing or damaged; {_ANEW}") from error

@@ -54,11 +54,12 @@ from tqdm import tqdm
 import config as configs
 from config import ConfigError, default
 from config.load import split_overrides
-from gnp.analysis.command_line import Parser
-from gnp.analysis.report.runs import ReportError, read_run
+from gnp.analysis.command_line import Parser, UsageError
+from gnp.analysis.report.runs import read_run
 from gnp.main import command_line
 from gnp.main.main import USAGE_ERRORS
 from gnp.terminal import fail, prepare_streams
+from gnp.training.files import FileFormatError
 from gnp.training.run_directory import read_config, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,10 +72,6 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # What tells jax how much of a GPU's memory to take, and its older name; jax refuses both together.
 _FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _SHARED = 0.8  # of a GPU's memory; each process needs some outside jax's part as well
-
-
-class UsageError(ValueError):
-    """A sweep that cannot be run; each line of the message is one problem."""
 
 
 class SweepError(RuntimeError):
@@ -382,7 +379,7 @@ def is_finished(run: Run) -> bool:
     """Tell whether the last epoch of a run is done and saved."""
     try:
         found = read_run(run.directory)
-    except (ReportError, OSError):
+    except (FileFormatError, OSError):
         return False  # none, or damaged: the run itself says so
     if not found.is_finished:
         return False

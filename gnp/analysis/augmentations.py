@@ -3,7 +3,6 @@
 python -m gnp.analysis.augmentations --out=docs/augmentations.png
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -11,18 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
 from sklearn.datasets import load_sample_image
 
 from ds_pipeline import Batch
 from ds_pipeline.augment import Augment, Mix, get_augment, get_erase, get_mix
 from ds_pipeline.augment.operations import OPERATIONS, cutout_gray
 from ds_pipeline.augment.policies import parameter
+from gnp.analysis.command_line import Parser, local_path, run
+from gnp.analysis.figure_files import picture
+from gnp.terminal import prepare_streams
 
 _SIDE = 96
 _COLUMNS = 6
@@ -84,21 +81,14 @@ def plot_augmentations(path: Path) -> None:
     """
     panels = draw_panels()
     rows = math.ceil(len(panels) / _COLUMNS)
-    figure, axes = plt.subplots(
-        rows, _COLUMNS, figsize=(2 * _COLUMNS, 2.45 * rows), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        axis.imshow(panel.image, interpolation="nearest")
-        axis.set_title(f"{panel.name}\n{panel.strength}", fontsize=10)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    try:
-        figure.savefig(temporary, dpi=90)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        plt.close(figure)
+    size = 2 * _COLUMNS, 2.45 * rows
+    with picture(path, dpi=90, figsize=size, layout="constrained") as figure:
+        axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            axis.imshow(panel.image, interpolation="nearest")
+            axis.set_title(f"{panel.name}\n{panel.strength}", fontsize=10)
 
 
 def _photograph(name: str) -> np.ndarray:
@@ -178,16 +168,11 @@ def _mixed(name: str, mix: Mix | None, batch: Batch, partner: Batch) -> Panel:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the picture; return the exit code."""
-    parser = argparse.ArgumentParser(description="Draws every augmentation.")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
-    path = parser.parse_args(arguments).out
-    try:
-        plot_augmentations(path)
-    except OSError as error:
-        print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+    parser = Parser("python -m gnp.analysis.augmentations", "Draws every augmentation.")
+    parser.add_argument("--out", type=local_path, required=True, help="the PNG to write")
+    return run(lambda: plot_augmentations(parser.parse_args(arguments).out))
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

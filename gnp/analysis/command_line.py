@@ -1,16 +1,23 @@
-"""Command lines: the functions that the commands of this folder share."""
+"""Command lines: what the commands of this folder share."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import config as configs
+from gnp.terminal import describe, fail, one_line
 from gnp.training.files import FileFormatError
 
 
+class UsageError(ValueError):
+    """A command line that cannot be run; each line of the message is one problem."""
+
+
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and ends with 2; the description is shown as it is."""
+    """Takes what is wrong for a UsageError, and shows the description as it is."""
 
     def __init__(self, prog: str, description: str | None) -> None:
         super().__init__(
@@ -20,23 +27,66 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """End the process."""
-        sys.stderr.write(f"gnp: {message}; --help shows the usage\n")
-        sys.exit(2)
+        """Raise the error."""
+        raise UsageError(f"{message}; --help shows the usage")
+
+
+def local_path(text: str) -> Path:
+    """Return the path that an argument names: the type of one, for argparse."""
+    try:
+        return configs.local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} {error}") from error
+
+
+def run(
+    action: Callable[[], None],
+    usage: tuple[type[Exception], ...] = (),
+    errors: tuple[type[Exception], ...] = (),
+) -> int:
+    """Run a command; say in a line what went wrong, and return the exit code.
+
+    Args:
+        action: the command.
+        usage: errors beside UsageError that end it with 2.
+        errors: those beside FileFormatError and OSError that end it with 1.
+    """
+    usage = (UsageError, *usage)
+    errors = (FileFormatError, OSError, *errors)
+    try:
+        action()
+        code = 0
+    except usage as error:
+        code = fail(str(error).removeprefix("--working_dir="), 2)
+    except errors as error:
+        code = fail(one_line(describe(error)), 1)
+    except SystemExit:  # --help
+        code = 0
+    except KeyboardInterrupt:
+        code = fail("interrupted", 130)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # what reads it has ended, such as `head`; or it is on a full disk
+        # Python would try once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = fail(f"standard output: {error.strerror}", 1)
+    return code
 
 
 def make_folder(path: Path) -> None:
     """Make the folder that --out names.
 
     Raises:
+        UsageError: it is a file.
         FileFormatError: it cannot be made, or nothing can be written there.
     """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out={path} is a file; a directory is needed")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileFormatError(
-            f"{path} is no folder and cannot be made one ({error.strerror}); choose another with "
-            "--out=DIR"
+            f"{path} cannot be made ({error.strerror}); choose another folder with --out=DIR"
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise FileFormatError(f"{path} is not writable; choose another folder with --out=DIR")

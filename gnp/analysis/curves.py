@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from gnp.analysis.figure_files import picture
 
-matplotlib.use("Agg")
+# isort: split
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-
-from gnp.analysis.figure_files import save_figure
 
 # Colors that stay apart without color vision (Okabe and Ito), and different dashes.
 _TRAIN: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
@@ -33,7 +30,6 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharex=True, layout="constrained")
     error = _error_name(rows)
     panels: list[tuple[str, Sequence[str]]] = [
         ("loss", [f"{split}_loss" for split in _SPLITS]),
@@ -43,11 +39,12 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ("alpha", ("alpha",)),
         ("r", ("r",)),
     ]
-    for axis, (title, names) in zip(axes.flat, panels, strict=True):
-        _draw(axis, rows, title, names)
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    save_figure(figure, path)
+    with picture(path, mathtext=True, figsize=(12, 6.5), layout="constrained") as figure:
+        axes = figure.subplots(2, 3, sharex=True)
+        for axis, (title, names) in zip(axes.flat, panels, strict=True):
+            _draw(axis, rows, title, names)
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
 
 
 def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], title: str, names: Sequence[str]) -> None:

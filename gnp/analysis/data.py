@@ -17,13 +17,12 @@ import ml_collections
 import numpy as np
 import numpy.typing as npt
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 import config as configs
 import ds_pipeline
 from ds_pipeline.csv_file import input_names
 from gnp.analysis import data_pictures as pictures
+from gnp.analysis.command_line import UsageError, make_folder, run
 from gnp.analysis.data_examples import plot_examples
 from gnp.analysis.data_numbers import (
     decoded,
@@ -35,7 +34,10 @@ from gnp.analysis.data_numbers import (
     speed,
     statistics_facts,
 )
+from gnp.analysis.figure_files import drawn
 from gnp.analysis.names import dataset_title
+from gnp.analysis.results import print_table
+from gnp.terminal import one_line, prepare_streams, warn
 from gnp.training.files import write_json
 
 USAGE = """\
@@ -55,10 +57,6 @@ or files show; 130 Ctrl-C.
 
 _MOST_ROWS = 30
 FILES = ("data.json", "class_counts.png", "targets.png", "sizes.png", "examples.png")
-
-
-class UsageError(ValueError):
-    """A command line that cannot be run; each line of the message is one problem."""
 
 
 class CommandLine(NamedTuple):
@@ -87,21 +85,18 @@ def main(arguments: Sequence[str]) -> int:
         >>> main(["--split=train"])
         2
     """
-    try:
+
+    def command() -> None:
         line = parse(arguments)
         if line is None:
             print(USAGE)
-            return 0
-        look(line.config, line.out, line.split, line.seconds)
-        return 0
-    except (UsageError, configs.ConfigError) as error:
-        return _fail(error, 2)
-    except (ds_pipeline.DataError, OSError) as error:
-        return _fail(error, 1)
-    except MemoryError:
-        return _fail(RuntimeError("out of memory; try a smaller dataset.subset"), 1)
-    except KeyboardInterrupt:
-        return _fail(RuntimeError("interrupted"), 130)
+            return
+        try:
+            look(line.config, line.out, line.split, line.seconds)
+        except MemoryError as error:
+            raise ds_pipeline.DataError("out of memory; try a smaller dataset.subset") from error
+
+    return run(command, (configs.ConfigError,), (ds_pipeline.DataError,))
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
@@ -121,8 +116,14 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         return None
     values = _define_flags()
     overrides, wrong = configs.read_flags(values, arguments)
+    out = Path()
     if not values.out:
         wrong.append("--out=DIR is missing, where the pictures and data.json are written")
+    else:
+        try:
+            out = configs.local_path(values.out)
+        except ValueError as error:
+            wrong.append(f"--out={values.out} {error}")
     if not values.config:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     loaded = None
@@ -134,7 +135,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
             wrong += str(error).splitlines()
     if wrong or loaded is None:
         raise UsageError("\n".join(wrong))
-    return CommandLine(loaded, Path(values.out), values.split, values.seconds)
+    return CommandLine(loaded, out, values.split, values.seconds)
 
 
 def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: float) -> None:
@@ -152,18 +153,17 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         OSError: the folder cannot be written to.
     """
     dataset = ds_pipeline.build_dataset(config)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out={out} is a file; a directory is needed")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for file in FILES:  # those of a look at other data
         (out / file).unlink(missing_ok=True)
     source = dataset.train if split == "train" else dataset.evaluation
     name = "train" if split == "train" else dataset.evaluation_name
     labels, column_names = source.labels(), names_of_columns(config.dataset)
     keys = config.dataset
-    title = f"{dataset_title(keys.dataset_name, keys.data_dir)}, {name}: {len(source):,} examples"
+    title = one_line(dataset_title(keys.dataset_name, keys.data_dir))
+    title += f", {name}: {len(source):,} examples"
     for warning in dataset.warnings:
-        print(f"gnp: {warning}", file=sys.stderr)
+        warn(warning)
     facts: dict[str, Any] = {
         "dataset": dataset.name,
         "split": name,
@@ -186,19 +186,22 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         _print_sizes(facts["sizes"])
         if len(facts["sizes"]["counts"]) > 1:
             part = f"; {len(sizes):,} of them" if len(sizes) < len(source) else ""
-            pictures.plot_sizes(sizes, title + part, out / "sizes.png")
+            drawn(pictures.plot_sizes, sizes, title + part, out / "sizes.png")
     statistics = measure(decoded(source, dataset.shape))
     facts["statistics"] = statistics_facts(statistics, dataset, column_names)
     _print_statistics(facts)
     changes = [name for name in facts["augmentation"].values() if name != "none"]
     if split == "train" and changes:
         title += f"; {', '.join(changes)}"
-    plot_examples(dataset, source, split, config.seeds, title, column_names, out / "examples.png")
+    drawn(
+        plot_examples, dataset, source, split, config.seeds, title, column_names,
+        out / "examples.png",
+    )  # fmt: skip
     if seconds > 0:
         facts["speed"] = speed(dataset, split, config.batch_size, config.seeds, seconds)
         _print_speed(facts)
     write_json(out / "data.json", facts)
-    print(f"in {out}: {', '.join(file for file in FILES if (out / file).exists())}", flush=True)
+    print(f"in {one_line(out)}: {', '.join(file for file in FILES if (out / file).exists())}")
 
 
 def names_of_columns(keys: Any) -> tuple[str, ...]:
@@ -227,23 +230,23 @@ def _plot_labels(
 ) -> None:
     if class_names:
         counts = np.bincount(labels, minlength=len(class_names)).tolist()
-        pictures.plot_class_counts(class_names, counts, title, out / "class_counts.png")
+        drawn(pictures.plot_class_counts, class_names, counts, title, out / "class_counts.png")
     else:
-        pictures.plot_targets(labels, title, out / "targets.png")
+        drawn(pictures.plot_targets, labels, title, out / "targets.png")
 
 
 def _print_overview(facts: Mapping[str, Any]) -> None:
-    table = Table(title=f"{facts['dataset']}, {facts['split']}", show_header=False)
     shape = " x ".join(map(str, facts["shape"]))
-    table.add_row("examples", f"{facts['examples']:,}")
-    table.add_row("input", f"{facts['input']}, {shape}")
-    table.add_row("task", facts["task"])
+    rows = [
+        ("examples", f"{facts['examples']:,}"),
+        ("input", f"{facts['input']}, {shape}"),
+        ("task", facts["task"]),
+    ]
     for level, name in facts["augmentation"].items():
-        table.add_row(f"{level.replace('_', ' ')} augmentation", name)
-    if "target" in facts:
-        for name, value in facts["target"].items():
-            table.add_row(f"target, {name}", f"{value:.6g}")
-    _console().print(table)
+        rows.append((f"{level.replace('_', ' ')} augmentation", name))
+    for name, value in facts.get("target", {}).items():
+        rows.append((f"target, {name}", f"{value:.6g}"))
+    print_table(f"{facts['dataset']}, {facts['split']}", rows)
     if "classes" in facts:
         _print_classes(facts["classes"], facts["examples"])
 
@@ -252,28 +255,25 @@ def _print_classes(classes: Sequence[Mapping[str, Any]], total: int) -> None:
     counts = [each["examples"] for each in classes]
     low, high = min(counts), max(counts)
     each_of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    table = Table(title=f"{len(classes):,} classes of {each_of} example{'s' * (high != 1)}")
-    for title in ("class", "name", "examples", "share"):
-        table.add_column(title, justify="left" if title == "name" else "right")
-    for number, each in enumerate(classes[:_MOST_ROWS]):
-        share = f"{each['examples'] / total:.2%}"
-        table.add_row(str(number), each["name"], f"{each['examples']:,}", share)
+    rows = [
+        (str(number), each["name"], f"{each['examples']:,}", f"{each['examples'] / total:.2%}")
+        for number, each in enumerate(classes[:_MOST_ROWS])
+    ]
     if len(classes) > _MOST_ROWS:
-        table.add_row("", f"and {len(classes) - _MOST_ROWS:,} more, in data.json", "", "")
-    _console().print(table)
+        rows.append(("", f"and {len(classes) - _MOST_ROWS:,} more, in data.json", "", ""))
+    numbers = ("class", "examples", "share")
+    title = f"{len(classes):,} classes of {each_of} example{'s' * (high != 1)}"
+    print_table(title, rows, ("class", "name", "examples", "share"), numbers)
 
 
 def _print_sizes(sizes: Mapping[str, Any]) -> None:
     counts = sizes["counts"]
-    table = Table(title=f"image sizes ({sizes['examined']:,} read)")
-    for title in ("width x height", "images"):
-        table.add_column(title, justify="right")
-    for each in counts[:8]:
-        table.add_row(f"{each['width']} x {each['height']}", f"{each['examples']:,}")
+    rows = [(f"{each['width']} x {each['height']}", f"{each['examples']:,}") for each in counts[:8]]
     for side in ("width", "height") if len(counts) > 1 else ():
         low, middle, high = (sizes[side][key] for key in ("min", "median", "max"))
-        table.add_row(f"{side}, least, median, most", f"{low:g}, {middle:g}, {high:g}")
-    _console().print(table)
+        rows.append((f"{side}, least, median, most", f"{low:g}, {middle:g}, {high:g}"))
+    titles = ("width x height", "images")
+    print_table(f"image sizes ({sizes['examined']:,} read)", rows, titles, titles)
 
 
 def _print_statistics(facts: Mapping[str, Any]) -> None:
@@ -281,16 +281,15 @@ def _print_statistics(facts: Mapping[str, Any]) -> None:
     each = facts["statistics"]["each"]
     examined = facts["statistics"]["examined"]
     all_of_them = "all" if examined == facts["examples"] else f"{examined:,}"
-    table = Table(title=f"raw values of {all_of_them} examples, by {what}")
-    table.add_column(what)
-    for title in ("mean", "deviation", "min", "max", "normalized by mean", "and deviation"):
-        table.add_column(title, justify="right")
+    numbers = ("mean", "deviation", "min", "max", "normalized by mean", "and deviation")
+    rows = []
     for number, values in enumerate(each[:_MOST_ROWS], 1):
         shown = [f"{value:.5g}" for key, value in values.items() if key != "name"]
-        table.add_row(values.get("name", str(number)), *shown)
+        rows.append((values.get("name", str(number)), *shown))
     if len(each) > _MOST_ROWS:
-        table.add_row(f"and {len(each) - _MOST_ROWS:,} more, in data.json", *[""] * 6)
-    _console().print(table)
+        rows.append((f"and {len(each) - _MOST_ROWS:,} more, in data.json", *[""] * 6))
+    title = f"raw values of {all_of_them} examples, by {what}"
+    print_table(title, rows, (what, *numbers), numbers)
 
 
 def _print_speed(facts: Mapping[str, Any]) -> None:
@@ -303,12 +302,6 @@ def _print_speed(facts: Mapping[str, Any]) -> None:
     )
 
 
-def _console() -> Console:
-    """Return one as wide as the terminal, 160 columns without; `[...]` in a name is no markup."""
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, emoji=False, width=160)
-
-
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "config file", flag_values=values)
@@ -318,11 +311,6 @@ def _define_flags() -> flags.FlagValues:
     return values
 
 
-def _fail(error: BaseException, code: int) -> int:
-    for line in str(error).splitlines():
-        print(f"gnp: {line}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

@@ -1,25 +1,21 @@
 """Pictures of a data set: how many examples each class has, how large images are, examples."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import numpy.typing as npt
-from matplotlib import pyplot as plt
+
+from gnp.analysis.figure_files import picture
+from gnp.terminal import one_line
+
+# isort: split
+
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
-
-# Class names may have dollars in them.
-matplotlib.rcParams["text.parse_math"] = False
 
 # Colors that stay apart without color vision (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -44,49 +40,54 @@ def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, p
     Raises:
         OSError: it cannot be written.
     """
-    if len(names) > MOST_NAMED_CLASSES:
-        figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
-        axis.fill_between(
-            np.arange(len(counts) + 1), [*sorted(counts, reverse=True), min(counts)],
-            step="post", color=COLORS[0],
+    size = (9, 4.5) if len(names) > MOST_NAMED_CLASSES else (8, 1.2 + 0.3 * max(len(names), 4))
+    with picture(path, figsize=size, layout="constrained") as figure:
+        axis = figure.subplots()
+        axis.set_title(title, loc="left", fontsize=12)
+        _plain(axis)
+        if len(names) > MOST_NAMED_CLASSES:
+            _draw_sorted(axis, counts)
+        else:
+            _draw_bars(axis, names, counts)
+
+
+def _draw_sorted(axis: Axes, counts: Sequence[int]) -> None:
+    axis.fill_between(
+        np.arange(len(counts) + 1), [*sorted(counts, reverse=True), min(counts)],
+        step="post", color=COLORS[0],
+    )  # fmt: skip
+    axis.set_xlim(0, len(counts))
+    axis.set_ylim(0, 1.08 * max(counts))
+    axis.set_xlabel(f"{len(counts):,} classes, sorted by their number of examples")
+    axis.set_ylabel("examples")
+
+
+def _draw_bars(axis: Axes, names: Sequence[str], counts: Sequence[int]) -> None:
+    places = np.arange(len(names))
+    axis.barh(places, counts, color=COLORS[0], height=0.75)
+    axis.set_yticks(places, [shortened(name, 30) for name in names])
+    for place, count in zip(places, counts, strict=True):
+        axis.annotate(
+            f"{count:,}", (count, place), (4, 0), textcoords="offset points",
+            va="center", fontsize=9, color=_GRAY,
         )  # fmt: skip
-        axis.set_xlim(0, len(counts))
-        axis.set_ylim(0, 1.08 * max(counts))
-        axis.set_xlabel(f"{len(counts):,} classes, sorted by their number of examples")
-        axis.set_ylabel("examples")
-        _plain(axis)
-    else:
-        figure, axis = plt.subplots(
-            figsize=(8, 1.2 + 0.3 * max(len(names), 4)), layout="constrained"
-        )
-        places = np.arange(len(names))
-        axis.barh(places, counts, color=COLORS[0], height=0.75)
-        axis.set_yticks(places, [shortened(name, 30) for name in names])
-        for place, count in zip(places, counts, strict=True):
-            axis.annotate(
-                f"{count:,}", (count, place), (4, 0), textcoords="offset points",
-                va="center", fontsize=9, color=_GRAY,
-            )  # fmt: skip
-        axis.set_xlim(0, 1.12 * max([*counts, 1]))
-        axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_xlabel("examples")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _plain(axis)
-        axis.grid(visible=False, axis="y")
-        axis.tick_params(axis="y", length=0)
-    axis.set_title(title, loc="left", fontsize=12)
-    save(figure, path)
+    axis.set_xlim(0, 1.12 * max([*counts, 1]))
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlabel("examples")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.grid(visible=False, axis="y")
+    axis.tick_params(axis="y", length=0)
 
 
 def plot_targets(targets: npt.NDArray[np.floating], title: str, path: Path) -> None:
     """Draw a histogram of the numbers that a regression predicts."""
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    axis.hist(targets, bins=_BINS, color=COLORS[0])
-    axis.set_xlabel("target")
-    axis.set_ylabel("examples")
-    axis.set_title(title, loc="left", fontsize=12)
-    _plain(axis)
-    save(figure, path)
+    with picture(path, figsize=(8, 4), layout="constrained") as figure:
+        axis = figure.subplots()
+        axis.hist(targets, bins=_edges(targets), color=COLORS[0])
+        axis.set_xlabel("target")
+        axis.set_ylabel("examples")
+        axis.set_title(title, loc="left", fontsize=12)
+        _plain(axis)
 
 
 def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
@@ -97,20 +98,20 @@ def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
         title: of the picture.
         path: the PNG to write; replaced whole.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    left.scatter(sizes[:, 1], sizes[:, 0], s=10, alpha=0.35, color=COLORS[0], linewidths=0)
-    most = 1.05 * sizes.max()
-    left.plot([0, most], [0, most], color=_GRAY, linewidth=0.8, linestyle=":")
-    left.annotate("square", (0.97 * most, 0.97 * most), color=_GRAY, fontsize=9, ha="right")
-    left.set(xlim=(0, most), ylim=(0, most), xlabel="width, pixels", ylabel="height, pixels")
-    left.set_aspect("equal")
-    right.hist(sizes.min(axis=1), bins=_BINS, color=COLORS[0])
-    right.yaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(xlabel="shorter side, pixels", ylabel="images")
-    for axis in (left, right):
-        _plain(axis)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    save(figure, path)
+    with picture(path, figsize=(10, 4.5), layout="constrained") as figure:
+        left, right = figure.subplots(1, 2)
+        left.scatter(sizes[:, 1], sizes[:, 0], s=10, alpha=0.35, color=COLORS[0], linewidths=0)
+        most = 1.05 * sizes.max()
+        left.plot([0, most], [0, most], color=_GRAY, linewidth=0.8, linestyle=":")
+        left.annotate("square", (0.97 * most, 0.97 * most), color=_GRAY, fontsize=9, ha="right")
+        left.set(xlim=(0, most), ylim=(0, most), xlabel="width, pixels", ylabel="height, pixels")
+        left.set_aspect("equal")
+        right.hist(sizes.min(axis=1), bins=_BINS, color=COLORS[0])
+        right.yaxis.set_major_locator(MaxNLocator(integer=True))
+        right.set(xlabel="shorter side, pixels", ylabel="images")
+        for axis in (left, right):
+            _plain(axis)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
 def plot_images(
@@ -138,26 +139,25 @@ def plot_images(
     top = 0.5 + (0.2 if column_names else 0)
     width = max(left + max(len(row) for row in rows) * (side + gap), 4)
     height = top + len(rows) * high + gap
-    figure = plt.figure(figsize=(width, height))
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set_axis_off()
-    axis.text(0.12, 0.17, title, va="top", fontsize=12)
-    for j, name in enumerate(column_names):
-        axis.text(left + j * (side + gap) + side / 2, top - 0.06, name, ha="center", color=_GRAY,
-                  fontsize=9)  # fmt: skip
-    for i, row in enumerate(rows):
-        bottom = top + (i + 1) * high - gap
-        if row_names:
-            axis.text(left - 0.08, bottom - side / 2, row_names[i], ha="right", va="center",
-                      fontsize=9)  # fmt: skip
-        for j, image in enumerate(row):
-            x = left + j * (side + gap)
-            _draw_image(axis, image, x, bottom, side)
-            if cell_names:
-                axis.text(x + side / 2, bottom - side - 0.03, cell_names[i][j], ha="center",
-                          fontsize=8)  # fmt: skip
-    axis.set(xlim=(0, width), ylim=(height, 0))
-    save(figure, path)
+    with picture(path, figsize=(width, height)) as figure:
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.set_axis_off()
+        axis.text(0.12, 0.17, title, va="top", fontsize=12)
+        for j, name in enumerate(column_names):
+            middle = left + j * (side + gap) + side / 2
+            axis.text(middle, top - 0.06, name, ha="center", color=_GRAY, fontsize=9)
+        for i, row in enumerate(rows):
+            bottom = top + (i + 1) * high - gap
+            if row_names:
+                axis.text(left - 0.08, bottom - side / 2, row_names[i], ha="right", va="center",
+                          fontsize=9)  # fmt: skip
+            for j, image in enumerate(row):
+                x = left + j * (side + gap)
+                _draw_image(axis, image, x, bottom, side)
+                if cell_names:
+                    axis.text(x + side / 2, bottom - side - 0.03, cell_names[i][j], ha="center",
+                              fontsize=8)  # fmt: skip
+        axis.set(xlim=(0, width), ylim=(height, 0))
 
 
 def _draw_image(
@@ -185,23 +185,22 @@ def plot_series(
     """
     wide = 4
     high = -(-len(series) // wide)
-    figure, axes = plt.subplots(
-        high, wide, figsize=(12, 0.6 + 1.25 * high), sharex=True, sharey=True,
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    for axis in axes.flat[len(series) :]:
-        axis.set_axis_off()
-    for axis, values, label in zip(axes.flat, series, labels, strict=False):
-        for channel in range(values.shape[-1]):
-            color = COLORS[label % 7] if values.shape[-1] == 1 else COLORS[channel % 7]
-            axis.plot(values[:, channel], color=color, linewidth=0.8)
-        name = f"class {names[label]}" if len(names[label]) < 3 else names[label]
-        axis.set_title(shortened(name, 24) if len(names) > 1 else "", loc="left", fontsize=9, pad=3)
-        _plain(axis)
-        axis.tick_params(labelsize=8)
-    figure.supxlabel("step", fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    save(figure, path)
+    with picture(path, figsize=(12, 0.6 + 1.25 * high), layout="constrained") as figure:
+        axes = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
+        for axis in axes.flat[len(series) :]:
+            axis.set_axis_off()
+        for axis, values, label in zip(axes.flat, series, labels, strict=False):
+            for channel in range(values.shape[-1]):
+                color = COLORS[label % 7] if values.shape[-1] == 1 else COLORS[channel % 7]
+                axis.plot(values[:, channel].astype(np.float64), color=color, linewidth=0.8)
+            name = f"class {names[label]}" if len(names[label]) < 3 else names[label]
+            axis.set_title(
+                shortened(name, 24) if len(names) > 1 else "", loc="left", fontsize=9, pad=3
+            )
+            _plain(axis)
+            axis.tick_params(labelsize=8)
+        figure.supxlabel("step", fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
 def plot_columns(
@@ -225,30 +224,29 @@ def plot_columns(
     count = min(inputs.shape[1], MOST_PANELS)
     wide = min(count, 2 if count <= 4 else 4 if count <= 16 else 5)
     high = -(-count // wide)
-    figure, axes = plt.subplots(
-        high, wide, figsize=(max(2.7 * wide, 7), 0.9 + 1.9 * high), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for axis in axes.flat[count:]:
-        axis.set_axis_off()
-    for column, axis in enumerate(axes.flat[:count]):
-        if not names:
-            axis.scatter(inputs[:, column], labels, s=8, alpha=0.4, color=COLORS[0], linewidths=0)
-        else:
-            _histograms(axis, inputs[:, column], labels, names)
-        axis.set_title(shortened(columns[column], 26), loc="left", fontsize=10, pad=3)
-        _plain(axis)
-        axis.tick_params(labelsize=8)
-    for row in axes:
-        row[0].set_ylabel("examples" if names else "target", fontsize=9)
-    if 1 < len(names) <= len(COLORS):
-        handles, _ = axes.flat[0].get_legend_handles_labels()
-        figure.legend(
-            handles, [shortened(name, 24) for name in names], loc="outside lower center",
-            ncols=min(len(names), 5), frameon=False, fontsize=9,
-        )  # fmt: skip
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    save(figure, path)
+    size = max(2.7 * wide, 7), 0.9 + 1.9 * high
+    with picture(path, figsize=size, layout="constrained") as figure:
+        axes = figure.subplots(high, wide, squeeze=False)
+        for axis in axes.flat[count:]:
+            axis.set_axis_off()
+        for column, axis in enumerate(axes.flat[:count]):
+            values = inputs[:, column].astype(np.float64)  # float32 has no room for margins
+            if not names:
+                axis.scatter(values, labels, s=8, alpha=0.4, color=COLORS[0], linewidths=0)
+            else:
+                _histograms(axis, values, labels, names)
+            axis.set_title(shortened(columns[column], 26), loc="left", fontsize=10, pad=3)
+            _plain(axis)
+            axis.tick_params(labelsize=8)
+        for row in axes:
+            row[0].set_ylabel("examples" if names else "target", fontsize=9)
+        if 1 < len(names) <= len(COLORS):
+            handles, _ = axes.flat[0].get_legend_handles_labels()
+            figure.legend(
+                handles, [shortened(name, 24) for name in names], loc="outside lower center",
+                ncols=min(len(names), 5), frameon=False, fontsize=9,
+            )  # fmt: skip
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
 def _histograms(
@@ -256,14 +254,23 @@ def _histograms(
 ) -> None:
     """Draw outlines, one a class, where there are few; else one for all."""
     if len(names) > len(COLORS):
-        axis.hist(values, bins=_BINS, color=COLORS[0])
+        axis.hist(values, bins=_edges(values), color=COLORS[0])
         return
-    edges = np.histogram_bin_edges(values, bins=20)
-    for label, name in enumerate(names):
+    edges = _edges(values, bins=20)
+    for label in range(len(names)):
         style: dict[str, Any] = {"color": COLORS[label], "linestyle": _LINES[label % 4]}
         counts = np.histogram(values[labels == label], bins=edges)[0]
-        axis.stairs(counts, edges, label=name, linewidth=1.5, **style)
+        axis.stairs(counts, edges, label=f"class {label}", linewidth=1.5, **style)
         axis.stairs(counts, edges, fill=True, alpha=0.12, color=COLORS[label])
+
+
+def _edges(values: npt.NDArray[np.floating], bins: int = _BINS) -> list[float]:
+    """Return the edges of a histogram's bins, also of values that are one, or close neighbors."""
+    low, high = float(values.min()), float(values.max())
+    least = 1e-12 * max(abs(low), abs(high))
+    if high - low <= least:
+        low, high = low - max(0.5, least), high + max(0.5, least)
+    return np.linspace(low, high, bins + 1).tolist()
 
 
 def _text_width(texts: Sequence[str], size: float) -> float:
@@ -273,31 +280,14 @@ def _text_width(texts: Sequence[str], size: float) -> float:
 
 
 def shortened(name: str, most: int) -> str:
-    """Return a name of at most so many characters.
+    """Return a name on one line, of at most so many characters.
 
     Example:
         >>> shortened("a long name", 6)
         'a lon…'
     """
+    name = one_line(name)
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    try:
-        with warnings.catch_warnings():
-            # Names in scripts that the font does not have are drawn as boxes.
-            warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-            figure.savefig(temporary, dpi=120)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        plt.close(figure)
 
 
 def _plain(axis: Axes) -> None:

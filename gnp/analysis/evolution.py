@@ -8,11 +8,12 @@ recorded of each epoch. docs/evolution.md says what the numbers and the pictures
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp.analysis.command_line import Parser, make_folder
+from gnp.analysis.command_line import Parser, local_path, make_folder
+from gnp.analysis.command_line import run as run_command
 from gnp.analysis.evolution_numbers import (
     Evolution,
     Verdict,
@@ -29,6 +30,8 @@ from gnp.analysis.evolution_pictures import (
     plot_loss_and_metrics,
     plot_norms,
 )
+from gnp.analysis.figure_files import drawn
+from gnp.terminal import one_line, prepare_streams
 from gnp.training.evolution import write_npz
 from gnp.training.files import FileFormatError, read_rows, write_atomic
 
@@ -46,22 +49,21 @@ def write_evolution(
         out: is there.
 
     Returns:
-        The names of the files.
+        The names of the files; a picture that cannot be drawn is a warning.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: the numbers cannot be written.
     """
     write_npz(out / "evolution.npz", arrays(evolution))
     write_atomic(out / "evolution.csv", table(evolution))
-    plot_norms(evolution, out / "gradient_norms.png")
-    plot_highest_elements(evolution, out / "highest_elements.png")
-    plot_animation(evolution, out / "animation.gif")
-    written = ["evolution.npz", "evolution.csv"]
-    written += ["gradient_norms.png", "highest_elements.png", "animation.gif"]
-    if rows:
-        plot_loss_and_metrics(rows, out / "loss_and_metrics.png")
-        written.append("loss_and_metrics.png")
-    return written
+    pictures: list[tuple[Callable[..., None], Any, str]] = [
+        (plot_norms, evolution, "gradient_norms.png"),
+        (plot_highest_elements, evolution, "highest_elements.png"),
+        (plot_animation, evolution, "animation.gif"),
+    ]
+    pictures += [(plot_loss_and_metrics, rows, "loss_and_metrics.png")] if rows else []
+    shown = [name for plot, what, name in pictures if drawn(plot, what, out / name)]
+    return ["evolution.npz", "evolution.csv", *shown]
 
 
 def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
@@ -71,7 +73,7 @@ def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
         f"{words[verdict.holds]:<3}  {verdict.claim}: {verdict.numbers}"
         for verdict in verdicts(evolution)
     ]
-    return "\n".join([*lines, f"in {out}: {', '.join(written)}"])
+    return "\n".join([*lines, f"in {one_line(out)}: {', '.join(written)}"])
 
 
 def show_evolution(directory: Path) -> None:
@@ -116,25 +118,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None: the process' own.
     """
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m gnp.analysis.evolution", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
-    parser.add_argument("--out", type=Path, help="folder for the files (default: DIR)")
+    parser.add_argument("directory", metavar="DIR", type=local_path, help="run directory")
+    parser.add_argument("--out", type=local_path, help="folder for the files (default: DIR)")
     parser.add_argument(
         "--every", type=int, metavar="STEPS", help="steps that count as an epoch (record.steps)"
     )
     options = parser.parse_args(arguments)
     if options.every is not None and options.every < 1:
         parser.error(f"--every={options.every}: allowed is a whole number >= 1")
-    try:
-        run(options.directory, options.out, options.every)
-    except (FileFormatError, OSError) as error:
-        print(f"gnp: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("gnp: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    run(options.directory, options.out, options.every)
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main())

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gnp.training.evolution import FIELDS, FOLDER, cells, epoch_files
-from gnp.training.files import FileFormatError
+from gnp.terminal import one_line
+from gnp.training.evolution import CELLS, FIELDS, FOLDER, cells, epoch_files
+from gnp.training.files import FileFormatError, read_arrays
 from gnp.training.gradient_files import FOLDER as GRADIENTS
 from gnp.training.gradient_files import INDEX, Index, read_index
 from gnp.training.gradient_files import read_rows as read_gradients
@@ -21,7 +20,7 @@ from gnp.training.gradient_files import read_rows as read_gradients
 _CHUNK = 2**25
 # Epochs whose pictures are kept.
 MAPS = 40
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+_ANEW = "put it back, or record the run anew with --config.retrain=True"
 
 
 class Evolution(NamedTuple):
@@ -150,18 +149,22 @@ def read_evolution(directory: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{directory} has no recorded gradients: train it with --config.record.gradients=True"
         )
-    missing = set(range(1, max(files) + 1)) - set(files)
-    if missing:
-        raise FileFormatError(
-            f"{directory / FOLDER} lacks epoch {min(missing)}: put its file back, or record the "
-            "run anew"
-        )
+    for expected, number in enumerate(files, start=1):
+        if number != expected:
+            raise FileFormatError(
+                f"{directory / FOLDER} lacks epoch {expected}: put its file back, or record the "
+                "run anew"
+            )
     shown = map_epochs(len(files))
     epochs = [_read_epoch(path, number in shown) for number, path in enumerate(files.values())]
     first = epochs[0]
     for path, epoch in zip(files.values(), epochs, strict=True):
-        if not np.array_equal(epoch["names"], first["names"]) or not np.array_equal(
-            epoch["sizes"], first["sizes"]
+        # Whatever the epochs that are shown have, the first has.
+        if not all(
+            np.array_equal(value, first[name])
+            if name in ("names", "sizes")
+            else value.shape == first[name].shape
+            for name, value in epoch.items()
         ):
             raise FileFormatError(f"{path} is of another model than {files[1]}")
     together = {
@@ -188,21 +191,27 @@ def read_evolution(directory: Path) -> dict[str, Any]:
 
 def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
     """Read the arrays of an epoch's file."""
-    try:
-        # np.load would leave the file of a damaged archive open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            names = ["names", "sizes", "steps"]
-            names += [f"{kind}/{field}" for kind in ("mean", "max") for field in FIELDS]
-            if with_maps:
-                layers = range(len(file["names"]))
-                names += [f"map/{field}/{i}" for field in FIELDS for i in layers]
-            return {name: file[name] for name in names}
-    except _UNREADABLE as error:
-        raise FileFormatError(
-            f"{path} is damaged: put it back, or record the run anew with --config.retrain=True"
-        ) from error
+    found = read_arrays(path, lambda name: with_maps or not name.startswith("map/"))
+    layers = found["names"].size if "names" in found else 0
+    # Name -> kind and rank; all but the pictures have a value a layer.
+    wanted = {"names": ("U", 1), "sizes": ("iu", 1), "steps": ("iu", 0)}
+    wanted |= {f"{kind}/{field}": ("f", 1) for kind in ("mean", "max") for field in FIELDS}
+    if with_maps:
+        wanted |= {f"map/{field}/{i}": ("f", 2) for field in FIELDS for i in range(layers)}
+    for name, (kind, rank) in wanted.items():
+        array = found.get(name, np.array(None))
+        if (
+            array.dtype.kind not in kind
+            or array.ndim != rank
+            or (rank == 1 and not 0 < array.size == layers)
+            or (rank == 2 and not 0 < min(array.shape) <= max(array.shape) <= CELLS)
+            or (kind != "U" and (array < 0).any())
+        ):
+            raise FileFormatError(f"{path} is damaged: no {name} as it should be; {_ANEW}")
+    return {name: found[name] for name in wanted}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of a run that diverged
 def _evolution(found: dict[str, Any]) -> Evolution:
     """Return the evolution from what `read_evolution` gives."""
     mean = {field: found[f"mean/{field}"].astype(np.float64) for field in FIELDS}
@@ -212,7 +221,7 @@ def _evolution(found: dict[str, Any]) -> Evolution:
     scale = highest["accumulated"].max(1)
     scale[scale == 0] = 1.0
     return Evolution(
-        names=tuple(map(str, found["names"])),
+        names=tuple(map(one_line, found["names"])),
         sizes=found["sizes"],
         epochs=found["epochs"],
         steps=found["steps"],
@@ -229,6 +238,7 @@ def _evolution(found: dict[str, Any]) -> Evolution:
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _from_steps(index: Index, every: int) -> dict[str, Any]:
     """Compute what `read_evolution` gives from the steps' gradients."""
     epochs, layers = index.steps // every, len(index.names)
@@ -310,15 +320,15 @@ def growth_exponent(epochs: np.ndarray, norms: np.ndarray) -> float:
 
 def _sublinear(evolution: Evolution) -> tuple[bool | None, str]:
     norms = evolution.accumulated_norm
-    if len(norms) < 3 or norms.min() <= 0:
-        return None, "it takes three epochs to tell"
+    if len(norms) < 3 or not (np.isfinite(norms) & (norms > 0)).all():
+        return None, "it takes three epochs of gradients to tell"
     exponent = growth_exponent(evolution.epochs, norms)
     return exponent < 1, f"fitted exponent {exponent:.2f} (1: linear)"
 
 
 def _falls(evolution: Evolution) -> tuple[bool | None, str]:
     norms = evolution.gradient_norm
-    if len(norms) < 2 or norms[0] <= 0:
+    if len(norms) < 2 or not (np.isfinite(norms[[0, -1]]).all() and norms[0] > 0):
         return None, "it takes two epochs to tell"
     ratio = norms[-1] / norms[0]
     return bool(ratio < 1), f"last over first {ratio:.3g}"
@@ -335,7 +345,7 @@ def _separate(evolution: Evolution) -> tuple[bool | None, str]:
 
 def _spread(values: np.ndarray) -> float | None:
     """Return the largest over the smallest, layers without gradients left out."""
-    positive = values[values > 0]
+    positive = values[np.isfinite(values) & (values > 0)]
     return float(positive.max() / positive.min()) if len(positive) > 1 else None
 
 
@@ -358,6 +368,7 @@ def table(evolution: Evolution) -> str:
     return out.getvalue()
 
 
+@np.errstate(over="ignore")
 def arrays(evolution: Evolution) -> dict[str, np.ndarray]:
     """Return evolution.npz: every attribute by its name, the pictures as `maps/FIELD/LAYER`."""
     flat = {k: np.asarray(v) for k, v in evolution._asdict().items() if k != "maps"}

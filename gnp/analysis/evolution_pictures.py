@@ -5,23 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
+from PIL import Image
+
+from gnp.analysis.evolution_numbers import Evolution
+from gnp.analysis.figure_files import own_style, picture, picture_file
+
+# isort: split
+
 from matplotlib import colormaps
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image
-
-from gnp.analysis.evolution_numbers import Evolution
-from gnp.analysis.figure_files import save_figure
-from gnp.training.files import replaced
 
 # Okabe and Ito: they stay apart without color vision; dashes and markers do too.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -65,35 +63,35 @@ def plot_norms(evolution: Evolution, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    epochs = evolution.epochs
-    every = max(1, -(-len(epochs) // _MOST_VERTICALS))
-    verticals = np.arange(len(epochs) - 1, -1, -every)[::-1]
-    axis.vlines(
-        epochs[verticals],
-        evolution.accumulated_norm[verticals],
-        evolution.summed_norm[verticals],
-        colors=GRAY,
-        linestyles="dashed",
-        linewidth=1,
-        zorder=1,
-        label="dissolving norm: sum − ‖A‖" + (f" (every {every} epochs)" if every > 1 else ""),
-    )
-    marked = max(1, len(epochs) // 25)
-    for values, label, color, dash, marker in (
-        (evolution.summed_norm, "running sum of ‖G‖", ORANGE, "--", "s"),
-        (evolution.accumulated_norm, "‖A‖: all gradients so far, summed", BLUE, "-", "o"),
-        (evolution.gradient_norm, "‖G‖: an epoch's gradients, summed", GREEN, "-.", "^"),
-    ):
-        axis.plot(epochs, values, color=color, linestyle=dash, marker=marker, label=label,
-                  markersize=5, markevery=marked)  # fmt: skip
-    _finish_axis(axis, "Standardized L1 norms of the gradients", "Σ over layers of ‖·‖₁ / size")
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("epoch")
-    handles, labels = axis.get_legend_handles_labels()
-    order = [1, 2, 3, 0]
-    axis.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
-    save_figure(figure, path)
+    with picture(path, figsize=(9, 5.5), layout="constrained") as figure:
+        axis = figure.subplots()
+        epochs = evolution.epochs
+        every = max(1, -(-len(epochs) // _MOST_VERTICALS))
+        verticals = np.arange(len(epochs) - 1, -1, -every)[::-1]
+        axis.vlines(
+            epochs[verticals],
+            evolution.accumulated_norm[verticals],
+            evolution.summed_norm[verticals],
+            colors=GRAY,
+            linestyles="dashed",
+            linewidth=1,
+            zorder=1,
+            label="dissolving norm: sum − ‖A‖" + (f" (every {every} epochs)" if every > 1 else ""),
+        )
+        marked = max(1, len(epochs) // 25)
+        for values, label, color, dash, marker in (
+            (evolution.summed_norm, "running sum of ‖G‖", ORANGE, "--", "s"),
+            (evolution.accumulated_norm, "‖A‖: all gradients so far, summed", BLUE, "-", "o"),
+            (evolution.gradient_norm, "‖G‖: an epoch's gradients, summed", GREEN, "-.", "^"),
+        ):
+            axis.plot(epochs, values, color=color, linestyle=dash, marker=marker, label=label,
+                      markersize=5, markevery=marked)  # fmt: skip
+        _finish_axis(axis, "Standardized L1 norms of the gradients", "Σ over layers of ‖·‖₁ / size")
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("epoch")
+        handles, labels = axis.get_legend_handles_labels()
+        order = [1, 2, 3, 0]
+        axis.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
 
 
 def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -111,32 +109,32 @@ def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None
         for name in ("error_rate", "top_5_error_rate", "mean_absolute_error")
         if any(f"train_{name}" in row for row in rows)
     ]
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(5.5 * len(names), 4.5), layout="constrained", squeeze=False
-    )
-    for axis, name in zip(axes[0], names, strict=True):
-        percent = 100 if name.endswith("error_rate") else 1
-        for split, color, dash, marker in (
-            ("train", BLUE, "-", "o"),
-            ("validation", ORANGE, "--", "s"),
-            ("test", ORANGE, "--", "s"),
-        ):
-            points = [
-                (row["epoch"], percent * row[f"{split}_{name}"])
-                for row in rows
-                if f"{split}_{name}" in row
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=color, linestyle=dash, marker=marker,
-                          markersize=5, markevery=max(1, len(points) // 25),
-                          label="training" if split == "train" else split)  # fmt: skip
-        words = name.replace("_", " ").replace("top 5", "top-5")
-        _finish_axis(axis, words.capitalize(), "%" if percent > 1 else "")
-        axis.set_xlabel("epoch")
-        if not _log_where_wide(axis):
-            axis.set_ylim(bottom=0)
-        axis.legend(frameon=False)
-    save_figure(figure, path)
+    size = 5.5 * len(names), 4.5
+    with picture(path, figsize=size, layout="constrained") as figure:
+        axes = figure.subplots(1, len(names), squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            percent = 100 if name.endswith("error_rate") else 1
+            for split, color, dash, marker in (
+                ("train", BLUE, "-", "o"),
+                ("validation", ORANGE, "--", "s"),
+                ("test", ORANGE, "--", "s"),
+            ):
+                points = [
+                    (row["epoch"], percent * row[f"{split}_{name}"])
+                    for row in rows
+                    if f"{split}_{name}" in row
+                ]
+                if points:
+                    label = "training" if split == "train" else split
+                    axis.plot(*zip(*points, strict=True), color=color, linestyle=dash, label=label,
+                              marker=marker, markersize=5,
+                              markevery=max(1, len(points) // 25))  # fmt: skip
+            words = name.replace("_", " ").replace("top 5", "top-5")
+            _finish_axis(axis, words.capitalize(), "%" if percent > 1 else "")
+            axis.set_xlabel("epoch")
+            if not _log_where_wide(axis):
+                axis.set_ylim(bottom=0)
+            axis.legend(frameon=False)
 
 
 def plot_highest_elements(evolution: Evolution, path: Path) -> None:
@@ -150,34 +148,34 @@ def plot_highest_elements(evolution: Evolution, path: Path) -> None:
         OSError: it cannot be written.
     """
     order = natural_order(evolution.names)
-    figure, axes = plt.subplots(1, 2, figsize=(13, 6), sharex=True, layout="constrained")
-    many = len(order) > NAMED_LAYERS
-    panels = (
-        (evolution.highest_gradient, "Highest element of |G|, an epoch's gradients"),
-        (evolution.highest_accumulated, "Highest element of |A|, all gradients so far"),
-    )
-    for axis, (highest, title) in zip(axes, panels, strict=True):
-        # A layer without gradients has no place on a logarithmic axis, and nothing to show.
-        shown = [i for i in order if highest[i].max() > 0]
-        for i in shown:
-            axis.plot(evolution.epochs, highest[i], **_line(order.index(i), len(order)),
-                      markevery=max(1, len(evolution.epochs) // 15),
-                      label=evolution.names[i])  # fmt: skip
-        _finish_axis(axis, title, "")
-        _log_where_wide(axis)
-        axis.set_xlabel("epoch")
-        if many and highest is evolution.highest_gradient:  # the others all end near 1
-            _name_outermost(axis, evolution, highest, shown)
-    axes[0].set_ylabel("share of the layer's largest |A| over all epochs")
-    if many:
-        colors = ScalarMappable(Normalize(1, len(order)), _layer_colors())
-        bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=60, pad=0.03)
-        bar.set_label(f"layer, in the order of the names: 1 {_short(evolution.names[order[0]])}, "
-                      f"{len(order)} {_short(evolution.names[order[-1]])}")  # fmt: skip
-    else:
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    save_figure(figure, path)
+    with picture(path, figsize=(13, 6), layout="constrained") as figure:
+        axes = figure.subplots(1, 2, sharex=True)
+        many = len(order) > NAMED_LAYERS
+        panels = (
+            (evolution.highest_gradient, "Highest element of |G|, an epoch's gradients"),
+            (evolution.highest_accumulated, "Highest element of |A|, all gradients so far"),
+        )
+        for axis, (highest, title) in zip(axes, panels, strict=True):
+            # A layer without gradients has no place on a logarithmic axis, and nothing to show.
+            shown = [i for i in order if highest[i].max() > 0]
+            for i in shown:
+                axis.plot(evolution.epochs, highest[i], **_line(order.index(i), len(order)),
+                          markevery=max(1, len(evolution.epochs) // 15),
+                          label=evolution.names[i])  # fmt: skip
+            _finish_axis(axis, title, "")
+            _log_where_wide(axis)
+            axis.set_xlabel("epoch")
+            if many and highest is evolution.highest_gradient:  # the others all end near 1
+                _name_outermost(axis, evolution, highest, shown)
+        axes[0].set_ylabel("share of the layer's largest |A| over all epochs")
+        if many:
+            colors = ScalarMappable(Normalize(1, len(order)), _layer_colors())
+            bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=60, pad=0.03)
+            first, last = (_short(evolution.names[order[i]]) for i in (0, -1))
+            bar.set_label(f"layer, in the order of the names: 1 {first}, {len(order)} {last}")
+        else:
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
 
 
 def _line(place: int, layers: int) -> dict[str, Any]:
@@ -244,24 +242,24 @@ def plot_animation(evolution: Evolution, path: Path) -> None:
         OSError: it cannot be written.
     """
     layers = animated_layers(evolution)
-    figure, images = _heatmaps(evolution, layers)
-    title = figure.text(0.01, 0.985, "", fontsize=13, va="top", animated=True)
-    canvas: Any = figure.canvas
-    canvas.draw()
-    background = canvas.copy_from_bbox(figure.bbox)
-    frames, palette = [], _palette()
-    for k in range(len(evolution.map_epochs)):
-        canvas.restore_region(background)
-        for (field, layer), image in images.items():
-            image.set_data(_scaled(evolution.maps[field][layer])[k])
-            image.axes.draw_artist(image)
-        title.set_text(f"epoch {evolution.map_epochs[k]} of {evolution.epochs[-1]}")
-        figure.draw_artist(title)
-        frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
-    plt.close(figure)
+    with own_style():
+        figure, images = _heatmaps(evolution, layers)
+        title = figure.text(0.01, 0.985, "", fontsize=13, va="top", animated=True)
+        canvas: Any = figure.canvas
+        canvas.draw()
+        background = canvas.copy_from_bbox(figure.bbox)
+        frames, palette = [], _palette()
+        for k in range(len(evolution.map_epochs)):
+            canvas.restore_region(background)
+            for (field, layer), image in images.items():
+                image.set_data(_scaled(evolution.maps[field][layer])[k])
+                image.axes.draw_artist(image)
+            title.set_text(f"epoch {evolution.map_epochs[k]} of {evolution.epochs[-1]}")
+            figure.draw_artist(title)
+            frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+            frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     durations = [FRAME_MILLISECONDS] * (len(frames) - 1) + [4 * FRAME_MILLISECONDS]
-    with replaced(path) as file:
+    with picture_file(path) as file:
         frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations,
                        loop=0)  # fmt: skip
 
@@ -291,9 +289,9 @@ def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[i
 def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict[Any, Any]]:
     """Draw a row a quantity, a column a layer; return (field, layer) -> its image."""
     wide = max(7.5, 1.35 * len(layers) + 2.2)
-    figure, axes = plt.subplots(
-        len(_FIELDS), len(layers), figsize=(wide, 5.6), dpi=100, squeeze=False
-    )
+    figure = Figure(figsize=(wide, 5.6), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(_FIELDS), len(layers), squeeze=False)
     left, right = 1.4 / wide, 1 - 0.75 / wide
     figure.subplots_adjust(left=left, right=right, top=0.82, bottom=0.1, wspace=0.12, hspace=0.1)
     images = {}

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gnp.analysis.curves import plot_curves
-from gnp.training.files import read_rows
+from gnp.terminal import one_line, warn
+from gnp.training.files import FileFormatError, read_rows
 
 
 def print_table(
@@ -20,18 +20,24 @@ def print_table(
     """Print a table, as wide as the terminal, or of 160 columns where there is none.
 
     Args:
-        title: Above it.
+        title: Above it; like all texts, it may be of data, and have anything in it.
         rows: Of texts.
         columns: Their titles; none: no head.
         numbers: Titles of the columns that are set to the right.
     """
-    table = Table(title=title, show_header=bool(columns))
+    table = Table(title=one_line(title), show_header=bool(columns))
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
+        table.add_column(one_line(column), justify="right" if column in numbers else "left")
     for row in rows:
-        table.add_row(*row)
-    console = Console(markup=False)  # `[...]` in a path is no markup
-    (console if console.is_terminal else Console(markup=False, width=160)).print(table)
+        table.add_row(*map(one_line, row))
+    # `[...]` and `:cat:` in a name are themselves. Printed by Python, as every other line is, so
+    # that a reader who has gone is noticed in one place.
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(markup=False, emoji=False, width=160)
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")
 
 
 def show_results(working_dir: Path, has_evolution: bool) -> None:
@@ -39,7 +45,11 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
     rows = read_rows(working_dir / "metrics.jsonl")
     if not rows:
         return
-    plot_curves(rows, working_dir / "curves.png")
+    # Late, as matplotlib takes its time, and few runs need the pictures of an evolution.
+    from gnp.analysis.curves import plot_curves
+    from gnp.analysis.figure_files import drawn
+
+    drawn(plot_curves, rows, working_dir / "curves.png")
     epochs = ("first epoch", "best", "last epoch")
     print_table(str(working_dir), _results(rows), ("", *epochs), numbers=epochs)
     seconds, count = sum(row["epoch_seconds"] for row in rows), rows[-1]["epoch"]
@@ -54,9 +64,12 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
     )
     print(f"in {working_dir}: {files}", flush=True)
     if has_evolution:
-        from gnp.analysis.evolution import show_evolution  # late: few runs need its pictures
+        from gnp.analysis.evolution import show_evolution
 
-        show_evolution(working_dir)
+        try:
+            show_evolution(working_dir)
+        except FileFormatError as error:
+            warn(f"no evolution of the gradients: {error}")
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[str]]:

@@ -20,8 +20,9 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from ds_pipeline import DataError
+from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
-from gnp.analysis.sharpness.run import open_checkpoint, read_results, write_results
+from gnp.analysis.sharpness.run import open_checkpoint, write_results
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.bench.measure import about_this_machine
 from gnp.bench.methods import error_cell, run_directory, run_to_end, train_all

@@ -150,7 +150,7 @@ def epoch_files(directory: Path) -> dict[int, Path]:
     found = {
         int(match[1]): path
         for path in (directory / FOLDER).glob("epoch_*.npz")
-        if (match := re.fullmatch(r"epoch_(\d+)\.npz", path.name))
+        if (match := re.fullmatch(r"epoch_([0-9]{1,9})\.npz", path.name))
     }
     return dict(sorted(found.items()))
 

@@ -7,20 +7,23 @@ import os
 import secrets
 import stat
 import tokenize
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory.
-_DAMAGED_ARRAYS = (
+# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory, and
+# of a header that is not numpy's own there is a warning, to be made an error.
+DAMAGED_ARRAYS = (
     ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
-    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, UserWarning,
 )  # fmt: skip
+_MOST_BYTES = 2**30
 _HOW = "remove that line, or start over with --config.retrain=True"
 
 
@@ -115,7 +118,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         FileFormatError: it is no regular file.
         OSError: it is missing or cannot be read.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileFormatError(f"{path} is no regular file; remove it")
         try:
@@ -179,16 +182,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file.
+def read_arrays(
+    path: Path, wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file, or those of them whose names are wanted.
 
     Raises:
-        FileFormatError: it is damaged, or holds Python objects; names it.
+        FileFormatError: it is damaged, too large or holds Python objects; names it.
         OSError: it is missing or cannot be read.
     """
-    with opened(path) as file:
+    with opened(path) as file, warnings.catch_warnings(action="error", category=UserWarning):
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except _DAMAGED_ARRAYS as error:
+                if sum(each.file_size for each in arrays.zip.infolist()) > _MOST_BYTES:
+                    raise ValueError("it is larger than any that a run writes")
+                return {name: arrays[name] for name in arrays if wanted(name)}
+        except DAMAGED_ARRAYS as error:
             raise FileFormatError(f"{path} is damaged: {first_line(error)}") from error

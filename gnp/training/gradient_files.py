@@ -1,15 +1,15 @@
 """Every step's gradient on disk: DIR/gradients/, a .npy file a layer and an index."""
 
-import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gnp.training.files import FileFormatError, write_json
+from gnp.training.files import DAMAGED_ARRAYS, FileFormatError, opened, read_json, write_json
 from gnp.training.state import leaf_names
 
 FOLDER = "gradients"
@@ -178,16 +178,8 @@ def read_index(directory: Path) -> Index:
     """
     folder = directory / FOLDER
     try:
-        values = json.loads((folder / INDEX).read_text())
-        index = Index(
-            tuple(map(str, values["names"])),
-            tuple(folder / name for name in values["files"]),
-            tuple(tuple(map(int, shape)) for shape in values["shapes"]),
-            int(values["steps_per_epoch"]),
-            int(values["total_steps"]),
-            int(values["steps"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        index = _parse_index(read_json(folder / INDEX), folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
         raise FileFormatError(f"{folder / INDEX} is missing or damaged; {_ANEW}") from error
     for file, shape in zip(index.files, index.shapes, strict=True):
         rows = read_rows(file)
@@ -196,15 +188,36 @@ def read_index(directory: Path) -> Index:
     return index
 
 
+def _parse_index(values: Any, folder: Path) -> Index:
+    """Return an index as JSON has it; TypeError, ValueError or KeyError where it is none."""
+    names, files, shapes = ([*values[key]] for key in ("names", "files", "shapes"))
+    numbers = [values[key] for key in ("steps_per_epoch", "total_steps", "steps")]
+    every, total, steps = numbers
+    if not (
+        len(names) == len(files) == len(shapes)
+        and all(isinstance(text, str) for text in names + files)
+        and all(Path(file).name == file for file in files)  # none of another folder
+        and all(type(n) is int for n in numbers + [n for shape in shapes for n in shape])
+        and every > 0
+        and 0 <= steps <= total
+    ):
+        raise ValueError("other values than are written")
+    places = tuple(folder / file for file in files)
+    return Index(tuple(names), places, tuple(map(tuple, shapes)), every, total, steps)
+
+
 def read_rows(file: Path) -> np.ndarray:
     """Return a layer's gradients [steps, ...], read from the disk as they are used.
 
     Raises:
         FileFormatError: the file is missing or damaged.
+        OSError: it cannot be read.
     """
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # A pipe would hang.
+        with opened(file), warnings.catch_warnings(action="error", category=UserWarning):
+            return np.lib.format.open_memmap(file, mode="r")
+    except (FileNotFoundError, *DAMAGED_ARRAYS) as error:
         raise FileFormatError(f"{file} is missing or damaged; {_ANEW}") from error
 
 

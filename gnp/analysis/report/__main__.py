@@ -6,29 +6,17 @@ report.csv.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from gnp.analysis.command_line import Parser, local_path, make_folder, run
 from gnp.analysis.report.groups import Group, group_runs
 from gnp.analysis.report.page import page
-from gnp.analysis.report.runs import (
-    ReportError,
-    Run,
-    UsageError,
-    final_value,
-    points,
-    read_runs,
-)
+from gnp.analysis.report.runs import Run, final_value, points, read_runs
 from gnp.analysis.report.tables import comma_separated, find_baseline, markdown, sections
+from gnp.terminal import one_line, prepare_streams, printable, warn
 from gnp.training.files import write_atomic
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; --help shows the usage")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,22 +25,15 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: without the program's name.
     """
-    try:
-        options = _parse(arguments)
-        return _report(options.runs, options.out, options.baseline)
-    except UsageError as error:
-        return _fail(error, 2)
-    except (ReportError, OSError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail(RuntimeError("interrupted"), 130)
+    return run(lambda: _report(_parse(arguments)))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m gnp.analysis.report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="made if needed")
+    parser = Parser(prog="python -m gnp.analysis.report", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN")
+    parser.add_argument(
+        "--out", type=local_path, required=True, metavar="DIR", help="made if needed"
+    )
     parser.add_argument(
         "--baseline",
         metavar="RUN_OR_GROUP",
@@ -62,32 +43,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _report(paths: Sequence[Path], out: Path, baseline: str | None) -> int:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out={out} is a file; a directory is needed")
-    runs, skipped = read_runs(paths)
+def _report(options: argparse.Namespace) -> None:
+    out, baseline = options.out, options.baseline
+    runs, skipped = read_runs(options.runs)
     for _, reason in skipped[:10]:
-        print(f"gnp: skipped: {reason}", file=sys.stderr)
+        warn(one_line(f"skipped: {reason}"))
     if len(skipped) > 10:
-        print(f"gnp: and {len(skipped) - 10} more were skipped", file=sys.stderr)
+        warn(f"and {len(skipped) - 10} more were skipped")
     groups = group_runs(runs)
-    found = sections(groups, find_baseline(baseline, groups) if baseline else None)
+    found = sections(groups, None if baseline is None else find_baseline(baseline, groups))
     notes = _notes(runs, groups, skipped)
     html, warnings = page(found, notes)
     for warning in warnings:
-        print(f"gnp: {warning}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("report.md", markdown(found, [*notes, *warnings])),
-        ("report.csv", comma_separated(found)),
-        ("report.html", html),
-    ):
-        # A file's name may hold bytes that are no text.
-        write_atomic(out / name, text.encode(errors="replace").decode())
+        warn(one_line(warning))
+    make_folder(out)
+    # A file's name may hold bytes that are no text, and a terminal's commands.
+    write_atomic(out / "report.md", printable(markdown(found, [*notes, *warnings])))
+    write_atomic(out / "report.csv", printable(comma_separated(found)))
+    write_atomic(out / "report.html", html.encode(errors="replace").decode())
     left_out = f", {len(skipped)} skipped" if skipped else ""
     print(f"{_count(len(runs), 'run')} in {_count(len(groups), 'group')}{left_out}")
-    print(f"in {out}: report.html, report.md, report.csv")
-    return 0
+    print(f"in {one_line(out)}: report.html, report.md, report.csv")
 
 
 def _notes(
@@ -127,14 +103,6 @@ def _count(number: int, word: str, words: str | None = None) -> str:
     return f"{number} {word if number == 1 else words or word + 's'}"
 
 
-def _fail(error: BaseException, code: int) -> int:
-    message = str(error)
-    if isinstance(error, OSError) and error.filename:
-        message = f"{error.filename} cannot be written or read: {os.strerror(error.errno or 0)}"
-    for line in message.splitlines():
-        print(f"gnp: {line}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

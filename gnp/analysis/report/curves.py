@@ -42,7 +42,7 @@ def _curve(name: str, title: str, groups: Sequence[Group], percent: bool) -> Fig
     if percent:
         axis |= {"tickformat": ".1~%", "rangemode": "tozero"}
     elif _spans_decades(y for trace in traces for y in trace["y"]):
-        axis |= log_axis([y for trace in traces for y in trace["y"] if y])
+        axis |= log_axis(y for trace in traces for y in trace["y"])
     layout = {"xaxis": {"title": {"text": "epoch"}}, "yaxis": axis, "showlegend": False}
     return Figure(title, "", f"{title} over epochs, a line for each group.", traces, layout)
 

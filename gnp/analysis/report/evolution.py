@@ -10,6 +10,7 @@ from gnp.analysis.evolution_numbers import load_evolution, verdicts
 from gnp.analysis.report.figures import evenly, rounded
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import Run
+from gnp.terminal import describe
 from gnp.training.evolution import FIELDS, epoch_files
 from gnp.training.files import FileFormatError
 
@@ -36,8 +37,8 @@ def evolutions(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]
     for group, run in chosen:
         try:
             found.append(evolution(run, group.name, MOST_CELLS // len(chosen)))
-        except FileFormatError as error:
-            warnings.append(f"no gradient evolution: {error}")
+        except (FileFormatError, OSError) as error:
+            warnings.append(f"no gradient evolution: {describe(error)}")
     return found, warnings
 
 

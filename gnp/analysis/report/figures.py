@@ -5,7 +5,7 @@ what the style sheet says for light or dark.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
@@ -97,20 +97,23 @@ def evenly(number: int, most: int) -> list[int]:
     return [round(i * (number - 1) / (most - 1)) for i in range(most)]
 
 
-def log_axis(values: Sequence[float]) -> dict[str, Any]:
+def log_axis(values: Iterable[float | None]) -> dict[str, Any]:
     """Return a logarithmic axis with few round ticks.
 
     Args:
-        values: positive ones, at least one.
+        values: those that are positive and finite have a place on it.
 
     Example:
         >>> log_axis([0.3, 4.0])["tickvals"]
         [0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
     """
-    low, high = math.log10(min(values)), math.log10(max(values))
+    shown = [value for value in values if value and 0 < value < math.inf]
+    if not shown:
+        return {"type": "log"}
+    low, high = math.log10(min(shown)), math.log10(max(shown))
     steps = (1, 2, 5) if high - low < 2.5 else (1,)
     every = max(1, math.ceil((high - low) / 6))
     powers = range(math.floor(low), math.ceil(high) + 1)
     ticks = [float(f"{i}e{power}") for power in powers if power % every == 0 for i in steps]
-    ticks = [tick for tick in ticks if low - 0.4 < math.log10(tick) < high + 0.4]
+    ticks = [tick for tick in ticks if tick and low - 0.4 < math.log10(tick) < high + 0.4]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

@@ -176,7 +176,7 @@ def _ticks(largest: float) -> list[float]:
         >>> _ticks(0.031)
         [0.0, 0.01, 0.02, 0.03, 0.04]
     """
-    if largest <= 0:
+    if largest < 1e-300:  # there are hardly smaller numbers for its parts
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(largest))
     step = next(p * power for p in (0.2, 0.25, 0.5, 1, 2, 2.5, 5) if p * power * 5 >= largest)
@@ -210,7 +210,7 @@ def sharpness(section: Section, found: Sequence[Flatness], data: Data) -> str:
     if figures:
         parts.append(f'<div class="figures">{"".join(map(data.figure, figures))}</div>')
     if maps:
-        left_out = sum("contour_losses" in each.arrays for each in found) - len(maps)
+        left_out = sum(bool(each.arrays) for each in found) - len(maps)
         more = f" {counted(left_out, 'more group')} can be shown in a report of fewer."
         parts.append(
             '<p class="heading">Loss around the checkpoint</p>'

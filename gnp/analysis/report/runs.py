@@ -11,19 +11,14 @@ from typing import Any, NamedTuple, TypeGuard
 from tqdm import tqdm
 
 from config import default
+from gnp.analysis.command_line import UsageError
+from gnp.terminal import describe
 from gnp.training.files import FileFormatError, read_rows
-from gnp.training.run_directory import RunDirectoryError, read_config
+from gnp.training.run_directory import OUTPUTS, RunDirectoryError, read_config
 
 _NEEDED = ("dataset.dataset_name", "loss", "model.model_name", "opt.opt_type", "total_epochs")
-_DEFAULTS = {key.name: key.default for key in default.KEYS}
-
-
-class ReportError(ValueError):
-    """A report that cannot be made; one line."""
-
-
-class UsageError(ReportError):
-    """A command line that cannot be run; one line."""
+_KEYS = {key.name: key for key in default.KEYS}
+_DEFAULTS = {name: key.default for name, key in _KEYS.items()}
 
 
 class Run(NamedTuple):
@@ -87,26 +82,20 @@ def read_runs(
 
     Raises:
         UsageError: a path is neither.
-        ReportError: a run directory that was named is damaged, or all that were found are.
+        FileFormatError: not one of them can be read.
     """
-    named = [path for path in paths if (path / "config.json").exists()]
-    inside: list[Path] = []
-    for path in paths:
-        if path not in named:
-            inside += _find(path)
-    directories = {path.resolve(): path for path in [*inside, *named]}
+    directories = {path.resolve(): path for each in paths for path in _find(each)}
     runs, skipped = [], []
     shown = None if progress else True
     for path in tqdm(directories.values(), "reading", disable=shown, unit="run", leave=False):
         try:
             runs.append(read_run(path))
-        except ReportError as error:
-            if path in named:
-                raise
-            skipped.append((path, str(error)))
+        except (FileFormatError, OSError) as error:
+            skipped.append((path, describe(error)))
     if not runs:
         _, reason = skipped[0]
-        raise ReportError(f"none of {len(skipped)} directories can be read; {reason}")
+        several = f"none of {len(skipped)} directories can be read; " if len(skipped) > 1 else ""
+        raise FileFormatError(several + reason)
     return runs, skipped
 
 
@@ -114,38 +103,36 @@ def read_run(path: Path) -> Run:
     """Read one run directory.
 
     Raises:
-        ReportError: it is damaged, or of another program.
+        FileFormatError: it is damaged, or of another program.
+        OSError: it cannot be read.
     """
     try:
         config = read_config(path)
-        rows = read_rows(path / "metrics.jsonl")
-    except (RunDirectoryError, FileFormatError) as error:
-        raise ReportError(str(error).removeprefix("--working_dir=")) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} cannot be read: {error}") from error
+    except RunDirectoryError as error:
+        raise FileFormatError(str(error).removeprefix("--working_dir=")) from error
+    rows = read_rows(path / "metrics.jsonl")
     foreign = [name for name in _NEEDED if name not in config]
     if foreign:
-        raise ReportError(f"{path}/config.json is not the config of a gnp run: no {foreign[0]}")
-    wrong = [name for name, value in config.items() if not _fits(_DEFAULTS.get(name), value)]
+        raise FileFormatError(f"{path}/config.json is not the config of a gnp run: no {foreign[0]}")
+    wrong = [name for name, value in config.items() if name in _KEYS and not _fits(name, value)]
     if wrong:
         value = json.dumps(config[wrong[0]])
-        raise ReportError(f"{path}/config.json is not of a gnp run: {wrong[0]} = {value}")
-    if not all(isinstance(row.get("epoch"), int) for row in rows):
-        raise ReportError(f"{path}/metrics.jsonl is not of a gnp run: a line has no epoch")
+        raise FileFormatError(f"{path}/config.json is not of a gnp run: {wrong[0]} = {value}")
     return Run(path, {**_DEFAULTS, **config}, rows)
 
 
-def _fits(usual: Any, value: Any) -> bool:
-    """Tell whether a value is of the kind of a key's default; any is where that is none."""
+def _fits(name: str, value: Any) -> bool:
+    """Tell whether a value is of the kind of a key's default; where that is none, is allowed."""
+    usual = _DEFAULTS[name]
     if usual is None:
-        return True
+        return value is None or _KEYS[name].kind.check(value)
     if isinstance(usual, (int, float)) and not isinstance(usual, bool):
         return is_number(value)
     return isinstance(value, list if isinstance(usual, tuple) else type(usual))
 
 
 def _find(path: Path) -> list[Path]:
-    """Find the directories with a config.json below a folder.
+    """Find the directories with a config.json in a folder, itself among them.
 
     Raises:
         UsageError: there is none, or no such folder.
@@ -155,10 +142,12 @@ def _find(path: Path) -> list[Path]:
         raise UsageError(f"{path} {what}; name run directories, or folders that hold some")
     found = []
     for folder, below, files in os.walk(path):
-        if "config.json" in files:
-            found.append(Path(folder))
-            below.clear()
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        is_run = "config.json" in files
+        found += [Path(folder)] * is_run
+        # What a run writes holds none.
+        below[:] = sorted(
+            name for name in below if not name.startswith(".") and not (is_run and name in OUTPUTS)
+        )
     if not found:
         raise UsageError(
             f"{path} is no run directory and holds none (a run has config.json, metrics.jsonl)"
@@ -189,13 +178,14 @@ def final_value(run: Run, name: str) -> float | None:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a JSON value is a finite number.
+    """Tell whether a JSON value is a number, finite as its square is.
 
     Example:
         >>> is_number(True), is_number(float("nan")), is_number(3)
         (False, False, True)
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and math.isfinite(value) and abs(value) < 1e150
 
 
 def total_seconds(run: Run) -> float:

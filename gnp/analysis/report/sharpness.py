@@ -1,14 +1,15 @@
 """Flatness of the runs' minima, which `gnp.analysis.sharpness` left in their directories."""
 
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gnp.analysis.report.groups import Group
-from gnp.analysis.report.runs import ReportError, Run, is_number
+from gnp.analysis.report.runs import Run, is_number
+from gnp.analysis.sharpness.files import read_drawn_arrays, read_results
+from gnp.terminal import describe
+from gnp.training.files import FileFormatError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -32,20 +33,10 @@ def read_sharpness(run: Run) -> list[dict[str, Any]]:
     """Return sharpness.json's objects, one a checkpoint, by step; nothing without the file.
 
     Raises:
-        ReportError: it is damaged.
+        FileFormatError: it is damaged.
+        OSError: it cannot be read.
     """
-    path = run.path / "sharpness.json"
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path} is damaged; measure the sharpness anew") from error
-    if not isinstance(found, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("step"), int) for each in found
-    ):
-        raise ReportError(f"{path} is no list of checkpoints; measure the sharpness anew")
-    return sorted(found, key=lambda each: int(each["step"]))
+    return read_results(run.path / "sharpness.json")
 
 
 def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
@@ -78,10 +69,11 @@ def read_flatness(groups: Sequence[Group], most: int) -> tuple[list[Flatness], l
                 checkpoints = read_sharpness(run)
                 last += checkpoints[-1:]
                 if checkpoints and not is_shown:
-                    found.append(Flatness(place, group, checkpoints, _read_arrays(run)))
+                    arrays = read_drawn_arrays(run.path / "sharpness.npz")
+                    found.append(Flatness(place, group, checkpoints, arrays))
                     is_shown = True
-            except ReportError as error:
-                warnings.append(str(error))
+            except (FileFormatError, OSError) as error:
+                warnings.append(describe(error))
     return found, warnings + unlike(last)
 
 
@@ -98,14 +90,3 @@ def unlike(checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
         if len(values) > 1:
             ways.append(f"{name} = {' and '.join(values)}")
     return [f"sharpness was measured with {way}, which do not compare" for way in ways]
-
-
-def _read_arrays(run: Run) -> Arrays:
-    path = run.path / "sharpness.npz"
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: np.asarray(file[name], np.float64) for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ReportError(f"{path} is damaged; measure the sharpness anew") from error

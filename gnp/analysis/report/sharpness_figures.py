@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gnp.analysis.report.figures import Figure, line_of, log_axis, rounded
-from gnp.analysis.report.sharpness import Arrays, Flatness, value_of
+from gnp.analysis.report.sharpness import Flatness, value_of
 
 MOST_CONTOURS = 6
 
@@ -23,19 +23,13 @@ def lines(found: Sequence[Flatness]) -> list[Figure]:
 
 def contours(found: Sequence[Flatness]) -> list[Figure]:
     """Draw the loss around each checkpoint, on one scale of colors."""
-    shown = [
-        each
-        for each in found
-        if _has(each.arrays, "contour_losses", 2) and _has(each.arrays, "contour_distances", 1)
-    ][:MOST_CONTOURS]
-    if not shown:
+    shown = [each for each in found if each.arrays][:MOST_CONTOURS]
+    losses = [each.arrays["contour_losses"].ravel() for each in shown]
+    finite = [x for x in np.concatenate([*losses, []]).tolist() if 0 < x < math.inf]
+    if not finite:
         return []
-    losses = [each.arrays["contour_losses"] for each in shown]
-    finite = np.concatenate([each[np.isfinite(each) & (each > 0)] for each in losses])
-    if not finite.size:
-        return []
-    low, high = math.log10(finite.min()), math.log10(finite.max())
-    ticks = [tick for tick in log_axis([10**low, 10**high])["tickvals"] if tick > 0]
+    low, high = math.log10(min(finite)), math.log10(max(finite))
+    ticks = log_axis(finite)["tickvals"]
     return [_contour(each, low, max(high, low + 1e-6), ticks) for each in shown]
 
 
@@ -68,7 +62,7 @@ def _contour(found: Flatness, low: float, high: float, ticks: Sequence[float]) -
         "xaxis": {"nticks": 5, "constrain": "domain"},
         "yaxis": {"nticks": 5, "scaleanchor": "x", "constrain": "domain"},
     }  # fmt: skip
-    note = f"step {step:,.0f}" if (step := found.arrays.get("step")) is not None else ""
+    note = f"step {found.arrays['step']:,.0f}"
     description = f"Contours of the loss around a checkpoint of {found.group.name}."
     return Figure(found.group.name, note, description, [trace, here], layout)
 
@@ -91,13 +85,13 @@ def _eigenvalue(found: Sequence[Flatness]) -> Figure:
 
 
 def _density(found: Sequence[Flatness]) -> Figure:
-    measured = [each for each in found if _has(each.arrays, "density_points", 1, "density")]
     traces = []
-    for each in measured:
+    for each in found:
+        if not each.arrays:
+            continue
         density = np.maximum(each.arrays["density"], _density_floor(each))
         traces.append(_plain(each, each.arrays["density_points"], density))
-    values = [y for trace in traces for y in trace["y"]]
-    axis = log_axis(values) if values else {}
+    axis = log_axis(y for trace in traces for y in trace["y"])
     layout = {"xaxis": {"title": {"text": "eigenvalue"}}, "yaxis": axis}
     return Figure(
         "Spectral density", "share of the Hessian's eigenvalues, of one run a group",
@@ -108,19 +102,15 @@ def _density(found: Sequence[Flatness]) -> Figure:
 def _density_floor(found: Flatness) -> float:
     """Return less than the height of a single eigenvalue, of all that there are."""
     for each in found.checkpoints:
-        width, parameters = each.get("density_width"), each.get("parameters")
-        if each["step"] == found.arrays.get("step") and width and parameters:
-            return float(0.3 / parameters / (width * math.sqrt(2 * math.pi)))
+        width, parameters = (value_of(each, name) for name in ("density_width", "parameters"))
+        if each["step"] == found.arrays["step"] and width and parameters:
+            return 0.3 / parameters / (width * math.sqrt(2 * math.pi))
     return float(found.arrays["density"].max()) * 1e-6
 
 
 def _gradient(found: Sequence[Flatness]) -> Figure:
     names = "gradient_distances", "gradient_losses"
-    traces = [
-        _plain(each, *(each.arrays[name] for name in names))
-        for each in found
-        if _has(each.arrays, names[0], 1, names[1])
-    ]
+    traces = [_plain(each, *(each.arrays[name] for name in names)) for each in found if each.arrays]
     layout = {"xaxis": {"title": {"text": "distance"}}, "yaxis": _loss_axis(traces)}
     return Figure(
         "Loss along the gradient", "from the checkpoint at 0", "Loss along the gradient.",
@@ -132,7 +122,7 @@ def _random(found: Sequence[Flatness]) -> Figure:
     traces = [
         _plain(each, each.arrays["random_distances"], losses)
         for each in found
-        if _has(each.arrays, "random_losses", 2) and "random_distances" in each.arrays
+        if each.arrays
         for losses in each.arrays["random_losses"]
     ]
     axis = {"title": {"text": "share of the filters' norms"}}
@@ -158,10 +148,3 @@ def _loss_axis(traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _without_legend(layout: dict[str, Any]) -> dict[str, Any]:
     return {**layout, "showlegend": False}
-
-
-def _has(arrays: Arrays, name: str, rank: int, same: str | None = None) -> bool:
-    """Tell whether an array is there with that rank, and another with the same shape."""
-    if name not in arrays or arrays[name].ndim != rank:
-        return False
-    return same is None or (same in arrays and arrays[same].shape == arrays[name].shape)

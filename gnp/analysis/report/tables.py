@@ -6,13 +6,15 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+import config as configs
+from gnp.analysis.command_line import UsageError
 from gnp.analysis.report import runs as of_run
 from gnp.analysis.report.groups import Group, data_of, differing_keys, show
-from gnp.analysis.report.runs import ReportError, Run, UsageError
+from gnp.analysis.report.runs import Run
 from gnp.analysis.report.sharpness import read_sharpness, value_of
+from gnp.training.files import FileFormatError
 
 # Name in sharpness.json -> heading. The eigenvalues are a list, largest first.
 SHARPNESS = {
@@ -127,7 +129,10 @@ def find_baseline(wanted: str, groups: Sequence[Group]) -> Group:
     Raises:
         UsageError: there is none.
     """
-    path = Path(wanted).resolve()
+    try:
+        path = configs.local_path(wanted).resolve()
+    except ValueError:  # it may be a group's name all the same
+        path = None
     for group in groups:
         if group.name == wanted or any(run.path.resolve() == path for run in group.runs):
             return group
@@ -201,7 +206,7 @@ def _sharpness(runs: Sequence[Run]) -> dict[str, Spread]:
     for run in runs:
         try:
             checkpoints = read_sharpness(run)
-        except ReportError:
+        except (FileFormatError, OSError):
             continue  # the page says so
         for name in SHARPNESS:
             value = value_of(checkpoints[-1], name) if checkpoints else None
@@ -449,13 +454,24 @@ def comma_separated(found: Sequence[Section]) -> str:
             nothing = (None, None)
             writer.writerow(
                 [
-                    s.group.config["dataset.dataset_name"], s.group.name, section.metric,
+                    _inert(s.group.config["dataset.dataset_name"]), _inert(s.group.name),
+                    section.metric,
                     len(s.group.runs), len(s.group.finished), s.median, *(s.final or nothing),
                     *(s.best or nothing), *(s.averaged or nothing),
                     s.total_seconds, s.epoch_seconds, s.step_seconds, s.epoch_ratio,
-                    s.step_ratio, section.baseline.name if section.baseline else "",
+                    s.step_ratio, _inert(section.baseline.name if section.baseline else ""),
                     *(value for name in SHARPNESS for value in s.sharpness.get(name, nothing)),
-                    " ".join(str(run.path) for run in s.group.runs),
+                    _inert(" ".join(str(run.path) for run in s.group.runs)),
                 ]
             )  # fmt: skip
     return file.getvalue()
+
+
+def _inert(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula.
+
+    Example:
+        >>> _inert("=1+1"), _inert("cifar10")
+        ("'=1+1", 'cifar10')
+    """
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

@@ -14,33 +14,31 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import logging as absl_logging
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.analysis.command_line import Parser, make_folder
+from gnp.analysis.command_line import Parser, local_path, make_folder, run
+from gnp.analysis.results import print_table
+from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
 from gnp.analysis.sharpness.run import (
     BATCH_SIZE,
     ball_radius,
     open_checkpoint,
-    read_results,
     write_results,
 )
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.experiment import DeviceError
+from gnp.terminal import one_line, prepare_streams, warn
 from gnp.training.checkpoint import CheckpointError
-from gnp.training.files import FileFormatError
 from gnp.training.run_directory import RunDirectoryError, read_config
 
 _USAGE_ERRORS = (
@@ -49,40 +47,24 @@ _USAGE_ERRORS = (
     optimizer.OptimizerError,
     RunDirectoryError,
 )
-_RUN_ERRORS = (
-    ds_pipeline.DataError,
-    CheckpointError,
-    DeviceError,
-    FileFormatError,
-    SharpnessError,
-    OSError,
-)
+_RUN_ERRORS = (ds_pipeline.DataError, CheckpointError, DeviceError, SharpnessError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and returns the exit code.
+    """Run a command line and return the exit code.
 
     Args:
         arguments: without the program's name; None: the process' own.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    options = _parse(arguments)
-    try:
-        _run(options)
-    except _USAGE_ERRORS as error:
-        return _fail(str(error).removeprefix("--working_dir="), 2)
-    except _RUN_ERRORS as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing of this checkpoint was written", 130)
-    return 0
+    return run(lambda: _run(_parse(arguments)), _USAGE_ERRORS, _RUN_ERRORS)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m gnp.analysis.sharpness", description=__doc__)
     defaults = Settings()
-    parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+    parser.add_argument("directory", metavar="DIR", type=local_path, help="run directory")
     parser.add_argument("--checkpoint", type=_whole(0), metavar="STEP", help="default: the newest")
     parser.add_argument(
         "--examples", type=_whole(1), metavar="N",
@@ -118,7 +100,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no_curves", action="store_true", help="numbers alone: no density, curves or pictures"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="folder for the results")
     options = parser.parse_args(arguments)
     if options.eigenvalues > options.steps:
         parser.error(
@@ -149,7 +131,7 @@ def _run(options: argparse.Namespace) -> None:
         regularized=not options.no_regularization,
     )
     for warning in opened.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     bar = tqdm(unit="pass", disable=None, dynamic_ncols=True, leave=False)
     surface = opened.surface._replace(passed=bar.update)
     with bar:
@@ -165,22 +147,13 @@ def _run(options: argparse.Namespace) -> None:
         "seconds": round(time.perf_counter() - started, 1),
     }
     written = write_results(values, out, arrays)
-    _print(values, f"{options.directory}, step {opened.step}")
+    print_table(f"{options.directory}, step {opened.step}", _rows(values))
     if not values["hessian_eigenvalues_converged"]:
-        print(
-            f"warning: not all eigenvalues have converged after {values['hessian_products']} "
-            "products (see the +- in the table); give more --steps",
-            file=sys.stderr,
+        warn(
+            f"not all eigenvalues have converged after {values['hessian_products']} products (see "
+            "the +- in the table); give more --steps"
         )
-    print(f"in {out}: {', '.join(written)}", flush=True)
-
-
-def _print(values: Mapping[str, Any], title: str) -> None:
-    table = Table(title=title, show_header=False)
-    for name, text in _rows(values):
-        table.add_row(name, text)
-    console = Console(markup=False)
-    (console if console.is_terminal else Console(markup=False, width=160)).print(table)
+    print(f"in {one_line(out)}: {', '.join(written)}")
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -236,11 +209,6 @@ def _positive(text: str) -> float:
     return value
 
 
-def _fail(text: str, code: int) -> int:
-    for line in text.splitlines():
-        print(f"gnp: {line}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main())

@@ -1,6 +1,5 @@
 """From a run directory, or a run that goes on, to a surface; and what is kept of it."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,14 @@ import config as configs
 import ds_pipeline
 import model
 from gnp.analysis.data_numbers import decoded
+from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.pictures import draw
 from gnp.analysis.sharpness.surface import SharpnessError, Surface, at_checkpoint, build_products
 from gnp.experiment import Experiment, build_experiment, device_count
 from gnp.training.checkpoint import read_checkpoint
 from gnp.training.evolution import write_npz
-from gnp.training.files import FileFormatError, write_json
+from gnp.training.files import write_json
 from gnp.training.mesh import replicate, shard_batch
 from gnp.training.run_directory import read_config
 from gnp.training.state import TrainState
@@ -183,25 +183,6 @@ def ball_radius(config: Mapping[str, Any]) -> float:
     return float(config.get("gnp.r") or RADIUS)
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the contents of a sharpness.json; nothing where it is missing.
-
-    Raises:
-        FileFormatError: it is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, list) or not all(isinstance(each["step"], int) for each in found):
-            raise ValueError("no list of objects with a step")
-    except (ValueError, TypeError, KeyError) as error:
-        raise FileFormatError(
-            f"{path} is damaged ({error}); remove it, and measure what it held anew"
-        ) from error
-    return found
-
-
 def write_results(
     values: Mapping[str, Any],
     folder: Path,
@@ -222,11 +203,9 @@ def write_results(
     written = [path.name]
     if arrays is not None:
         write_npz(folder / "sharpness.npz", {"step": np.int64(values["step"]), **arrays})
-        draw(values, arrays, folder)
-        written += ["sharpness.npz", "sharpness_spectrum.png", "sharpness_curves.png",
-                    "sharpness_contour.png"]  # fmt: skip
+        written.append("sharpness.npz")
     write_json(path, sorted([*others, dict(values)], key=lambda each: each["step"]))
-    return written
+    return written + (draw(values, arrays, folder) if arrays is not None else [])
 
 
 def _draw(dataset: ds_pipeline.Dataset, examples: int | None, seed: int) -> ds_pipeline.Source:

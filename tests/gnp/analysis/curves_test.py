@@ -1,8 +1,11 @@
 """curves.png is drawn from whatever a run has measured."""
 
+import contextlib
+
 import PIL.Image
 import pytest
 
+from gnp.analysis import figure_files
 from gnp.analysis.curves import plot_curves
 
 ROW = {"train_loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0, "alpha": 0.8, "r": 0.05}
@@ -37,13 +40,16 @@ def test_draws(tmp_path, extra, epochs):
 def test_the_average_has_a_line_of_its_own(tmp_path, monkeypatch):
     drawn = {}
 
-    def keep(figure, path):
+    @contextlib.contextmanager
+    def keep(path, **options):
+        with figure_files.picture(path, **options) as figure:
+            yield figure
         for axis in figure.axes:
             drawn[axis.get_title(loc="left")] = {
                 line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines
             }
 
-    monkeypatch.setattr("gnp.analysis.curves.save_figure", keep)
+    monkeypatch.setattr("gnp.analysis.curves.picture", keep)
     errors = {"train_error_rate": 0.5, "test_error_rate": 0.4, "test_ema_error_rate": 0.3}
     plot_curves([ROW | errors | {"step": 1}], tmp_path / "curves.png")
     assert list(drawn["error rate"]) == ["train", "test", "test ema"]

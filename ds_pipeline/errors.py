@@ -14,6 +14,19 @@ class DataError(ValueError):
         ds_pipeline.errors.DataError: unknown data set 'minst'
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
+
+
+def escaped(text: str) -> str:
+    r"""Return a text as one printable line: names in data may hold anything, in any encoding.
+
+    Example:
+        >>> escaped("two\nlines")
+        'two\\nlines'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the allowed name nearest to `name`, or nothing."""

@@ -28,6 +28,7 @@ from ds_pipeline import bundled
 from ds_pipeline.decode import ImageError, image_size, load_image, without_metadata
 from ds_pipeline.errors import DataError, nearest, one_line
 from ds_pipeline.loader import usable_cores
+from ds_pipeline.provisional import normalized
 from ds_pipeline.source import Batch, EncodedImage, Indices, InMemorySource, Source
 from ds_pipeline.splits import Splits, listing
 
@@ -307,6 +308,7 @@ class TfdsSplit:
         split: its name, such as 'train', or several: 'train+extra'.
 
     Attributes:
+        files: that hold its examples.
         shape: of every input, (h, w, c) or (d,); an input of another shape raises a DataError
             when read. None: images of any size, which are not decoded here.
         dtype: uint8, or float32 for any other type.
@@ -325,8 +327,8 @@ class TfdsSplit:
         builder = open_builder(directory)
         info = builder.info
         self.splits = tuple(info.splits)
-        self._files = _split_files(directory, info, split)
-        self._ends = np.cumsum([file.take for file in self._files])
+        self.files = _split_files(directory, info, split)
+        self._ends = np.cumsum([file.take for file in self.files])
         self._check_files()
         self._input_key, self._label_key = _feature_keys(info, directory)
         label = info.features[self._label_key]
@@ -336,7 +338,7 @@ class TfdsSplit:
                 f"{directory}: features.json declares {self.num_classes} classes, more than "
                 f"{_MOST_CLASSES}"
             )
-        self.class_names = tuple(label.names) if self.num_classes else ()
+        self.class_names = tuple(map(normalized, label.names)) if self.num_classes else ()
         self._channels = (info.features[self._input_key].shape or (None,))[-1]
         self._label_cache: np.ndarray | None = None
         self._examples = self._open(builder)
@@ -419,7 +421,7 @@ class TfdsSplit:
     def _check_files(self) -> None:
         if not len(self):
             raise DataError(f"split '{self.split}' of {self.directory} has no examples")
-        for file, _, _ in self._files:
+        for file, _, _ in self.files:
             if not os.path.isfile(file):
                 raise DataError(
                     f"{file} is missing: an incomplete data set; remove {self.directory} and "
@@ -513,7 +515,7 @@ class TfdsSplit:
         row = int(np.searchsorted(self._ends, index, side="right"))
         if row == len(self._ends):
             return f"{self.directory}, example {index} of split '{self.split}'"
-        file = self._files[row]
+        file = self.files[row]
         example = index - int(self._ends[row]) + file.take + file.skip
         return f"{file.path}, example {example} ({index} of split '{self.split}')"
 

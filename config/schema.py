@@ -116,7 +116,7 @@ def _bounded(
     return Kind(f"{noun} {limits}".strip(), parse, check)
 
 
-def fits(value: float) -> bool:
+def fits(value: Any) -> bool:
     """Return whether an array can hold a number: an integer of 64 bits, a finite float32.
 
     Example:

@@ -3,6 +3,7 @@
 from ds_pipeline.augment import Augment, Mix
 from ds_pipeline.dataset import Dataset, build_dataset, dataset_names
 from ds_pipeline.errors import DataError
+from ds_pipeline.identity import identity, identity_problems
 from ds_pipeline.loader import count_steps, evaluation_batches, train_batches
 from ds_pipeline.source import Batch, EncodedImage, InMemorySource, Source, SubsetSource
 
@@ -20,7 +21,7 @@ __all__ = [
     "count_steps",
     "dataset_names",
     "evaluation_batches",
+    "identity",
+    "identity_problems",
     "train_batches",
 ]
-from ds_pipeline.identity import identity as identity
-from ds_pipeline.identity import identity_problems as identity_problems

@@ -1,7 +1,8 @@
 """The data set that a config asks for."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from ds_pipeline import bundled
 from ds_pipeline.augment import Augment, Mix, chain, get_augment, get_erase, get_mix
 from ds_pipeline.csv_file import load_csv
 from ds_pipeline.decode import DecodedSource, center_crop, inception_crop
-from ds_pipeline.errors import DataError
+from ds_pipeline.errors import DataError, escaped
+from ds_pipeline.identity import (
+    check_inputs,
+    identity,
+    identity_problems,
+    innermost,
+    known_statistics,
+    matched,
+)
 from ds_pipeline.image_folder import load_image_folder
 from ds_pipeline.label_noise import with_label_noise
 from ds_pipeline.loader import default_workers
@@ -27,7 +36,8 @@ from ds_pipeline.source import (
     stratified_draw,
     stratified_split,
 )
-from ds_pipeline.splits import Splits, default_class_names
+from ds_pipeline.splits import Splits, check_splits, constant_columns, default_class_names
+from ds_pipeline.table import StandardizedSource
 from ds_pipeline.tfds_source import load_tfds, prepared_names
 from ds_pipeline.ucr import load_ucr
 
@@ -59,8 +69,12 @@ class Dataset:
         shape: of an input: (h, w, c), (length, c) or (d,).
         num_classes: labels are 0 to num_classes - 1; 1 for a regression.
         class_names: one a class; () for a regression.
-        mean: float32 [c], in the units of the raw values (0 to 255 for uint8 photographs).
+        mean: float64 [c], in the units of the raw values (0 to 255 for uint8 photographs).
         std: likewise.
+        dtype: of the raw values.
+        columns: names of a table's inputs, in their order; (): they have none.
+        standardized: the sources give (x - mean) / std already, as float32 does not hold the raw
+            values.
         augment: changes training batches; None: nothing does.
         mix: mixes each of them with a second one, after that.
         erase: changes them after that.
@@ -77,6 +91,9 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
+    dtype: np.dtype
+    columns: tuple[str, ...] = ()
+    standardized: bool = False
     augment: Augment | None = None
     mix: Mix | None = None
     erase: Augment | None = None
@@ -92,7 +109,7 @@ class Dataset:
         """Return (x - mean) / std; called in the compiled step, so that raw bytes go to the device.
 
         Args:
-            inputs: [b, ..., c], uint8 or float32, raw values.
+            inputs: [b, ..., c], uint8 or float32, as the sources give them.
 
         Returns:
             float32 [b, ..., c].
@@ -104,21 +121,30 @@ class Dataset:
             0.0
         """
         values = jnp.asarray(inputs).astype(jnp.float32)
+        if self.standardized:
+            return values
         channels = (1,) * (values.ndim - 1) + (-1,)
-        return (values - self.mean.reshape(channels)) / self.std.reshape(channels)
+        mean, std = (x.astype(np.float32).reshape(channels) for x in (self.mean, self.std))
+        return (values - mean) / std
 
 
-def build_dataset(config: Any, cache_dir: Path | None = None, known: Any = None) -> Dataset:
+def build_dataset(
+    config: Any, cache_dir: Path | None = None, known: Mapping[str, Any] | None = None
+) -> Dataset:
     """Build the data set that a config asks for, with its augmentation.
+
+    With `known`, it is brought to a run that was trained on these or on other data: classes are
+    numbered as there, columns are in that order, and that mean and deviation normalize it.
 
     Args:
         config: reads `seeds` (of splits, subset and label noise), `use_test_set` and all keys of
             `dataset` that config/default.py lists.
         cache_dir: where lists of an image folder's files are kept; None: nowhere.
+        known: what `identity` returned when the run was trained, from a file; None: train anew.
 
     Raises:
         DataError: an unknown name, data that are missing, damaged or of another kind, or that
-            do not match the config.
+            do not match the config or the run.
 
     Example:
         >>> from types import SimpleNamespace
@@ -135,29 +161,43 @@ def build_dataset(config: Any, cache_dir: Path | None = None, known: Any = None)
     """
     keys = config.dataset
     splits = _read(keys, config.seeds, config.use_test_set, cache_dir)
+    if known is not None:
+        splits = matched(known, splits)
+    warnings = [*splits.warnings, *check_splits(keys.dataset_name, splits)]
     _check_requested(keys, splits)
     num_classes = len(splits.class_names) or 1
     train, evaluation, evaluation_name = _split(config, splits)
     if keys.subset is not None:
         train = _subset(train, keys.subset, config.seeds)
+    if known is None:
+        mean, std = _statistics(keys, splits, train)
+    else:
+        mean, std = known_statistics(known, 3 if splits.shape is None else splits.shape[-1])
+    warnings += constant_columns(mean, std, splits.columns)
     train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
-    mean, std = _statistics(keys, splits, train)
-    shape = splits.shape
+    shape, dtype, filling = splits.shape, splits.dtype, mean
     crop, level = None, keys.image_level_augmentations
     if shape is None:
         size = keys.image_size or _ENCODED_SIZE
         shape = (size, size, 3)
         train, evaluation, crop = _decoded(train, evaluation, size, level)
         level = _AFTER_CROP.get(level, level)
+    if known is not None:
+        check_inputs(known, shape, dtype)
+    # What a run had to be trained on so is evaluated so, too.
+    standardized = "float64" in (dtype.name, known and known.get("dtype"))
+    if standardized:
+        train, evaluation = (StandardizedSource(each, mean, std) for each in (train, evaluation))
+        dtype, filling = np.dtype(np.float32), np.zeros_like(mean)
     augment = get_augment(
         level,
         shape=shape,
-        dtype=splits.dtype,
+        dtype=dtype,
         policy=_policy(keys),
         randaugment_layers=keys.randaugment_layers,
         randaugment_magnitude=keys.randaugment_magnitude,
     )
-    return Dataset(
+    dataset = Dataset(
         name=keys.dataset_name,
         train=train,
         evaluation=evaluation,
@@ -167,6 +207,9 @@ def build_dataset(config: Any, cache_dir: Path | None = None, known: Any = None)
         class_names=splits.class_names,
         mean=mean,
         std=std,
+        dtype=splits.dtype,
+        columns=splits.columns,
+        standardized=standardized,
         augment=chain([step for step in (crop, augment) if step is not None]),
         mix=get_mix(
             keys.batch_level_augmentations,
@@ -178,13 +221,17 @@ def build_dataset(config: Any, cache_dir: Path | None = None, known: Any = None)
         erase=get_erase(
             keys.batch_level_augmentations,
             shape=shape,
-            mean=mean,
-            dtype=splits.dtype,
+            mean=filling,
+            dtype=dtype,
             cutout_size=keys.cutout_size,
         ),
         workers=_workers(keys.workers, splits.train),
-        warnings=splits.warnings,
+        warnings=tuple(map(escaped, warnings)),
     )
+    if known is not None and (problems := identity_problems(known, identity(dataset))):
+        other = f"the data are not those of the training: {'; '.join(problems)}"
+        dataset = replace(dataset, warnings=(*dataset.warnings, other))
+    return dataset
 
 
 def from_arrays(
@@ -224,6 +271,7 @@ def from_arrays(
         class_names=class_names,
         mean=mean,
         std=std,
+        dtype=source.inputs.dtype,
         augment=augment,
     )
 
@@ -363,14 +411,15 @@ def _statistics(keys: Any, splits: Splits, train: Source) -> tuple[np.ndarray, n
     levels = 255 if splits.dtype == np.uint8 else 1
     mean = _given("mean", keys.mean, channels, levels)
     std = _given("std", keys.std, channels, levels)
+    if mean is not None and std is not None:
+        return mean, std
     if splits.shape is None:
-        published_mean = np.multiply(_IMAGENET_MEAN, levels).astype(np.float32)
-        published_std = np.multiply(_IMAGENET_STD, levels).astype(np.float32)
+        published = np.multiply(_IMAGENET_MEAN, levels), np.multiply(_IMAGENET_STD, levels)
     elif splits.mean is not None and splits.std is not None:
-        published_mean, published_std = splits.mean, splits.std
-    elif mean is None or std is None:
-        published_mean, published_std = channel_statistics(train)
-    return published_mean if mean is None else mean, published_std if std is None else std
+        published = splits.mean.astype(np.float64), splits.std.astype(np.float64)
+    else:
+        published = channel_statistics(train)
+    return published[0] if mean is None else mean, published[1] if std is None else std
 
 
 def _given(
@@ -384,12 +433,11 @@ def _given(
             f"dataset.{name} has {len(values)} values, the data have {channels} channels; give "
             f"{channels}, or 1"
         )
-    return np.full(channels, np.multiply(values, levels), np.float32)
+    return np.full(channels, np.multiply(values, levels), np.float64)
 
 
 def _workers(wanted: int | None, train: Source) -> int:
     """Count worker processes; by default none for data in memory, which each would copy."""
     if wanted is not None:
         return wanted
-    source = train.source if isinstance(train, SubsetSource) else train
-    return default_workers(encoded=not isinstance(source, InMemorySource))
+    return default_workers(encoded=not isinstance(innermost(train), InMemorySource))

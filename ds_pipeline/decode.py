@@ -5,6 +5,7 @@ the window that is wanted is that much larger than the result. Everything else g
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -30,12 +31,19 @@ _MARGIN = 32
 _JPEG_START = b"\xff\xd8\xff"
 # Pillow refuses larger images too.
 _MOST_PIXELS = 178_956_970
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 # All that Pillow raised for 250,000 JPEG and PNG files damaged in many ways. SyntaxError and
 # IndexError are of PNG chunks.
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, IndexError, PIL.Image.DecompressionBombError)
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, IndexError, PIL.Image.DecompressionBombError)
 
+# Pillow's warnings name no file, and what they tell of is harmless: damage is an exception.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # The loader's threads and processes share the cores already.
 cv2.setNumThreads(0)
+
+
+class ImageError(ValueError):
+    """Bytes are no image that can be decoded; says why, in one line."""
 
 
 class Window(NamedTuple):
@@ -89,8 +97,11 @@ def image_size(encoded: EncodedImage) -> tuple[int, int]:
     """
     header = _jpeg_header(encoded)
     if header is None:
-        with _open(encoded) as image:
-            header = image.height, image.width
+        try:
+            with _open(encoded.data) as image:
+                header = image.height, image.width
+        except ImageError as error:
+            raise _undecodable(encoded, error) from error
     if header[0] * header[1] > _MOST_PIXELS:
         raise DataError(
             f"{encoded.where}: {header[1]} x {header[0]} pixels are too many, at most "
@@ -328,27 +339,60 @@ def _decode(encoded: EncodedImage, factor: int) -> tuple[npt.NDArray[np.uint8], 
             pass  # Pillow tells harmless damage from a truncated file.
         else:
             return _as_uint8(pixels), factor
-    with _open(encoded) as image:
-        try:
-            image.load()
-        except PILLOW_ERRORS as error:
-            raise _undecodable(encoded, one_line(error)) from error
-        if image.mode == "P" and image.palette is None:  # Pillow would make it black
-            raise _undecodable(encoded, "its palette is missing")
-        return _as_uint8(_as_rgb(image)), 1
-
-
-def _open(encoded: EncodedImage) -> PIL.Image.Image:
-    if not encoded.data:
-        raise _undecodable(encoded, "it is empty, 0 bytes")
     try:
-        return PIL.Image.open(BytesIO(encoded.data), formats=("JPEG", "PNG"))
+        with load_image(encoded.data) as image:
+            return _as_uint8(_as_rgb(image)), 1
+    except ImageError as error:
+        raise _undecodable(encoded, error) from error
+
+
+def load_image(data: bytes) -> PIL.Image.Image:
+    """Decode a JPEG or PNG by Pillow; what else Pillow could open is not tried.
+
+    Raises:
+        ImageError: it is neither, empty, truncated or too damaged.
+    """
+    image = _open(data)
+    try:
+        image.load()
+    except _PILLOW_ERRORS as error:
+        raise ImageError(one_line(error)) from error
+    if image.mode == "P" and image.palette is None:  # Pillow would make it black
+        raise ImageError("its palette is missing")
+    return image
+
+
+def _open(data: bytes) -> PIL.Image.Image:
+    if not data:
+        raise ImageError("it is empty, 0 bytes")
+    try:
+        return PIL.Image.open(BytesIO(without_metadata(data)), formats=("JPEG", "PNG"))
     except PIL.UnidentifiedImageError:
         # Its own message is the address of the BytesIO.
-        reason = f"{len(encoded.data)} bytes that are neither a JPEG nor a PNG"
-        raise _undecodable(encoded, reason) from None
-    except PILLOW_ERRORS as error:
-        raise _undecodable(encoded, one_line(error)) from error
+        raise ImageError(f"{len(data)} bytes that are neither a JPEG nor a PNG") from None
+    except _PILLOW_ERRORS as error:
+        raise ImageError(one_line(error)) from error
+
+
+def without_metadata(data: bytes) -> bytes:
+    """Return a PNG without the chunks that do not change its pixels; other data as they are.
+
+    Decoders unpack color profiles and texts, and refuse an image whose are large or damaged.
+
+    Example:
+        >>> without_metadata(b"no PNG")
+        b'no PNG'
+    """
+    if not data.startswith(_PNG_START):
+        return data
+    kept, start = [_PNG_START], len(_PNG_START)
+    while start < len(data):
+        kind = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        if kind[:1].isupper() or kind == b"tRNS":
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _as_rgb(image: PIL.Image.Image) -> np.ndarray:
@@ -359,9 +403,9 @@ def _as_rgb(image: PIL.Image.Image) -> np.ndarray:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _undecodable(encoded: EncodedImage, reason: str) -> DataError:
+def _undecodable(encoded: EncodedImage, error: ImageError) -> DataError:
     return DataError(
-        f"{encoded.where}: the image cannot be decoded ({reason}); replace or remove it"
+        f"{encoded.where}: the image cannot be decoded ({error}); replace or remove it"
     )
 
 

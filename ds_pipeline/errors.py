@@ -25,11 +25,11 @@ class DataError(ValueError):
 
 
 def escaped(text: str) -> str:
-    r"""Return a text in which what cannot be printed is escaped, as `\n`; one line, any encoding.
+    r"""Return a text as one printable line: names in data may hold anything, in any encoding.
 
     Example:
-        >>> print(escaped("New\nYork"))
-        New\nYork
+        >>> escaped("two\nlines")
+        'two\\nlines'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

@@ -4,24 +4,38 @@ The list of files is made once and kept beside the run, not in the data. In memo
 buffer of bytes, some 25 bytes a file; images are read when they are asked for.
 """
 
+import contextlib
+import errno
 import json
 import os
-import tempfile
+import secrets
+import stat
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from ds_pipeline.errors import DataError
 from ds_pipeline.source import Batch, EncodedImage, Indices
-from ds_pipeline.splits import Splits, listing
+from ds_pipeline.splits import Splits, listing, normalized
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 _LAYOUT = "an image folder is DIR/train/CLASS/*.jpg, and the same in DIR/test or DIR/val"
+# What numpy, zipfile and zlib raise for a damaged index.
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
+    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+# Of an index: that of 50 million files has fewer.
+_MOST_BYTES = 2**31
+_SHORTEST_NAME = len("a.jpg")
 _EVALUATION_FOLDERS = (("test", "test"), ("val", "validation"), ("validation", "validation"))
 
 
@@ -34,7 +48,7 @@ class FolderIndex:
         ends: int64 [n], where each ends.
         labels: int32 [n], indices into the class names.
         ignored: entries that are no images.
-        example: one of these, or the empty string.
+        example: one of these, and what is wrong with it, or the empty string.
     """
 
     names: npt.NDArray[np.uint8]
@@ -54,13 +68,13 @@ class ImageFolder:
 
     Args:
         folder: a split's, with the class folders in it.
-        class_names: names of these; label i is in the i-th.
+        class_folders: names of these, as they are on the disk; label i is in the i-th.
         index: its files.
     """
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...], index: FolderIndex) -> None:
+    def __init__(self, folder: Path, class_folders: tuple[str, ...], index: FolderIndex) -> None:
         self.folder = folder
-        self.class_names = class_names
+        self.class_folders = class_folders
         self.index = index
 
     def __len__(self) -> int:
@@ -74,7 +88,7 @@ class ImageFolder:
         """
         labels = self.index.labels[indices]
         images = [
-            self._read(int(index), self.class_names[label])
+            self._read(int(index), self.class_folders[label])
             for index, label in zip(indices, labels, strict=True)
         ]
         return {"input": images, "label": labels}
@@ -83,8 +97,8 @@ class ImageFolder:
         """Return all labels in order, int32 [n]."""
         return self.index.labels
 
-    def _read(self, index: int, class_name: str) -> EncodedImage:
-        file = os.path.join(self.folder, class_name, self.index.name(index))
+    def _read(self, index: int, class_folder: str) -> EncodedImage:
+        file = os.path.join(self.folder, class_folder, self.index.name(index))
         try:
             with open(file, "rb") as stream:
                 data = stream.read()
@@ -96,7 +110,7 @@ class ImageFolder:
 
 
 def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None = None) -> Splits:
-    """Load an image folder's splits; classes are the folders in DIR/train, sorted.
+    """Load an image folder's splits; classes are the folders in DIR/train, sorted by name.
 
     Args:
         folder: DIR.
@@ -107,35 +121,37 @@ def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None =
         DataError: a split folder or all class folders are missing; a class folder of train is
             empty or cannot be read; a class is in the evaluation split alone.
     """
-    train = _open_split(folder / "train", None, cache_dir)
-    counts = np.bincount(train.index.labels, minlength=len(train.class_names))
+    folders = _class_folders(folder / "train")
+    class_names = tuple(sorted(folders))
+    train = _open_split(folder / "train", class_names, folders, cache_dir)
+    counts = np.bincount(train.index.labels, minlength=len(class_names))
     if not counts.all():
-        empty = train.folder / train.class_names[int(np.argmin(counts))]
+        empty = train.folder / train.class_folders[int(np.argmin(counts))]
         raise DataError(
             f"{empty} holds no image ({', '.join(SUFFIXES)}); add some, or remove the folder"
         )
     warnings = _ignored(train)
     evaluation, name = None, "validation"
     if use_test_set:
-        evaluation_folder, name = _evaluation_folder(folder)
-        evaluation = _open_split(evaluation_folder, train.class_names, cache_dir)
-        warnings += _ignored(evaluation) + _absent(evaluation)
+        evaluation_folder, name, folders = _evaluation_folder(folder)
+        evaluation = _open_split(evaluation_folder, class_names, folders, cache_dir)
+        warnings += _ignored(evaluation) + _absent(evaluation, class_names)
     return Splits(
         train=train,
         evaluation=evaluation,
         evaluation_name=name,
         shape=None,
         dtype=np.dtype(np.uint8),
-        class_names=train.class_names,
+        class_names=class_names,
         warnings=tuple(warnings),
     )
 
 
-def _evaluation_folder(folder: Path) -> tuple[Path, str]:
+def _evaluation_folder(folder: Path) -> tuple[Path, str, dict[str, os.DirEntry[str]]]:
     """Return the first with class folders: a test set may come without labels, in one heap."""
     for split, name in _EVALUATION_FOLDERS:
-        if os.path.isdir(folder / split) and _class_folders(folder / split):
-            return folder / split, name
+        if os.path.isdir(folder / split) and (folders := _class_folders(folder / split)):
+            return folder / split, name, folders
     raise DataError(
         f"{folder} has neither test/CLASS nor val/CLASS folders ({_LAYOUT}); add them, or set "
         "use_test_set to False to hold out examples of train"
@@ -143,55 +159,75 @@ def _evaluation_folder(folder: Path) -> tuple[Path, str]:
 
 
 def _open_split(
-    folder: Path, class_names: tuple[str, ...] | None, cache_dir: Path | None
+    folder: Path,
+    class_names: tuple[str, ...],
+    folders: dict[str, os.DirEntry[str]],
+    cache_dir: Path | None,
 ) -> ImageFolder:
-    """Open a split with its index; class_names None: they are its own folders."""
-    modified = _class_folders(folder)
-    if not modified:
+    """Open a split with its index; `folders` are its class folders."""
+    if not folders:
         raise DataError(f"{folder} holds no class folders ({_LAYOUT})")
-    if class_names is None:
-        class_names = tuple(sorted(modified))
-    unknown = sorted(set(modified) - set(class_names))
+    unknown = sorted(set(folders) - set(class_names))
     if unknown:
         raise DataError(
-            f"class folder {folder / unknown[0]} has no counterpart in "
+            f"class folder {folders[unknown[0]].path} has no counterpart in "
             f"{folder.parent / 'train'}, which has {listing(class_names)}"
         )
+    class_folders = tuple(folders[n].name if n in folders else n for n in class_names)
+    modified = {entry.name: entry.stat().st_mtime_ns for entry in folders.values()}
     key = json.dumps(
-        [os.fspath(folder.absolute()), folder.stat().st_mtime_ns, class_names, modified]
+        [os.fspath(folder.absolute()), folder.stat().st_mtime_ns, class_folders, modified]
     )
     cache = None if cache_dir is None else cache_dir / f"image_folder_{folder.name}.npz"
-    index = None if cache is None else read_index(cache, key)
+    index = None if cache is None else read_index(cache, key, len(class_names))
     if index is None:
-        index = make_index(folder, class_names)
+        index = make_index(folder, class_folders)
         if cache is not None:
             write_index(cache, key, index)
     if not len(index.labels):
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}) in its class folders")
-    return ImageFolder(folder, class_names, index)
+    return ImageFolder(folder, class_folders, index)
 
 
-def _class_folders(folder: Path) -> dict[str, int]:
-    """Map each folder in it that is not hidden to the time of its last change."""
+def _class_folders(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """Map the class that each folder in it stands for, unless hidden, to that folder."""
+    found: dict[str, os.DirEntry[str]] = {}
     try:
         with os.scandir(folder) as entries:
-            return {
-                entry.name: entry.stat().st_mtime_ns
-                for entry in sorted(entries, key=lambda entry: entry.name)
-                if entry.is_dir() and not entry.name.startswith(".")
-            }
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith(".") or not _is(entry.is_dir):
+                    continue
+                class_name = normalized(entry.name)
+                if class_name in found:
+                    raise DataError(
+                        f"{folder} has two folders of the class '{class_name}', whose names are "
+                        f"encoded in two ways: {ascii(found[class_name].name)} and "
+                        f"{ascii(entry.name)}; move the images into one"
+                    )
+                found[class_name] = entry
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} is no folder ({_LAYOUT}); set dataset.data_dir to DIR") from None
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    return found
 
 
-def make_index(folder: Path, class_names: tuple[str, ...]) -> FolderIndex:
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry for its kind; a link to itself is none, like one to nothing."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def make_index(folder: Path, class_folders: tuple[str, ...]) -> FolderIndex:
     """List the images of a split folder, one class folder in memory at a time.
 
     Args:
         folder: with the class folders.
-        class_names: the label of a file is the index of its folder in them; a folder that is not
+        class_folders: the label of a file is the index of its folder in them; a folder that is not
             there has no files.
 
     Raises:
@@ -200,56 +236,76 @@ def make_index(folder: Path, class_names: tuple[str, ...]) -> FolderIndex:
     buffer = bytearray()
     ends: list[np.ndarray] = []
     counts = []
-    ignored = _other_entries(folder, class_names)
-    count, example = len(ignored), (ignored or [""])[0]
-    for class_name in class_names:
-        images, others = _scan(folder / class_name)
-        count, example = count + len(others), example or (others or [""])[0]
+    others = _other_entries(folder, class_folders)
+    count, first = len(others), others[:1]
+    for class_folder in class_folders:
+        images, others = _scan(folder / class_folder)
+        count, first = count + len(others), sorted(first + others[:1])[:1]
         encoded = [os.fsencode(name) for name in images]
         sizes = np.array([len(name) for name in encoded], np.int64)
         ends.append(len(buffer) + np.cumsum(sizes))
         counts.append(len(images))
         buffer += b"".join(encoded)
+    example = "".join(
+        path + (", a link that leads nowhere" if not ok else "") for ok, path in first
+    )
     return FolderIndex(
         names=np.frombuffer(bytes(buffer), np.uint8),
         ends=np.concatenate(ends),
-        labels=np.repeat(np.arange(len(class_names), dtype=np.int32), counts),
+        labels=np.repeat(np.arange(len(class_folders), dtype=np.int32), counts),
         ignored=count,
         example=example,
     )
 
 
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """List (names of images, paths of other entries), sorted; neither has hidden entries."""
-    images, others = [], []
+def _scan(folder: Path) -> tuple[list[str], list[tuple[bool, str]]]:
+    """List (names of images, other entries), sorted; neither has hidden entries.
+
+    The others are (leads somewhere, path), broken links first: they may be images that are missed.
+    """
+    images: list[str] = []
+    others: list[tuple[bool, str]] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                if entry.name.lower().endswith(SUFFIXES) and _is(entry.is_file):
                     images.append(entry.name)
                 else:
-                    others.append(entry.path)
+                    leads = not entry.is_symlink() or os.path.exists(entry.path)
+                    others.append((leads, entry.path))
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     return sorted(images), sorted(others)
 
 
-def _other_entries(folder: Path, class_names: tuple[str, ...]) -> list[str]:
+def _other_entries(folder: Path, class_folders: tuple[str, ...]) -> list[tuple[bool, str]]:
     """List files beside the class folders."""
     images, others = _scan(folder)
-    paths = [os.path.join(folder, name) for name in images]
-    return sorted(paths + [path for path in others if os.path.basename(path) not in class_names])
+    others += [(True, os.path.join(folder, name)) for name in images]
+    return sorted(each for each in others if os.path.basename(each[1]) not in class_folders)
 
 
-def read_index(file: Path, key: str) -> FolderIndex | None:
-    """Read an index that was written with this key; None: there is none, or it is damaged."""
+def read_index(file: Path, key: str, class_count: int) -> FolderIndex | None:
+    """Read an index that was written with this key; None: there is none, or it is damaged.
+
+    Args:
+        file: in a run directory, which may come from elsewhere: what it says is checked.
+        key: of what the folder is like now.
+        class_count: labels are below it.
+    """
     try:
         # Opened here: numpy leaves open what it finds damaged.
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+        with (
+            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream,
+            np.load(_checked(stream), allow_pickle=False) as stored,
+        ):
+            # Stored as they are, the arrays are no larger than the file.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in stored.zip.infolist()):
+                return None
             if stored["key"].tobytes() != key.encode():
                 return None
             index = FolderIndex(
@@ -259,22 +315,40 @@ def read_index(file: Path, key: str) -> FolderIndex | None:
                 ignored=int(stored["ignored"]),
                 example=os.fsdecode(stored["example"].tobytes()),
             )
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+    except _DAMAGED:
         return None
+    return index if _is_intact(index, class_count) else None
+
+
+def _checked(stream: IO[bytes]) -> IO[bytes]:
+    """Raise ValueError unless it is a regular file of a size that an index may have."""
+    status = os.fstat(stream.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        raise ValueError("no index")
+    return stream
+
+
+def _is_intact(index: FolderIndex, class_count: int) -> bool:
+    """Tell whether each name is that of a file in its class folder, and each label a class."""
+    arrays = ((index.names, np.uint8), (index.ends, np.int64), (index.labels, np.int32))
+    if any(array.dtype != dtype or array.ndim != 1 for array, dtype in arrays):
+        return False
     sizes = np.diff(index.ends, prepend=0)
-    intact = len(index.ends) == len(index.labels) and (sizes > 0).all()
-    return index if intact and sizes.sum() == len(index.names) else None
+    return bool(
+        len(index.ends) == len(index.labels) > 0
+        and (sizes >= _SHORTEST_NAME).all()
+        and index.ends[-1] == len(index.names)
+        and not np.isin(index.names, (0, ord(os.sep))).any()
+        and 0 <= index.labels.min() <= index.labels.max() < class_count
+    )
 
 
 def write_index(file: Path, key: str, index: FolderIndex) -> None:
     """Write an index, atomically; a folder that cannot be written to goes without."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as stream:
+        with open(temporary, "xb") as stream:
             np.savez(
                 stream,
                 key=np.frombuffer(key.encode(), np.uint8),
@@ -284,10 +358,12 @@ def write_index(file: Path, key: str, index: FolderIndex) -> None:
                 ignored=np.array(index.ignored),
                 example=np.frombuffer(os.fsencode(index.example), np.uint8),
             )
-        os.chmod(temporary, 0o644)
         os.replace(temporary, file)
     except OSError:
-        os.unlink(temporary)
+        pass
+    finally:
+        with contextlib.suppress(OSError):  # it has its name, or could not be made
+            os.unlink(temporary)
 
 
 def _ignored(split: ImageFolder) -> list[str]:
@@ -299,12 +375,12 @@ def _ignored(split: ImageFolder) -> list[str]:
     ]
 
 
-def _absent(split: ImageFolder) -> list[str]:
-    counts = np.bincount(split.index.labels, minlength=len(split.class_names))
-    absent = [name for name, n in zip(split.class_names, counts, strict=True) if not n]
+def _absent(split: ImageFolder, class_names: tuple[str, ...]) -> list[str]:
+    counts = np.bincount(split.index.labels, minlength=len(class_names))
+    absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
     if not absent:
         return []
     return [
-        f"{split.folder} has no images of {len(absent)} of {len(split.class_names)} classes: "
+        f"{split.folder} has no images of {len(absent)} of {len(class_names)} classes: "
         f"{listing(absent)}"
     ]

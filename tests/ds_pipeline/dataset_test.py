@@ -449,6 +449,23 @@ def test_warnings_and_the_index_reach_the_caller(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"New\nYork", b"\x1b[2J"])
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path, name: bytes) -> None:
+    text = os.fsdecode(name)
+    folder = write_image_folder(tmp_path, classes=("x", text))
+    os.mkdir(folder / "train" / "x" / text)
+    os.rename(folder / "train" / text / "0.jpg", folder / "train" / text / f"{text}.jpg")
+    config = config_of(dataset_name="image_folder", data_dir=str(folder), image_size=8)
+    data = build_dataset(config)
+    for shown in (*data.class_names, *data.warnings):
+        assert shown.isprintable() and shown.encode()
+    assert len(data.warnings) == 1
+    (folder / "test" / text / "0.jpg").write_bytes(b"broken")
+    with pytest.raises(DataError) as raised:
+        data.evaluation.batch(np.arange(len(data.evaluation)))
+    assert str(raised.value).isprintable() and str(raised.value).encode()
+
+
 def test_sources_travel_to_workers(tmp_path: Path) -> None:
     write_tfds_set(tmp_path, "mine", n_train=4, n_test=2, shape=(4, 4, 1))
     write_ucr_set(tmp_path)

@@ -225,8 +225,9 @@ def test_damage_of_any_kind_is_a_line() -> None:
             decode_image(image)
         except DataError as error:
             assert "\n" not in str(error)
-            causes.add(type(error.__cause__))
-    assert causes >= {OSError, SyntaxError, ValueError, IndexError}
+            assert error.__cause__ is not None
+            causes.add(type(error.__cause__.__cause__))
+    assert causes >= {OSError, ValueError}, causes
 
 
 def test_a_palette_that_is_missing_is_named() -> None:

@@ -1,9 +1,12 @@
 """Image folders: what is listed, the index beside the run, memory, and damage."""
 
 import os
+import stat
 import tracemalloc
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -223,9 +226,61 @@ def inconsistent_index(data: Path, run: Path) -> None:
     np.savez(file, **arrays)
 
 
+def edited(**changes: Callable[[Any], Any]) -> Callable[[Path, Path], None]:
+    """Return a change of the arrays of an index, which leaves its key right."""
+
+    def change(data: Path, run: Path) -> None:
+        file = run / "image_folder_train.npz"
+        with np.load(file) as stored:
+            arrays = dict(stored)
+        arrays |= {name: of(arrays[name]) for name, of in changes.items()}
+        np.savez(file, **arrays)
+
+    return change
+
+
+def renamed(old: bytes, new: bytes) -> Callable[[Any], Any]:
+    return lambda names: np.frombuffer(names.tobytes().replace(old, new), np.uint8)
+
+
+def compressed_index(data: Path, run: Path) -> None:
+    file = run / "image_folder_train.npz"
+    with np.load(file) as stored:
+        np.savez_compressed(file, **dict(stored))
+
+
+def huge_index(data: Path, run: Path) -> None:
+    """Claim an array of 4 TiB."""
+    file = run / "image_folder_train.npz"
+    content = file.read_bytes()
+    place = content.index(b"'shape': (40,)")
+    end = content.index(b"\n", place)
+    claim = b"'shape': (4398046511104,), }"
+    file.write_bytes(content[:place] + claim.ljust(end - place) + content[end:])
+
+
+def pipe_as_index(data: Path, run: Path) -> None:
+    file = run / "image_folder_train.npz"
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        edited(names=renamed(b"0.jpg", b"../..")),
+        edited(names=renamed(b"0.jpg", b"/etc/")),
+        edited(names=renamed(b"0.jpg", b"0\0jpg")),
+        edited(labels=lambda labels: labels + 1),
+        edited(labels=lambda labels: labels - 1),
+        edited(labels=lambda labels: labels.astype(np.int64)),
+        edited(labels=lambda labels: labels[:, None]),
+        edited(labels=lambda labels: labels[:0], ends=lambda e: e[:0], names=lambda n: n[:0]),
+        edited(ends=lambda ends: ends[::-1]),
+        edited(ignored=lambda ignored: np.array([1, 2])),
+        compressed_index,
+        huge_index,
+        pipe_as_index,
         add_file,
         remove_file,
         rename_class,
@@ -248,6 +303,48 @@ def test_a_stale_or_damaged_index_is_made_again(
     listings.clear()
     load(data, cache_dir=run)
     assert listings == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_the_index_is_for_those_whom_the_umask_allows(tmp_path: Path, mask: int) -> None:
+    old = os.umask(mask)
+    try:
+        load(write_image_folder(tmp_path / "data"), cache_dir=tmp_path / "run")
+    finally:
+        os.umask(old)
+    files = list((tmp_path / "run").iterdir())
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~mask}
+    assert len(files) == 2
+
+
+@pytest.mark.parametrize(("train", "test"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_class_is_one_however_its_name_is_encoded(tmp_path: Path, train: Any, test: Any) -> None:
+    folder = write_image_folder(tmp_path, classes=("x", "café"))
+    for split, form in (("train", train), ("test", test)):
+        os.rename(folder / split / "café", folder / split / unicodedata.normalize(form, "café"))
+    found = load(folder)
+    assert found.class_names == ("café", "x")
+    assert found.evaluation is not None and found.warnings == ()
+    for source in (found.train, found.evaluation):
+        assert len(source.batch(np.arange(len(source)))["input"]) == len(source)
+
+
+def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
+    classes = (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café"))
+    folder = write_image_folder(tmp_path, classes=classes)
+    with pytest.raises(DataError, match="two folders of the class 'café'"):
+        load(folder)
+
+
+@pytest.mark.parametrize("target", ["self.jpg", "missing.jpg"])
+@pytest.mark.parametrize("place", ["train", "train/dog"])
+def test_links_that_lead_nowhere_are_named(tmp_path: Path, place: str, target: str) -> None:
+    folder = write_image_folder(tmp_path)
+    (folder / "train" / "cat" / "notes.txt").write_text("x")
+    (folder / place / "self.jpg").symlink_to(target)
+    found = load(folder)
+    assert len(found.train) == 8
+    assert f"{folder / place / 'self.jpg'}, a link that leads nowhere" in found.warnings[0]
 
 
 def test_a_run_folder_that_cannot_be_written_to_goes_without(tmp_path: Path) -> None:

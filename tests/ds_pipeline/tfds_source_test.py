@@ -4,13 +4,16 @@ import functools
 import io
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -300,6 +303,136 @@ def test_the_damaged_example_is_named(tmp_path: Path) -> None:
     file.write_bytes(bytes(content))
     found = refusal(lambda: TfdsSplit(folder, "train").batch(np.arange(40)))
     assert f"{file}, example 1 (21 of split 'train')" in found
+
+
+EVIL = "bad_module.deep.Feature"
+
+
+def evil_features(where: str) -> dict[str, Any]:
+    """Return what features.json may hold, with a class of no TFDS module somewhere in it."""
+    base = "tensorflow_datasets.core.features"
+    evil: dict[str, Any] = {"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}}
+    old = {"type": EVIL, "content": {}}
+    content = {"x": old}
+    inner: dict[str, Any] = {
+        "top": evil,
+        "snake": {"python_class_name": EVIL, "json_feature": {"json": "{}"}},
+        "old": old,
+        "old inside": {"type": f"{base}.features_dict.FeaturesDict", "content": content},
+        "text": {
+            "pythonClassName": f"{base}.features_dict.FeaturesDict",
+            "jsonFeature": {"json": json.dumps(content)},
+        },
+        "sequence": {
+            "pythonClassName": f"{base}.sequence_feature.Sequence",
+            "sequence": {"feature": evil, "length": "-1"},
+        },
+    }[where]
+    return {
+        "pythonClassName": f"{base}.features_dict.FeaturesDict",
+        "featuresDict": {"features": {"image": inner, "label": inner}},
+    }
+
+
+@pytest.mark.parametrize("where", ["top", "snake", "old", "old inside", "text", "sequence"])
+def test_no_code_of_a_data_set_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    (tmp_path / "bad_module").mkdir()
+    (tmp_path / "bad_module" / "deep.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (folder / "features.json").write_text(json.dumps(evil_features(where)))
+    found = refusal(lambda: TfdsSplit(folder, "train"))
+    assert not (tmp_path / "ran").exists()
+    assert EVIL in found and "features.json" in found and "none of TFDS' own" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filepathTemplate": "../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}, "not in that"),
+        ({"filepathTemplate": "/etc/passwd"}, "not in that folder"),
+        ({"filepathTemplate": "{SPLIT:>99999999999}"}, "other fields"),
+        ({"filepathTemplate": "{SPLIT.__class__}"}, "other fields"),
+    ],
+)
+def test_files_outside_of_the_folder_are_not_read(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"][0] |= changes
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    assert message in refusal(lambda: TfdsSplit(folder, "train"))
+
+
+def test_a_module_name_in_the_description_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    (tmp_path / "bad_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    edit_info(folder, moduleName="bad_module")
+    split = pickle.loads(pickle.dumps(TfdsSplit(folder, "train")))
+    assert split.batch(np.arange(2))["label"].tolist() == [0, 1]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("depth", [2_000, 200_000])
+def test_deep_and_huge_descriptions_are_damage(tmp_path: Path, depth: int) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    (folder / "features.json").write_text('{"x":' * depth + "1" + "}" * depth)
+    assert "is damaged" in refusal(lambda: TfdsSplit(folder, "train"))
+
+
+def test_more_classes_than_can_be_listed_are_refused(tmp_path: Path) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    (folder / "label.labels.txt").unlink()
+    file = folder / "features.json"
+    file.write_text(file.read_text().replace('"10"', f'"{10**12}"'))
+    assert "1000000000000 classes" in refusal(lambda: TfdsSplit(folder, "train"))
+
+
+def foreign_image(kind: str) -> bytes:
+    """Return an image that some decoder would open, of a format that TFDS never writes."""
+    if kind == "EPS":
+        head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
+        return head + b"showpage\n%%EOF\n"
+    stream = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4)).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("stored", ["bytes", "wide"])
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "BMP", "TIFF", "PPM", "WEBP", "ICO"])
+def test_only_jpegs_and_pngs_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, stored: str
+) -> None:
+    def started(*args: object, **options: object) -> None:
+        raise AssertionError("a program was started, or OpenCV asked")
+
+    data = foreign_image(kind)
+    if stored == "wide":
+        folder = tmp_path / "set" / "1.0.0"
+        write_float_png_set(folder, [np.full((4, 4, 1), 0.5)] * 2)
+    else:
+        folder = write_tfds_set(tmp_path, "set", n_train=2, n_test=1, shape=(4, 4, 3))
+    split = TfdsSplit(folder, "train")
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(cv2, "imdecode", started)
+    monkeypatch.setattr(split, "_read", lambda rows: [{"image": data, "label": 0} for _ in rows])
+    found = refusal(lambda: split.batch(np.zeros(1, np.int64)))
+    assert "neither a JPEG nor a PNG" in found
+
+
+def test_images_that_are_not_the_input_are_not_decoded(tmp_path: Path) -> None:
+    folder = write_tfds_set(tmp_path, n_train=2, n_test=1)
+    features = json.loads((folder / "features.json").read_text())
+    columns = features["featuresDict"]["features"]
+    columns["other"] = columns["image"] | {"image": {"dtype": "uint16", "shape": {}}}
+    (folder / "features.json").write_text(json.dumps(features))
+    assert TfdsSplit(folder, "train").batch(np.arange(2))["label"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["image", "tensor", "float png"])

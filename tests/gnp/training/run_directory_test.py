@@ -49,7 +49,8 @@ def tree(path):
     "config",
     [
         '{"architectures": ["ViT"], "hidden_size": 192}', '{"total_epochs": 3, "loss": "mse"}',
-        '{"program": "other"}', "[1]", "{}", "not JSON", "\udcff", "[" * 99999, '{"a": %s}' % ("9" * 5000),
+        '{"program": "other"}', "[1]", "{}", "not JSON", "\udcff", "[" * 99999,
+        '{"a": %s}' % ("9" * 5000),
     ],
 )  # fmt: skip
 def test_a_folder_without_the_mark_is_no_run_and_stays_as_it_is(tmp_path, config, retrain):
@@ -142,9 +143,9 @@ def test_one_process_trains_in_a_directory_until_it_ends_however_it_does(tmp_pat
     holder = [sys.executable, "-P", "-c", HOLD, str(tmp_path / "run")]
     with subprocess.Popen(holder, stdout=subprocess.PIPE, env=gnp_environment) as process:
         assert process.stdout is not None and process.stdout.readline()
-        with pytest.raises(RunDirectoryError, match=f"another .* \\(process {process.pid} on "):
-            with run_directory.locked(tmp_path / "run"):
-                pass
+        refused = pytest.raises(RunDirectoryError, match=f"another .* \\(process {process.pid} on ")
+        with refused, run_directory.locked(tmp_path / "run"):
+            pass
         process.send_signal(signal.SIGKILL)
     with run_directory.locked(tmp_path / "run"):
         assert tree(tmp_path / "run") == ["lock"]

@@ -4,7 +4,7 @@ from ds_pipeline.augment import Augment, Mix
 from ds_pipeline.dataset import Dataset, build_dataset, dataset_names
 from ds_pipeline.errors import DataError
 from ds_pipeline.identity import identity, identity_problems
-from ds_pipeline.loader import count_steps, evaluation_batches, train_batches
+from ds_pipeline.loader import StalledError, count_steps, evaluation_batches, train_batches
 from ds_pipeline.source import Batch, EncodedImage, InMemorySource, Source, SubsetSource
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "InMemorySource",
     "Mix",
     "Source",
+    "StalledError",
     "SubsetSource",
     "build_dataset",
     "count_steps",

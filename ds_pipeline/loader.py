@@ -13,10 +13,11 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,19 @@ _NO_PICKLE = (
     TypeError,
     ValueError,
 )
+# Without a batch: until it is said, and, after a signal, until it is no longer waited for.
+STALL_SECONDS = 60.0
+PATIENCE_SECONDS = 5.0
 # In grain's message.
 _KILLED = re.compile(r"terminated unexpectedly with (exit code -?\d+)")
+
+
+class StalledError(DataError):
+    """A signal was to end the program, which was waiting for a batch; the batch was given up."""
+
+
+def _never() -> bool:
+    return False
 
 
 def default_workers(encoded: bool) -> int:
@@ -120,6 +132,8 @@ def train_batches(
     total_steps: int,
     process_index: int = 0,
     process_count: int = 1,
+    *,
+    stop: Callable[[], bool] = _never,
 ) -> Generator[Batch, None, None]:
     """Yield this process' share of the batches of steps start_step to total_steps - 1.
 
@@ -138,6 +152,8 @@ def train_batches(
         total_steps: step at which the training ends.
         process_index: of this process, from 0.
         process_count: processes, default 1.
+        stop: tells whether a signal is to end the program, which then waits no longer for a worker
+            that gives nothing; default: never.
 
     Returns:
         A generator of `{"input": [b, ...], "label": [b, ...]}`, b = batch_size / process_count.
@@ -146,7 +162,7 @@ def train_batches(
 
     Raises:
         DataError: the batch is larger than the data or does not divide among the processes; while
-            it runs, damaged data, or a worker that was killed.
+            it runs, damaged data, or a worker that was killed. StalledError: see `stop`.
 
     Example:
         >>> from ds_pipeline.dataset import from_arrays
@@ -174,7 +190,7 @@ def train_batches(
     )
     size = _block_steps(dataset.shape, len(make.rows))
     blocks = _Blocks(start_step, total_steps, steps_per_epoch, size)
-    return _prefetched(make, blocks, dataset.workers)
+    return _prefetched(make, blocks, dataset.workers, stop)
 
 
 def evaluation_batches(
@@ -184,6 +200,7 @@ def evaluation_batches(
     process_count: int = 1,
     *,
     workers: int = 0,
+    stop: Callable[[], bool] = _never,
 ) -> Generator[Batch, None, None]:
     """Yield this process' share of batches that hold every example once, in order.
 
@@ -195,6 +212,7 @@ def evaluation_batches(
         process_index: of this process, from 0.
         process_count: processes, default 1.
         workers: processes that read, default 0: threads of this one.
+        stop: as in `train_batches`.
 
     Returns:
         A generator, as `train_batches` gives, with "mask": float32 [b], 1 for examples that count.
@@ -213,7 +231,7 @@ def evaluation_batches(
     rows = _process_rows(batch_size, process_index, process_count)
     steps = -(-len(source) // batch_size)
     make = _Evaluation(source, batch_size, rows)
-    return _prefetched(make, _Blocks(0, steps, steps, 1), workers)
+    return _prefetched(make, _Blocks(0, steps, steps, 1), workers, stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,26 +347,33 @@ def _kept_order(count: int, seed: int, epoch: int) -> Indices:
 
 
 def _prefetched(
-    make: Callable[[int, int], list[Batch]], blocks: _Blocks, workers: int
+    make: Callable[[int, int], list[Batch]],
+    blocks: _Blocks,
+    workers: int,
+    stop: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     """Yield the batches of all blocks in order, a few blocks made ahead."""
     if blocks.stop <= blocks.start:
         return
     indices = grain.MapDataset.range(len(blocks))
     if workers:
-        yield from _from_workers(indices.map(_InWorker(make, blocks)), workers)
+        yield from _from_workers(indices.map(_InWorker(make, blocks)), workers, stop)
         return
     threads = 2 if blocks.size > 1 else min(max(2, usable_cores()), _MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     iterator = iter(indices.map(_InThread(make, blocks)).to_iter_dataset(options))
+    watch = _Watch(_never)
     try:
-        for block in iterator:
+        for block in watch.over(iterator):
             yield from block
     finally:
         iterator.close()
+        watch.end()
 
 
-def _from_workers(data: Any, workers: int) -> Generator[Batch, None, None]:
+def _from_workers(
+    data: Any, workers: int, stop: Callable[[], bool]
+) -> Generator[Batch, None, None]:
     if not flags.FLAGS.is_parsed():
         # grain reads flags of its own, and fails outside absl's app: github.com/google/grain 1355.
         flags.FLAGS.mark_as_parsed()
@@ -356,11 +381,16 @@ def _from_workers(data: Any, workers: int) -> Generator[Batch, None, None]:
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
     iterator = iter(data.to_iter_dataset(reading).mp_prefetch(options, _begin_worker))
+    watch = _Watch(stop)
     try:
-        for block in _started(iterator):
+        for block in watch.over(_started(iterator)):
             # Without grain's subclass of arrays that ends shared memory; it stays the base.
             yield from ({key: np.array(value) for key, value in b.items()} for b in block)
     except RuntimeError as error:
+        if watch.gave_up:
+            raise StalledError(
+                "ended by a signal while no batch came from the worker processes"
+            ) from None
         killed = _KILLED.search(str(error))
         if not killed:
             raise
@@ -369,7 +399,93 @@ def _from_workers(data: Any, workers: int) -> Generator[Batch, None, None]:
             "ran out, set dataset.workers to less, or to 0"
         ) from None
     finally:
+        watch.hurry()
         iterator.close()
+        watch.end()
+
+
+class _Watch:
+    """Says so where no batch comes, and gives up the workers where the program is to end.
+
+    Args:
+        stop: tells whether it is to end.
+
+    Attributes:
+        gave_up: the workers were killed because of that.
+    """
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.gave_up = False
+        self._stop = stop
+        self._others = set(multiprocessing.active_children())
+        self._since: float | None = None
+        self._hurried: float | None = None
+        self._ended = threading.Event()
+        # A program that ends by an error may come to its own end first, and wait for them there.
+        self._at_exit = util.Finalize(None, self.hurry, exitpriority=2)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def over(self, blocks: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Yield the blocks, each of which is waited for."""
+        while True:
+            self._since = time.monotonic()
+            block = next(blocks, None)
+            self._since = None
+            if block is None:
+                return
+            yield block
+
+    def end(self) -> None:
+        """End the watch."""
+        self._ended.set()
+        self._at_exit.cancel()
+
+    def hurry(self) -> None:
+        """Kill workers that do not come to their end soon; grain waits 25 seconds for each."""
+        self._hurried = time.monotonic()
+
+    def _watch(self) -> None:
+        told = None
+        while not self._ended.wait(min(0.5, STALL_SECONDS / 4)):
+            now, since = time.monotonic(), self._since
+            if self._hurried is not None:
+                self._kill(only_stopped=now - self._hurried < PATIENCE_SECONDS)
+            elif since is not None:
+                if now - since > STALL_SECONDS and told != since:
+                    told = since
+                    line = f"no batch for {now - since:.0f} s; waiting for {self._awaited()}"
+                    print(f"warning: {line}", file=sys.stderr, flush=True)
+                if now - since > PATIENCE_SECONDS and self._stop():
+                    self.gave_up = True
+                    self._kill(only_stopped=False)
+
+    def _kill(self, only_stopped: bool) -> None:
+        for worker in self._workers():
+            if not only_stopped or _is_stopped(worker.pid):
+                worker.kill()
+
+    def _workers(self) -> list[Any]:
+        return [each for each in multiprocessing.active_children() if each not in self._others]
+
+    def _awaited(self) -> str:
+        workers = self._workers()
+        stopped = [worker.pid for worker in workers if _is_stopped(worker.pid)]
+        if stopped:
+            numbers = " ".join(map(str, stopped))
+            return f"worker processes that are stopped; to let them go on: kill -CONT {numbers}"
+        if workers:
+            numbers = ", ".join(str(worker.pid) for worker in workers)
+            return f"the worker processes {numbers}, which read data"
+        return "the threads that read data"
+
+
+def _is_stopped(process: int) -> bool:
+    """Tell whether a process was stopped by a signal; False where the system does not say."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
 
 
 def _started(iterator: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
@@ -382,9 +498,9 @@ def _started(iterator: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
     # Its thread is a daemon, so the end of the program does not wait for workers that start.
     with ThreadPool(1, _block_signals) as pool:
         block = pool.apply_async(next, (iterator, None)).get()
-    if block is not None:
+    while block is not None:  # `yield from` would close the iterator, before the watch hurries it
         yield block
-        yield from iterator
+        block = next(iterator, None)
 
 
 def _block_signals() -> None:

@@ -63,12 +63,13 @@ class Experiment:
         abstract_state: Shapes, dtypes and shardings of the state.
         shardings: Where each array of the state lives.
         initialize: () -> (the state before the first step, what became of pretrained weights).
-        train_batches: first step -> batches from that step on, sent to the devices when asked for.
+        train_batches: (first step, whether a signal is to end the run) -> batches from that step
+            on, sent to the devices when asked for.
         train_step: (state, batch, key, step) -> (state, metrics), plain or penalized as the step's
             number says; the state is donated. Does not wait for the device.
         plain_step: The compiled plain step; set the mesh around a call of it.
         penalized_step: The compiled penalized step, likewise.
-        eval_batches: () -> the evaluation set once, on the devices.
+        eval_batches: likewise, without a step: the evaluation set once, on the devices.
         eval_step: (params, model_state, batch) -> sums over the examples.
     """
 
@@ -84,11 +85,11 @@ class Experiment:
     abstract_state: TrainState
     shardings: TrainState
     initialize: Callable[[], tuple[TrainState, Report | None]]
-    train_batches: Callable[[int], Iterator[Batch]]
+    train_batches: Callable[..., Iterator[Batch]]
     train_step: Callable[[TrainState, Batch, jax.Array, int], tuple[TrainState, Metrics]]
     plain_step: Any
     penalized_step: Any
-    eval_batches: Callable[[], Iterator[Batch]]
+    eval_batches: Callable[..., Iterator[Batch]]
     eval_step: EvalStep
 
 
@@ -255,21 +256,22 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     total_steps = steps_per_epoch * config.total_epochs
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-    def train_batches(start_step: int) -> Iterator[Batch]:
+    def train_batches(start_step: int, stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         batches = ds_pipeline.train_batches(
             dataset,
             batch_size,
             seed=config.seeds,
             start_step=start_step,
             total_steps=total_steps,
+            stop=stop,
             **process,
         )
         return (shard_batch(batch, mesh) for batch in batches)
 
-    def eval_batches() -> Iterator[Batch]:
+    def eval_batches(stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         size = -(-batch_size // mesh.size) * mesh.size  # the same number of examples on each device
         batches = ds_pipeline.evaluation_batches(
-            dataset.evaluation, size, workers=dataset.workers, **process
+            dataset.evaluation, size, workers=dataset.workers, stop=stop, **process
         )
         return (shard_batch(batch, mesh) for batch in batches)
 

@@ -12,7 +12,7 @@ import ds_pipeline
 from ds_pipeline.decode import decode_image
 from ds_pipeline.source import EncodedImage
 from gnp.analysis import data_pictures as pictures
-from gnp.analysis.data_numbers import encoded, evenly, is_encoded
+from gnp.analysis.data_numbers import decoded, encoded, evenly, is_encoded
 
 _GRID = 8
 _SERIES = 24
@@ -42,12 +42,12 @@ def plot_examples(
     labels = source.labels()
     if len(dataset.shape) == 1:
         indices = evenly(len(source), 5000)
-        inputs = source.batch(indices)["input"]
+        inputs = decoded(source, dataset.shape).batch(indices)["input"]
         columns = column_names or [f"column {i + 1}" for i in range(inputs.shape[1])]
         pictures.plot_columns(inputs, labels[indices], dataset.class_names, columns, title, path)
     elif len(dataset.shape) == 2:
         indices = choose(labels, _SERIES, seed)
-        series = source.batch(indices)["input"]
+        series = decoded(source, dataset.shape).batch(indices)["input"]
         pictures.plot_series(
             series, _classes(labels[indices]), dataset.class_names or ("",), title, path
         )

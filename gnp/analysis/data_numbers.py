@@ -11,6 +11,7 @@ from tqdm import tqdm
 import ds_pipeline
 from ds_pipeline.decode import DecodedSource, center_crop, image_size
 from ds_pipeline.source import EncodedImage
+from ds_pipeline.table import StandardizedSource
 
 # Statistics read at most so many bytes of examples, evenly spread over the split; decoding
 # encoded images costs more, so fewer are read of them.
@@ -163,7 +164,9 @@ def encoded(source: ds_pipeline.Source) -> ds_pipeline.Source:
 
 
 def decoded(source: ds_pipeline.Source, shape: Sequence[int]) -> ds_pipeline.Source:
-    """Return a source of arrays: encoded images as they are evaluated, everything else as it is."""
+    """Return a source of raw values: encoded images as they are evaluated, others as stored."""
+    if isinstance(source, StandardizedSource):
+        return source.source
     if is_encoded(source) and not isinstance(source, DecodedSource):
         return DecodedSource(source, center_crop(shape[0]))
     return source

@@ -141,7 +141,11 @@ def train(
         CheckpointError: a checkpoint could not be written.
     """
     key = jax.random.key(config.seeds)
-    batches = experiment.train_batches(progress.step)
+
+    def stop() -> bool:
+        return interrupt.signal is not None
+
+    batches = experiment.train_batches(progress.step, stop)
     steps_per_epoch, epochs = experiment.steps_per_epoch, config.total_epochs
 
     def read(step: int, metrics: dict[str, Any]) -> None:
@@ -165,7 +169,10 @@ def train(
         unread = None
         with progress.clock():
             for step in range(progress.step, end):
-                batch = progress.next_batch(batches)
+                try:
+                    batch = progress.next_batch(batches)
+                except ds_pipeline.StalledError:
+                    break
                 state, metrics = recording.train_step(state, batch, key, step)
                 progress.step = step + 1
                 if unread:  # while the step that was just dispatched runs
@@ -180,7 +187,7 @@ def train(
 
         state, measured = recording.end_epoch(state, epoch)
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
-            means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches())
+            means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches(stop))
             name = experiment.dataset.evaluation_name
             if wrong := [metric for metric, value in means.items() if not math.isfinite(value)]:
                 log.say(f"warning: epoch {epoch}: {name} {', '.join(wrong)} not finite")

@@ -449,6 +449,27 @@ def test_warnings_and_the_index_reach_the_caller(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["images", "tfds", "npz", "csv", "ucr"])
+def test_data_of_one_class_are_refused_whatever_their_kind(tmp_path: Path, kind: str) -> None:
+    keys: dict[str, Any] = {"data_dir": str(tmp_path)}
+    if kind == "images":
+        write_image_folder(tmp_path, classes=("cat",))
+        keys["dataset_name"] = "image_folder"
+    elif kind == "tfds":
+        write_tfds_set(tmp_path, num_classes=1)
+        keys["dataset_name"] = "mnist"
+    elif kind == "npz":
+        np.savez(tmp_path / "x.npz", x=np.ones((20, 3)), y=np.ones(20, int))
+        keys = {"dataset_name": "npz", "data_dir": str(tmp_path / "x.npz")}
+    elif kind == "csv":
+        (tmp_path / "x.csv").write_text("a,kind\n" + "1,cat\n" * 20)
+        keys = {"dataset_name": "csv", "data_dir": str(tmp_path / "x.csv"), "target": "kind"}
+    else:
+        write_ucr_set(tmp_path, labels=(1,))
+        keys["dataset_name"] = "ucr/Waves"
+    assert "a classification needs two classes" in refusal(config_of(**keys))
+
+
 @pytest.mark.parametrize("name", [b"caf\xe9", b"New\nYork", b"\x1b[2J"])
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path, name: bytes) -> None:
     text = os.fsdecode(name)

@@ -4,7 +4,10 @@ import io
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -126,6 +129,77 @@ def test_exif_orientation_is_ignored() -> None:
     plain, turned = encoded(picture(20, 30)), encoded(picture(20, 30), exif=exif)
     assert plain != turned
     np.testing.assert_array_equal(decode(turned), decode(plain))
+
+
+def with_chunk(name: bytes, content: bytes, damaged: bool = False) -> bytes:
+    """Return a PNG with one more chunk before its pixels."""
+    data = encoded(picture(20, 30), "PNG")
+    place = data.index(b"IDAT") - 4
+    check = zlib.crc32(name + content) ^ damaged
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+    return data[:place] + chunk + data[place:]
+
+
+_LARGE = zlib.compress(bytes(5_000_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (b"iCCP", b"profile\0\0" + _LARGE),
+        (b"iCCP", b"profile\0\0no zlib"),
+        (b"iCCP", b""),
+        (b"zTXt", b"comment\0\0" + _LARGE),
+        (b"iTXt", b"comment\0\1\0\0\0" + _LARGE),
+        (b"tEXt", b"comment\0" + bytes(2_000_000)),
+        (b"eXIf", b"rubbish"),
+        (b"acTL", bytes(8)),
+        (b"gAMA", b""),
+        (b"priV", b"rubbish"),
+    ],
+    ids=lambda value: ascii(value[:8]),
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_png_holds_besides_pixels_is_ignored(
+    name: bytes, content: bytes, damaged: bool
+) -> None:
+    found = decode(with_chunk(name, content, damaged))
+    np.testing.assert_array_equal(found, picture(20, 30))
+
+
+def test_pillow_prints_nothing(tmp_path: Path) -> None:
+    """Neither what it warns of in harmless images, nor of damaged and very large ones."""
+    palette = PIL.Image.fromarray(picture(20, 30)).quantize(16)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x1a\0\5\0\0\0\x01\0\0\xff\0"
+    huge = encoded(PIL.Image.new("1", (10, 10)), "PNG")
+    images = {
+        "alpha.png": encoded(palette, "PNG", transparency=bytes(range(16))),
+        "exif.jpg": encoded(picture(20, 30), exif=exif),
+        "mpo.jpg": encoded(picture(20, 30), "MPO")[:-30],
+        "large.png": encoded(PIL.Image.new("1", (10_000, 10_000)), "PNG"),
+        "huge.png": huge.replace(struct.pack(">II", 10, 10), struct.pack(">II", 2**31 - 1, 2**30)),
+        "cmyk.jpg": encoded(PIL.Image.new("CMYK", (8, 8)), exif=exif),
+    }
+    for name, data in images.items():
+        (tmp_path / name).write_bytes(data)
+    program = (
+        "import sys, pathlib\n"
+        "from ds_pipeline import DataError\n"
+        "from ds_pipeline.decode import EncodedImage, decode_window, image_size, Window\n"
+        "for file in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
+        "    try:\n"
+        "        image = EncodedImage(file.read_bytes(), file.name)\n"
+        "        image_size(image), decode_window(image, Window(0, 0, 4, 4), 4)\n"
+        "    except DataError as error:\n"
+        "        print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "always", "-c", program, str(tmp_path)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["huge.png", "mpo.jpg"]
 
 
 def test_harmless_damage_is_tolerated() -> None:

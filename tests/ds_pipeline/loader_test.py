@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_pipeline import DataError, Dataset, evaluation_batches, loader, train_batches
+from ds_pipeline import (
+    DataError,
+    Dataset,
+    StalledError,
+    evaluation_batches,
+    loader,
+    train_batches,
+)
 from ds_pipeline.augment import basic, chain, cutout
 from ds_pipeline.dataset import from_arrays
 from ds_pipeline.decode import DecodedSource
@@ -489,6 +497,83 @@ def test_closing_stops_the_workers() -> None:
     assert len(multiprocessing.active_children()) == 2
     batches.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Iterator[Batch]]:
+    """Batches whose two workers are stopped; a second without one is a stall."""
+    signals: list[int] = []
+    batches = train_batches(mixed(23, workers=2), 2, 5, 0, 10**9, stop=lambda: bool(signals))
+    next(batches)
+    monkeypatch.setattr(loader, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(loader, "PATIENCE_SECONDS", 1.5)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+    threading.Timer(3, lambda: signals.append(1)).start()
+    yield batches
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+
+
+@pytest.mark.slow
+def test_workers_that_are_stopped_are_told_and_given_up_at_a_signal(
+    stopped: Iterator[Batch], capfd: pytest.CaptureFixture[str]
+) -> None:
+    numbers = [worker.pid for worker in multiprocessing.active_children()]
+    started = time.monotonic()
+    with pytest.raises(StalledError, match="ended by a signal"):
+        for _ in range(100):
+            next(stopped)
+    assert time.monotonic() - started < 15
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("warning: no batch for ")
+    assert all(str(number) in lines[0] for number in numbers)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_closing_does_not_wait_for_workers_that_are_stopped(
+    stopped: Generator[Batch, None, None],
+) -> None:
+    started = time.monotonic()
+    stopped.close()
+    assert time.monotonic() - started < 15
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_program_ends_though_its_workers_are_stopped(
+    tmp_path: Path, gnp_environment: dict[str, str]
+) -> None:
+    program = _ENDLESS.replace(
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)",
+        "[os.kill(each.pid, 19) for each in multiprocessing.active_children()]; sys.exit(3)",
+    )
+    (tmp_path / "program.py").write_text(f"import os, sys\n{program}")
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        env=gnp_environment, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert time.monotonic() - started < 25
+
+
+def test_threads_that_give_nothing_are_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "STALL_SECONDS", 0.4)
+
+    def slow(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
+        time.sleep(1.5)
+        return batch
+
+    data = dataclasses.replace(numbered(10), augment=slow)
+    assert len(list(train_batches(data, 5, 0, 0, 2))) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert lines and all("waiting for the threads that read data" in line for line in lines)
 
 
 _ENDLESS = """

@@ -1,6 +1,7 @@
 """Command lines: what the commands of this folder share."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from typing import NoReturn
 import config as configs
 from gnp.terminal import describe, fail, one_line
 from gnp.training.files import FileFormatError
+
+
+_OF_WRITING = (errno.EPIPE, errno.ENOSPC)
 
 
 class UsageError(ValueError):
@@ -59,6 +63,8 @@ def run(
     except usage as error:
         code = fail(str(error).removeprefix("--working_dir="), 2)
     except errors as error:
+        if isinstance(error, OSError) and error.errno in _OF_WRITING and error.filename is None:
+            error.filename = "standard output"  # who writes a file names it
         code = fail(one_line(describe(error)), 1)
     except SystemExit:  # --help
         code = 0

@@ -1,11 +1,15 @@
 """curves.png is drawn from whatever a run has measured."""
 
 import contextlib
+import json
+import subprocess
+import sys
 
+import matplotlib
 import PIL.Image
 import pytest
 
-from gnp.analysis import figure_files
+from gnp.analysis import figure_files, results
 from gnp.analysis.curves import plot_curves
 
 ROW = {"train_loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0, "alpha": 0.8, "r": 0.05}
@@ -54,3 +58,98 @@ def test_the_average_has_a_line_of_its_own(tmp_path, monkeypatch):
     plot_curves([ROW | errors | {"step": 1}], tmp_path / "curves.png")
     assert list(drawn["error rate"]) == ["train", "test", "test ema"]
     assert len(set(drawn["error rate"].values())) == 3
+
+
+DRAW = """
+import sys, pathlib
+from gnp.analysis.curves import plot_curves
+from gnp.analysis.figure_files import drawn
+row = {"step": 1, "train_loss": 1.0, "learning_rate": 0.1}
+drawn(plot_curves, [row, row | {"step": 2, "train_loss": 90.0}], pathlib.Path(sys.argv[1]))
+"""
+NONSENSE = b"text.usetex: True\nfont.family: none\nlines.linewidth: x\nno colon\nno.key: 1\n"
+SURROUNDINGS = {
+    "a notebook's backend": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+    "no backend": {"MPLBACKEND": "nonsense"},
+    "a file of nonsense": {"MATPLOTLIBRC": NONSENSE},
+    "a file of bytes": {"MATPLOTLIBRC": b"\xff\xfe\x00"},
+    "no file": {"MATPLOTLIBRC": "/none/at/all"},
+    "a file here": {"matplotlibrc": NONSENSE},
+    "a file of bytes here": {"matplotlibrc": b"\xff\xfe\x00"},
+    "nowhere for the fonts": {"MPLCONFIGDIR": "/proc/none"},
+}
+
+
+@pytest.fixture(scope="module")
+def draw(tmp_path_factory, gnp_environment):
+    """Draw a picture in a process of its own; return it, and what was said."""
+
+    def run(**surroundings):
+        folder = tmp_path_factory.mktemp("draw")
+        for name, value in surroundings.items():
+            if isinstance(value, bytes):
+                (folder / name).write_bytes(value)
+                surroundings[name] = str(folder / name)
+        clean = {k: v for k, v in gnp_environment.items() if not k.startswith("MPL")}
+        done = subprocess.run(
+            [sys.executable, "-c", DRAW, "curves.png"],
+            cwd=folder, env=clean | surroundings, capture_output=True, check=False, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return (folder / "curves.png").read_bytes(), done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def usual(draw):
+    return draw()[0]
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_the_users_matplotlib_changes_nothing(draw, usual, name):
+    assert draw(**SURROUNDINGS[name]) == (usual, "")
+
+
+def test_a_style_that_is_set_by_the_program_changes_nothing(tmp_path):
+    rows = [ROW | {"step": 1}, ROW | {"step": 2, "train_loss": 90.0}]
+    plot_curves(rows, tmp_path / "usual.png")
+    with matplotlib.rc_context({"text.usetex": True, "figure.facecolor": "red", "font.size": 30}):
+        plot_curves(rows, tmp_path / "other.png")
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "usual.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("latex could not be\nfound"),
+     ValueError("no such font"), OverflowError("Exceeded cell block limit")],
+)  # fmt: skip
+def test_a_picture_that_fails_is_a_warning(tmp_path, capsys, monkeypatch, error):
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps(ROW | {"epoch": 1, "step": 1, "epoch_seconds": 1.0}) + "\n"
+    )
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(figure_files.Figure, "savefig", fail)
+    results.show_results(tmp_path, has_evolution=False)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("warning: curves.png was not drawn: ")
+    assert printed.err.count("\n") == 1 and "1 epoch, 1 steps" in printed.out
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_what_an_interrupted_picture_left_is_removed(tmp_path):
+    for name in (".curves.png.ab_1x2yz", ".curves.png", ".other.png.ab_1x2yz"):
+        (tmp_path / name).write_text("")
+    plot_curves([ROW | {"step": 1}], tmp_path / "curves.png")
+    left = {".curves.png", ".other.png.ab_1x2yz", "curves.png"}
+    assert {file.name for file in tmp_path.iterdir()} == left
+
+
+def test_numbers_of_any_size_are_drawn(tmp_path, capsys):
+    losses = (3e38, -3e38, 1e-45, 0.0, float("inf"), float("nan"), 1.0)
+    rows = [ROW | {"step": 10**18 * i, "train_loss": loss} for i, loss in enumerate(losses)]
+    assert figure_files.drawn(plot_curves, rows, tmp_path / "curves.png")
+    assert capsys.readouterr().err == ""

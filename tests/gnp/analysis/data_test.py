@@ -12,6 +12,13 @@ from config import load_config
 from gnp.analysis import data, data_numbers
 from gnp.analysis.data_examples import as_pixels, augmented, choose
 from gnp.analysis.data_numbers import measure
+from gnp.analysis.data_pictures import (
+    plot_class_counts,
+    plot_columns,
+    plot_series,
+    plot_targets,
+)
+from gnp.analysis.figure_files import drawn
 
 ROOT = Path(__file__).parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
@@ -174,6 +181,49 @@ def test_many_classes(tmp_path, look):
     assert "and 30 more, in data.json" in look.output.out
     picture(tmp_path / "out" / "class_counts.png")
     picture(tmp_path / "out" / "examples.png")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.zeros(60),
+        np.full(60, 3e38),
+        np.where(np.arange(60) % 2, np.float32(1), np.nextafter(np.float32(1), np.float32(2))),
+        np.linspace(-3e38, 3e38, 60),
+        np.linspace(0, 1e-45, 60),
+        np.r_[3e38, np.zeros(59)],
+    ],
+    ids=["zeros", "a large constant", "two neighbors", "large", "small", "one large"],
+)
+@pytest.mark.parametrize("classes", [0, 2, 12])
+def test_values_of_any_kind_are_drawn(tmp_path, capsys, column, classes):
+    inputs = np.stack([column, column], axis=1).astype(np.float32)
+    several = np.arange(60) % classes if classes else inputs[:, 0]
+    names = [f"_{i}\udcff $x$ \x1b\n" for i in range(classes)]
+    for labels in (several, several * 0):  # then one class has all, or the target is constant
+        assert drawn(
+            plot_columns, inputs, labels, names, ["$a", "b\udcff"], "of", tmp_path / "1.png"
+        )
+        if not classes:
+            assert drawn(plot_targets, labels, "of", tmp_path / "2.png")
+        else:
+            series = inputs.reshape(2, 60, 1)
+            assert drawn(plot_series, series, [0, 1], names, "of", tmp_path / "3.png")
+            counts = np.bincount(labels.astype(int), minlength=classes).tolist()
+            assert drawn(plot_class_counts, names, counts, "of", tmp_path / "4.png")
+    assert drawn(plot_columns, inputs[:1], labels[:1], names, ["a", "b"], "", tmp_path / "5.png")
+    assert capsys.readouterr().err == ""
+
+
+def test_class_names_that_are_no_text(tmp_path, look):
+    names = ("\udcff", "b\x1b[2J")
+    write_folder(tmp_path / "photos", [(20, 30)], names)
+    words = ["--config.dataset.dataset_name=image_folder", "--seconds=0"]
+    words += [f"--config.dataset.data_dir={tmp_path / 'photos'}", "--config.dataset.image_size=16"]
+    facts = look("", *words)
+    assert sorted(each["name"] for each in facts["classes"]) == sorted(names)
+    assert "b\\x1b[2J" in look.output.out and "\\udcff" in look.output.out
+    assert {"class_counts.png", "examples.png"} <= set(written(tmp_path / "out"))
 
 
 def test_statistics_in_parts_and_of_a_part(monkeypatch):

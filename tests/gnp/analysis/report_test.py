@@ -453,6 +453,29 @@ def test_the_page_is_alone_and_what_runs_are_called_is_only_text(tmp_path, make,
     assert "&lt;/script&gt;&lt;b&gt;\\|M" in (tmp_path / "out/report.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(tmp_path, monkeypatch, make, name):
+    monkeypatch.chdir(tmp_path)
+    place = name.replace("/", "")
+    write_run(tmp_path / place, {"dataset.dataset_name": name, "model.model_name": name})
+    write_run(tmp_path / "b", {"dataset.dataset_name": name, "model.model_name": "B"})
+    assert make(f"./{place}", "b")[0] == 0
+    for row in csv.reader((tmp_path / "out/report.csv").read_text().splitlines()):
+        for cell in row:
+            assert cell[:1] not in tuple("=+@\t\r") and not cell.startswith("-1"), cell
+
+
+def test_no_text_of_a_report_is_a_terminals_command(tmp_path, make):
+    write_run(tmp_path / "runs" / "a\x1b[2J", {"model.model_name": "x\x1b[2J"})
+    write_run(tmp_path / "runs" / "b\nc", {"model.model_name": "y"}, errors=(0.1,), epochs=4)
+    (write_run(tmp_path / "runs" / "c\x1b[2J\nd") / "config.json").write_text("[]")
+    code, out, err = make(tmp_path / "runs")
+    assert code == 0 and err.count("\n") == 1
+    for text in (out, err, *((tmp_path / f"out/report.{kind}").read_text() for kind in
+                             ("md", "csv"))):  # fmt: skip
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
 def test_two_hundred_runs_make_a_page_of_some_size(tmp_path, make, page):
     random = np.random.default_rng(0)
     for group in range(40):

@@ -22,7 +22,7 @@ from gnp.training.checkpoint import read_checkpoint
 from gnp.training.evolution import write_npz
 from gnp.training.files import write_json
 from gnp.training.mesh import replicate, shard_batch
-from gnp.training.run_directory import read_config
+from gnp.training.run_directory import read_config, read_data
 from gnp.training.state import TrainState
 
 DEFAULT_EXAMPLES = 2000
@@ -71,7 +71,7 @@ def open_checkpoint(
             one line each.
     """
     config = configs.on_devices(configs.from_flat(read_config(directory)), device_count())
-    dataset = ds_pipeline.build_dataset(config, directory)
+    dataset = ds_pipeline.build_dataset(config, directory, known=read_data(directory) or None)
     experiment = build_experiment(exact(config), dataset)
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)
     restored = read_checkpoint(directory, experiment.abstract_state, step)

@@ -223,9 +223,9 @@ class Checkpoints:
         if not distributed.is_first():
             return
         folder = self._unfinished(step)
-        digests = {}
-        for file in _files(folder):
-            digests[file.relative_to(folder).as_posix()] = _digest(file, sync=True)
+        found = {f.relative_to(folder).as_posix(): _digest(f, sync=True) for f in _files(folder)}
+        # Older versions of this program know checkpoints by digests without orbax' mark.
+        digests = {name: found[name] for name in found if name != "state/commit_success.txt"}
         for name in _NEEDED - digests.keys():  # somebody removes the folder
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / name))
         write_json(folder / _DIGESTS, digests)

@@ -296,6 +296,32 @@ def test_an_error_of_one_ends_all(start, tmp_path, who, error, code):
         assert ended[who].err == "gnp: a typo\n"
 
 
+LIMIT = """
+import resource
+import sys
+from gnp.main import main
+
+if sys.argv[-1] == "--process_id=1":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_that_cannot_write_its_share_of_a_checkpoint_ends_all(start, tmp_path):
+    job = start(tmp_path, *QUICK, program=("-c", LIMIT))
+    job.wait_for_row()
+    started = time.monotonic()
+    ended = job.finish(timeout=60)
+    print(f"seconds until all had ended: {time.monotonic() - started:.1f}")
+    assert ended[1].code == 1, ended
+    assert ended[0].code != 0, ended
+    root = tmp_path / "checkpoints"
+    line = ended[1].err.splitlines()[-1]  # libraries have warnings before it
+    assert line.startswith(f"gnp: checkpoint 5 could not be written to {root}: "), ended
+    assert not (root / "5").exists()
+
+
 @pytest.mark.slow
 def test_a_run_directory_that_cannot_be_used_ends_all(start, tmp_path):
     (tmp_path / "file").write_text("")

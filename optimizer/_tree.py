@@ -1,10 +1,22 @@
 """Arithmetic on whole pytrees that several transformations share."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def mixing_types(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of Optax mix types of numbers, also where JAX's promotion is strict."""
+
+    @functools.wraps(f)
+    def mixing(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return f(*args, **kwargs)
+
+    return mixing
 
 
 def map_present(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, check_choice, check_flag, check_names, check_number
+from ._tree import mixing_types
 from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
@@ -323,7 +324,9 @@ def _base_optimizer(config: Any, schedules: Schedules) -> optax.GradientTransfor
     if opt.opt_type not in GRASSMANN_OPTIMIZERS:
         if opt.opt_type == "Adam":
             params["mask"] = lambda tree: decay_mask(tree, config.no_weight_decay_on_bn)
-        return _with_centralization(opt, _BASE[opt.opt_type][0](schedules.learning_rate, **params))
+        base = _BASE[opt.opt_type][0](schedules.learning_rate, **params)
+        base = base._replace(update=mixing_types(base.update))
+        return _with_centralization(opt, base)
     euclidean = optax.sgd(
         schedules.learning_rate, params.pop("euclidean_momentum"), params.pop("nesterov")
     )

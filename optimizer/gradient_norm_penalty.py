@@ -216,6 +216,7 @@ def penalized_gradient(
     check_scalar("alpha", alpha)
     _check_options(normalize, adaptive, method)
     check_real("penalized_gradient", params)
+    check_real("penalized_gradient", grads)
     radius, weight = _widened(r), _widened(alpha)
     if _is_zero(radius) or (_is_zero(weight) and not normalize):
         return grads
@@ -289,8 +290,13 @@ def check_penalized(penalized: Any, grads: Any) -> Any:
 
 
 def check_real(name: str, params: Any) -> None:
-    """Raise at the first complex leaf."""
+    """Raise at the first complex leaf, or gradient of whole numbers (jax.grad's allow_int)."""
     for path, p in jax.tree_util.tree_leaves_with_path(params):
+        if getattr(p, "dtype", None) == jax.dtypes.float0:
+            raise OptimizerError(
+                f"{name} needs real parameters, {leaf_name(path)} has whole numbers, which have no "
+                "gradient: leave them out, for example by optax.partition"
+            )
         if jnp.issubdtype(jnp.result_type(p), jnp.complexfloating):
             raise OptimizerError(
                 f"{name} needs real parameters, {leaf_name(path)} is {jnp.result_type(p)}: hold "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, check_choice, check_number
+from ._tree import mixing_types
 
 SCHEDULES = ("constant", "stepped", "cosine", "exponential", "inverse_time")
 STRATEGIES = ("none", "lambda", "r", "zero")
@@ -75,14 +76,16 @@ def learning_rate_schedule(
                 f"warmup_epochs={warmup_epochs} leaves none of total_epochs={total_epochs} for the "
                 "cosine schedule; shorten the warmup or train longer"
             )
-        return optax.warmup_cosine_decay_schedule(0.0, base_lr, warmup_steps, total_steps)
+        return mixing_types(
+            optax.warmup_cosine_decay_schedule(0.0, base_lr, warmup_steps, total_steps)
+        )
     if name == "stepped":
         decayed = _stepped(base_lr, boundaries, factor, steps_per_epoch)
     elif name == "exponential":
         check_number("lr_schedule_params.rate", rate)
         if rate == 0:
             raise OptimizerError("lr_schedule_params.rate=0 must be > 0, the factor of one epoch")
-        decayed = optax.exponential_decay(base_lr, steps_per_epoch, rate)
+        decayed = mixing_types(optax.exponential_decay(base_lr, steps_per_epoch, rate))
     elif name == "inverse_time":
         check_number("lr_schedule_params.decay", decay)
         decayed = _inverse_time(base_lr, decay)
@@ -170,18 +173,18 @@ def _stepped(
             "above 0, at least one step apart"
         )
     reached = [step for step in steps if step <= MAX_STEPS]
-    return optax.piecewise_constant_schedule(base_lr, dict.fromkeys(reached, factor))
+    return mixing_types(optax.piecewise_constant_schedule(base_lr, dict.fromkeys(reached, factor)))
 
 
 def _inverse_time(base_lr: float, decay: float) -> optax.Schedule:
-    return lambda step: base_lr / (1.0 + decay * step)
+    return lambda step: base_lr / (1.0 + decay * jnp.asarray(step, jnp.float32))
 
 
 def _warmed_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
     """Multiply the schedule by min(1, step / warmup_steps)."""
     if warmup_steps == 0:
         return schedule
-    ramp = optax.linear_schedule(0.0, 1.0, warmup_steps)
+    ramp = mixing_types(optax.linear_schedule(0.0, 1.0, warmup_steps))
     return lambda step: ramp(step) * schedule(step)
 
 

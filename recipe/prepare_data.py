@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -80,7 +81,7 @@ class Wrong(Exception):
 def main() -> int:
     """Prepare what is named and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--data_dir")
     parser.add_argument("--without_tensorflow", action="store_true")
     parser.add_argument("words", nargs="+")
     arguments = parser.parse_args()
@@ -116,19 +117,26 @@ def main() -> int:
 
 
 def names_and_folder(
-    words: Sequence[str], data_dir: Path | None, *, offline: bool
+    words: Sequence[str], data_dir: str | None, *, offline: bool
 ) -> tuple[list[str], Path]:
     """Return data sets and folder: the last word is the folder where it is no known name."""
     names = list(words)
     if data_dir is None and len(names) > 1 and is_folder(names[-1], offline=offline):
-        data_dir = Path(names.pop())
+        data_dir = names.pop()
     if data_dir is None:
-        data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+        data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     names = [part for name in names for part in (RECIPES if name == "all" else (name,))]
     for name in names:
         if name in SCIKIT_LEARN and name not in RECIPES:
             raise Wrong(f"'{name}' comes with scikit-learn and needs no preparation")
-    return list(dict.fromkeys(names)), data_dir.expanduser()
+    # By its file, as the package needs what is not installed here.
+    local_path = runpy.run_path(str(Path(__file__).parents[1] / "config" / "paths.py"))[
+        "local_path"
+    ]
+    try:
+        return list(dict.fromkeys(names)), local_path(data_dir)
+    except ValueError as error:
+        raise Wrong(f"the data folder {data_dir} {error}") from error
 
 
 def is_folder(word: str, *, offline: bool) -> bool:

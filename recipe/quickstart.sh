@@ -6,6 +6,11 @@
 #
 # The run directory is runs/quickstart in the checkout unless --working_dir names another.
 set -euo pipefail
+if [[ -n "${SEEDS:-}" ]]; then
+  printf 'SEEDS="%s": this trains one seed; several: %s\n' "$SEEDS" \
+    'bash recipe/sweep.sh config/digits.py seeds=0,1,2' >&2
+  exit 2
+fi
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 

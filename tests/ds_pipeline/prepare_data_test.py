@@ -182,6 +182,10 @@ def test_tensorflow_is_not_installed_for_what_it_is_not_needed_for(
         (["mnsit", "data"], "unknown TFDS data set 'mnsit'"),
         (["digits"], "needs no preparation"),
         (["mnist", "./file"], "cannot be created"),
+        (["mnist", "gs://bucket/data"], "gs://bucket/data is a URL"),
+        (["--data_dir=file:///data", "FordA"], "file:///data is a URL"),
+        (["--data_dir=", "FordA"], "is empty"),
+        (["mnist", "~nobody-here/data"], "the home of a user who does not exist here"),
     ],
 )
 def test_words_that_cannot_be_prepared(
@@ -201,6 +205,7 @@ def test_words_that_cannot_be_prepared(
         (["mnist", "data/tfds"], ["data/tfds/mnist"]),
         (["tfds/iris", "mnist", "./emnist"], ["emnist/iris", "emnist/mnist"]),
         (["--data_dir=data", "mnist", "emnist"], ["data/mnist", "data/emnist"]),
+        (["--data_dir=~/data", "mnist"], ["home/data/mnist"]),
         (["mnist"], ["home/tensorflow_datasets/mnist"]),
     ],
 )

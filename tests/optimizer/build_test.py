@@ -393,6 +393,33 @@ def test_alpha_zero_is_plain_training_to_the_bit(make_config: MakeConfig) -> Non
     assert_trees_equal(trajectory(zero), trajectory(without))
 
 
+@pytest.mark.parametrize(
+    "opt_type, schedule, strategy",
+    [
+        ("SGD", "constant", "lambda"),
+        ("Momentum", "cosine", "r"),
+        ("Adam", "stepped", "zero"),
+        ("RMSProp", "exponential", "none"),
+        ("SGD", "inverse_time", "lambda"),
+    ],
+)
+def test_types_are_not_mixed(
+    make_config: MakeConfig, opt_type: str, schedule: str, strategy: str
+) -> None:
+    """Of 32 bits or 64; Optax mixes an integer's and a float's."""
+    config = make_config(
+        **{"opt.opt_type": opt_type, "lr_schedule_type": schedule, "warmup_epochs": 1},
+        **{"lr_schedule_params.boundaries": (1, 2), "gr_warmup_strategy": strategy},
+        **{"gnp.reuse": 0.5, "opt.centralize": "all", "gradient_clipping": 1.0},
+    )
+    opt = build_optimizer(config, STEPS_PER_EPOCH)
+    expected = trajectory(opt)
+    with jax.numpy_dtype_promotion("strict"):
+        assert_trees_equal(trajectory(opt), expected)
+        schedules = build_schedules(config, STEPS_PER_EPOCH)
+        assert all(schedule is None or float(schedule(2)) >= 0 for schedule in schedules)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_step_rule_changes_no_result(

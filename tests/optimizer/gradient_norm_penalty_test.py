@@ -523,6 +523,14 @@ def test_complex_parameters_are_an_error() -> None:
         gradient_norm_penalty(0.1, 0.5).init(params)
 
 
+def test_gradients_of_whole_numbers_are_an_error() -> None:
+    params = {"a": jnp.ones(2), "n": jnp.array(3)}
+    grad_fn = jax.grad(lambda p: jnp.vdot(p["a"], p["a"]), allow_int=True)
+    opt = gradient_norm_penalty(0.1, 0.5)
+    with pytest.raises(OptimizerError, match="n has whole numbers, which have no gradient: leave"):
+        opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", [{}, {"normalize": True}, {"adaptive": True}], ids=str)
 @pytest.mark.parametrize("number", [float, jnp.float32, jnp.float64, lambda x: lambda t: x + 0 * t])

@@ -71,6 +71,9 @@ def test_quickstart(checkout: Checkout):
     ]
     done, _ = checkout.run("quickstart.sh", STATUS="130")
     assert done.returncode == 130
+    done, calls = checkout.run("quickstart.sh", SEEDS="0 1")
+    assert (done.returncode, calls) == (2, [])
+    assert "bash recipe/sweep.sh config/digits.py seeds=0,1,2" in done.stderr
 
 
 @pytest.mark.parametrize("flag", [[], ["--working_dir=a b"], ["--working_dir", "a b"]])

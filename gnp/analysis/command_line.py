@@ -12,7 +12,6 @@ import config as configs
 from gnp.terminal import describe, fail, one_line
 from gnp.training.files import FileFormatError
 
-
 _OF_WRITING = (errno.EPIPE, errno.ENOSPC)
 
 

@@ -115,13 +115,6 @@ def _run(options: argparse.Namespace) -> None:
     config = read_config(options.directory)
     make_folder(out)
     read_results(out / "sharpness.json")
-    settings = Settings(
-        eigenvalues=options.eigenvalues,
-        eigenvalue_steps=options.steps,
-        trace_samples=options.trace_samples,
-        radius=options.radius or ball_radius(config),
-        seed=options.seed,
-    )
     opened = open_checkpoint(
         options.directory,
         options.checkpoint,
@@ -129,6 +122,13 @@ def _run(options: argparse.Namespace) -> None:
         options.batch_size,
         options.seed,
         regularized=not options.no_regularization,
+    )
+    settings = Settings(
+        eigenvalues=options.eigenvalues,
+        eigenvalue_steps=options.steps,
+        trace_samples=options.trace_samples,
+        radius=options.radius or ball_radius(config),
+        seed=options.seed,
     )
     for warning in opened.warnings:
         warn(warning)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import config as configs
 import ds_pipeline
 import model
+from config import rules
 from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
@@ -70,7 +71,9 @@ def open_checkpoint(
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
             one line each.
     """
-    config = configs.on_devices(configs.from_flat(read_config(directory)), device_count())
+    devices = device_count()
+    config = configs.on_devices(configs.from_flat(read_config(directory)), devices)
+    rules.check(config, rules.Facts(devices=devices, training=False))
     dataset = ds_pipeline.build_dataset(config, directory, known=read_data(directory) or None)
     experiment = build_experiment(exact(config), dataset)
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)

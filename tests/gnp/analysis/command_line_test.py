@@ -100,7 +100,6 @@ def test_an_output_that_takes_nothing_is_one_line(gnp_environment, tmp_path, nam
         reader.stdin.close()
         assert done.stderr == "gnp: standard output: Broken pipe\n"
     assert done.returncode == 1
-    assert list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C"}])
@@ -111,6 +110,12 @@ def test_a_terminal_of_ascii_takes_all_that_is_said(gnp_environment, tmp_path, s
     environment = gnp_environment | settings
     done = in_a_process(name, words, environment, stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_training_and_its_help_load_no_matplotlib_before_there_is_a_picture(gnp_environment):
+    program = "import sys, gnp.main.main; assert not 'matplotlib' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], env=gnp_environment, check=False)
+    assert done.returncode == 0
 
 
 def test_tables_show_what_is_in_data_and_do_not_obey_it(capsys):

@@ -14,6 +14,7 @@ import pytest
 from gnp.analysis import evolution, evolution_numbers
 from gnp.analysis.evolution import load_evolution, load_from_steps, verdicts, write_evolution
 from gnp.analysis.evolution_pictures import animated_layers, spread_out
+from gnp.analysis.results import show_results
 from gnp.training.evolution import FIELDS, EvolutionWriter
 from gnp.training.gradient_files import GradientFiles
 from gnp.training.mesh import build_mesh, replicate
@@ -318,6 +319,14 @@ def test_a_run_records_and_draws(run_gnp_here, tmp_path):
         np.testing.assert_allclose(x, y, 0, 1e-6 * np.max(np.abs(y)))
     remove_run(directory)  # as --config.retrain=True does
     assert not list(directory.iterdir())
+
+
+def test_a_damaged_evolution_does_not_end_a_run_that_has_trained(tmp_path, capsys):
+    record(tmp_path, [x[:2] for x in STEPS], every_step=False)
+    (tmp_path / "evolution" / "epoch_00002.npz").write_bytes(b"x")
+    show_results(tmp_path, has_evolution=True)
+    assert re.fullmatch(r"warning: no evolution .*epoch_00002.npz is damaged.*\n",
+                        capsys.readouterr().err)  # fmt: skip
 
 
 def test_steps_need_gradients(run_gnp_here, tmp_path):

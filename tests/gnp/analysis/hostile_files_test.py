@@ -18,6 +18,7 @@ import pytest
 
 import config as configs
 import ds_pipeline
+from config import rules
 from ds_pipeline.testing import write_image_folder
 from gnp.analysis import evolution
 from gnp.analysis.report import __main__ as report
@@ -202,7 +203,12 @@ class Reading:
         flat: dict[str, Any] = {}
         self.refused_or_taken(lambda: flat.update(read_config(self.directory)), RunDirectoryError)
         if flat:
-            self.refused_or_taken(lambda: configs.from_flat(flat), configs.ConfigError)
+            self.refused_or_taken(lambda: self._check(flat), configs.ConfigError)
+
+    def _check(self, flat: dict[str, Any]) -> None:
+        """Check a stored config as eval and sharpness do."""
+        config = configs.on_devices(configs.from_flat(flat), 1)
+        rules.check(config, rules.Facts(devices=1, training=False))
 
     def evolution(self) -> None:
         words = [str(self.directory), f"--out={self.out}"]

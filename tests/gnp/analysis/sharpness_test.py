@@ -460,9 +460,15 @@ def be_foreign(run):
     (run / "config.json").write_text('{"color": "blue"}')
 
 
+def mistype(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"gnp.r": "x"}))
+
+
 @pytest.mark.parametrize(
     ("words", "before", "code", "message"),
     [
+        ([], mistype, 2, "gnp.r = 'x': allowed is a number"),
         ([], drop_checkpoints, 1, "no checkpoint in"),
         (["--checkpoint=10"], damage, 1, "is damaged"),
         (["--checkpoint=7"], None, 1, "no checkpoint of step 7 in"),
@@ -482,10 +488,7 @@ def test_errors(run_copy, monkeypatch, capfd, words, before, code, message):
     if before:
         before(run_copy)
     monkeypatch.chdir(run_copy)
-    try:
-        status = command.main([str(run_copy), *words])
-    except SystemExit as stop:
-        status = stop.code
+    status = command.main([str(run_copy), *words])
     lines = capfd.readouterr().err.splitlines()
     assert status == code, lines
     assert len(lines) == 1

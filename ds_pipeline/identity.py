@@ -108,6 +108,8 @@ def matched(known: Mapping[str, Any], splits: Splits) -> Splits:
         DataError: classes or columns cannot be matched, with both lists; one are classes and the
             other numbers to predict; what the run stored is none of that.
     """
+    if not isinstance(known, Mapping):
+        raise DataError(f"what the run stored of its data is {_shown(known)}, no object")
     classes, columns = _texts(known, "classes"), _texts(known, "columns")
     if bool(classes) != bool(splits.class_names):
         raise DataError(

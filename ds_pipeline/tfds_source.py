@@ -6,6 +6,7 @@ names, and each split's examples in array_record files. `recipe/prepare_data.sh`
 
 import contextlib
 import fnmatch
+import io
 import json
 import logging
 import os
@@ -326,7 +327,8 @@ class TfdsSplit:
         builder = open_builder(directory)
         info = builder.info
         self.splits = tuple(info.splits)
-        self.files = _split_files(directory, info, split)
+        with _quiet():
+            self.files = _split_files(directory, info, split)
         self._ends = np.cumsum([file.take for file in self.files])
         self._check_files()
         self._input_key, self._label_key = _feature_keys(info, directory)
@@ -757,11 +759,12 @@ def _by(shape: tuple[int, ...]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TFDS' advice, such as to install OpenCV, off the terminal."""
+    """Keep TFDS' advice, such as to install OpenCV or TensorFlow, off the terminal."""
     logger = logging.getLogger("absl")
     logger.addFilter(_is_error)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.removeFilter(_is_error)
 

@@ -124,6 +124,9 @@ def test_whatever_was_stored_is_a_difference(tmp_path: Path, value: Any) -> None
             else:
                 assert len(warnings) == 1 and "not those of the training" in warnings[0]
     assert identity_problems(value, here)
+    if value is not None:
+        with pytest.raises(DataError, match="what the run stored of its data"):
+            build_dataset(config, known=value)
 
 
 def labels_by_name(data: Dataset) -> list[str]:

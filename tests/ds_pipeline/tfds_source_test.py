@@ -254,9 +254,12 @@ def edit_info(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def edit_file(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+
+
 def claim_more_examples(folder: Path) -> None:
-    file = folder / "dataset_info.json"
-    file.write_text(file.read_text().replace('"400"', '"500"'))
+    edit_file(folder / "dataset_info.json", '"400"', '"500"')
 
 
 @pytest.mark.parametrize(
@@ -275,6 +278,8 @@ def claim_more_examples(folder: Path) -> None:
         (lambda folder: (folder / "features.json").write_text("[]"), "is damaged"),
         (lambda folder: edit_info(folder, fileFormat="tfrecord"), "needs TensorFlow to read"),
         (lambda folder: edit_info(folder, splits=[]), "has no split 'train'"),
+        (lambda folder: edit_file(folder / "features.json", '"uint8"', '"uint7"'), "is damaged"),
+        (lambda folder: edit_file(folder / "dataset_info.json", '"400"', '"0"'), "no examples"),
     ],
 )
 def test_damage_is_named(

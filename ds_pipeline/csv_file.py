@@ -68,21 +68,6 @@ def load_csv(
     )
 
 
-def input_names(file: Path, target: str | None) -> tuple[str, ...]:
-    """Return the names of the columns that `load_csv` takes as inputs, in their order.
-
-    Args:
-        file: as in `load_csv`.
-        target: name of the column to predict.
-
-    Raises:
-        DataError: as `load_csv`.
-    """
-    header, _, _ = _read(file)
-    index = _target_index(file, header, target)
-    return tuple(name for column, name in enumerate(header) if column != index)
-
-
 def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], tuple[str, ...]]:
     """Return (header, rows with the number of their first line, warnings)."""
     reader = csv.reader(text_lines(file, "the CSV file"), strict=True, skipinitialspace=True)

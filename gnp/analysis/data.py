@@ -20,7 +20,6 @@ from absl import flags
 
 import config as configs
 import ds_pipeline
-from ds_pipeline.csv_file import input_names
 from gnp.analysis import data_pictures as pictures
 from gnp.analysis.command_line import UsageError, make_folder, run
 from gnp.analysis.data_examples import plot_examples
@@ -158,7 +157,7 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         (out / file).unlink(missing_ok=True)
     source = dataset.train if split == "train" else dataset.evaluation
     name = "train" if split == "train" else dataset.evaluation_name
-    labels, column_names = source.labels(), names_of_columns(config.dataset)
+    labels, column_names = source.labels(), dataset.columns
     keys = config.dataset
     title = one_line(dataset_title(keys.dataset_name, keys.data_dir))
     title += f", {name}: {len(source):,} examples"
@@ -202,27 +201,6 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         _print_speed(facts)
     write_json(out / "data.json", facts)
     print(f"in {one_line(out)}: {', '.join(file for file in FILES if (out / file).exists())}")
-
-
-def names_of_columns(keys: Any) -> tuple[str, ...]:
-    """Return the names of a table's columns, where its source has them.
-
-    Args:
-        keys: the config's `dataset`, of a data set that can be read.
-
-    Example:
-        >>> keys = ml_collections.ConfigDict({"dataset_name": "iris"})
-        >>> names_of_columns(keys)[0]
-        'sepal length (cm)'
-    """
-    if keys.dataset_name == "csv":
-        return input_names(Path(keys.data_dir).expanduser(), keys.target)
-    if keys.dataset_name in ("iris", "wine", "breast_cancer", "diabetes"):
-        import sklearn.datasets
-
-        loaded = getattr(sklearn.datasets, f"load_{keys.dataset_name}")()
-        return tuple(str(name) for name in loaded.feature_names)
-    return ()
 
 
 def _plot_labels(

@@ -25,7 +25,7 @@ _KEYS_OF_A_RUN = {
     "opt.opt_type",
     "total_epochs",
 }
-_DATA = "data.json"
+_DATA = "dataset.json"
 _LOCK = "lock"
 
 # config.json goes last: while it is there, an interrupted removal cannot be taken for another run.
@@ -48,7 +48,7 @@ OUTPUTS = (
     "sharpness_curves.png",
     "sharpness_contour.png",
     "curves.png",
-    "data.json",
+    "dataset.json",
     "config.json",
 )
 # Keys that may differ between the machines of a run.

@@ -236,7 +236,7 @@ class Reading:
 DEFAULT = str(Path(__file__).resolve().parents[3] / "config" / "default.py")
 FILES: dict[str, tuple[Callable[[bytes, random.Random], bytes], Callable[[Reading], None]]] = {
     "config.json": (damaged_json, Reading.config),
-    "data.json": (damaged_json, Reading.report),
+    "dataset.json": (damaged_json, Reading.report),
     "metrics.jsonl": (damaged_json, Reading.report),
     "sharpness.json": (damaged_json, Reading.report),
     "sharpness.npz": (damaged_npz, Reading.report),

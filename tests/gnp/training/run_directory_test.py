@@ -171,4 +171,4 @@ def test_files_that_a_killed_process_left_half_written_are_removed(tmp_path):
     (tmp_path / ".curves.png.0123abcd").touch()
     (tmp_path / ".hidden").touch()
     run_directory.claim(tmp_path, {}, retrain=False)
-    assert tree(tmp_path) == [".hidden", "config.json", "data.json"]
+    assert tree(tmp_path) == [".hidden", "config.json", "dataset.json"]

@@ -24,7 +24,7 @@ from gnp.analysis import evolution
 from gnp.analysis.report import __main__ as report
 from gnp.training.checkpoint import CheckpointError, read_checkpoint
 from gnp.training.files import FileFormatError
-from gnp.training.run_directory import RunDirectoryError, read_config
+from gnp.training.run_directory import RunDirectoryError, read_config, read_data
 
 SHARP = [
     {"step": step, "hessian_eigenvalues": [4.0, 1.0], "hessian_trace": 9.0, "sam_sharpness": None,
@@ -210,6 +210,18 @@ class Reading:
         config = configs.on_devices(configs.from_flat(flat), 1)
         rules.check(config, rules.Facts(devices=1, training=False))
 
+    def dataset(self) -> None:
+        """Go on with the data that it names, and evaluate on them."""
+        config = configs.from_flat(read_config(self.directory))
+        here = ds_pipeline.identity(ds_pipeline.build_dataset(config))
+
+        def compare() -> None:
+            known = read_data(self.directory)
+            assert isinstance(ds_pipeline.identity_problems(known, here), list)
+            ds_pipeline.build_dataset(config, known=known)
+
+        self.refused_or_taken(compare, RunDirectoryError, ds_pipeline.DataError)
+
     def evolution(self) -> None:
         words = [str(self.directory), f"--out={self.out}"]
         self.command(lambda: evolution.main(words), (0, 1))
@@ -236,7 +248,7 @@ class Reading:
 DEFAULT = str(Path(__file__).resolve().parents[3] / "config" / "default.py")
 FILES: dict[str, tuple[Callable[[bytes, random.Random], bytes], Callable[[Reading], None]]] = {
     "config.json": (damaged_json, Reading.config),
-    "dataset.json": (damaged_json, Reading.report),
+    "dataset.json": (damaged_json, Reading.dataset),
     "metrics.jsonl": (damaged_json, Reading.report),
     "sharpness.json": (damaged_json, Reading.report),
     "sharpness.npz": (damaged_npz, Reading.report),

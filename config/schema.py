@@ -102,15 +102,16 @@ _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operato
 
 def _bounded(
     noun: str,
-    types: tuple[type, ...],
+    types: tuple[type[float], ...],
     parse: Callable[[str], Any],
     bounds: Mapping[str, float | None],
 ) -> Kind:
     given = {sign: bound for sign, bound in bounds.items() if bound is not None}
 
     def check(value: Any) -> bool:
-        is_number = isinstance(value, types) and not isinstance(value, bool) and fits(value)
-        return is_number and all(_COMPARE[sign](value, bound) for sign, bound in given.items())
+        if not isinstance(value, types) or isinstance(value, bool) or not fits(value):
+            return False
+        return all(_COMPARE[sign](value, bound) for sign, bound in given.items())
 
     limits = " and ".join(f"{sign} {bound}" for sign, bound in given.items())
     return Kind(f"{noun} {limits}".strip(), parse, check)

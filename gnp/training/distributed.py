@@ -178,6 +178,10 @@ def initialize(
             f"the processes cannot be connected: {first_line(error)}; give "
             "--coordinator_address, --num_processes and --process_id"
         ) from error
+    try:
+        jax.device_count()
+    except (RuntimeError, AssertionError) as error:  # jax asserts that there is a default one
+        raise ProcessError(f"jax finds no device to run on: {first_line(error)}") from error
     # On CPUs gloo waits 30 s for the others, but only the first time: now, as all have just come.
     sync("initialize")
 

@@ -142,6 +142,22 @@ def test_processes_listen_only_where_they_were_told(gnp_environment, host):
     assert places and not places & {"0" * 8, "0" * 32}
 
 
+def test_no_device(gnp_environment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    program = f"from gnp.training import distributed\ndistributed.initialize({address!r}, 1, 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=gnp_environment | {"JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gnp.training.distributed.ProcessError: jax finds no device to run on")
+
+
 # /etc/hosts names this machine, as Debian's does; a load balancer.
 @pytest.mark.parametrize("found", ["127.0.1.1", "203.0.113.77"])
 def test_a_name_that_others_know_by_another_address(monkeypatch, found):

@@ -163,27 +163,26 @@ def build_dataset(
     splits = _read(keys, config.seeds, config.use_test_set, cache_dir)
     if known is not None:
         splits = matched(known, splits)
-    warnings = [*splits.warnings, *check_splits(keys.dataset_name, splits)]
+    where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))
+    warnings = [*splits.warnings, *check_splits(where, splits)]
     _check_requested(keys, splits)
     num_classes = len(splits.class_names) or 1
     train, evaluation, evaluation_name = _split(config, splits)
     if keys.subset is not None:
         train = _subset(train, keys.subset, config.seeds)
+    size = keys.image_size or _ENCODED_SIZE
+    shape, dtype = splits.shape or (size, size, 3), splits.dtype
     if known is None:
         mean, std = _statistics(keys, splits, train)
     else:
-        mean, std = known_statistics(known, 3 if splits.shape is None else splits.shape[-1])
+        check_inputs(known, shape, dtype)
+        mean, std = known_statistics(known, shape[-1])
     warnings += constant_columns(mean, std, splits.columns)
     train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
-    shape, dtype, filling = splits.shape, splits.dtype, mean
-    crop, level = None, keys.image_level_augmentations
-    if shape is None:
-        size = keys.image_size or _ENCODED_SIZE
-        shape = (size, size, 3)
+    crop, level, filling = None, keys.image_level_augmentations, mean
+    if splits.shape is None:
         train, evaluation, crop = _decoded(train, evaluation, size, level)
         level = _AFTER_CROP.get(level, level)
-    if known is not None:
-        check_inputs(known, shape, dtype)
     # What a run had to be trained on so is evaluated so, too.
     standardized = "float64" in (dtype.name, known and known.get("dtype"))
     if standardized:

@@ -116,27 +116,28 @@ def matched(known: Mapping[str, Any], splits: Splits) -> Splits:
             f"the run was trained on {_target(classes)}, and these data have "
             f"{_target(splits.class_names)}"
         )
-    unknown = [name for name in splits.class_names if name not in set(classes)]
+    label_of = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in splits.class_names if name not in label_of]
     if unknown:
         raise DataError(
-            f"class '{unknown[0]}' is none of the run's: it was trained on {listing(classes)}, "
-            f"and these data have {listing(splits.class_names)}"
+            f"class '{unknown[0]}' is none of the run's: it was trained on "
+            f"{_shown(list(classes))}, and these data have {listing(splits.class_names)}"
         )
     if classes != splits.class_names:
-        label_of = {name: label for label, name in enumerate(classes)}
         numbers = np.array([label_of[name] for name in splits.class_names], np.int32)
         splits = _mapped(splits, lambda source: RelabeledSource(source, numbers[source.labels()]))
-    missing = [name for name in columns if name not in set(splits.columns)]
+    place_of = {name: place for place, name in enumerate(splits.columns)}
+    missing = [name for name in columns if name not in place_of]
     if missing or (splits.columns and not columns):
-        what = f"column '{missing[0]}' is missing" if missing else "the run had no named columns"
+        what = f"column '{_shown(missing[0])}' is missing" if missing else "columns have no names"
         raise DataError(
-            f"{what}: the run was trained on {listing(columns)}, and these data have "
+            f"{what}: the run was trained on {_shown(list(columns))}, and these data have "
             f"{listing(splits.columns)}"
         )
     warnings = splits.warnings
     if columns != splits.columns:
-        order = [splits.columns.index(name) for name in columns]
-        extra = [name for name in splits.columns if name not in set(columns)]
+        order = [place_of[name] for name in columns]
+        extra = sorted(set(splits.columns) - set(columns), key=place_of.__getitem__)
         if extra:
             warnings += (f"columns that the run was not trained on are left out: {listing(extra)}",)
         splits = _mapped(splits, lambda source: ColumnSource(source, order))
@@ -213,7 +214,7 @@ def _mapped(splits: Splits, change: Callable[[Source], Source]) -> Splits:
 
 
 def _target(class_names: Sequence[str]) -> str:
-    return f"the classes {listing(class_names)}" if class_names else "numbers to predict"
+    return f"the classes {_shown(list(class_names))}" if class_names else "numbers to predict"
 
 
 def _texts(known: Mapping[str, Any], key: str) -> tuple[str, ...]:

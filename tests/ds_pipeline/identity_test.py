@@ -105,7 +105,8 @@ def test_a_renamed_photograph_is_noticed(tmp_path: Path) -> None:
 
 HOSTILE = (
     None, 7, -1.5, True, "x", "\x1b[2J\n", [], {}, [[]], [{}], [None], ["x", 1], [1e999],
-    [float("nan")], 10**5000, [10**5000], {"a": {"b": []}}, ["a"] * 10_000, "y" * 10**6, b"z",
+    [float("nan")], 10**5000, [10**5000], {"a": {"b": []}}, ["a"] * 10_000, ["y" * 10**6],
+    "y" * 10**6, b"z",
 )  # fmt: skip
 
 

@@ -369,7 +369,7 @@ def _open(data: bytes) -> PIL.Image.Image:
         return PIL.Image.open(BytesIO(without_metadata(data)), formats=("JPEG", "PNG"))
     except PIL.UnidentifiedImageError:
         # Its own message is the address of the BytesIO.
-        raise ImageError(f"{len(data)} bytes that are neither a JPEG nor a PNG") from None
+        raise ImageError(f"{len(data)} bytes that are no whole JPEG or PNG") from None
     except _PILLOW_ERRORS as error:
         raise ImageError(one_line(error)) from error
 

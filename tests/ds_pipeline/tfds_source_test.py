@@ -428,7 +428,7 @@ def test_only_jpegs_and_pngs_are_opened(
     monkeypatch.setattr(cv2, "imdecode", started)
     monkeypatch.setattr(split, "_read", lambda rows: [{"image": data, "label": 0} for _ in rows])
     found = refusal(lambda: split.batch(np.zeros(1, np.int64)))
-    assert "neither a JPEG nor a PNG" in found
+    assert "no whole JPEG or PNG" in found
 
 
 def test_images_that_are_not_the_input_are_not_decoded(tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def pattern() -> Kind:
     """
     allowed = (
         "a regular expression of at most 200 characters, with at most three of * + ? {n} and | in "
-        "groups; no repeated group, no n above 99, no (?...) but (?:...), no back-reference"
+        "groups, in each of its alternatives; no repeated group, no n above 99, no (?...) but "
+        "(?:...), no back-reference"
     )
 
     def check(value: Any) -> bool:
@@ -215,10 +216,15 @@ def pattern() -> Kind:
             return False
         pieces = _PATTERN_PIECES.findall(value)
         repeats = [piece[0] in "*+?{" for piece in pieces]
-        groups = [{"(": 1, "(?:": 1, ")": -1}.get(piece, 0) for piece in pieces]
-        inside = [piece == "|" and sum(groups[:i]) > 0 for i, piece in enumerate(pieces)]
+        # Their costs multiply one another within an alternative, and add up between them.
+        costs, depth = [0], 0
+        for piece, repeated in zip(pieces, repeats, strict=True):
+            depth += {"(": 1, "(?:": 1, ")": -1}.get(piece, 0)
+            if piece == "|" and depth == 0:
+                costs.append(0)
+            costs[-1] += repeated or piece == "|" and depth > 0
         return (
-            sum(repeats) + sum(inside) <= 3
+            max(costs) <= 3
             and not any(map(_REFUSED_PIECE.fullmatch, pieces))
             and not any(
                 repeated and (before == ")" or before[0] in "*+?{")

@@ -331,7 +331,13 @@ def _named_path(keys: Any, meaning: str) -> Path:
 def _path(data_dir: str, meaning: str) -> Path:
     if not data_dir.strip():
         raise DataError(f"dataset.data_dir is empty; set it to {meaning}")
-    return Path(data_dir).expanduser()
+    try:
+        return Path(data_dir).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{data_dir} names the home of a user who does not exist here; set dataset.data_dir to "
+            f"{meaning}"
+        ) from error
 
 
 def _check_requested(keys: Any, splits: Splits) -> None:

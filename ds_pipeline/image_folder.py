@@ -100,8 +100,9 @@ class ImageFolder:
     def _read(self, index: int, class_folder: str) -> EncodedImage:
         file = os.path.join(self.folder, class_folder, self.index.name(index))
         try:
-            with open(file, "rb") as stream:
-                data = stream.read()
+            # A pipe is empty then, and is not waited for.
+            with open(file, "rb", opener=lambda path, how: os.open(path, how | os.O_NONBLOCK)) as s:
+                data = s.read()
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
         if not data:

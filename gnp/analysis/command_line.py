@@ -1,7 +1,6 @@
 """Command lines: what the commands of this folder share."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -11,8 +10,6 @@ from typing import NoReturn
 import config as configs
 from gnp.terminal import describe, fail, one_line
 from gnp.training.files import FileFormatError
-
-_OF_WRITING = (errno.EPIPE, errno.ENOSPC)
 
 
 class UsageError(ValueError):
@@ -58,23 +55,16 @@ def run(
     errors = (FileFormatError, OSError, *errors)
     try:
         action()
+        sys.stdout.flush()
         code = 0
     except usage as error:
         code = fail(str(error).removeprefix("--working_dir="), 2)
     except errors as error:
-        if isinstance(error, OSError) and error.errno in _OF_WRITING and error.filename is None:
-            error.filename = "standard output"  # who writes a file names it
         code = fail(one_line(describe(error)), 1)
     except SystemExit:  # --help
         code = 0
     except KeyboardInterrupt:
         code = fail("interrupted", 130)
-    try:
-        sys.stdout.flush()
-    except OSError as error:  # what reads it has ended, such as `head`; or it is on a full disk
-        # Python would try once more as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = fail(f"standard output: {error.strerror}", 1)
     return code
 
 

@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from ds_pipeline import DataError
+from gnp.analysis.command_line import local_path
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.run import open_checkpoint, write_results
@@ -122,11 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.flatness", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for runs and results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--page", type=Path, help="Markdown page to put the table into")
+    parser.add_argument("--page", type=local_path, help="Markdown page to put the table into")
     options = parser.parse_args(arguments)
     if min(options.seeds, options.jobs) < 1:
         parser.error("--seeds and --jobs must be at least 1")

@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 import model
+from gnp.analysis.command_line import local_path
 from gnp.training.gradients import build_gradient, build_loss, grouped, penalized
 from gnp.training.mesh import WHOLE, build_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective
@@ -494,7 +495,7 @@ def command(
     if runs is not None:
         parser.add_argument("--runs", type=positive, default=runs, help="measurements of each")
     if out:
-        parser.add_argument("--out", type=Path, help="JSON file to write")
+        parser.add_argument("--out", type=local_path, help="JSON file to write")
     return parser
 
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 import config as configs
 import optimizer
 from config import default, load_config
+from gnp.analysis.command_line import local_path
 from gnp.analysis.report.tables import mean_and_deviation, spread
 from gnp.bench.measure import Cycle, Trainer, about_this_machine, measure_in_turn
 from gnp.bench.pages import PageError, read_page, write_page
@@ -322,12 +323,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.methods", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for runs and results")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=7, help="measurements of each step")
     parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--page", type=Path, help="Markdown page to put the table into")
+    parser.add_argument("--page", type=local_path, help="Markdown page to put the table into")
     options = parser.parse_args(arguments)
     if min(options.seeds, options.runs, options.jobs) < 1:
         parser.error("--seeds, --runs and --jobs must be at least 1")

@@ -11,7 +11,6 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import model
+from gnp.analysis.command_line import local_path
 from gnp.bench.measure import count_flops
 from gnp.bench.pages import PageError, read_page, write_page
 
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gnp.bench.models", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", default=list(model.model_names()))
-    parser.add_argument("--page", type=Path, help="Markdown page to put the table into")
+    parser.add_argument("--page", type=local_path, help="Markdown page to put the table into")
     options = parser.parse_args(arguments)
     try:
         if options.page:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gnp.analysis.command_line import local_path
 from gnp.bench import memory, peers, scaling, startup, step
 from gnp.bench.measure import Table, command, step_name
 from gnp.bench.pages import PageError, read_page, write_page
@@ -220,8 +221,8 @@ def _shown(value: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and make the tables."""
     parser = command("performance", __doc__, out=False)
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "performance")
-    parser.add_argument("--page", type=Path, help="Markdown page to put the tables into")
+    parser.add_argument("--results", type=local_path, default=ROOT / "docs" / "performance")
+    parser.add_argument("--page", type=local_path, help="Markdown page to put the tables into")
     options = parser.parse_args(arguments)
     try:
         if options.page:

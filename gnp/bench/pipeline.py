@@ -38,6 +38,7 @@ from ds_pipeline.augment.policies import POLICIES, SIGNED, parameter
 from ds_pipeline.dataset import Dataset
 from ds_pipeline.loader import usable_cores
 from ds_pipeline.source import SubsetSource
+from gnp.analysis.command_line import local_path
 from gnp.bench.loop import random_data
 from gnp.bench.measure import (
     CIFAR_SHAPE,
@@ -429,7 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", help="image folder, with train/CLASS/*.JPEG")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each pipeline")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--json", type=local_path, help="file to write")
     parser.add_argument(
         "--tensorflow_python",
         default=python_of(os.environ.get("GNP_TF_VENV")),

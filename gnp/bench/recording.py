@@ -21,6 +21,7 @@ import jax
 import optax
 
 import model
+from gnp.analysis.command_line import local_path
 from gnp.bench.measure import (
     TUTORIAL,
     Trainer,
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=TUTORIAL)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=local_path, help="JSON file to write")
     options = parser.parse_args(arguments)
     if min(options.batch_size, options.runs) < 1:
         parser.error("--batch_size and --runs must be at least 1")

@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from gnp import terminal
 from gnp.main import runtime
@@ -101,7 +102,11 @@ def _run(line: command_line.CommandLine) -> int:
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:
-            with run_directory.locked(line.working_dir, active=distributed.is_first()):
+            with ExitStack() as held:
+                lock = run_directory.locked(line.working_dir)
+                distributed.on_first(
+                    lambda: held.enter_context(lock), run_directory.RunDirectoryError
+                )
                 return train.run(line.config, line.working_dir, line.profile)
 
 

@@ -19,7 +19,8 @@ from gnp.main.recording import Recording
 from gnp.terminal import warn
 from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import Checkpoints
-from gnp.training.log import Log
+from gnp.training.files import FileFormatError
+from gnp.training.log import Log, rows_of
 from gnp.training.metrics import (
     NonFiniteError,
     Progress,
@@ -62,8 +63,9 @@ def run(
     # The parts of the run.
     dataset = ds_pipeline.build_dataset(config, working_dir)
     identity = ds_pipeline.identity(dataset)
-    if data:
-        run_directory.check_data(working_dir, ds_pipeline.identity_problems(data, identity))
+    # Of a new run, all processes need those of process 0.
+    begun_with = data or distributed.broadcast(identity)
+    run_directory.check_data(working_dir, ds_pipeline.identity_problems(begun_with, identity))
     rules.check(config, rules.Facts(devices=devices, is_regression=dataset.is_regression))
     experiment = build_experiment(config, dataset)
     recording = Recording(config, experiment, working_dir, profile)
@@ -85,7 +87,8 @@ def run(
         restored = checkpoints.restore(experiment.abstract_state)
         progress = Progress(restored.progress if restored else None)
         epochs = progress.step // experiment.steps_per_epoch
-        with Log(working_dir, epochs, progress.step, active=first) as log, recording:
+        rows = distributed.on_first(lambda: rows_of(working_dir, epochs), FileFormatError)
+        with Log(working_dir, rows, progress.step, active=first) as log, recording:
             if restored:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
@@ -187,8 +190,12 @@ def train(
 
         state, measured = recording.end_epoch(state, epoch)
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
-            means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches(stop))
             name = experiment.dataset.evaluation_name
+            means: dict[str, float] = {}
+            try:
+                means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches(stop))
+            except ds_pipeline.StalledError as error:  # the epoch is saved without it
+                log.say(f"warning: epoch {epoch}: no {name} metrics: {error}")
             if wrong := [metric for metric, value in means.items() if not math.isfinite(value)]:
                 log.say(f"warning: epoch {epoch}: {name} {', '.join(wrong)} not finite")
             measured = {f"{name}_{metric}": value for metric, value in means.items()} | measured

@@ -5,9 +5,8 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,9 @@ import orbax.checkpoint as ocp
 
 from gnp.terminal import describe, one_line
 from gnp.training import distributed
+from gnp.training.distributed import on_first
 from gnp.training.files import first_line, opened, read_json, sync_folder, write_atomic, write_json
+from gnp.training.run_directory import PARTS_OF_A_CHECKPOINT, steps_with
 from gnp.training.state import TrainState, leaf_names
 
 _DIGESTS = "sha256.json"
@@ -82,7 +83,7 @@ class Checkpoints:
         self._saving = -1
         self._written: Future[None] | None = None
         if not read_only:
-            _on_first(self._prepare)
+            on_first(self._prepare, CheckpointError)
         self._thread = ThreadPoolExecutor(1)
         self._checkpointer = ocp.StandardCheckpointer(
             # In the background, orbax waits five minutes for a folder that could not be made.
@@ -101,7 +102,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""
-        return self._steps_with(_DIGESTS)
+        return steps_with(self.directory, _DIGESTS)
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
         """Start to write a checkpoint; wait for the one before.
@@ -116,7 +117,7 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step
-        if _on_first(lambda: self._begin(step, progress)):
+        if on_first(lambda: self._begin(step, progress), CheckpointError):
             with self._writing():
                 self._checkpointer.save(self._unfinished(step) / "state", _arrays(state))
             self._written = self._thread.submit(self._finish, step)
@@ -146,7 +147,7 @@ class Checkpoints:
                 or a file cannot be read, which is no damage.
         """
         while True:
-            chosen, warnings = _on_first(lambda: self._choose(step))
+            chosen, warnings = on_first(lambda: self._choose(step), CheckpointError)
             if chosen is None:
                 return None
             try:
@@ -182,19 +183,6 @@ class Checkpoints:
         sync_folder(self.directory.parent)
         for folder in self.directory.glob(f"[0-9]*{_UNFINISHED}*"):
             shutil.rmtree(folder, ignore_errors=True)  # what stays is looked at by nobody
-
-    def _steps_with(self, *names: str) -> list[int]:
-        """Return the steps whose folder has one of these in it, ascending."""
-        try:
-            entries = list(self.directory.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(
-            int(entry.name)
-            for entry in entries
-            if re.fullmatch("0|[1-9][0-9]*", entry.name)
-            and any((entry / name).exists() for name in names)
-        )
 
     def _unfinished(self, step: int) -> Path:
         return self.directory / f"{step}{_UNFINISHED}"
@@ -239,7 +227,7 @@ class Checkpoints:
 
     def _choose(self, step: int | None) -> tuple[int | None, list[str]]:
         """Return the step to restore, if any; set newer, damaged ones aside, with warnings."""
-        steps = self._steps_with(_DIGESTS, "state", "progress")
+        steps = steps_with(self.directory, *PARTS_OF_A_CHECKPOINT)
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(
@@ -350,20 +338,6 @@ class Checkpoints:
 def _arrays(state: TrainState) -> dict[str, Any]:
     """Return a state's fields by name; without an average, as before there were any."""
     return {name: value for name, value in state._asdict().items() if value is not None}
-
-
-def _on_first(decide: Callable[[], Any]) -> Any:
-    """Return in all processes what process 0 decides; where it cannot, all say so, and end."""
-    found, problem = None, ""
-    if distributed.is_first():
-        try:
-            found = decide()
-        except (CheckpointError, OSError) as error:
-            problem = describe(error)
-    found, problem = distributed.broadcast((found, problem))
-    if problem:
-        raise CheckpointError(problem)
-    return found
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -214,6 +214,31 @@ def broadcast(value: Any) -> Any:
             content = np.zeros(size, np.uint8)  # only its shape counts
         text = multihost_utils.broadcast_one_to_all(content).tobytes().decode()
     return json.loads(text)
+
+
+def on_first(decide: Callable[[], Any], error: type[Exception]) -> Any:
+    """Return in all processes what process 0 decides; where it cannot, all raise, and can say so.
+
+    Args:
+        decide: What it returns can be written as JSON.
+        error: Of this kind are the errors that it may raise, beside OSError, and what is raised.
+
+    Example:
+        >>> on_first(lambda: 3, ValueError)
+        3
+    """
+    found, problem = None, ""
+    if is_first():
+        try:
+            found = decide()
+        except (error, OSError) as raised:
+            if not jax.distributed.is_initialized():
+                raise
+            problem = terminal.describe(raised)
+    found, problem = broadcast((found, problem))
+    if problem:
+        raise error(problem)
+    return found
 
 
 def sync(name: str) -> None:

@@ -97,7 +97,8 @@ def sync_folder(folder: Path) -> None:
     """Return when the names in a folder outlive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a file system that knows nothing to do here
             raise

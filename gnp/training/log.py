@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,28 +55,23 @@ class Log:
 
     Args:
         directory: The run directory.
-        epochs: That are done, each of which has a row; the later rows will be written again.
+        rows: Of the epochs that are done.
         step: Steps taken so far; events of later ones will be written again.
         active: False: nothing is written and printed.
-
-    Raises:
-        FileFormatError: rows of those epochs are missing.
     """
 
     def __init__(
-        self, directory: Path, epochs: int = 0, step: int = 0, active: bool = True
+        self,
+        directory: Path,
+        rows: Iterable[dict[str, Any]] = (),
+        step: int = 0,
+        active: bool = True,
     ) -> None:
         self.path = directory / "metrics.jsonl"
         self.active = active
-        self.rows: list[dict[str, Any]] = []
+        self.rows = list(rows)
         self._bar: tqdm | None = None
         if active:
-            self.rows = [row for row in read_rows(self.path) if row["epoch"] <= epochs]
-            if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
-                raise FileFormatError(
-                    f"{self.path} lacks some of the rows of the {epochs} epochs that are done: put "
-                    "it back, or start over with --config.retrain=True"
-                )
             self._write_rows()
             self._events = _Events(directory / "tensorboard", step + 1)
 
@@ -144,3 +139,19 @@ class Log:
 
     def _write_rows(self) -> None:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def rows_of(directory: Path, epochs: int) -> list[dict[str, Any]]:
+    """Return the rows of the epochs that are done; the later ones will be written again.
+
+    Raises:
+        FileFormatError: some are missing, or the file is damaged.
+    """
+    path = directory / "metrics.jsonl"
+    rows = [row for row in read_rows(path) if row["epoch"] <= epochs]
+    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+        raise FileFormatError(
+            f"{path} lacks some of the rows of the {epochs} epochs that are done: put it back, or "
+            "start over with --config.retrain=True"
+        )
+    return rows

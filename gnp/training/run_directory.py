@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -18,7 +19,7 @@ from gnp.training.files import FileFormatError, read_json, read_rows, write_json
 # config.json has this beside the keys of the config. Other programs have a config.json, too.
 _MARK = {"program": "gnp"}
 # Runs of earlier versions have no mark, and all of these keys.
-_KEYS_OF_A_RUN = {
+KEYS_OF_A_RUN = {
     "dataset.dataset_name",
     "loss",
     "model.model_name",
@@ -26,7 +27,9 @@ _KEYS_OF_A_RUN = {
     "total_epochs",
 }
 _DATA = "dataset.json"
-_LOCK = "lock"
+_LOCK = ".gnp-lock"
+# A folder with one of these in it is, or was, a checkpoint.
+PARTS_OF_A_CHECKPOINT = ("sha256.json", "state", "progress")
 
 # config.json goes last: while it is there, an interrupted removal cannot be taken for another run.
 OUTPUTS = (
@@ -60,24 +63,18 @@ class RunDirectoryError(ValueError):
 
 
 @contextlib.contextmanager
-def locked(path: Path, active: bool = True) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Make the directory, and keep other processes from training in it.
 
     The system lets go of the lock when the process ends, however it does. Where the file system
-    has no locks, a warning says so.
-
-    Args:
-        path: The directory.
-        active: False: another process of this run does so.
+    has no locks, a warning says so. A directory that stays empty is removed again.
 
     Raises:
         RunDirectoryError: not a directory, not writable, or another process trains in it.
     """
-    if not active:
-        yield
-        return
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"--working_dir={path} is a file; a directory is needed")
+    is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,6 +91,8 @@ def locked(path: Path, active: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the directory was moved, or is read-only by now
             if os.path.samestat(file.stat(), os.fstat(descriptor)):
                 file.unlink()
+            if is_new:
+                path.rmdir()
         os.close(descriptor)
 
 
@@ -127,8 +126,9 @@ def _lock(file: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(file.stat(), os.fstat(descriptor)):
                 holder = f"process {os.getpid()} on {socket.gethostname()}"
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, holder.encode(), 0)
+                with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                    os.truncate(descriptor, 0)
+                    os.pwrite(descriptor, holder.encode(), 0)
                 return descriptor
         os.close(descriptor)
 
@@ -167,12 +167,12 @@ def check(
             f"--working_dir={path} holds {', '.join(there)} but no config.json of a run, so whose "
             "they are is not known; choose another directory"
         )
-    read_config(path)  # refuses that of another program
+    stored = read_config(path)  # refuses that of another program
     if retrain:
         _check_removable(path)
         return
     refuse_other_config(path, config, free, defaults)
-    if lost := _lost_checkpoints(path, config.get("save_ckpt_every_n_epochs", 1)):
+    if lost := _lost_checkpoints(path, stored.get("save_ckpt_every_n_epochs")):
         raise RunDirectoryError(
             f"{path} has the results of {lost} epochs in metrics.jsonl but no checkpoint to go on "
             "from: put checkpoints/ back, choose another directory, or start over with "
@@ -187,7 +187,7 @@ def _is_something(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _lost_checkpoints(path: Path, every: int) -> int:
+def _lost_checkpoints(path: Path, every: object) -> int:
     """Return how many epochs' results a run without a checkpoint would write over; 0: go on.
 
     A run that ended before its first checkpoint was written has to begin again. It is written
@@ -196,14 +196,26 @@ def _lost_checkpoints(path: Path, every: int) -> int:
     if has_checkpoints(path):
         return 0
     epochs = len(read_rows(path / "metrics.jsonl"))
-    return epochs if epochs > 2 * every or not (path / "checkpoints").is_dir() else 0
+    most = 2 * every if isinstance(every, int) else 2
+    return epochs if epochs > most or not (path / "checkpoints").is_dir() else 0
 
 
 def has_checkpoints(path: Path) -> bool:
     """Return whether the directory has a checkpoint, whole or damaged."""
-    return any(
-        each.name.isdigit() and each.is_dir() and any(each.iterdir())
-        for each in (path / "checkpoints").glob("*")
+    return bool(steps_with(path / "checkpoints", *PARTS_OF_A_CHECKPOINT))
+
+
+def steps_with(folder: Path, *names: str) -> list[int]:
+    """Return the steps whose folder in `DIR/checkpoints` has one of these in it, ascending."""
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in entries
+        if re.fullmatch("0|[1-9][0-9]*", entry.name)
+        and any((entry / name).exists() for name in names)
     )
 
 
@@ -228,14 +240,18 @@ def claim(
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """Return what identifies a run's data; empty for one of an earlier version.
+    """Return what identifies a run's data; empty for one of an earlier version, without the mark.
 
     Raises:
-        RunDirectoryError: it is damaged.
+        RunDirectoryError: it is missing or damaged.
     """
-    if not (path / _DATA).exists():
-        return {}
-    return _read_object(path / _DATA)
+    data = _read_object(path / _DATA) if (path / _DATA).exists() else {}
+    if not data and _MARK.items() <= _read_object(path / "config.json").items():
+        raise RunDirectoryError(
+            f"{path / _DATA} is missing, which says what data the run was trained on: put it back, "
+            "or start over with --config.retrain=True"
+        )
+    return data
 
 
 def check_data(path: Path, differences: Sequence[str]) -> None:
@@ -247,8 +263,9 @@ def check_data(path: Path, differences: Sequence[str]) -> None:
     """
     if differences:
         raise RunDirectoryError(
-            f"--working_dir={path} holds a run on other data: {'; '.join(differences)}; put those "
-            "data back, choose another directory, or start over with --config.retrain=True"
+            f"--working_dir={path} holds a run on other data than this process has: "
+            f"{'; '.join(differences)}; put those data back, choose another directory, or start "
+            "over with --config.retrain=True"
         )
 
 
@@ -292,7 +309,7 @@ def read_config(path: Path) -> dict[str, Any]:
         advice = f"; it holds runs of several seeds, name one: {inside}" if inside else ""
         raise RunDirectoryError(f"--working_dir={path} holds no run (no config.json in it){advice}")
     config = _read_object(file)
-    if not (_MARK.items() <= config.items() or config.keys() >= _KEYS_OF_A_RUN):
+    if not (_MARK.items() <= config.items() or config.keys() >= KEYS_OF_A_RUN):
         raise RunDirectoryError(
             f"{file} is not the config of a gnp run, but of another program; name another directory"
         )

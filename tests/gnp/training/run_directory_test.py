@@ -111,7 +111,42 @@ def test_results_are_not_written_over_where_their_checkpoints_are_gone(
             run_directory.check(tmp_path, config, retrain=False)
     else:
         run_directory.check(tmp_path, config, retrain=False)
+    # How often it is saved from now on does not matter.
+    if refused:
+        with pytest.raises(RunDirectoryError, match="results of"):
+            run_directory.check(tmp_path, {"save_ckpt_every_n_epochs": 99},
+                                retrain=False, free=["save_ckpt_every_n_epochs"])  # fmt: skip
     run_directory.check(tmp_path, config, retrain=True)
+
+
+def test_a_folder_with_a_number_for_a_name_is_no_checkpoint(tmp_path):
+    for name in ("7/.DS_Store", "007/state", "8/a", "\u00b2/state"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert not run_directory.has_checkpoints(tmp_path)
+    (tmp_path / "checkpoints" / "8" / "state").mkdir()
+    assert run_directory.has_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_run_that_lost_what_its_data_were_is_refused(tmp_path, content):
+    run_directory.claim(tmp_path, {}, data={"classes": ["a"]}, retrain=False)
+    assert run_directory.read_data(tmp_path) == {"classes": ["a"]}
+    (tmp_path / "dataset.json").unlink()
+    if content:
+        (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(RunDirectoryError, match="dataset.json is missing"):
+        run_directory.read_data(tmp_path)
+    (tmp_path / "config.json").write_text('{"gnp.r": 0.0}')  # of a version without either
+    assert run_directory.read_data(tmp_path) == {}
+
+
+def test_a_directory_that_is_refused_stays_as_it_was(tmp_path):
+    (tmp_path / "lock").write_text("precious")
+    for path in (tmp_path, tmp_path / "new"):
+        with pytest.raises(RunDirectoryError), run_directory.locked(path):
+            raise RunDirectoryError
+    assert tree(tmp_path) == ["lock"]
+    assert (tmp_path / "lock").read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "curves.png"])
@@ -148,7 +183,7 @@ def test_one_process_trains_in_a_directory_until_it_ends_however_it_does(tmp_pat
             pass
         process.send_signal(signal.SIGKILL)
     with run_directory.locked(tmp_path / "run"):
-        assert tree(tmp_path / "run") == ["lock"]
+        assert tree(tmp_path / "run") == [".gnp-lock"]
     assert tree(tmp_path / "run") == []
 
 
@@ -163,7 +198,9 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
 
 def test_other_data_are_refused_with_all_differences(tmp_path):
     run_directory.check_data(tmp_path, [])
-    with pytest.raises(RunDirectoryError, match="other data: examples: 3, 4; classes: a, b; put"):
+    with pytest.raises(
+        RunDirectoryError, match="examples: 3, 4; classes: a, b; put"
+    ):
         run_directory.check_data(tmp_path, ["examples: 3, 4", "classes: a, b"])
 
 

@@ -8,8 +8,8 @@ def local_path(text: str) -> Path:
     """Return the path that a user named, with `~` expanded.
 
     Raises:
-        ValueError: it is empty, a URL, no text, or of a user that does not exist; the message says
-            what is allowed and goes behind the flag or key.
+        ValueError: it is empty, a URL, or of a user that does not exist; the message says what is
+            allowed and goes behind the flag or key.
 
     Example:
         >>> local_path("runs/a")
@@ -27,9 +27,6 @@ def local_path(text: str) -> Path:
         raise ValueError(
             "is a URL; a folder or file of this machine is needed (mount it, or copy it)"
         )
-    # Python has bytes that its locale cannot read as surrogates, which libraries in C++ refuse.
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError("is no text in UTF-8; rename it, or set PYTHONUTF8=1")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -120,6 +120,12 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
         configs.local_path(values.working_dir or ".")
     except ValueError as error:
         wrong.append(f"--working_dir={values.working_dir} {error}")
+    if any("\ud800" <= c <= "\udfff" for c in values.working_dir or ""):
+        # Bytes that Python's locale does not read, and that the library of checkpoints refuses.
+        wrong.append(
+            f"--working_dir={values.working_dir} is no text in UTF-8; name another directory, or "
+            "set PYTHONUTF8=1"
+        )
     if values.mode != "eval" and not values.config:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     if values.profile is not None and _steps(values.profile) is None:

@@ -494,7 +494,6 @@ def test_a_flag_file_that_is_none(tmp_path, text):
         (f"{'a' * 300}.py", "no such file"),
         ("gs://bucket/digits.py", "is a URL"),
         ("file:///digits.py:argument", "is a URL"),
-        ("gr\udcf6.py", "is no text in UTF-8"),
         ("~nobody-here/digits.py", "the home of a user who does not exist"),
         ("digits\0.py", "null character"),
         ("FOLDER.py", "is a folder"),

@@ -93,13 +93,13 @@ def test_an_output_that_takes_nothing_is_one_line(gnp_environment, tmp_path, nam
     if device == "/dev/full":
         with open(device, "w") as full:
             done = in_a_process(name, words, gnp_environment, stdout=full)
-        assert done.stderr == "gnp: standard output: No space left on device\n"
+        assert done.stderr == "gnp: standard output or error: No space left on device\n"
     else:
         reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
         reader.wait()
         done = in_a_process(name, words, gnp_environment, stdout=reader.stdin)
         reader.stdin.close()
-        assert done.stderr == "gnp: standard output: Broken pipe\n"
+        assert done.stderr == "gnp: standard output or error: Broken pipe\n"
     assert done.returncode == 1
 
 

@@ -307,7 +307,7 @@ def test_working_dir_is_not_writable(refused, tmp_path):
 def test_working_dir_holds_another_config(refused, tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
-    config = {"base_lr": 1.0}
+    config = {"program": "gnp", "base_lr": 1.0}
     (directory / "config.json").write_text(json.dumps(config))
     assert "holds a run with another config: base_lr (there 1.0, here 0.05)" in refused(2)
     (directory / "config.json").write_text("{")
@@ -319,20 +319,24 @@ def test_a_command_that_cannot_run_claims_nothing(run_gnp_here, refused, tmp_pat
     """The corrected command may use the same directory; retrain removes nothing before that."""
     refused(1, "--config.batch_size=5000")
     refused(1, "--config.dataset.dataset_name=digts")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"program": "gnp"}')
     (tmp_path / "run" / "metrics.jsonl").write_text("precious\n")
     refused(1, "--config.batch_size=5000", "--config.retrain=True")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "precious\n"
 
 
 def test_checkpoints_without_a_config(refused, tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     assert "holds checkpoints but no config.json" in refused(2)
 
 
 @pytest.mark.parametrize("row", ["not json", "[1]", '{"epoch": 1}'])
 def test_damaged_metrics(refused, tmp_path, row):
     (tmp_path / "run").mkdir()
+    config = as_json(load_config(DIGITS.partition("=")[2], [("total_epochs", "2")]))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "program": "gnp"}))
     (tmp_path / "run" / "metrics.jsonl").write_text(row + "\n")
     line = refused(1, "--config.total_epochs=2")
     assert "metrics.jsonl, line 1" in line

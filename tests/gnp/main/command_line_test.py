@@ -38,7 +38,7 @@ def test_a_run_directory_at_home(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["train", "eval", "inspect"])
 @pytest.mark.parametrize(
-    "path", ["gs://bucket/run", "s3://b/r", "file:/r", "a\0b", "~nobody-here/r"]
+    "path", ["gs://bucket/run", "s3://b/r", "file:/r", "a\0b", "~nobody-here/r", "gr\udcf6"]
 )
 def test_a_run_directory_that_is_no_path(mode, path):
     with pytest.raises(UsageError) as raised:

@@ -198,9 +198,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
 
 def test_other_data_are_refused_with_all_differences(tmp_path):
     run_directory.check_data(tmp_path, [])
-    with pytest.raises(
-        RunDirectoryError, match="examples: 3, 4; classes: a, b; put"
-    ):
+    with pytest.raises(RunDirectoryError, match="examples: 3, 4; classes: a, b; put"):
         run_directory.check_data(tmp_path, ["examples: 3, 4", "classes: a, b"])
 
 

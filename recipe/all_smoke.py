@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 from config import ConfigError, load_config
 from ds_pipeline import bundled, testing
-from gnp.analysis.command_line import Parser
+from gnp.analysis.command_line import Parser, UsageError
+from gnp.terminal import fail, prepare_streams
 from gnp.training.files import FileFormatError, read_rows
 from recipe.sweep import last_line
 
@@ -286,12 +287,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.usage = argparse.SUPPRESS  # the description has it
     parser.add_argument("recipes", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--published", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
     all_of_them = experiments(ROOT / "recipe")
     names = dict.fromkeys(experiment.script.stem for experiment in all_of_them)
-    unknown = [name for name in options.recipes if name not in names]
-    if unknown:
-        parser.error(f"{unknown[0]} is no experiment's recipe; allowed are {', '.join(names)}")
+    try:
+        options = parser.parse_args(arguments)
+        unknown = [name for name in options.recipes if name not in names]
+        if unknown:
+            parser.error(f"{unknown[0]} is no experiment's recipe; allowed are {', '.join(names)}")
+    except UsageError as error:
+        return fail(error, 2)
     chosen = [each for each in all_of_them if each.script.stem in (options.recipes or names)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return _all(chosen, Path(tempfile.mkdtemp(prefix="gnp-smoke-")), options.published)
@@ -309,19 +313,16 @@ def _all(chosen: Sequence[Experiment], folder: Path, published: bool) -> int:
             tqdm.write(f"{result.name}: {result.seconds:.0f} s, {end}")
             sys.stdout.flush()
     except OSError as error:
-        print(f"gnp: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     except KeyboardInterrupt:
-        print("gnp: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return fail("interrupted", 128 + signal.SIGINT)
     finally:
         if results:
             print(f"\n{table(results)}\nlogs in {folder / 'logs'}", flush=True)
     failed = [result.name for result in results if result.wrong]
-    if failed:
-        print(f"gnp: failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed))
+    return fail(f"failed: {', '.join(failed)}", 1) if failed else 0
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

@@ -336,8 +336,8 @@ DAMAGES = {
     "a list": ("config.json", "[]", "a JSON object is needed"),
     "another program": ("config.json", '{"architectures": []}', "not the config of a gnp run"),
     "another type": ("config.json", json.dumps(CONFIG | {"gnp.r": "x"}), 'gnp.r = "x"'),
-    "no rows": ("metrics.jsonl", "{}\n", "line 1: epoch is missing"),
-    "no epoch": ("metrics.jsonl", '{"step": 1}\n', "line 1: epoch is missing"),
+    "no rows": ("metrics.jsonl", "{}\n", "line 1: no object with epoch"),
+    "no epoch": ("metrics.jsonl", '{"step": 1}\n', "line 1: no object with epoch"),
     "no text": ("metrics.jsonl", b"\xff\xfe\x00", "line 1: not JSON"),
     "a value that is none by default": (
         "config.json", json.dumps(CONFIG | {"dataset.data_dir": [1]}), "dataset.data_dir = [1]",

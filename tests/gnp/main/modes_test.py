@@ -46,8 +46,8 @@ def test_what_few_runs_need_is_imported_late(gnp_environment):
         capture_output=True, check=True, env=gnp_environment, text=True,
     )  # fmt: skip
     there = {".".join(name.split(".")[:3]) for name in done.stdout.split()}
-    assert "gnp.analysis.curves" in there
-    late = {"matfree", "plotly", "gnp.analysis.sharpness", "gnp.analysis.evolution"}
+    assert "gnp.analysis.results" in there
+    late = {"matfree", "plotly", "matplotlib", "gnp.analysis.sharpness", "gnp.analysis.evolution"}
     assert not late & there
 
 

@@ -472,7 +472,7 @@ def mistype(run):
         ([], drop_checkpoints, 1, "no checkpoint in"),
         (["--checkpoint=10"], damage, 1, "is damaged"),
         (["--checkpoint=7"], None, 1, "no checkpoint of step 7 in"),
-        ([], be_foreign, 2, "unknown config key color"),
+        ([], be_foreign, 2, "not the config of a gnp run"),
         ([], lose_data, 1, "nowhere"),
         ([], damage_results, 1, "sharpness.json is damaged"),
         (["--examples=99999"], None, 1, "'digits' has 1438 training examples here"),

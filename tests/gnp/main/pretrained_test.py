@@ -130,7 +130,7 @@ def test_weights_that_do_not_fit_claim_nothing(gnp, weights, tmp_path):
         "gnp: unexpected: extra",
         "gnp: model.pretrained_strict=False goes on without these",
     ]
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
 
     result = gnp(("model.pretrained", file), ("model.pretrained_strict", "False"))
     assert result.returncode == 0

@@ -33,7 +33,7 @@ def load(file: Path, is_regression: bool = False) -> Splits:
     [
         (IMAGES, (6, 5, 3), np.uint8),
         (IMAGES[..., 0], (6, 5, 1), np.uint8),
-        (IMAGES / 255, (6, 5, 3), np.float64),
+        (IMAGES / 255, (6, 5, 3), np.float32),
         (IMAGES / 256, (6, 5, 3), np.float32),
         (IMAGES.reshape(20, -1), (90,), np.float32),
         (IMAGES.reshape(20, -1).astype(np.int64) - 5, (90,), np.float32),
@@ -155,7 +155,7 @@ def test_numbers_that_float32_does_not_hold(tmp_path: Path) -> None:
         assert found.dtype == np.float64 and set(found[:, 0]) <= set(seconds.tolist())
     # One split needs it.
     splits = load(
-        write(tmp_path, x=np.eye(4), y=CLASSES[:4], x_test=np.full((4, 4), 0.1), y_test=CLASSES[:4])
+        write(tmp_path, x=np.eye(4), y=CLASSES[:4], x_test=1.7e9 + np.eye(4), y_test=CLASSES[:4])
     )
     assert splits.evaluation is not None
     batches = (splits.train.batch(np.arange(4)), splits.evaluation.batch(np.arange(4)))

@@ -232,7 +232,7 @@ def on_first(decide: Callable[[], Any], error: type[Exception]) -> Any:
         try:
             found = decide()
         except (error, OSError) as raised:
-            if not jax.distributed.is_initialized():
+            if isinstance(raised, error) and not jax.distributed.is_initialized():
                 raise
             problem = terminal.describe(raised)
     found, problem = broadcast((found, problem))

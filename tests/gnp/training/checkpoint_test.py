@@ -19,6 +19,9 @@ from gnp.training import checkpoint
 from gnp.training.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 from gnp.training.state import TrainState
 
+# TensorStore's threads find their event loop closed where a file was not written or read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(scale: float = 1.0, width: int = 3) -> TrainState:
     params = {"dense": {"kernel": scale * jnp.arange(4.0 * width).reshape(4, width)}}
@@ -357,7 +360,6 @@ def test_leaving_it_waits_even_after_an_error(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 # The cache of compiled programs meets the limit too.
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
 @pytest.mark.parametrize("who", ["TensorStore", "the digests"])

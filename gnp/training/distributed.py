@@ -291,7 +291,7 @@ class Interrupt:
 def catch_signals() -> Iterator[Interrupt]:
     """Note the first signal within it only; let a second one end the process at once.
 
-    SIGTERM, SIGINT and, when the terminal is closed, SIGHUP; what is ignored (nohup) stays so.
+    SIGTERM, SIGINT and, when the terminal is closed, SIGHUP, unless it is ignored (nohup).
 
     With several processes, and where a launcher started this one, the second is ignored, since a
     scheduler and its launcher may both send the one that they mean. They end the process with
@@ -302,8 +302,9 @@ def catch_signals() -> Iterator[Interrupt]:
     interrupt = Interrupt()
     several = jax.distributed.is_initialized()
     # With several, SIGTERM is caught by jax, whose handler Python could not put back.
-    caught = [signal.SIGINT, signal.SIGHUP, *([] if several else [signal.SIGTERM])]
-    caught = [each for each in caught if signal.getsignal(each) is not signal.SIG_IGN]
+    caught = [signal.SIGINT, *([] if several else [signal.SIGTERM])]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
     launched = several or any(name in os.environ for name in _LAUNCHERS)
 
     def note(number: int, _: FrameType | None) -> None:

@@ -165,18 +165,20 @@ def test_a_link_is_found_before_the_first_file_is_removed(tmp_path, name):
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from gnp.training.run_directory import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
-    time.sleep(99)
+    sys.stdin.read()
 """
 
 
 def test_one_process_trains_in_a_directory_until_it_ends_however_it_does(tmp_path, gnp_environment):
     holder = [sys.executable, "-P", "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(holder, stdout=subprocess.PIPE, env=gnp_environment) as process:
+    with subprocess.Popen(
+        holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=gnp_environment
+    ) as process:
         assert process.stdout is not None and process.stdout.readline()
         refused = pytest.raises(RunDirectoryError, match=f"another .* \\(process {process.pid} on ")
         with refused, run_directory.locked(tmp_path / "run"):

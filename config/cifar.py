@@ -9,7 +9,7 @@ alpha 0.8, learning rate 0.1 with a cosine, L2 1e-3, gradients clipped at 5, bat
 --config.model.model_name=WideResNet_28_10. CIFAR-100: --config.dataset.dataset_name=cifar100
 --config.dataset.num_classes=100.
 
-Meant for an accelerator (README.md has the seconds of a step). The paper trains
+Meant for an accelerator (docs/performance.md has the seconds of a step). The paper trains
 WideResNet_28_10. To expect: 5.9% test error after --config.total_epochs=30 in bfloat16
 (two seeds on one H100, docs/results.md); the 200 epochs have not been run.
 """

@@ -13,13 +13,13 @@ import pytest
 from config import default, load_config
 from config.schema import flatten
 from gnp.main.command_line import parse
-from recipe import all_smoke
+from tests.recipe.experiments import experiments
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = json.loads((ROOT / "tests/reference/recipes.json").read_text())
 CONFIGS = [(recipe, config) for recipe, configs in TABLE["recipes"].items() for config in configs]
 FLAGS = TABLE["published_flags"]
-EXPERIMENTS = all_smoke.experiments(ROOT / "recipe")
+EXPERIMENTS = experiments()
 
 
 def config_file(name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from model import ModelError, get_model
 from model.cait import Block, ClassAttention, ClassBlock, TalkingHeads
 from model.layers import StochasticDepth
+from tests.marks import quick_first
 
 SIZES = [
     ("CaiT_XXS24", 11_956_264),
@@ -40,12 +41,12 @@ def tokens(count=5, channels=6):
     return np.random.default_rng(0).normal(size=(2, count, channels)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "parameters"), SIZES)
+@pytest.mark.parametrize(("name", "parameters"), quick_first(SIZES))
 def test_published_size(name, parameters):
     assert count(shapes(name)) == parameters
 
 
-@pytest.mark.parametrize(("name", "millions"), ROUNDED)
+@pytest.mark.parametrize(("name", "millions"), quick_first(ROUNDED))
 def test_published_size_in_millions(name, millions):
     assert count(shapes(name)) / 1e6 == pytest.approx(millions, abs=0.2)
 

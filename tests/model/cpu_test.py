@@ -171,6 +171,7 @@ def test_overlapping_max_pool_equals_flax(shape):
     np.testing.assert_array_equal(halves, theirs[2])
 
 
+@pytest.mark.slow
 def test_overlapping_max_pool_differentiates_in_every_order():
     x = jnp.asarray(np.random.default_rng(0).permutation(20).reshape(1, 4, 5, 1) / 9, jnp.float32)
     pool = jax.jit(lambda x: jnp.sin(cpu.overlapping_max_pool(x)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model import ModelError, get_model
+from tests.marks import quick_first
 
 # Name, classes, input, parameters as the examples count them (without batch statistics).
 SIZES = [
@@ -20,11 +21,11 @@ SIZES = [
 ]
 # Name, parameters of the model, the smallest useful input.
 SMALL = [
-    ("HorsesOrHumansCNN", {"features": (2, 2, 2), "dense": 3}, (22, 22, 3)),
+    ("MLP", {"widths": (4, 4), "dropout_rate": 0.5}, (2, 3)),
     ("EvolutionMnistCNN", {"features": (2,)}, (4, 4, 1)),
+    ("HorsesOrHumansCNN", {"features": (2, 2, 2), "dense": 3}, (22, 22, 3)),
     ("EvolutionCifarCNN", {"features": (2,), "dense": 3}, (6, 6, 3)),
     ("EvolutionFordACNN", {"features": (2, 2)}, (5, 1)),
-    ("MLP", {"widths": (4, 4), "dropout_rate": 0.5}, (2, 3)),
 ]
 
 
@@ -41,7 +42,7 @@ def test_size_and_logits(name, num_classes, shape, parameters):
     assert set(variables) <= {"params", "batch_stats"}
 
 
-@pytest.mark.parametrize(("name", "params", "shape"), SMALL)
+@pytest.mark.parametrize(("name", "params", "shape"), quick_first(SMALL, 2))
 def test_training_evaluation_remat_and_bfloat16(name, params, shape):
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.uniform(0, 1, size=(4, *shape)), jnp.float32)

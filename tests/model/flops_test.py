@@ -7,6 +7,7 @@ import pytest
 
 from model import get_model
 from model.layers import Conv
+from tests.marks import quick_first
 
 # Name, input, classes.
 MODELS = [
@@ -60,7 +61,7 @@ def counted_by_hand(module, x):
     return jax.eval_shape(initialize, x), lambda: total
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), MODELS)
+@pytest.mark.parametrize(("name", "shape", "classes"), quick_first(MODELS, 3))
 def test_flops_and_layouts(name, shape, classes):
     module = get_model(name, classes)
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -75,7 +76,9 @@ def test_flops_and_layouts(name, shape, classes):
 @pytest.mark.parametrize(
     ("name", "published"),
     # Multiply-adds, as the papers say them or, for ViT, the paper of DeiT.
-    [("ResNet50", 4.1e9), ("VGG16", 15.5e9), ("ViT_B16", 17.6e9), ("CaiT_S24", 9.4e9)],
+    quick_first(
+        [("ResNet50", 4.1e9), ("VGG16", 15.5e9), ("ViT_B16", 17.6e9), ("CaiT_S24", 9.4e9)], 2
+    ),
 )
 def test_published_multiply_adds(name, published):
     module = get_model(name, 1000)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model import ModelError, get_model, layers
+from tests.marks import quick_first
 
 # Name, input [h, w, c], parameters with 10 classes.
 SIZES = [
@@ -15,6 +16,8 @@ SIZES = [
     ("WideResNet_22_8", (32, 32, 3), 17_158_106),
     ("WideResNet_28_10", (32, 32, 3), 36_479_194),
     ("WideResNet_40_10", (32, 32, 3), 55_841_754),
+    ("MnistTutorialCNN", (28, 28, 1), 257_738),
+    ("DigitsCNN", (8, 8, 1), 53_098),
     ("WideResNet_2_96_ShakeShake", (32, 32, 3), 26_192_922),
     ("PyramidNet_164_48", (32, 32, 3), 1_715_410),
     ("PyramidNet_164_270", (32, 32, 3), 27_215_989),
@@ -22,8 +25,6 @@ SIZES = [
     ("PyramidNet_272_200", (32, 32, 3), 26_210_810),
     # And a batch norm of 16 channels behind the first convolution.
     ("PyramidNet_164_48_ShakeDrop", (32, 32, 3), 1_715_442),
-    ("MnistTutorialCNN", (28, 28, 1), 257_738),
-    ("DigitsCNN", (8, 8, 1), 53_098),
 ]
 # Every family with batch norm: name, parameters of the model, input [h, w, c] or [length, c].
 WITH_BATCH_NORM = [
@@ -40,11 +41,11 @@ WITH_BATCH_NORM = [
 ]
 # Name -> parameters of the model, a small input.
 SMALL = {
+    "MnistTutorialCNN": ({}, (8, 8, 1)),
+    "DigitsCNN": ({"features": (4, 4), "dense": 8, "dropout_rate": 0.5}, (4, 4, 1)),
     "WideResNet_10_1": ({"dropout_rate": 0.5}, (4, 4, 3)),
     "WideResNet_2_4_ShakeShake": ({"depth": 8}, (6, 6, 3)),
     "PyramidNet_11_5_ShakeDrop": ({}, (6, 6, 3)),
-    "MnistTutorialCNN": ({}, (8, 8, 1)),
-    "DigitsCNN": ({"features": (4, 4), "dense": 8, "dropout_rate": 0.5}, (4, 4, 1)),
 }
 
 
@@ -102,7 +103,7 @@ def passes(name, remat=False):
     return jax.jit(run_and_differentiate)
 
 
-@pytest.mark.parametrize(("name", "shape", "parameters"), SIZES)
+@pytest.mark.parametrize(("name", "shape", "parameters"), quick_first(SIZES, 6))
 def test_published_size_and_logits(name, shape, parameters):
     module = get_model(name, num_classes=10)
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
@@ -116,7 +117,7 @@ def test_published_size_and_logits(name, shape, parameters):
     assert set(variables) == {"params", "batch_stats"}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", quick_first(tuple(SMALL), 2))
 def test_training_and_evaluation(name):
     x, variables = drawn(name)
     run = passes(name)

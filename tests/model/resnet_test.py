@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model import ModelError, get_model
+from tests.marks import quick_first
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "models"
 DEPTHS = {"resnet_basic": 18, "resnet_bottleneck": 50}
@@ -32,9 +33,9 @@ def count(variables):
         (18, 11_689_512),
         (34, 21_797_672),
         (50, 25_557_032),
-        (101, 44_549_160),
-        (152, 60_192_808),
-        (200, 64_673_832),
+        pytest.param(101, 44_549_160, marks=pytest.mark.slow),
+        pytest.param(152, 60_192_808, marks=pytest.mark.slow),
+        pytest.param(200, 64_673_832, marks=pytest.mark.slow),
     ],
 )
 def test_published_size(depth, parameters):
@@ -95,7 +96,7 @@ def converted(archive):
     return variables
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("name", quick_first(tuple(DEPTHS)))
 def test_logits_equal_pytorch(name):
     with np.load(REFERENCE / f"{name}.npz") as file:
         archive = dict(file)
@@ -163,6 +164,7 @@ def step():
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "stem"), [(18, "imagenet"), (50, "cifar")])
 def test_every_parameter_and_statistic_moves(step, depth, stem):
     gradients, _, moved = step(depth, **TINY | {"stem": stem})
@@ -173,6 +175,7 @@ def test_every_parameter_and_statistic_moves(step, depth, stem):
         assert np.all(leaf != 0), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_value(step):
     plain, again = step(18, **TINY), step(18, remat=True, **TINY)
     # Not to the last bit: the compiler may fuse the two otherwise.

@@ -85,6 +85,7 @@ def test_weights_depend_on_the_key_and_the_block_alone(train):
     assert np.abs(at_theta[0] - at_theta[1]).min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"), [(NAME, {"depth": 8}), ("PyramidNet_11_5_ShakeDrop", {})]
 )

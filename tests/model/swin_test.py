@@ -7,6 +7,7 @@ import pytest
 
 from model import ModelError, get_model
 from model.swin import Block, PatchMerging, WindowAttention, relative_positions
+from tests.marks import quick_first
 
 SIZES = [("Swin_Tiny", 28_288_354), ("Swin_Small", 49_606_258), ("Swin_Base", 87_768_224)]
 
@@ -28,7 +29,7 @@ def image(h, w, c=4):
     return np.random.default_rng(0).normal(size=(2, h, w, c)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "parameters"), SIZES)
+@pytest.mark.parametrize(("name", "parameters"), quick_first(SIZES))
 def test_published_size(name, parameters):
     params = shapes(name, (224, 224))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters

@@ -19,6 +19,7 @@ from model.swin import Swin
 from model.transformer import PatchEmbed, growing_rates, softmax, split_heads
 from model.vit import ViT
 from optimizer import gradient_norm_penalty
+from tests.marks import quick_first
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference" / "models"
 NOTHING_DROPPED = {
@@ -123,7 +124,7 @@ def test_logits_of_the_published_models(family):
         np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_first(FAMILIES))
 def test_bfloat16_stays_close_and_ends_in_float32(family):
     def logits(dtype):
         module = SMALL[family](**NOTHING_DROPPED, dtype=dtype)
@@ -154,7 +155,7 @@ def test_matrix_products_are_of_the_dtype(family):
     assert products[-1] == jnp.float32
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_first(FAMILIES))
 def test_remat_and_random_masks(family):
     # Of what is random, only stochastic depth: it compiles fastest, and all share a key.
     rates = {**NOTHING_DROPPED, "stochastic_depth_rate": 0.4}
@@ -184,7 +185,7 @@ def test_remat_and_random_masks(family):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_first(FAMILIES))
 def test_remat_is_of_each_block_and_keeps_the_start(family):
     def kernel(remat):
         module = SMALL[family](remat=remat)
@@ -234,7 +235,7 @@ def test_what_is_drawn(family):
     assert draws(stochastic_depth_rate=0.1) == 2 * random
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_first(FAMILIES))
 def test_stochastic_depth_goes_round_whole_examples(family):
     # One block of self-attention whose branches, where they are not left out, are added.
     depth = {"depths": (2,), "num_heads": (2,)} if family == "swin" else {"depth": 2}
@@ -254,6 +255,7 @@ def test_stochastic_depth_goes_round_whole_examples(family):
     assert results == (16 if family == "cait" else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_penalized_step_is_finite_and_changes_everything(family):
     module = SMALL[family](**{**NOTHING_DROPPED, "stochastic_depth_rate": 0.4})

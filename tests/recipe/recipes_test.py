@@ -140,8 +140,15 @@ def test_sweep(checkout: Checkout):
 
 
 def test_all_smoke(checkout: Checkout):
-    _, [call] = checkout.run("all-smoke.sh", "vit-cifar-basic")
-    assert call == ["-P", "-m", "recipe.all_smoke", "vit-cifar-basic"]
+    _, [call] = checkout.run("all-smoke.sh", "mnist-tutorial", "riemannian-svhn")
+    tests = f"{checkout.root}/recipe/../tests/recipe/all_smoke_test.py"
+    assert call[call.index("-m", 3) :] == [
+        *("-m", "", tests, "-v", "--durations=0"),
+        *("-k", "two_steps and ([mnist-tutorial or [riemannian-svhn)"),
+    ]
+    done, calls = checkout.run("all-smoke.sh", "quickstart")
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr.startswith("quickstart is no recipe of an experiment")
 
 
 def test_test(checkout: Checkout):

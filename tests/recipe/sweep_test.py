@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from config import as_json
-from recipe import all_smoke, sweep
+from recipe import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -426,9 +426,8 @@ def test_a_process_has_its_share(tmp_path, monkeypatch):
     assert process.log.read_text() == "5\n"
 
 
-@pytest.mark.parametrize("module", [sweep, all_smoke])
-def test_the_examples(module):
-    done = doctest.testmod(module)
+def test_the_examples():
+    done = doctest.testmod(sweep)
     assert done.attempted > 0 and done.failed == 0
 
 

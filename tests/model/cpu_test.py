@@ -11,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jax.test_util import check_grads
 
 from model import cpu, layers
+from tests.trees import assert_trees_close
 
 
 def on(platform):
@@ -22,10 +23,6 @@ def on(platform):
 def primitives(function, *arguments):
     """Return the names of the primitives of a program, those inside of calls included."""
     return set(re.findall(r"= (?:\S+ )*?([a-z_0-9]+)\[", str(jax.make_jaxpr(function)(*arguments))))
-
-
-def assert_close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("cpu", True), ("gpu", False), ("tpu", False)])
@@ -90,7 +87,7 @@ def test_other_devices_have_the_plain_formulations(key, function, shapes, plain)
     with on("cpu"):
         assert primitives(function, *arguments) != plain
     (theirs,) = jax.core.eval_jaxpr(program.jaxpr, program.consts, *arguments)
-    assert_close(function(*arguments), theirs)
+    assert_trees_close(function(*arguments), theirs)
 
 
 def test_other_devices_go_through_a_loop():
@@ -138,16 +135,16 @@ def test_conv_maps_over_groups(key, channels):
     kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, 2))
     gradient = jax.grad(lambda kernel, x: jnp.sum(jnp.sin(cpu.conv(x, kernel))))
     mapped = jax.vmap(gradient, in_axes=(None, 0))(kernel, x)
-    assert_close(mapped, jnp.stack([gradient(kernel, group) for group in x]))
+    assert_trees_close(mapped, jnp.stack([gradient(kernel, group) for group in x]))
 
 
 def test_max_pool_shares_the_gradient_of_ties():
     x = jnp.array([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
     gradient = jax.grad(lambda x: jnp.sum(cpu.max_pool(x)))(x)
     # The right column's two share a half, as the columns' maxima tie.
-    assert_close(gradient.reshape(2, 2), jnp.array([[0.5, 0.25], [0.0, 0.25]]))
+    assert_trees_close(gradient.reshape(2, 2), jnp.array([[0.5, 0.25], [0.0, 0.25]]))
     all_equal = jax.grad(lambda x: jnp.sum(cpu.max_pool(x)))(jnp.ones((1, 2, 2, 1)))
-    assert_close(all_equal.reshape(2, 2), jnp.full((2, 2), 0.25))
+    assert_trees_close(all_equal.reshape(2, 2), jnp.full((2, 2), 0.25))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 2), (1, 1, 2, 1)])

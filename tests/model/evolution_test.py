@@ -7,6 +7,7 @@ import pytest
 
 from model import ModelError, get_model
 from tests.marks import quick_first
+from tests.trees import assert_trees_close
 
 # Name, classes, input, parameters as the examples count them (without batch statistics).
 SIZES = [
@@ -92,7 +93,7 @@ def test_training_evaluation_remat_and_bfloat16(name, params, shape):
         assert not np.allclose(logits, run(1)[1][0])
     # Also the same random masks.
     again = step(remat=True)(0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), plain, again)
+    assert_trees_close(plain, again, 1e-4, 1e-5)
     exact, rounded = evaluate(variables)
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()

@@ -20,6 +20,7 @@ from model.layers import (
     mean_of_pixels,
 )
 from model.registry import ModelError
+from tests.trees import assert_trees_close, assert_trees_equal
 
 # [b, h, w, c], window, strides; the ones with one channel have a formulation of their own.
 CONVOLUTIONS = [
@@ -30,12 +31,6 @@ CONVOLUTIONS = [
     ((2, 6, 6, 2), (1, 1), 2),
     ((2, 5, 5, 1), (2, 4), 1),
 ]
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, theirs
-    )
 
 
 @pytest.mark.parametrize(("shape", "window", "strides"), CONVOLUTIONS)
@@ -54,7 +49,7 @@ def test_conv_equals_flax(key, shape, window, strides):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
 
-    assert_close(value_and_gradients(ours), value_and_gradients(theirs))
+    assert_trees_close(value_and_gradients(ours), value_and_gradients(theirs))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +76,7 @@ def test_padding_groups_and_dtype_equal_those_of_flax(key, shape, strides, paddi
     )
     y, expected = (jax.jit(module.apply)(variables, x) for module in (ours, theirs))
     assert (y.shape, y.dtype) == (expected.shape, dtype)
-    assert_close(y.astype("f4"), expected.astype("f4"))
+    assert_trees_close(y.astype("f4"), expected.astype("f4"))
 
 
 def test_groups_that_do_not_divide_the_channels(key):
@@ -103,7 +98,7 @@ def test_conv_hessian_vector_product_equals_that_of_flax(key, shape, window, str
         return jax.jit(lambda: jax.jvp(gradient, (x, kernel), along))()
 
     plain = nn.Conv(3, window, strides, use_bias=False)
-    assert_close(
+    assert_trees_close(
         product(lambda x, kernel: conv(x, kernel, strides)),
         product(lambda x, kernel: plain.apply({"params": {"kernel": kernel}}, x)),
         tolerance=1e-4,
@@ -146,7 +141,7 @@ def test_batch_norm_equals_flax(key, shape, train):
         return jax.jit(gradient)(variables["params"], x)
 
     mutable = ["batch_stats"]
-    assert_close(
+    assert_trees_close(
         value_and_gradients(lambda v, x: ours.apply(v, x, train=train, mutable=mutable)),
         value_and_gradients(lambda v, x: theirs.apply(v, x, mutable=mutable)),
     )
@@ -166,8 +161,8 @@ def test_batch_norm_in_bfloat16_counts_in_float32(key, train):
     y, state = ours.apply(variables, x, train=train, mutable=["batch_stats"])
     expected, their_state = theirs.apply(variables, x, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
-    assert_close(y.astype("f4"), expected.astype("f4"))
-    assert_close(state, their_state)
+    assert_trees_close(y.astype("f4"), expected.astype("f4"))
+    assert_trees_close(state, their_state)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 5), (6, 5)])
@@ -191,13 +186,13 @@ def test_batch_norm_of_groups_is_that_of_each(key, shape, use_scale):
         gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         return jax.jit(gradient)(variables["params"], x)
 
-    assert_close(
+    assert_trees_close(
         value_and_gradients(lambda v, x: grouped.apply(v, x, True, mutable=["batch_stats"])),
         value_and_gradients(of_each),
     )
     # Evaluation knows no groups, and takes any number of examples.
     evaluated = [norm.apply(variables, x[:5], False) for norm in (grouped, plain)]
-    assert_close(*evaluated, tolerance=0)
+    assert_trees_equal(*evaluated)
 
 
 def test_batch_norm_of_groups_that_do_not_divide_the_batch(key):
@@ -215,7 +210,7 @@ def test_batch_norm_of_groups_that_do_not_divide_the_batch(key):
 def test_batch_norm_starts_from_the_initial_statistics(key):
     x = jax.random.normal(key, (6, 3))
     stats = BatchNorm().init(key, x, train=True)["batch_stats"]
-    assert_close(stats, {"mean": jnp.zeros(3), "var": jnp.ones(3)}, tolerance=0)
+    assert_trees_equal(stats, {"mean": jnp.zeros(3), "var": jnp.ones(3)})
 
 
 def test_max_pool_equals_flax_and_drops_odd_edges(key):
@@ -224,8 +219,8 @@ def test_max_pool_equals_flax_and_drops_odd_edges(key):
     def gradient(pool):
         return jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
 
-    assert_close(max_pool(x), nn.max_pool(x, (2, 2), (2, 2)), tolerance=0)
-    assert_close(gradient(max_pool), gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2))))
+    assert_trees_equal(max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
+    assert_trees_close(gradient(max_pool), gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2))))
 
 
 def test_max_pool_refuses_an_image_that_is_too_small():

@@ -9,6 +9,7 @@ import pytest
 
 from model import ModelError, get_model, layers
 from tests.marks import quick_first
+from tests.trees import assert_trees_close
 
 # Name, input [h, w, c], parameters with 10 classes.
 SIZES = [
@@ -157,11 +158,7 @@ def test_bfloat16_is_near_float32(name):
 def test_remat_changes_nothing_but_memory(name):
     x, variables = drawn(name)
     plain, remat = passes(name), passes(name, remat=True)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        remat(variables, x, 0),
-        plain(variables, x, 0),
-    )
+    assert_trees_close(remat(variables, x, 0), plain(variables, x, 0), 1e-4, 1e-4)
     assert "remat2[" not in str(jax.make_jaxpr(plain)(variables, x, 0))
     assert "remat2[" in str(jax.make_jaxpr(remat)(variables, x, 0))
 

@@ -10,6 +10,7 @@ import pytest
 
 from model import ModelError, get_model
 from tests.marks import quick_first
+from tests.trees import assert_trees_close
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "models"
 DEPTHS = {"resnet_basic": 18, "resnet_bottleneck": 50}
@@ -179,7 +180,7 @@ def test_every_parameter_and_statistic_moves(step, depth, stem):
 def test_remat_changes_no_value(step):
     plain, again = step(18, **TINY), step(18, remat=True, **TINY)
     # Not to the last bit: the compiler may fuse the two otherwise.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), plain, again)
+    assert_trees_close(plain, again, 1e-4, 1e-5)
 
 
 def test_remat_marks_each_block():

@@ -20,6 +20,7 @@ from model.transformer import PatchEmbed, growing_rates, softmax, split_heads
 from model.vit import ViT
 from optimizer import gradient_norm_penalty
 from tests.marks import quick_first
+from tests.trees import assert_trees_close
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference" / "models"
 NOTHING_DROPPED = {
@@ -178,11 +179,7 @@ def test_remat_and_random_masks(family):
     # Computing the activations again changes nothing, the masks included.
     (_, again), gradient_again = value_and_gradient(remat=True)(params, 0)
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        gradient_again,
-        gradient,
-    )
+    assert_trees_close(gradient_again, gradient, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("family", quick_first(FAMILIES))

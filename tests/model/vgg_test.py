@@ -7,6 +7,7 @@ import pytest
 
 from model import ModelError, get_model
 from model.vgg import adaptive_mean_pool
+from tests.trees import assert_trees_close
 
 TINY = {"widths": (2, 2, 2, 3, 3), "dense": 4}
 
@@ -152,7 +153,7 @@ def test_trains_with_remat_and_bfloat16(name, params):
     if name == "VGG11Riemannian":
         # Also the same random masks.
         again = step(remat=True)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), plain, again)
+        assert_trees_close(plain, again, 1e-4, 1e-5)
     exact, rounded = evaluate(variables["params"])
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()

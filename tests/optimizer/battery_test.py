@@ -46,6 +46,7 @@ from optimizer import (
     record_gradient_evolution,
     sgdg,
 )
+from tests.trees import assert_trees_close
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -225,16 +226,6 @@ def plain(name: str, steps: int = STEPS) -> list[Params]:
     return run(stepper(case, opt), start(), opt.init(start()), steps)[0]
 
 
-def assert_close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-
-    def close(a: Any, e: Any) -> None:
-        assert jnp.result_type(a) == jnp.result_type(e)
-        np.testing.assert_allclose(np.asarray(a, float), np.asarray(e, float), rtol, atol)
-
-    jax.tree.map(close, actual, expected)
-
-
 def multi_steps(inner: Any, count: int) -> optax.GradientTransformationExtraArgs:
     """Make MultiSteps with an update that hands its arguments on, also in a chain."""
     opt = optax.MultiSteps(inner, count)
@@ -265,7 +256,7 @@ def test_chain(name: str) -> None:
         optax.identity(), case.inside(optax.chain), optax.apply_every(1), optax.scale(1.0)
     )
     path, _ = run(stepper(case, opt), start(), opt.init(start()))
-    assert_close(path, plain(name))
+    assert_trees_close(path, plain(name))
 
 
 def fill(pierced: Any, whole: Any) -> Any:
@@ -319,7 +310,7 @@ def beside_a_bias(wrap: Callable[[Any], Any], whole: bool = False) -> Callable[[
             return optax.apply_updates(params, updates), (state[0], inner)
 
         path, _ = run(jax.jit(step), params, (outside.init(start()), opt.init(params)))
-        assert_close([{key: p[key] for key in ("v", "w")} for p in path], plain(name))
+        assert_trees_close([{key: p[key] for key in ("v", "w")} for p in path], plain(name))
         assert path[-1]["b"].shape == (2,) and not np.allclose(path[-1]["b"], 1.0)
 
     return test
@@ -358,7 +349,7 @@ def test_inject_hyperparams(name: str) -> None:
     step, state = stepper(case, opt), opt.init(start())
     assert set(state.hyperparams) == set(case.numbers)
     path, _ = run(step, start(), state)
-    assert_close(path, plain(name))
+    assert_trees_close(path, plain(name))
     # A number set between two steps is the one of the next step.
     key, value = next(iter(case.numbers.items()))
     state = opt.init(start())
@@ -366,7 +357,7 @@ def test_inject_hyperparams(name: str) -> None:
     halved, _ = step(start(), state)
     other = case.make(**case.numbers | {key: value / 2})
     expected, _ = stepper(case, other)(start(), other.init(start()))
-    assert_close(halved, expected)
+    assert_trees_close(halved, expected)
     assert not np.allclose(halved["w"], path[0]["w"], rtol=1e-5)
 
 
@@ -376,8 +367,8 @@ def test_multi_steps(name: str) -> None:
     opt = case.inside(lambda inner: multi_steps(inner, 2))
     path, _ = run(stepper(case, opt), start(), opt.init(start()), 2 * STEPS)
     # The gradient is the same in both of its mini-steps, so its mean is that of one step.
-    assert_close([start(), *plain(name)[:-1]], path[0::2])
-    assert_close(plain(name), path[1::2])
+    assert_trees_close([start(), *plain(name)[:-1]], path[0::2])
+    assert_trees_close(plain(name), path[1::2])
 
 
 @every_state
@@ -386,16 +377,16 @@ def test_apply_if_finite(name: str) -> None:
     opt = case.inside(lambda inner: optax.apply_if_finite(inner, 3))
     step, state = stepper(case, opt), opt.init(start())
     path, _ = run(step, start(), state)
-    assert_close(path, plain(name))
+    assert_trees_close(path, plain(name))
     # A gradient of NaN moves neither the parameters nor the state inside.
     params, state = step(start(), state)
     gradients, more = inputs(case, params)
     bad = jax.tree.map(lambda g: g * jnp.nan, gradients)
     updates, after = opt.update(bad, state, params, **more)
-    assert_close(updates, jax.tree.map(jnp.zeros_like, params))
+    assert_trees_close(updates, jax.tree.map(jnp.zeros_like, params))
     assert after[1].total_notfinite == 1
-    assert_close(after[1].inner_state, state[1].inner_state)
-    assert_close(step(params, after)[0], path[1])
+    assert_trees_close(after[1].inner_state, state[1].inner_state)
+    assert_trees_close(step(params, after)[0], path[1])
 
 
 @every_state
@@ -418,9 +409,9 @@ def test_lookahead(name: str) -> None:
     pair = optax.LookaheadParams.init_synced(start())
     path, _ = run(jax.jit(step), pair, (front.init(pair.fast), opt.init(pair)), 2)
     fast = plain(name)
-    assert_close(path[0], optax.LookaheadParams(fast=fast[0], slow=start()))
+    assert_trees_close(path[0], optax.LookaheadParams(fast=fast[0], slow=start()))
     halfway = jax.tree.map(lambda a, b: a + 0.5 * (b - a), start(), fast[1])
-    assert_close(path[1], optax.LookaheadParams(fast=halfway, slow=halfway))
+    assert_trees_close(path[1], optax.LookaheadParams(fast=halfway, slow=halfway))
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -455,7 +446,7 @@ def test_schedule_free(name: str) -> None:
         x = jax.tree.map(lambda x, z, c=count: x + (z - x) / c, x, z)
         y = jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, x, z)
         expected.append(y)
-    assert_close(path, expected, 1e-4, 1e-5)
+    assert_trees_close(path, expected, 1e-4, 1e-5)
 
 
 # Under the transformations of JAX.
@@ -470,7 +461,7 @@ def test_vmap_over_seeds(name: str) -> None:
     step = stepper(case, opt)
     path, state = run(jax.jit(jax.vmap(step)), stacked, jax.jit(jax.vmap(opt.init))(stacked))
     alone = [run(step, params, opt.init(params)) for params in seeds]
-    assert_close(path, jax.tree.map(lambda *x: jnp.stack(x), *[p for p, _ in alone]), 1e-4)
+    assert_trees_close(path, jax.tree.map(lambda *x: jnp.stack(x), *[p for p, _ in alone]), 1e-4)
     assert jax.tree.structure(state) == jax.tree.structure(alone[0][1])
 
 
@@ -486,7 +477,7 @@ def test_donated_buffers(name: str) -> None:
         before = params
         params, state = step(params, state)
         assert all(x.is_deleted() for x in jax.tree.leaves(before))
-        assert_close(params, expected)
+        assert_trees_close(params, expected)
     assert step._cache_size() == 1
     if case.is_penalty:
         # LookSAM reads the direction that it has kept at such steps only.
@@ -494,7 +485,7 @@ def test_donated_buffers(name: str) -> None:
         state = opt.init(params)
         plain_step = stepper(case, opt, {"penalize": False}, donate_argnums=(0, 1))
         expected, _ = stepper(case, opt, {"penalize": False})(params, state)
-        assert_close(plain_step(params, state)[0], expected)
+        assert_trees_close(plain_step(params, state)[0], expected)
 
 
 def sharded(name: str, mesh: Mesh) -> list[Params]:
@@ -542,7 +533,7 @@ if os.environ.get("BATTERY_DEVICES"):
     def test_shard_map(name: str) -> None:
         mesh = Mesh(jax.devices(), ("data",))
         assert mesh.size == int(os.environ["BATTERY_DEVICES"])
-        assert_close(sharded(name, mesh), plain(name))
+        assert_trees_close(sharded(name, mesh), plain(name))
 
 else:
 
@@ -573,7 +564,7 @@ def test_pickle_of_the_state(name: str) -> None:
     params, state = step(start(), opt.init(start()))
     copy = pickle.loads(pickle.dumps(jax.device_get(state)))
     assert jax.tree.structure(copy) == jax.tree.structure(state)
-    assert_close(step(params, copy)[0], plain(name)[1])
+    assert_trees_close(step(params, copy)[0], plain(name)[1])
 
 
 @pytest.fixture(scope="module")
@@ -604,8 +595,8 @@ def test_orbax_gives_the_state_back(
 ) -> None:
     case = CASES[name]
     opt = case.whole()
-    assert_close(restored[name], states[name], 0, 0)
-    assert_close(stepper(case, opt)(plain(name)[0], restored[name])[0], plain(name)[1])
+    assert_trees_close(restored[name], states[name], 0, 0)
+    assert_trees_close(stepper(case, opt)(plain(name)[0], restored[name])[0], plain(name)[1])
 
 
 # Dtypes.
@@ -623,7 +614,7 @@ def test_dtypes(name: str, dtype: str) -> None:
         exact = dtype == "float64"
         tolerance = (1e-4, 1e-5) if exact else (0.05, 0.05)
         for actual, expected in zip(path, plain(name), strict=False):
-            assert_close(jax.tree.map(lambda x: np.asarray(x, np.float32), actual),
+            assert_trees_close(jax.tree.map(lambda x: np.asarray(x, np.float32), actual),
                          jax.tree.map(np.asarray, expected), *tolerance)  # fmt: skip
         kept = {x.dtype.name for x in jax.tree.leaves(new)} - {"int32"}
         assert kept <= ({"float64"} if exact else {dtype, "float32"})
@@ -648,7 +639,7 @@ def test_missing_arguments(name: str, missing: str, wrap: Callable[[Any], Any]) 
         assert "\n" not in str(caught.value)
     else:
         updates, _ = opt.update(gradients, state, **given)
-        assert_close(optax.apply_updates(start(), updates), plain(name)[0])
+        assert_trees_close(optax.apply_updates(start(), updates), plain(name)[0])
 
 
 @every_state
@@ -657,7 +648,7 @@ def test_further_arguments_are_for_others(name: str) -> None:
     opt = optax.chain(case.whole())
     gradients, more = inputs(case, start())
     updates, _ = opt.update(gradients, opt.init(start()), start(), **more, value=1.0)
-    assert_close(optax.apply_updates(start(), updates), plain(name)[0])
+    assert_trees_close(optax.apply_updates(start(), updates), plain(name)[0])
 
 
 @pytest.mark.parametrize("name", [name for name in PENALTIES if name != "built"])
@@ -667,14 +658,14 @@ def test_a_plain_step_in_a_wrapper_needs_no_gradient_function(name: str) -> None
     gradients, _ = inputs(case, start())
     updates, _ = jax.jit(partial(opt.update, penalize=False))(gradients, opt.init(start()), start())
     expected = jax.tree.map(lambda g: -0.1 * g, gradient(start(), data(start())))
-    assert_close(updates, expected)
+    assert_trees_close(updates, expected)
 
 
 def test_the_recorder_is_read_from_within_a_wrapper() -> None:
     opt = optax.MultiSteps(optax.apply_if_finite(CASES["recorder"].whole(), 3), 1)
     step = stepper(CASES["recorder"], opt.gradient_transformation())
     _, state = run(step, start(), opt.init(start()), 1)
-    assert_close(end_epoch(state)[0].epoch, gradient(start(), data(start())))
+    assert_trees_close(end_epoch(state)[0].epoch, gradient(start(), data(start())))
 
 
 # Convergence, on targets like those of Optax's contributed optimizers.

@@ -31,6 +31,7 @@ from optimizer import (
     opt_param_names,
 )
 from optimizer.geometry import unit
+from tests.trees import assert_trees_close, assert_trees_equal
 
 STEPS_PER_EPOCH = 4
 MakeConfig = Callable[..., Any]
@@ -52,10 +53,6 @@ def trajectory(opt: optax.GradientTransformationExtraArgs, penalize: Any = None)
         )
         params = optax.apply_updates(params, updates)
     return params
-
-
-def assert_trees_equal(actual: Any, expected: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def differ(one: Any, other: Any) -> bool:
@@ -87,9 +84,7 @@ def test_base_optimizers(
     )
     built = build_optimizer(config, STEPS_PER_EPOCH)
     plain = optax.with_extra_args_support(expected)
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, 1e-6), trajectory(built), trajectory(plain)
-    )
+    assert_trees_close(trajectory(built), trajectory(plain))
 
 
 def test_chain_is_penalty_clipping_base(make_config: MakeConfig) -> None:
@@ -144,7 +139,7 @@ def test_centralization(make_config: MakeConfig, overrides: Any, expected: Any) 
     config = make_config(**{"lr_schedule_type": "constant", "gnp.r": 0.0}, **overrides)
     built = trajectory(build_optimizer(config, STEPS_PER_EPOCH))
     plain = trajectory(optax.with_extra_args_support(expected))
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, 1e-5), built, plain)
+    assert_trees_close(built, plain)
 
 
 # A tall kernel that is a point of the manifold, a wide one that is none, and the rest.
@@ -184,7 +179,7 @@ def test_grassmann_groups(
         rest_updates, rest_state = euclidean.update(rest, rest_state, rest)
         np.testing.assert_allclose(updates["tall"]["kernel"], tall_updates["x"], rtol=1e-6)
         updates["tall"].pop("kernel")
-        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, 1e-6), updates, rest_updates)
+        assert_trees_close(updates, rest_updates)
 
 
 def test_both_groups_follow_one_schedule(make_config: MakeConfig) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer import OptimizerError, centralize, is_convolution
+from tests.trees import assert_trees_equal
 
 Axes = tuple[int, ...]
 HEADS, LAST = {3: (0,)}, {2: (0,), 3: (0, 1), 4: (0, 1, 2), 5: (0, 1, 2, 3)}
@@ -207,11 +208,6 @@ def test_centralization_is_a_projection(seed: int, exponent: int) -> None:
 
 def update(opt: optax.GradientTransformation, grads: Any, params: Any = None) -> Any:
     return opt.update(grads, opt.init(grads if params is None else params), params)[0]
-
-
-def assert_trees_equal(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_centralize_of_optax_averages_the_wrong_axes_of_a_flax_kernel() -> None:

@@ -24,6 +24,7 @@ from optimizer import (
     penalized_gradient,
 )
 from optimizer._tree import norm_and_inverse
+from tests.trees import assert_trees_close, assert_trees_equal
 
 METHODS = ("finite_difference", "hvp")
 
@@ -50,18 +51,6 @@ def penalized(
     """Return the first gradient that the transformation gives."""
     opt, grad_fn = gradient_norm_penalty(r, alpha, **options), jax.grad(loss)
     return opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)[0]
-
-
-def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-5) -> None:
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol, 1e-7), actual, expected)
-
-
-def assert_trees_equal(actual: Any, expected: Any) -> None:
-    def equal(a: jax.Array, e: jax.Array) -> None:
-        assert a.dtype == e.dtype
-        np.testing.assert_array_equal(a, e)
-
-    jax.tree.map(equal, actual, expected)
 
 
 def test_normalize_mixes_the_unit_gradient(params: Any) -> None:
@@ -130,7 +119,7 @@ def test_linear_in_alpha(alpha: float, r: float, seed: int, normalize: bool) -> 
     ends = [penalized(curved, params, r, a, normalize=normalize) for a in (0.0, 1.0)]
     expected = jax.tree.map(lambda a, b: (1 - alpha) * a + alpha * b, *ends)
     result = penalized(curved, params, r, alpha, normalize=normalize)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), result, expected)
+    assert_trees_close(result, expected, 1e-4, 1e-4)
 
 
 @settings(max_examples=20, deadline=None)

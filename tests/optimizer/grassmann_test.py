@@ -26,6 +26,7 @@ from optimizer import (
     sgdg,
     unit_norm,
 )
+from tests.trees import assert_trees_close, assert_trees_equal
 
 Optimizer = Callable[..., optax.GradientTransformation]
 OPTIMIZERS: list[Optimizer] = [sgdg, adamg]
@@ -51,24 +52,14 @@ def moved(opt: optax.GradientTransformation, params: Any, *gradients: Any) -> tu
     return params, state
 
 
-def assert_equal(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-def assert_close(actual: Any, expected: Any, rtol: float = 1e-6, atol: float = 1e-6) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), actual, expected)
-
-
 # What a step is.
 
 
 def test_sgdg_without_momentum_is_the_geodesic_step(kernel: Any, gradient: Any) -> None:
     new, state = moved(sgdg(0.3, momentum=0.0), kernel, gradient)
     h = -0.3 * geometry.project(kernel, gradient)
-    assert_close(new, geometry.exp(kernel, h))
-    assert_close(state.momentum, geometry.transport_self(kernel, h))
+    assert_trees_close(new, geometry.exp(kernel, h))
+    assert_trees_close(state.momentum, geometry.transport_self(kernel, h))
     turned = np.arccos(np.sum(np.asarray(new * kernel), axis=(0, 1, 2)))
     np.testing.assert_allclose(np.cos(turned), np.cos(geometry.norm(h).ravel()), atol=1e-5)
 
@@ -77,20 +68,20 @@ def test_sgdg_carries_the_momentum_along(kernel: Any, gradient: Any) -> None:
     """Without gradient the second step goes on along the same geodesic, μ times as far."""
     new, _ = moved(sgdg(0.3, momentum=0.5), kernel, gradient, 0 * gradient)
     h = -0.3 * geometry.project(kernel, gradient)
-    assert_close(new, geometry.exp(kernel, 1.5 * h))
+    assert_trees_close(new, geometry.exp(kernel, 1.5 * h))
 
 
 def test_adamg_has_one_second_moment_a_column(kernel: Any, gradient: Any) -> None:
     _, state = moved(adamg(0.1, b2=0.9), kernel, gradient)
     h = geometry.project(kernel, gradient)
     assert state.nu.shape == (1, 1, 1, 5) and state.mu.shape == SHAPE
-    assert_close(state.nu, 0.1 * jnp.sum(h * h, axis=(0, 1, 2), keepdims=True))
+    assert_trees_close(state.nu, 0.1 * jnp.sum(h * h, axis=(0, 1, 2), keepdims=True))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_adamg_turns_by_the_learning_rate_first(kernel: Any, gradient: Any, scale: float) -> None:
     new, _ = moved(adamg(0.1, eps=0.0), kernel, scale * gradient)
-    assert_close(jnp.sum(new * kernel, axis=(0, 1, 2)), jnp.full(5, jnp.cos(0.1)), atol=2e-5)
+    assert_trees_close(jnp.sum(new * kernel, axis=(0, 1, 2)), jnp.full(5, jnp.cos(0.1)), atol=2e-5)
 
 
 def test_adamg_without_memory_turns_by_the_learning_rate(kernel: Any, gradient: Any) -> None:
@@ -98,7 +89,7 @@ def test_adamg_without_memory_turns_by_the_learning_rate(kernel: Any, gradient: 
     middle, _ = moved(adamg(0.1, b1=0.0, b2=0.0), kernel, gradient)
     end, _ = moved(adamg(0.1, b1=0.0, b2=0.0), kernel, gradient, 7 * gradient)
     h = geometry.project(middle, gradient)
-    assert_close(end, geometry.exp(middle, -0.1 * geometry.unit(h)))
+    assert_trees_close(end, geometry.exp(middle, -0.1 * geometry.unit(h)))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -109,9 +100,9 @@ def test_clip_is_per_column_after_the_projection(optimizer: Optimizer, kernel: A
     clipped = jnp.minimum(size, 0.1)
     new, state = moved(optimizer(0.2, grad_clip=0.1), kernel, 50 * kernel + size * tangent)
     _, plain = moved(optimizer(0.2), kernel, clipped * tangent)
-    assert_close(state, plain, rtol=1e-3, atol=1e-5)
+    assert_trees_close(state, plain, rtol=1e-3, atol=1e-5)
     if optimizer is sgdg:
-        assert_close(new, geometry.exp(kernel, -0.2 * clipped * tangent), atol=1e-5)
+        assert_trees_close(new, geometry.exp(kernel, -0.2 * clipped * tangent), atol=1e-5)
     else:
         squares = 0.01 * clipped**2
         np.testing.assert_allclose(state.nu, squares, rtol=1e-3)
@@ -122,7 +113,7 @@ def test_the_length_of_the_parameters_does_not_matter(
     optimizer: Optimizer, kernel: Any, gradient: Any
 ) -> None:
     lengths = jnp.array([0.1, 1.0, 3.0, 10.0, 0.5]).reshape(1, 1, 1, 5)
-    assert_close(
+    assert_trees_close(
         moved(optimizer(0.1), lengths * kernel, gradient)[0],
         moved(optimizer(0.1), kernel, gradient)[0],
     )
@@ -135,20 +126,20 @@ def test_a_gradient_of_zeros_moves_nothing(optimizer: Optimizer, dtype: Any) -> 
     params = jnp.array([[0.5, 1.0, 0.0], [0.5, 0.0, 0.0], [0.5, 0.0, -1.0], [0.5, 0.0, 0.0]], dtype)
     state = optimizer(0.1).init(params)
     updates, state = optimizer(0.1).update(0 * params, state, params)
-    assert_equal(updates, 0 * params)
+    assert_trees_equal(updates, 0 * params)
     moments = state.momentum if optimizer is sgdg else (state.mu, state.nu)
-    assert_equal(moments, jax.tree.map(jnp.zeros_like, moments))
+    assert_trees_equal(moments, jax.tree.map(jnp.zeros_like, moments))
 
 
 def test_adamg_without_epsilon_is_safe_at_zero(kernel: Any) -> None:
     new, _ = moved(adamg(0.1, eps=0.0), kernel, 0 * kernel)
-    assert_close(new, kernel)
+    assert_trees_close(new, kernel)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_columns_of_zeros_are_safe(optimizer: Optimizer, gradient: Any) -> None:
     zeros = jnp.zeros(SHAPE)
-    assert_equal(moved(optimizer(0.1), zeros, zeros)[0], zeros)
+    assert_trees_equal(moved(optimizer(0.1), zeros, zeros)[0], zeros)
     new, _ = moved(optimizer(0.1), zeros, gradient, gradient)
     assert np.all(np.isfinite(new))
 
@@ -242,10 +233,10 @@ def test_in_partition(optimizer: Optimizer, as_function: bool, key: jax.Array) -
     alone, other = optimizer(0.1), optax.sgd(0.5)
     kernel, g = params["conv"]["kernel"], gradients["conv"]["kernel"]
     _, once = alone.update(g, alone.init(kernel), kernel)
-    assert_close(updates["conv"]["kernel"], alone.update(g, once, kernel)[0])
+    assert_trees_close(updates["conv"]["kernel"], alone.update(g, once, kernel)[0])
     expected = other.update(gradients, other.init(params))[0]
-    assert_close(updates["conv"]["bias"], expected["conv"]["bias"])
-    assert_close(updates["head"], expected["head"])
+    assert_trees_close(updates["conv"]["bias"], expected["conv"]["bias"])
+    assert_trees_close(updates["head"], expected["head"])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -256,8 +247,8 @@ def test_in_masked_and_chain(optimizer: Optimizer, key: jax.Array) -> None:
     updates, _ = opt.update(gradients, opt.init(params), params)
     kernel, g = params["conv"]["kernel"], gradients["conv"]["kernel"]
     alone = optimizer(0.1)
-    assert_close(updates["conv"]["kernel"], alone.update(g, alone.init(kernel), kernel)[0])
-    assert_equal(updates["head"], gradients["head"])
+    assert_trees_close(updates["conv"]["kernel"], alone.update(g, alone.init(kernel), kernel)[0])
+    assert_trees_equal(updates["head"], gradients["head"])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -270,14 +261,14 @@ def test_schedule_equals_injected_and_written_out(
     assert state.count == 3
     injected = optax.inject_hyperparams(optimizer)(learning_rate=schedule)
     actual, state = moved(injected, kernel, *gradients)
-    assert_close(actual, expected)
+    assert_trees_close(actual, expected)
     assert state.hyperparams["learning_rate"] == schedule(2)
 
     params, state = kernel, optimizer(0.1).init(kernel)
     for step, g in enumerate(gradients):
         updates, state = optimizer(jnp.asarray(schedule(step))).update(g, state, params)
         params = optax.apply_updates(params, updates)
-    assert_close(params, expected)
+    assert_trees_close(params, expected)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -286,14 +277,14 @@ def test_injected_clip_and_decay(optimizer: Optimizer, kernel: Any, gradient: An
     injected = optax.inject_hyperparams(optimizer)(learning_rate=0.1, **options)
     actual, state = moved(injected, kernel, gradient, -gradient)
     assert {"learning_rate", *options} <= state.hyperparams.keys()
-    assert_close(actual, moved(optimizer(0.1, **options), kernel, gradient, -gradient)[0])
+    assert_trees_close(actual, moved(optimizer(0.1, **options), kernel, gradient, -gradient)[0])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_in_multi_steps(optimizer: Optimizer, kernel: Any, gradient: Any) -> None:
     opt = optax.MultiSteps(optimizer(0.1), 2)
     actual, _ = moved(opt, kernel, gradient, 3 * gradient)
-    assert_close(actual, moved(optimizer(0.1), kernel, 2 * gradient)[0])
+    assert_trees_close(actual, moved(optimizer(0.1), kernel, 2 * gradient)[0])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -313,7 +304,7 @@ def test_under_vmap_and_jit_without_recompilation(optimizer: Optimizer, key: jax
         updates, state = step(gradients, state, params)
     p, g = params["w"][1], gradients["w"][1]
     _, once = opt.update(g, opt.init(p), p)
-    assert_close(updates["w"][1], opt.update(g, once, p)[0])
+    assert_trees_close(updates["w"][1], opt.update(g, once, p)[0])
     assert traces == 1
 
 
@@ -325,7 +316,7 @@ def test_any_tree_with_holes(optimizer: Optimizer, kernel: Any, gradient: Any) -
     state = opt.init(params)
     updates, new = opt.update(gradients, state, params)
     assert updates[1] is None and updates[2]["a"] is None
-    assert_equal(updates[0], opt.update(gradient, opt.init(kernel), kernel)[0])
+    assert_trees_equal(updates[0], opt.update(gradient, opt.init(kernel), kernel)[0])
     assert jax.tree.structure(new) == jax.tree.structure(state)
 
 
@@ -344,7 +335,7 @@ def test_dtypes(
     exact, _ = moved(opt, params.astype(jnp.float32), g.astype(jnp.float32))
     rounding = float(jnp.finfo(dtype).eps)
     actual = optax.apply_updates(params, updates).astype(jnp.float32)
-    assert_close(actual, exact, rtol=rounding, atol=rounding / 4)
+    assert_trees_close(actual, exact, rtol=rounding, atol=rounding / 4)
     np.testing.assert_allclose(geometry.norm(actual), 1, atol=rounding + 1e-6)
 
 
@@ -361,7 +352,7 @@ def test_float32_stays_float32_beside_float64(optimizer: Optimizer) -> None:
 
 @pytest.mark.parametrize(("alias", "core"), [(sgdg, scale_by_sgdg), (adamg, scale_by_adamg)])
 def test_alias_is_the_core(alias: Any, core: Any, kernel: Any, gradient: Any) -> None:
-    assert_equal(
+    assert_trees_equal(
         moved(alias(0.2, 0.5, grad_clip=0.3), kernel, gradient),
         moved(core(0.2, 0.5, grad_clip=0.3), kernel, gradient),
     )
@@ -506,15 +497,15 @@ def test_unit_norm_scales_the_group_alone(key: jax.Array) -> None:
         "head": {"kernel": jax.random.normal(key, (5, 2))},
     }
     scaled = unit_norm(params, grassmann_labels(params))
-    assert_equal(scaled["head"], params["head"])
-    assert_equal(scaled["conv"]["bias"], params["conv"]["bias"])
+    assert_trees_equal(scaled["head"], params["head"])
+    assert_trees_equal(scaled["conv"]["bias"], params["conv"]["bias"])
     kernel = scaled["conv"]["kernel"]
     assert kernel.dtype == jnp.bfloat16
     wide = params["conv"]["kernel"].astype(jnp.float32)
     expected = (wide / jnp.linalg.norm(wide.reshape(-1, 5), axis=0).reshape(1, 1, 1, 5)).astype(
         jnp.bfloat16
     )
-    assert_close(kernel.astype(jnp.float32), expected.astype(jnp.float32), rtol=0.01)
+    assert_trees_close(kernel.astype(jnp.float32), expected.astype(jnp.float32), rtol=0.01)
 
 
 def test_orthogonality_penalty_sums_over_the_group(key: jax.Array) -> None:
@@ -533,7 +524,7 @@ def test_orthogonality_penalty_sums_over_the_group(key: jax.Array) -> None:
     v = np.asarray(kernels[0], np.float64).reshape(-1, 5)
     exact = 2 * 0.3 * v @ (v.T @ v - np.eye(5))
     np.testing.assert_allclose(gradients[0].reshape(-1, 5), exact, rtol=1e-4, atol=1e-4)
-    assert_equal(gradients[1], 0 * kernels[1])
+    assert_trees_equal(gradients[1], 0 * kernels[1])
 
 
 def test_orthogonality_penalty_of_an_empty_group_and_of_orthonormal_columns() -> None:
@@ -557,16 +548,16 @@ def test_labels_of_another_structure(function: Callable[..., Any]) -> None:
 def test_labels_as_a_function_and_as_a_prefix(function: Callable[..., Any]) -> None:
     params = {"conv": {"kernel": 2 * jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}}
     expected = function(params, grassmann_labels(params))
-    assert_equal(function(params, grassmann_labels), expected)
+    assert_trees_equal(function(params, grassmann_labels), expected)
     kernel = {"conv": {"kernel": params["conv"]["kernel"]}}
-    assert_equal(function(kernel, {"conv": "grassmann"}), function(kernel, grassmann_labels))
+    assert_trees_equal(function(kernel, {"conv": "grassmann"}), function(kernel, grassmann_labels))
     assert np.any(np.asarray(jax.tree.leaves(expected)[-1]) != 2)
 
 
 def test_columns_of_zeros_and_huge_ones_reach_length_one_in_two_steps(key: jax.Array) -> None:
     params = jnp.stack([jnp.zeros(20), 1e5 * geometry.unit(jax.random.normal(key, (20, 1)))[:, 0]])
     params = params.T
-    assert_equal(unit_norm(params, "grassmann")[:, 0], jnp.zeros(20))
+    assert_trees_equal(unit_norm(params, "grassmann")[:, 0], jnp.zeros(20))
     g = jnp.ones((20, 2)) * 0.05
     opt = sgdg(1.0, momentum=0.0)
     once, _ = moved(opt, params, g)

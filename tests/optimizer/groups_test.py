@@ -21,6 +21,7 @@ from optimizer import (
     penalized_gradient,
     per_group,
 )
+from tests.trees import assert_trees_close, assert_trees_equal
 
 K, M = 3, 2
 PLAIN = optax.identity()
@@ -64,11 +65,6 @@ def mean_by_hand(opt: Any, grad_fn: Any, params: Params, **options: Any) -> Para
         for group in range(K)
     ]
     return jax.tree.map(lambda *g: np.mean(np.stack(g), axis=0), *results)
-
-
-def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-6) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol, 1e-7), actual, expected)
 
 
 def test_map_groups_stacks() -> None:
@@ -164,7 +160,7 @@ def test_one_group_is_the_penalty_itself(params: Params, grad_fn: Any) -> None:
     expected, _ = penalty.update(
         grad_fn(params, 0), penalty.init(params), params, grad_fn=lambda p: grad_fn(p, 0)
     )
-    jax.tree.map(np.testing.assert_array_equal, result, expected)
+    assert_trees_equal(result, expected)
 
 
 def test_a_plain_step_is_the_mean_gradient_and_counts(params: Params, grad_fn: Any) -> None:

@@ -20,6 +20,7 @@ from optimizer import (
     looksam,
     penalized_gradient,
 )
+from tests.trees import assert_trees_equal
 
 WEIGHT = 0.7
 
@@ -83,7 +84,7 @@ def test_a_penalized_step_is_the_penalty_itself(params: Any) -> None:
     opt = looksam(penalty, WEIGHT)
     u, state = opt.update(grad_fn(params), opt.init(params), params, grad_fn=grad_fn)
     expected, _ = penalty.update(grad_fn(params), penalty.init(params), params, grad_fn=grad_fn)
-    jax.tree.map(np.testing.assert_array_equal, u, expected)
+    assert_trees_equal(u, expected)
     direction, g = flat(state.direction), flat(grad_fn(params))
     np.testing.assert_allclose(np.linalg.norm(direction), 1.0, rtol=1e-6)
     assert abs(direction @ g) < 1e-5 * np.linalg.norm(g)
@@ -339,13 +340,13 @@ def test_a_penalized_gradient_that_is_given_is_used(params: Any, wrap: Any) -> N
     u = penalized_gradient(grad_fn, params, gradient, 0.3, 0.8)
     expected, expected_state = opt.update(gradient, state, params, grad_fn=grad_fn)
     result, new = opt.update(gradient, state, params, penalized=u)
-    jax.tree.map(np.testing.assert_array_equal, (result, new), (expected, expected_state))
+    assert_trees_equal((result, new), (expected, expected_state))
     # A plain step does not look at it.
     plain = [
         opt.update(gradient, new, params, penalize=False, **more)[0]
         for more in ({}, {"penalized": u})
     ]
-    jax.tree.map(np.testing.assert_array_equal, *plain)
+    assert_trees_equal(*plain)
     np.testing.assert_allclose(flat(plain[0]), reused_by_hand(u, gradient, gradient), rtol=1e-4)
     # One that does not look at it penalizes nothing.
     other = looksam(optax.with_extra_args_support(optax.sgd(0.1)), WEIGHT)

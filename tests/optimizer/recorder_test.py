@@ -21,6 +21,7 @@ from optimizer import (
     gradient_norm_penalty,
     record_gradient_evolution,
 )
+from tests.trees import assert_trees_equal
 
 ARCHIVE = Path(__file__).parents[1] / "reference" / "evolution.npz"
 with np.load(ARCHIVE, allow_pickle=False) as archive:
@@ -39,15 +40,6 @@ def params() -> dict[str, jax.Array]:
 def like(tree: Any, seed: int) -> Any:
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape), x.dtype), tree)
-
-
-def assert_trees_equal(actual: Any, expected: Any) -> None:
-    def equal(a: Any, e: Any) -> None:
-        assert a.dtype == e.dtype
-        np.testing.assert_array_equal(a, e)
-
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(equal, actual, expected)
 
 
 def standardized(layers: list[np.ndarray]) -> np.ndarray:

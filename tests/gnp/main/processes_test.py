@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gnp.main.command_line import UsageError, parse
+from tests.trees import assert_trees_close
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = f"--config={ROOT / 'config' / 'digits.py'}"
@@ -130,11 +131,8 @@ def arrays_of(directory: Path, step: int) -> Any:
 
 
 def assert_close(first: Path, second: Path, step: int, tolerance: float = 1e-6) -> None:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance),
-        arrays_of(first, step)["params"],
-        arrays_of(second, step)["params"],
-    )
+    params = [arrays_of(directory, step)["params"] for directory in (first, second)]
+    assert_trees_close(*params, rtol=0, atol=tolerance)
 
 
 def rows_of(directory: Path) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from tests.trees import assert_trees_equal
 
 ROOT = Path(__file__).resolve().parents[3]
 EPOCHS = 10
@@ -79,7 +79,7 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    jax.tree.map(np.testing.assert_array_equal, arrays_of(first), arrays_of(second))
+    assert_trees_equal(arrays_of(first), arrays_of(second))
     assert rows_of(first) == rows_of(second)
     assert steps_of(first) == steps_of(second)
 

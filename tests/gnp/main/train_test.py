@@ -16,6 +16,7 @@ from gnp.training.distributed import Interrupt
 from gnp.training.files import FileFormatError
 from gnp.training.log import Log
 from gnp.training.metrics import NonFiniteError
+from tests.trees import assert_trees_equal
 
 SECONDS = ("epoch_seconds", "data_seconds", "examples_per_second")
 
@@ -23,10 +24,6 @@ SECONDS = ("epoch_seconds", "data_seconds", "examples_per_second")
 def rows_of(directory):
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in SECONDS} for row in rows]
-
-
-def assert_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def poisoned(train_step):
@@ -83,7 +80,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, small_run, tmp_path
     assert found.code == 0
     said = f"stopped by SIGTERM after step {stop + 1} of 15, saved; the same command goes on"
     assert said in capsys.readouterr().err
-    assert_equal(small_run(tmp_path).state, whole[1].state)
+    assert_trees_equal(small_run(tmp_path).state, whole[1].state)
     assert f"going on in {tmp_path} after step {stop + 1}\n" in capsys.readouterr().err
     assert rows_of(tmp_path) == rows_of(whole[0])
 
@@ -163,7 +160,7 @@ def test_what_cannot_be_written_in_the_middle_of_a_run_is_named(whole, small_run
     assert raised.value.filename == str(tmp_path / "metrics.jsonl")
     shutil.rmtree(tmp_path / "metrics.jsonl")
     shutil.copy(whole[0] / "metrics.jsonl", tmp_path)
-    assert_equal(small_run(tmp_path).state, whole[1].state)
+    assert_trees_equal(small_run(tmp_path).state, whole[1].state)
 
 
 def test_rows_that_are_lost_are_missed(small_run, tmp_path):
@@ -233,7 +230,7 @@ def test_evaluation_and_saving_intervals(small_run, tmp_path):
 def test_a_finished_run_does_nothing(whole, small_run):
     rows, found = rows_of(whole[0]), small_run(whole[0], stop=15)
     assert found.steps == [5, 10, 15]
-    assert_equal(found.state, whole[1].state)
+    assert_trees_equal(found.state, whole[1].state)
     assert rows_of(whole[0]) == rows
 
 

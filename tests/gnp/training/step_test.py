@@ -1,7 +1,5 @@
 """The train step: what the penalty sees, what is kept, what is reported."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from gnp.training.regularizer import build_regularizer
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_eval_step, build_train_step
 from optimizer import gradient_norm_penalty
+from tests.trees import assert_trees_close, assert_trees_equal
 
 OBJECTIVE = build_objective("softmax_cross_entropy")
 
@@ -67,22 +66,14 @@ def penalized_sgd(alpha=0.8, r=0.1):
     return optax.chain(gradient_norm_penalty(r, alpha), optax.sgd(1.0))
 
 
-def assert_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
-def assert_close(actual, expected):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
-
-
 def test_alpha_zero_is_plain_training_to_the_bit(setup):
     plain, plain_metrics = take_step(setup, optax.with_extra_args_support(optax.sgd(1.0)),
                                      penalize=False)  # fmt: skip
     zero, zero_metrics = take_step(setup, penalized_sgd(alpha=0.0), penalize=True)
     off, _ = take_step(setup, penalized_sgd(), penalize=False)
-    assert_equal(plain.params, zero.params)
-    assert_equal(plain.params, off.params)
-    assert_equal(plain_metrics, zero_metrics)
+    assert_trees_equal(plain.params, zero.params)
+    assert_trees_equal(plain.params, off.params)
+    assert_trees_equal(plain_metrics, zero_metrics)
     assert set(plain_metrics) == {"loss", "error_rate", "gradient_norm", "finite"}
 
 
@@ -101,7 +92,7 @@ def test_alpha_one_is_sam(setup):
     )
     ours, _ = take_step(setup, penalized_sgd(alpha=1.0), penalize=True)
     expected = optax.apply_updates(params, updates)
-    assert_close(ours.params, expected)
+    assert_trees_close(ours.params, expected)
 
 
 def test_penalized_gradient_is_the_formula_with_the_same_masks(setup):
@@ -111,7 +102,7 @@ def test_penalized_gradient_is_the_formula_with_the_same_masks(setup):
     there = jax.grad(loss)(jax.tree.map(lambda p, d: p + 0.1 * d / norm, params, g))
     expected = jax.tree.map(lambda p, a, b: p - (0.2 * a + 0.8 * b), params, g, there)
     ours, metrics = take_step(setup, penalized_sgd(), penalize=True)
-    assert_close(ours.params, expected)
+    assert_trees_close(ours.params, expected)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], loss(params), rtol=1e-6)
 
@@ -119,8 +110,8 @@ def test_penalized_gradient_is_the_formula_with_the_same_masks(setup):
 def test_statistics_and_metrics_come_from_the_clean_pass(setup):
     plain, plain_metrics = take_step(setup, penalized_sgd(), penalize=False)
     penalized, metrics = take_step(setup, penalized_sgd(r=10.0), penalize=True)
-    assert_equal(plain.model_state, penalized.model_state)
-    assert_equal(plain_metrics, metrics)
+    assert_trees_equal(plain.model_state, penalized.model_state)
+    assert_trees_equal(plain_metrics, metrics)
     assert not np.allclose(
         plain.params["Dense_0"]["kernel"], penalized.params["Dense_0"]["kernel"], rtol=1e-3
     )
@@ -130,7 +121,7 @@ def test_random_masks_depend_on_step_and_key_only(setup):
     first, _ = take_step(setup, penalized_sgd(), penalize=True, step=3)
     again, _ = take_step(setup, penalized_sgd(), penalize=True, step=3)
     later, _ = take_step(setup, penalized_sgd(), penalize=True, step=4)
-    assert_equal(first.params, again.params)
+    assert_trees_equal(first.params, again.params)
     assert not np.array_equal(first.params["Dense_0"]["kernel"], later.params["Dense_0"]["kernel"])
 
 
@@ -165,9 +156,9 @@ def test_a_nonfinite_step_is_reported_and_can_be_dropped(setup, skip):
     state, metrics = take_step(broken, penalized_sgd(), penalize=True, skip_nonfinite=skip)
     assert metrics["finite"] == 0
     if skip:
-        assert_equal(state.params, params)
+        assert_trees_equal(state.params, params)
         assert state.opt_state[0].count == 1
-        assert_equal(state.model_state, model_state)
+        assert_trees_equal(state.model_state, model_state)
     _, metrics = take_step(setup, penalized_sgd(), penalize=True, skip_nonfinite=skip)
     assert metrics["finite"] == 1
 

@@ -8,12 +8,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 # jax 0.10.0 and 0.10.1 log a false alarm for each entry that they read from a compilation cache.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import fcntl
 import importlib
+import json
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -145,3 +148,32 @@ def digits_command(
         )
 
     return run
+
+
+class DigitsRun(NamedTuple):
+    """A finished run of three epochs, and what the command printed."""
+
+    directory: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def digits_run(
+    digits_command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> DigitsRun:
+    """Return a run of config/digits.py that all tests, in all test processes, share and leave."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    directory = shared / "digits" / "run[/x]"  # brackets are no markup
+    printed = shared / "digits" / "printed.json"
+    printed.parent.mkdir(exist_ok=True)
+    with open(shared / "digits" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be training it
+        if not printed.exists():
+            done = digits_command(directory, "--config.total_epochs=3")
+            assert done.returncode == 0, done.stderr
+            printed.write_text(json.dumps([done.stdout, done.stderr]))
+    return DigitsRun(directory, *json.loads(printed.read_text()))

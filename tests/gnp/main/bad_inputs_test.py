@@ -189,6 +189,13 @@ def get_config():
 """
 
 
+def test_a_traceback_is_on_standard_error_and_the_exit_code_1(run_gnp, tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return {}['key']\n")
+    result = run_gnp(f"--config={tmp_path / 'broken.py'}", f"--working_dir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    assert result.stdout == "" and result.stderr.endswith("\nKeyError: 'key'\n")
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -199,10 +206,10 @@ def get_config():
     ],
     ids=["syntax", "key", "type", "model"],
 )
-def test_a_bug_of_the_users_own_shows_its_traceback(run_gnp, tmp_path, text, error):
+def test_a_bug_of_the_users_own_shows_its_traceback(run_gnp_here, tmp_path, text, error):
     broken = tmp_path / "broken.py"
     broken.write_text(text)
-    result = run_gnp(f"--config={broken}", f"--working_dir={tmp_path / 'run'}")
+    result = run_gnp_here(f"--config={broken}", f"--working_dir={tmp_path / 'run'}")
     assert result.returncode == 1
     assert "Traceback" in result.stderr and f'File "{broken}", line' in result.stderr
     assert error in result.stderr
@@ -364,32 +371,20 @@ def test_nothing_to_evaluate(run_gnp_here, refused, tmp_path):
     assert "no checkpoint in" in refused(1, "--mode=eval")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, gnp_environment) -> Path:
-    """A finished run of two epochs."""
-    directory = tmp_path_factory.mktemp("trained")
-    command = [
-        sys.executable, "-P", "-m", "gnp.main.main", DIGITS, f"--working_dir={directory}",
-        "--config.total_epochs=2", "--config.save_ckpt_every_n_epochs=2",
-    ]  # fmt: skip
-    subprocess.run(command, env=gnp_environment, check=True, capture_output=True)
-    return directory
+def test_checkpoint_that_is_not_there(refused, digits_run):
+    words = ("--mode=eval", "--checkpoint=7", "--config.total_epochs=3")
+    assert "no checkpoint of step 7" in refused(1, *words, directory=digits_run.directory)
 
 
-def test_checkpoint_that_is_not_there(refused, trained):
-    words = ("--mode=eval", "--checkpoint=7", "--config.total_epochs=2")
-    assert "no checkpoint of step 7" in refused(1, *words, directory=trained)
+def test_eval_with_another_config(refused, digits_run):
+    words = ("--mode=eval", "--config.total_epochs=3", "--config.batch_size=32")
+    assert "batch_size (there 64, here 32)" in refused(2, *words, directory=digits_run.directory)
 
 
-def test_eval_with_another_config(refused, trained):
-    words = ("--mode=eval", "--config.total_epochs=2", "--config.batch_size=32")
-    assert "batch_size (there 64, here 32)" in refused(2, *words, directory=trained)
-
-
-def test_checkpoint_of_another_model(run_gnp_here, trained, tmp_path):
+def test_checkpoint_of_another_model(run_gnp_here, digits_run, tmp_path):
     """Its config.json was edited, or the checkpoints copied from another run."""
     directory = tmp_path / "copy"
-    shutil.copytree(trained, directory)
+    shutil.copytree(digits_run.directory, directory)
     config = json.loads((directory / "config.json").read_text())
     config["model.model_params"] = {"features": [4, 4]}
     (directory / "config.json").write_text(json.dumps(config))
@@ -406,6 +401,7 @@ def test_training_that_diverges(refused, tmp_path):
     assert "epoch" in line
 
 
+@pytest.mark.slow
 def test_full_disk(gnp_environment, tmp_path):
     """A file-size limit stands for the full disk: writing fails in the same way, later."""
     command = [

@@ -13,15 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
-
-
-@pytest.fixture(scope="module")
-def trained(gnp_environment, tmp_path_factory, digits_command):
-    """Return the directory of a run of three epochs and what the command printed."""
-    directory = tmp_path_factory.mktemp("trained") / "run[/x]"  # brackets are no markup
-    result = digits_command(directory, "--config.total_epochs=3")
-    assert result.returncode == 0, result.stderr
-    return directory, result
+IRIS = f"--config={ROOT / 'config' / 'iris.py'}"
 
 
 def rows_of(directory, times=True):
@@ -29,8 +21,8 @@ def rows_of(directory, times=True):
     return rows if times else [{k: v for k, v in r.items() if "second" not in k} for r in rows]
 
 
-def test_training_prints_epochs_a_table_and_where_things_are(trained):
-    directory, result = trained
+def test_training_prints_epochs_a_table_and_where_things_are(digits_run):
+    directory, result = digits_run.directory, digits_run
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert any("test error rate" in line and "\u2502" in line for line in lines)
@@ -51,22 +43,22 @@ def test_what_few_runs_need_is_imported_late(gnp_environment):
     assert not late & there
 
 
-def test_the_run_directory(trained):
-    directory, _ = trained
+def test_the_run_directory(digits_run):
+    directory = digits_run.directory
     assert json.loads((directory / "config.json").read_text())["total_epochs"] == 3
     assert len(rows_of(directory)) == 3
     assert list((directory / "tensorboard").glob("events*"))
     assert (directory / "curves.png").stat().st_size > 10_000
 
 
-def test_digits_learn(trained):
+def test_digits_learn(digits_run):
     """Three epochs of the thirty; the quickstart's error is in the README."""
-    assert rows_of(trained[0])[-1]["test_error_rate"] < 0.06
+    assert rows_of(digits_run.directory)[-1]["test_error_rate"] < 0.06
 
 
 @pytest.mark.parametrize("step", [None, 44])
-def test_eval_gives_the_metrics_of_training(trained, run_gnp_here, step):
-    directory, _ = trained
+def test_eval_gives_the_metrics_of_training(digits_run, run_gnp_here, step):
+    directory = digits_run.directory
     # Without --config, keys that results do not depend on may be given anew.
     chosen = [] if step is None else [f"--checkpoint={step}", "--config.dataset.data_dir=moved"]
     result = run_gnp_here("--mode=eval", f"--working_dir={directory}", *chosen)
@@ -82,9 +74,9 @@ def test_eval_gives_the_metrics_of_training(trained, run_gnp_here, step):
     assert "test error rate" in result.stdout
 
 
-def test_eval_falls_back_and_removes_nothing(trained, run_gnp_here, tmp_path):
+def test_eval_falls_back_and_removes_nothing(digits_run, run_gnp_here, tmp_path):
     directory = tmp_path / "copy"
-    shutil.copytree(trained[0], directory)
+    shutil.copytree(digits_run.directory, directory)
     (directory / "checkpoints" / "66" / "sha256.json").write_text("{}")
     result = run_gnp_here("--mode=eval", f"--working_dir={directory}")
     assert result.returncode == 0
@@ -93,15 +85,18 @@ def test_eval_falls_back_and_removes_nothing(trained, run_gnp_here, tmp_path):
     assert (directory / "checkpoints" / "66").exists()
 
 
-def test_a_finished_run_is_shown_again(trained, digits_command):
-    directory, first = trained
-    result = digits_command(directory, "--config.total_epochs=3")
+def test_a_finished_run_is_shown_again(digits_run, run_gnp_here, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(digits_run.directory, directory)
+    result = run_gnp_here(DIGITS, f"--working_dir={directory}", "--config.total_epochs=3")
     assert result.returncode == 0
-    assert result.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+    table = digits_run.stdout.replace(str(digits_run.directory), str(directory)).splitlines()[-8:]
+    assert result.stdout.splitlines()[-8:] == table
     assert rows_of(directory)[-1]["step"] == 66
 
 
-def test_two_devices_train_the_same_run(trained, digits_command, tmp_path):
+@pytest.mark.slow
+def test_two_devices_train_the_same_run(digits_run, digits_command, tmp_path):
     """The state split over them; then, after a checkpoint was lost, whole on each."""
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     words = (tmp_path / "two", "--config.total_epochs=3")
@@ -113,16 +108,17 @@ def test_two_devices_train_the_same_run(trained, digits_command, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "going on" in result.stderr
     for rows in (split, rows_of(tmp_path / "two")):
-        for one_row, two_row in zip(rows_of(trained[0]), rows, strict=True):
+        for one_row, two_row in zip(rows_of(digits_run.directory), rows, strict=True):
             assert two_row["train_loss"] == pytest.approx(one_row["train_loss"], rel=0.02)
     odd = digits_command(tmp_path / "odd", "--config.batch_size=63", environment=two)
     assert odd.returncode == 2
     assert "cannot be split over 2 devices" in odd.stderr
 
 
-def test_eval_on_devices_that_the_run_did_not_know(trained, run_gnp, tmp_path):
+@pytest.mark.slow
+def test_eval_on_devices_that_the_run_did_not_know(digits_run, run_gnp, tmp_path):
     """Three do not divide its batches, and its mesh is of eight."""
-    shutil.copytree(trained[0], tmp_path / "run")
+    shutil.copytree(digits_run.directory, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"mesh.fsdp": 8}))
     three = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
@@ -131,7 +127,7 @@ def test_eval_on_devices_that_the_run_did_not_know(trained, run_gnp, tmp_path):
     assert shown.returncode == 0, shown.stderr
     printed = json.loads(shown.stdout.splitlines()[-1])
     assert printed["examples"] == 359
-    last = rows_of(trained[0])[-1]
+    last = rows_of(digits_run.directory)[-1]
     assert printed["test_loss"] == pytest.approx(last["test_loss"], rel=1e-5)
     wrong = run_gnp(*line, "--config.mesh.fsdp=2", environment=three)
     assert wrong.returncode == 2
@@ -163,6 +159,7 @@ def test_groups_train_the_same_run_on_two_devices(digits_command, tmp_path):
     assert sizes == [32, 32, 64]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_groups_on_other_devices(digits_command, run_gnp, tmp_path):
     words = ["--config.total_epochs=2", "--config.gnp.sync_perturbations=False"]
     devices = {n: {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"} for n in (2, 4, 8)}
@@ -176,6 +173,7 @@ def test_a_run_keeps_its_groups_on_other_devices(digits_command, run_gnp, tmp_pa
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.slow
 def test_groups_that_devices_cannot_split(digits_command, tmp_path):
     four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     uneven = digits_command(
@@ -187,6 +185,7 @@ def test_groups_that_devices_cannot_split(digits_command, tmp_path):
     assert "allowed is 1, 2, 5, 10, 40" in uneven.stderr
 
 
+@pytest.mark.slow
 def test_penalties_that_cost_less_resume_as_they_were(digits_command, tmp_path):
     words = ["--config.total_epochs=2", "--config.gnp.every=3", "--config.gnp.reuse=0.5",
              "--config.gnp.where=others"]  # fmt: skip
@@ -198,7 +197,9 @@ def test_penalties_that_cost_less_resume_as_they_were(digits_command, tmp_path):
 
 
 def test_an_average_and_micro_batches_resume_as_they_were(run_gnp_here, tmp_path):
-    words = [DIGITS, f"--working_dir={tmp_path}", "--config.total_epochs=2",
+    words = [IRIS, f"--working_dir={tmp_path}", "--config.total_epochs=2",
+             "--config.batch_size=24", "--config.evaluate_every_n_epochs=1",
+             "--config.save_ckpt_every_n_epochs=1", "--config.gnp.r=0.1", "--config.gnp.alpha=0.5",
              "--config.ema_decay=0.9", "--config.accumulate_steps=2",
              "--config.accumulate_penalty=micro", "--config.on_nonfinite=skip"]  # fmt: skip
     first = run_gnp_here(*words)
@@ -208,7 +209,7 @@ def test_an_average_and_micro_batches_resume_as_they_were(run_gnp_here, tmp_path
                first.stdout.splitlines())  # fmt: skip
     before = rows_of(tmp_path, times=False)
     assert before[-1]["test_ema_loss"] != before[-1]["test_loss"]
-    shutil.rmtree(tmp_path / "checkpoints" / "44")  # as if it had been killed in the second epoch
+    shutil.rmtree(tmp_path / "checkpoints" / "5")  # as if it had been killed in the second epoch
     assert run_gnp_here(*words).returncode == 0
     assert rows_of(tmp_path, times=False) == before
     shown = run_gnp_here("--mode=eval", f"--working_dir={tmp_path}")
@@ -218,14 +219,17 @@ def test_an_average_and_micro_batches_resume_as_they_were(run_gnp_here, tmp_path
         assert printed[name] == before[-1][name]
 
 
-def test_a_profile_is_written_and_changes_nothing(trained, run_gnp_here, tmp_path):
+@pytest.mark.slow
+def test_a_profile_is_written_and_changes_nothing(digits_run, run_gnp_here, tmp_path):
     words = (DIGITS, f"--working_dir={tmp_path}", "--config.total_epochs=3",
              "--profile=21:24")  # from one epoch into the next  # fmt: skip
     result = run_gnp_here(*words)
     assert result.returncode == 0, result.stderr
     assert result.stderr.startswith(f"a trace of steps 21 to 24: {tmp_path / 'profile'}")
     assert result.stdout.splitlines()[-1].endswith("checkpoints, profile")
-    rows = [[row["test_loss"] for row in rows_of(each)] for each in (trained[0], tmp_path)]
+    rows = [
+        [row["test_loss"] for row in rows_of(each)] for each in (digits_run.directory, tmp_path)
+    ]
     assert rows[0] == rows[1]
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     found = {
@@ -241,6 +245,7 @@ def test_a_profile_is_written_and_changes_nothing(trained, run_gnp_here, tmp_pat
     assert "warning: --profile=21:24: no trace, the run is at 66" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_grassmann_group_and_its_costs(digits_command, run_gnp, tmp_path):
     result = digits_command(
         tmp_path / "run", "--config.total_epochs=2", "--config.opt.opt_type=SGDG",

@@ -84,6 +84,7 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert steps_of(first) == steps_of(second)
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_run_and_another_seed_another(start, whole, tmp_path):
     assert finish(start(tmp_path / "again"))[0] == 0
     assert_same_run(whole, tmp_path / "again")
@@ -137,6 +138,7 @@ def wait_for_row(process: subprocess.Popen[str], directory: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_once(start, whole, tmp_path):
     process = start(tmp_path)
     wait_for_row(process, tmp_path)
@@ -147,21 +149,31 @@ def test_killed_once(start, whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=str)
-def test_a_signal_saves_and_ends(start, whole, tmp_path, number, code):
-    process = start(tmp_path)
-    wait_for_row(process, tmp_path)
+def stop_and_go_on(start, directory, whole, number, code, *overrides):
+    process = start(directory, *overrides)
+    wait_for_row(process, directory)
     process.send_signal(number)
     status, _, err = finish(process)
     assert status == code, err
     assert f"stopped by {number.name} after step" in err
     assert "Traceback" not in err
     step = int(err.split("after step ")[1].split()[0])
-    assert steps_of(tmp_path)[-1] == step
-    assert finish(start(tmp_path))[0] == 0
-    assert_same_run(whole, tmp_path)
+    assert steps_of(directory)[-1] == step
+    assert finish(start(directory, *overrides))[0] == 0
+    assert_same_run(whole, directory)
 
 
+def test_sigterm_saves_and_ends(start, digits_run, tmp_path):
+    number, epochs = signal.SIGTERM, "--config.total_epochs=3"
+    stop_and_go_on(start, tmp_path, digits_run.directory, number, 0, epochs)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_ends(start, whole, tmp_path):
+    stop_and_go_on(start, tmp_path, whole, signal.SIGINT, 130)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["truncate", "flip"])
 def test_a_damaged_newest_checkpoint_falls_back(start, whole, tmp_path, harm):
     process = start(tmp_path, "--config.total_epochs=10")

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from plotly import graph_objects
 
 from config import default
 from gnp.analysis.report import __main__ as report
@@ -82,11 +83,11 @@ def write_sharpness(path, eigenvalue=4.0):
 
 
 class Page(HTMLParser):
-    """The tags of a page, checked to be closed, its texts and its data."""
+    """The tags of a page, checked to be closed, its texts and its figures."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.texts, self.scripts = [], [], [], []
+        self.open, self.tags, self.texts, self.figures = [], [], [], []
         self.feed(text)
         assert self.open == []
 
@@ -102,14 +103,14 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif "style" not in self.open and data.strip():
+        if self.open[-2:] == ["figure", "script"]:
+            self.figures.append(json.loads(data))
+        elif self.open[-1:] != ["script"] and "style" not in self.open and data.strip():
             self.texts.append(data.strip())
 
     @property
-    def data(self):
-        return json.loads(self.scripts[1])
+    def panels(self):
+        return [figure["layout"]["meta"]["panels"] for figure in self.figures]
 
 
 @pytest.fixture
@@ -172,7 +173,9 @@ def test_the_average_of_the_parameters_has_a_column(tmp_path, make, results, pag
     assert "| of the average |" in table
     assert "| 20.00 ± 14.14% |" in table
     assert "Of the average: of the parameters' exponential moving average" in table
-    assert "Test error of the average" in page().texts
+    (figure,) = page().figures
+    titles = [each["text"] for each in figure["layout"]["annotations"]]
+    assert "<b>Test error of the average</b>" in titles
 
 
 @pytest.mark.parametrize("name", ["GNP r=0.05 α=0.8", "runs/c"])
@@ -265,7 +268,7 @@ def test_one_run_alone(tmp_path, make, page):
     run = write_run(tmp_path / "a")
     assert make(run)[:2] == (0, f"1 run in 1 group\nin {tmp_path / 'out'}: report.html, "
                                 "report.md, report.csv\n")  # fmt: skip
-    assert len(page().data["figures"]) == 4
+    assert page().panels == [4]
     assert "What differs" not in page().texts
 
 
@@ -396,12 +399,14 @@ def test_evolution_and_sharpness_are_in_the_page(tmp_path, make, results, page):
     assert float(row["hessian_eigenvalues_mean"]) == 5.0
     assert (float(row["hessian_trace_mean"]), row["sam_sharpness_mean"]) == (9.0, "")
     found = page()
-    assert len(found.data["figures"]) == 4 + 5
-    ((recorded,),) = found.data["evolutions"]
-    assert recorded["frames"] == recorded["epochs"] == [1, 2, 3]
-    assert [layer["maps"]["gradient"]["shape"] for layer in recorded["layers"]] == [
-        [3, 4, 3], [3, 2, 32], [3, 1, 5],
-    ]  # fmt: skip
+    assert found.panels == [5, 3, 3, 4, 1]
+    maps = found.figures[1]
+    assert [frame["name"] for frame in maps["frames"]] == ["1", "2", "3"]
+    for frame in maps["frames"]:
+        assert [each["z"]["shape"] for each in frame["data"]] == ["4, 3", "2, 32", "1, 5"] * 3
+    assert [trace["visible"] for trace in maps["data"]] == [False, True, False] * 3
+    for figure in found.figures:
+        graph_objects.Figure(figure)  # plotly knows every name and value
     assert {"Gradients", "Sharpness", "λmax"} <= set(found.texts)
     assert "SAM sharpness" not in found.texts
 
@@ -437,7 +442,7 @@ def test_damaged_evolution_and_sharpness_leave_the_rest(tmp_path, make, page):
     code, _, err = make(run)
     assert code == 0
     assert "epoch_00002.npz is damaged" in err and "sharpness.json is no list" in err
-    assert len(page().data["figures"]) == 4
+    assert page().panels == [4]
 
 
 def test_the_page_is_alone_and_what_runs_are_called_is_only_text(tmp_path, make, page):
@@ -498,7 +503,7 @@ def browser():
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="needs a browser: pip install playwright, and Chromium"
     )
-    names = ("chromium", "chromium-browser", "google-chrome")
+    names = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
     path = next(filter(None, map(shutil.which, names)), None)
     with sync_api.sync_playwright() as playwright:
         try:
@@ -548,32 +553,35 @@ def test_the_page_in_a_browser(tmp_path, make, open_page):
     for width, scheme in ((360, "dark"), (400, "light"), (400, "dark"), (1400, "light"),
                           (1400, "dark")):  # fmt: skip
         page, wrong = open_page(path, width, scheme)
-        _check_figures(page)
+        _check_figures(page, 5)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (background == "rgb(255, 255, 255)") == (scheme == "light")
         _check_colors_follow(page, scheme)
-        _check_slider(page)
         _check_choices(page)
-        _check_keys(page)
+        _check_legend(page)
         _check_sorting(page)
+        page.locator("summary", has_text="Momentum").click()
+        _check_figures(page, 5)  # another run's instead
         assert wrong == []
         page.context.close()
 
 
-def _check_figures(page):
-    """Check that every figure has marks, inside of its frame."""
-    drawn = page.eval_on_selector_all(
-        ".plot",
-        """plots => plots.map(plot => [
-            plot.querySelectorAll(
-                "g.trace path, .heatmaplayer image, .contourlevel path, .contourfill path"
-            ).length,
-            plot.querySelector(".main-svg").getBoundingClientRect().width <= plot.clientWidth + 1,
-        ])""",
-    )  # fmt: skip
-    assert len(drawn) == 4 + 6 + 6
-    assert all(marks > 0 and inside for marks, inside in drawn)
+def _check_figures(page, number):
+    """Check that so many figures are seen, and have marks, inside of their frames."""
+
+    def drawn():
+        return page.eval_on_selector_all(
+            ".plot",
+            """plots => plots.filter(plot => plot.checkVisibility()).map(plot =>
+                plot.querySelectorAll(
+                    "g.trace path, .heatmaplayer image, .contourlevel path, .contourfill path"
+                ).length > 0
+                && plot.querySelector(".main-svg").getBoundingClientRect().width
+                    <= plot.clientWidth + 1)""",
+        )  # fmt: skip
+
+    _wait(page, drawn, lambda now: now == [True] * number)
 
 
 def _wait(page, value, is_right):
@@ -589,7 +597,7 @@ def _check_colors_follow(page, scheme):
     def color():
         return page.evaluate(
             """() => {
-                const text = document.querySelector("[data-figure='0'] .xtick text");
+                const text = document.querySelector(".xtick text");
                 return text?.isConnected ? getComputedStyle(text).fill : "";
             }"""
         )
@@ -601,49 +609,36 @@ def _check_colors_follow(page, scheme):
     _wait(page, color, lambda now: now == before)
 
 
-def _picture(page, field):
-    return lambda: page.evaluate(
-        "field => document.querySelector(`[data-plot=${field}] .heatmaplayer image`)"
-        "?.getAttribute('href')",
-        field,
-    )
-
-
-def _check_slider(page):
-    """Check that heatmaps and words follow the keyboard."""
-    slider = page.locator("[name=epoch]")
-    before = {field: _picture(page, field)() for field in FIELDS}
-    assert page.inner_text("output") == "epoch 3 of 3"
-    slider.focus()
-    slider.press("ArrowLeft")
-    assert page.inner_text("output") == "epoch 2 of 3"
-    for field in FIELDS:
-        _wait(page, _picture(page, field), lambda now, old=before[field]: now not in (None, old))
-    slider.press("ArrowRight")
-    for field in FIELDS:
-        _wait(page, _picture(page, field), lambda now, old=before[field]: now == old)
-
-
 def _check_choices(page):
-    """Check that the largest layer is shown first, and another one is another picture."""
-    picture, chosen = _picture(page, "accumulated"), page.locator("[name=layer] option:checked")
-    before = picture()
-    assert chosen.inner_text().startswith("Layer_0/kernel")
-    page.select_option("[name=layer]", index=1)
-    _wait(page, picture, lambda now: now not in (None, before))
-    page.select_option("[name=run]", index=1)
-    assert chosen.inner_text().startswith("Layer_1/kernel")
+    """Check that heatmaps follow the slider, and then the menu of layers."""
+
+    def pictures():
+        found = page.locator(".heatmaplayer image").evaluate_all(
+            "images => images.map(image => image.getAttribute('href'))"
+        )
+        return found if len(found) == 3 else [None] * 3
+
+    def all_new(before):
+        return lambda now: all(a not in (None, b) for a, b in zip(now, before, strict=True))
+
+    slider, first = page.locator(".slider-rail-touch-rect").first, pictures()
+    slider.click(position={"x": 2, "y": 2}, force=True)
+    _wait(page, pictures, all_new(first))
+    second = pictures()
+    assert "Layer_0/kernel: 1,200 values" in page.locator(".updatemenu-header").first.text_content()
+    page.locator(".updatemenu-header").first.click(force=True)
+    page.locator(".updatemenu-dropdown-button").nth(1).click(force=True)
+    _wait(page, pictures, all_new(second))
 
 
-def _check_keys(page):
-    """Check that a key takes its group's lines away and brings them back."""
-    lines = page.locator("[data-figure='0'] g.trace.scatter")
-    before, key = lines.count(), page.locator(".key").first
-    key.focus()
-    key.press("Enter")
-    _wait(page, lines.count, lambda now: 0 < now < before)
-    assert key.get_attribute("aria-pressed") == "false"
-    key.press("Enter")
+def _check_legend(page):
+    """Check that an entry takes its group's lines away in all panels and brings them back."""
+    lines = page.locator(".plot").first.locator("g.trace.scatter")
+    before, entry = lines.count(), page.locator(".legendtoggle").first
+    entry.click(force=True)
+    _wait(page, lines.count, lambda now: now == before // 2)
+    page.wait_for_timeout(500)  # not a double click
+    page.locator(".legendtoggle").first.click(force=True)
     _wait(page, lines.count, lambda now: now == before)
 
 

@@ -55,38 +55,24 @@ def heatmaps(recorded: Evolution, most_cells: int) -> dict[str, Any]:
     layers = shown_layers(recorded)
     cells = sum(recorded.maps[field][i][0].size for field in _MAPS for i in layers)
     shown = thinned(range(len(recorded.map_epochs)), max(2, most_cells // max(cells, 1)))
-    pictures = [[_in_percent(recorded.maps[field][i][shown]) for field in _MAPS] for i in layers]
     first = int(np.argmax(recorded.sizes[layers]))
-    panels = [
-        Panel(
-            title,
-            [
-                {
-                    "type": "heatmap", "z": _encoded(pictures[layer][i][0][-1]),
-                    "coloraxis": "coloraxis", "visible": layer == first,
-                    "hovertemplate": "row %{y}, column %{x}: %{z}% of "
-                                     f"{pictures[layer][i][1]:.3g}<extra></extra>",
-                }
-                for layer in range(len(layers))
-            ],
-            {"showticklabels": False, "ticks": ""},
-            {"showticklabels": False, "ticks": "", "autorange": "reversed"},
-        )
-        for i, title in enumerate(_MAPS.values())
-    ]  # fmt: skip
     names = [str(epoch) for epoch in recorded.map_epochs[shown]]
-    frames = [
-        {
-            "name": name,
-            "data": [
-                {"type": "heatmap", "z": _encoded(pictures[layer][i][0][frame])}
-                for i in range(len(_MAPS))
-                for layer in range(len(layers))
-            ],
-            "traces": list(range(len(_MAPS) * len(layers))),
-        }
-        for frame, name in enumerate(names)
-    ]
+    frames: list[dict[str, Any]] = [{"name": name, "data": []} for name in names]
+    panels = []
+    for field, title in _MAPS.items():
+        traces = []
+        for place, layer in enumerate(layers):
+            pictures, largest = _in_percent(recorded.maps[field][layer][shown])
+            traces.append({
+                "type": "heatmap", "z": _encoded(pictures[-1]), "coloraxis": "coloraxis",
+                "visible": place == first,
+                "hovertemplate": f"row %{{y}}, column %{{x}}: %{{z}}% of {largest:.3g}"
+                                 "<extra></extra>",
+            })  # fmt: skip
+            for frame, picture in zip(frames, pictures, strict=True):
+                frame["data"].append({"type": "heatmap", "z": _encoded(picture)})
+        bare = {"showticklabels": False, "ticks": ""}
+        panels.append(Panel(title, traces, bare, bare | {"autorange": "reversed"}))
     at_once = {"mode": "immediate", "transition": {"duration": 0}}
     slider = {
         "active": len(shown) - 1, "currentvalue": {"prefix": "epoch "}, "pad": {"t": 30},
@@ -176,4 +162,4 @@ def norms(recorded: Evolution) -> dict[str, Any]:
         highest("A", recorded.highest_accumulated),
     ]
     legend = {"orientation": "h", "y": -0.08, "yanchor": "top"}
-    return figure(panels, columns=1, height=250, legend2=legend)
+    return figure(panels, columns=1, height=270, legend2=legend)

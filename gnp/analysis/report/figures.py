@@ -64,7 +64,12 @@ def figure(
     return {
         "data": traces,
         "layout": {
-            "meta": {"panels": len(panels), "columns": columns, "height": height},
+            "meta": {
+                "panels": len(panels),
+                "columns": columns,
+                "height": height,
+                "entries": len(entries),
+            },
             "annotations": titles,
             "hovermode": "closest",
             "hoverlabel": {"namelength": -1},

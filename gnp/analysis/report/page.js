@@ -11,17 +11,18 @@
   function draw(plot, paper) {
     if (!plot.checkVisibility()) return; // in a closed part of the page, which opens later
     const { data, layout, frames } = figures.get(plot);
-    const { panels, columns, height } = layout.meta;
+    const { panels, columns, height: row, entries } = layout.meta;
     const across = paper || !phone.matches ? Math.min(columns, panels) : 1;
     const rows = Math.ceil(panels / across);
+    const height = rows * row + 20 * Math.ceil(entries / (phone.matches ? 1 : 3)); // of the legend
     Object.assign(layout, {
       template: templates[dark.matches && !paper ? "dark" : "light"],
       // Above the first row, its titles.
       grid: {
         rows, columns: across, pattern: "independent", ygap: 0.4,
-        domain: { y: [0, 1 - 50 / (rows * height)] },
+        domain: { y: [0, 1 - 50 / height] },
       },
-      height: rows * height,
+      height,
       width: paper ? 680 : undefined,
       dragmode: touch ? false : "zoom", // a finger scrolls the page
     });

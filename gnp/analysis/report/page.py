@@ -24,7 +24,7 @@ from gnp.analysis.report.sharpness import (
     read_flatness,
     sharpness,
 )
-from gnp.analysis.report.tables import Column, Section, column
+from gnp.analysis.report.tables import Column, Section, column, counted
 
 _HERE = Path(__file__).resolve().parent
 # The browser itself sees to it that the page reads nothing but itself.
@@ -42,19 +42,18 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
         sections: with their summaries.
         notes: what a reader must know before the numbers.
     """
-    bodies, links, warnings = list[str](), list[tuple[str, str]](), list[str]()
-    for number, section in enumerate(sections):
-        parts, missing = _parts(section, number)
+    parts, warnings = list[tuple[str, str]](), list[str]()
+    for section in sections:
+        of_data, missing = _parts(section)
+        data = f"{section.title}: " if len(sections) > 1 else ""
+        parts += [(data + title, body) for title, body in of_data if body]
         warnings += missing
-        if len(sections) == 1:
-            bodies += [_part(_anchor(name), name, body) for name, body in parts]
-            links += [(_anchor(name), name) for name, _ in parts]
-        else:
-            body = "".join(_part(_anchor(name, number), name, body, "h3") for name, body in parts)
-            bodies.append(_part(f"data-{number}", section.title, body))
-            links.append((f"data-{number}", section.title))
-    bodies.append(_part("runs", "All runs", _runs(sections)))
-    links.append(("runs", "All runs"))
+    parts.append(("All runs", _runs(sections)))
+    links = "".join(f'<a href="#{i}">{safe(title)}</a>' for i, (title, _) in enumerate(parts))
+    bodies = "".join(
+        f'<section id="{i}">\n<h2>{safe(title)}</h2>\n{body}\n</section>\n'
+        for i, (title, body) in enumerate(parts)
+    )
     groups = [group for section in sections for group in section.groups]
     runs = sum(len(group.runs) for group in groups)
     models = sorted({str(group.config["model.model_name"]) for group in groups})
@@ -64,9 +63,7 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
         f"{'Model' if len(models) == 1 else 'Models'}: {listed(models)}."
     )
     items = "".join(f"<li>{safe(note)}</li>" for note in [*notes, *warnings])
-    templates = {
-        scheme: plotly.io.templates[name].to_plotly_json() for scheme, name in _SCHEMES.items()
-    }
+    templates = {scheme: plotly.io.templates[name] for scheme, name in _SCHEMES.items()}
     made = datetime.datetime.now().astimezone()
     text = f"""<!doctype html>
 <html lang="en">
@@ -84,10 +81,10 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
 <h1>{safe(title)}</h1>
 <p>{safe(lead)}</p>
 {f'<ul class="notes">{items}</ul>' if items else ""}
-<nav>{"".join(f'<a href="#{safe(to)}">{safe(words)}</a>' for to, words in links)}</nav>
+<nav>{links}</nav>
 </header>
 <main>
-{"".join(bodies)}
+{bodies}
 </main>
 <footer>
 <p>Made by <code>gnp.analysis.report</code> on <time
@@ -114,16 +111,6 @@ def safe(text: str) -> str:
     return html.escape(text)
 
 
-def counted(number: int, word: str) -> str:
-    """Return a number and its word.
-
-    Example:
-        >>> counted(1, "run"), counted(2, "run")
-        ('1 run', '2 runs')
-    """
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
 def listed(words: Sequence[str], most: int = 4) -> str:
     """Join words as in a sentence.
 
@@ -136,17 +123,7 @@ def listed(words: Sequence[str], most: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _anchor(heading: str, number: int = 0) -> str:
-    return f"{heading.lower().replace(' ', '-')}-{number}"
-
-
-def _part(name: str, title: str, body: str, heading: str = "h2") -> str:
-    return (
-        f'<section id="{safe(name)}">\n<{heading}>{safe(title)}</{heading}>\n{body}\n</section>\n'
-    )
-
-
-def _parts(section: Section, number: int) -> tuple[list[tuple[str, str]], list[str]]:
+def _parts(section: Section) -> tuple[list[tuple[str, str]], list[str]]:
     """Return a data set's headings with what is below each, and what was not shown."""
     recorded, warnings = evolutions(section.groups)
     flatness, damaged = read_flatness(section.groups, MOST_GROUPS)
@@ -154,10 +131,10 @@ def _parts(section: Section, number: int) -> tuple[list[tuple[str, str]], list[s
         ("Results", _results(section)),
         ("Learning curves", _curves(section)),
         ("What differs", _differences(section)),
-        ("Gradients", _gradients(recorded, number)),
+        ("Gradients", _gradients(recorded, section.title)),
         ("Sharpness", _sharpness(section, flatness)),
     ]
-    return [part for part in parts if part[1]], warnings + damaged
+    return parts, warnings + damaged
 
 
 def _results(section: Section) -> str:
@@ -225,7 +202,7 @@ def _differences(section: Section) -> str:
     return f'<div class="words">{_table("group", names, different)}</div>' if different else ""
 
 
-def _gradients(recorded: Sequence[tuple[Group, Evolution]], number: int) -> str:
+def _gradients(recorded: Sequence[tuple[Group, Evolution]], data: str) -> str:
     """Return a run's gradients under its group's name, one run open at a time."""
     if not recorded:
         return ""
@@ -237,10 +214,10 @@ def _gradients(recorded: Sequence[tuple[Group, Evolution]], number: int) -> str:
             for each in verdicts(evolution)
         )
         left_out = len(evolution.names) - len(shown_layers(evolution))
-        note = f" Of {counted(left_out, 'smaller layer')} there is no picture." if left_out else ""
+        note = f"Of {counted(left_out, 'smaller layer')} there is no picture." if left_out else ""
         maps = heatmaps(evolution, MOST_CELLS // len(recorded))
         parts.append(
-            f'<details name="gradients-{number}"{"" if parts else " open"}>'
+            f'<details name="{safe(data)}"{"" if parts else " open"}>'
             f"<summary>{safe(group.name)}</summary>\n"
             "<p>Does this run behave as the article on gradient evolution reports?</p>\n"
             f"<ul>{claims}</ul>\n"

@@ -6,16 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gnp.analysis.report.figures import (
-    Panel,
-    figure,
-    line,
-    rounded,
-    titled,
-    value_axis,
-)
+from gnp.analysis.report.figures import Panel, figure, line, rounded, titled, value_axis
 from gnp.analysis.report.groups import Group
-from gnp.analysis.report.runs import Run, is_number
+from gnp.analysis.report.runs import is_number
 from gnp.analysis.sharpness.files import read_drawn_arrays, read_results
 from gnp.terminal import describe
 from gnp.training.files import FileFormatError
@@ -36,16 +29,6 @@ class Flatness(NamedTuple):
     group: Group
     checkpoints: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
-
-
-def read_sharpness(run: Run) -> list[dict[str, Any]]:
-    """Return sharpness.json's objects, one a checkpoint, by step; nothing without the file.
-
-    Raises:
-        FileFormatError: it is damaged.
-        OSError: it cannot be read.
-    """
-    return read_results(run.path / "sharpness.json")
 
 
 def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
@@ -75,7 +58,7 @@ def read_flatness(groups: Sequence[Group], most: int) -> tuple[list[Flatness], l
         is_shown = place >= most
         for run in group.runs:
             try:
-                checkpoints = read_sharpness(run)
+                checkpoints = read_results(run.path / "sharpness.json")
                 last += checkpoints[-1:]
                 if checkpoints and not is_shown:
                     arrays = read_drawn_arrays(run.path / "sharpness.npz")

@@ -19,7 +19,8 @@ from gnp.analysis.report.runs import (
     step_seconds,
     total_seconds,
 )  # fmt: skip
-from gnp.analysis.report.sharpness import read_sharpness, value_of
+from gnp.analysis.report.sharpness import value_of
+from gnp.analysis.sharpness.files import read_results
 from gnp.training.files import FileFormatError
 
 # Name in sharpness.json -> heading. The eigenvalues are a list, largest first.
@@ -157,7 +158,7 @@ def summarize(group: Group) -> Summary:
     errors = [each["final"] for each in measured if "final" in each]
     names = {name: None for each in measured for name in each}
     values = {name: [each[name] for each in measured if name in each] for name in names}
-    return Summary(group, tuple(errors), {name: _spread(each) for name, each in values.items()})
+    return Summary(group, tuple(errors), {name: spread(each) for name, each in values.items()})
 
 
 def measure(run: Run) -> dict[str, float]:
@@ -169,7 +170,7 @@ def measure(run: Run) -> dict[str, float]:
         the last checkpoint that was measured, what SHARPNESS names.
     """
     try:
-        checkpoints = read_sharpness(run)
+        checkpoints = read_results(run.path / "sharpness.json")
     except (FileFormatError, OSError):
         checkpoints = []  # the page says so
     found = {
@@ -184,22 +185,28 @@ def measure(run: Run) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """Return mean, standard deviation and median; None of nothing.
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean, standard deviation and median of some values.
 
     Example:
         >>> spread([1.0, 3.0])
         Spread(mean=2.0, deviation=1.4142135623730951, median=2.0)
     """
-    return _spread(values) if values else None
-
-
-def _spread(values: Sequence[float]) -> Spread:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), deviation, statistics.median(values))
 
 
 # Words.
+
+
+def counted(number: int, word: str, words: str = "") -> str:
+    """Return a number and its word.
+
+    Example:
+        >>> counted(1, "run"), counted(2, "run")
+        ('1 run', '2 runs')
+    """
+    return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 def mean_and_deviation(found: Spread | None, number: Callable[[float], str]) -> str:

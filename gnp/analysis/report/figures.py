@@ -45,7 +45,7 @@ def figure(
         layout: further attributes of it.
     """
     traces, axes, titles = [], dict[str, Any](), []
-    entries = set[str]()
+    entries = dict[str, int]()  # legendgroup -> lines of text in the legend
     for number, panel in zip(["", *range(2, len(panels) + 1)], panels, strict=True):
         axes |= {f"xaxis{number}": panel.xaxis, f"yaxis{number}": panel.yaxis}
         titles.append({
@@ -60,7 +60,8 @@ def figure(
                 trace | {"xaxis": f"x{number}", "yaxis": f"y{number}", "showlegend": is_entry}
                 | ({"visible": "legendonly"} if group in hidden else {})
             )  # fmt: skip
-            entries |= {group} if group and is_entry else set()
+            if is_entry:
+                entries[group] = 1 + trace["name"].count("<br>")
     return {
         "data": traces,
         "layout": {
@@ -68,7 +69,7 @@ def figure(
                 "panels": len(panels),
                 "columns": columns,
                 "height": height,
-                "entries": len(entries),
+                "legend": sum(entries.values()),
             },
             "annotations": titles,
             "hovermode": "closest",

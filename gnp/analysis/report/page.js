@@ -11,10 +11,10 @@
   function draw(plot, paper) {
     if (!plot.checkVisibility()) return; // in a closed part of the page, which opens later
     const { data, layout, frames } = figures.get(plot);
-    const { panels, columns, height: row, entries } = layout.meta;
+    const { panels, columns, height: row, legend } = layout.meta;
     const across = paper || !phone.matches ? Math.min(columns, panels) : 1;
     const rows = Math.ceil(panels / across);
-    const height = rows * row + 20 * Math.ceil(entries / (phone.matches ? 1 : 3)); // of the legend
+    const height = rows * row + (20 * legend) / (phone.matches ? 1 : 3);
     Object.assign(layout, {
       template: templates[dark.matches && !paper ? "dark" : "light"],
       // Above the first row, its titles.

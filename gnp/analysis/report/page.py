@@ -193,7 +193,9 @@ def _curves(section: Section) -> str:
         )
     if len(section.groups) > MOST_GROUPS:
         words += f"; the {MOST_GROUPS} groups of the smallest error, of {len(section.groups)}"
-    return f"<p>{words}. An entry of the legend shows and hides its group.</p>\n{figure}"
+    if len(section.groups) > 1:
+        words += ". An entry of the legend shows and hides its group"
+    return f"<p>{words}.</p>\n{figure}"
 
 
 def _differences(section: Section) -> str:

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gnp.analysis.report.figures import Panel, figure, line, thinned, titled, value_axis
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import averaged, points
@@ -69,41 +71,37 @@ def _dots(index: int, name: str, errors: Sequence[float]) -> list[dict[str, Any]
 def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
     """Draw a group's runs as thin lines, the band of mean ± standard deviation, and the mean."""
     measured = [found for run in group.measured if (found := points(run, name))]
-    middle = mean_curve(measured)
+    middle = thinned(mean_curve(measured))
     traces: list[dict[str, Any]] = []
     if len(measured) > 1:
         runs = filter(None, (thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
         traces += [line(each, index) | {"opacity": 0.3} for each in runs]
-        deviations = [(e, mean, dev) for e, mean, dev in middle if dev is not None]
-        if len(deviations) > 1:
-            shown = thinned(deviations)
-            upper = [(e, mean + dev) for e, mean, dev in shown]
-            # Below zero there is no loss, and no place on a logarithmic axis.
-            floor = min(y for line in measured for _, y in line) / 2
-            lower = [(e, mean - dev if mean > dev else floor) for e, mean, dev in shown]
-            band = line([*upper, *reversed(lower)], index)
-            traces.append(
-                band | {"fill": "toself", "opacity": 0.3, "line": band["line"] | {"width": 0}}
-            )
-    if middle:
-        means = [(epoch, mean) for epoch, mean, _ in middle]
-        traces.append(line(thinned(means), index, group.name))
+        # Below zero there is no loss, and no place on a logarithmic axis.
+        floor = min(y for each in measured for _, y in each) / 2
+        upper = [(e, mean + dev) for e, mean, dev in middle]
+        lower = [(e, mean - dev if mean > dev else floor) for e, mean, dev in reversed(middle)]
+        band = line([*upper, *lower], index)
+        traces.append(
+            band | {"fill": "toself", "opacity": 0.3, "line": band["line"] | {"width": 0}}
+        )
+    traces.append(line([(epoch, mean) for epoch, mean, _ in middle], index, group.name))
     return traces
 
 
-def mean_curve(
-    lines: Sequence[Sequence[tuple[int, float]]],
-) -> list[tuple[int, float, float | None]]:
+def mean_curve(lines: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float]]:
     """Return (epoch, mean, standard deviation) at the epochs that all lines have.
+
+    Args:
+        lines: (epoch, value); the deviation of one alone is 0.
 
     Example:
         >>> mean_curve([[(1, 2.0), (2, 0.0)], [(1, 4.0)]])
         [(1, 3.0, 1.4142135623730951)]
     """
     values = [dict(line) for line in lines]
-    found = []
-    for epoch in sorted(set.intersection(*map(set, values))) if values else ():
-        here = [each[epoch] for each in values]
-        deviation = statistics.stdev(here) if len(here) > 1 else None
-        found.append((epoch, statistics.fmean(here), deviation))
-    return found
+    epochs = sorted(set.intersection(*map(set, values))) if values else []
+    if not epochs:
+        return []
+    found = np.array([[each[epoch] for epoch in epochs] for each in values])
+    deviations = found.std(axis=0, ddof=min(1, len(lines) - 1))
+    return list(zip(epochs, found.mean(axis=0).tolist(), deviations.tolist(), strict=True))

@@ -54,7 +54,7 @@ def figure(
             "align": "left", "showarrow": False,
         })  # fmt: skip
         for trace in panel.traces:
-            group = trace.get("legendgroup")
+            group = trace.get("legendgroup", "")
             is_entry = "name" in trace and group not in entries
             traces.append(
                 trace | {"xaxis": f"x{number}", "yaxis": f"y{number}", "showlegend": is_entry}

@@ -16,7 +16,6 @@ from gnp.analysis.report import tables
 from gnp.analysis.report.curves import MOST_GROUPS, MOST_RUNS, curves, hidden
 from gnp.analysis.report.evolution import MOST_CELLS, evolutions, heatmaps, norms, shown_layers
 from gnp.analysis.report.groups import Group
-from gnp.analysis.report.runs import epoch_seconds, final_value, points, total_seconds
 from gnp.analysis.report.sharpness import (
     MOST_CONTOURS,
     Flatness,
@@ -48,7 +47,6 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
         data = f"{section.title}: " if len(sections) > 1 else ""
         parts += [(data + title, body) for title, body in of_data if body]
         warnings += missing
-    parts.append(("All runs", _runs(sections)))
     links = "".join(f'<a href="#{i}">{safe(title)}</a>' for i, (title, _) in enumerate(parts))
     bodies = "".join(
         f'<section id="{i}">\n<h2>{safe(title)}</h2>\n{body}\n</section>\n'
@@ -133,6 +131,7 @@ def _parts(section: Section) -> tuple[list[tuple[str, str]], list[str]]:
         ("What differs", _differences(section)),
         ("Gradients", _gradients(recorded, section.title)),
         ("Sharpness", _sharpness(section, flatness)),
+        ("All runs", _runs(section)),
     ]
     return parts, warnings + damaged
 
@@ -250,35 +249,29 @@ def _sharpness(section: Section, found: Sequence[Flatness]) -> str:
     return text
 
 
-def _runs(sections: Sequence[Section]) -> str:
+def _runs(section: Section) -> str:
     """Return every run, with its directory."""
-    found = [(s, g, run) for s in sections for g in s.groups for run in g.runs]
-    runs = [run for _, _, run in found]
+    found = [(group, run) for group in section.groups for run in group.runs]
+    runs, groups = [run for _, run in found], [group.name for group, _ in found]
     parent = os.path.commonpath([run.path.resolve().parent for run in runs])
     names = [os.path.relpath(run.path.resolve(), parent) for run in runs]
-
-    def words(heading: str, texts: Sequence[str]) -> Column:
-        return Column(heading, list(texts), list(texts))
-
-    def errors(heading: str, values: Sequence[float | None]) -> Column:
-        forms = [tables.error_format(section) for section, _, _ in found]
-        texts = [
-            tables.DASH if value is None else form(value)
-            for form, value in zip(forms, values, strict=True)
-        ]
-        return Column(heading, texts, list(values))
-
-    seeds = [dict.fromkeys((run.config["init_seeds"], run.config["seeds"])) for run in runs]
-    best = [min((y for _, y in points(run, run.metric)), default=None) for run in runs]
-    columns = [
-        words("group", [group.name for _, group, _ in found]),
-        words("seeds", [" / ".join(map(str, each)) for each in seeds]),
-        Column("state", list(map(tables.progress_in_words, runs)), [run.epochs for run in runs]),
-        errors("error", [final_value(run, run.metric) for run in runs]),
-        errors("best epoch", best),
-        column("time", [total_seconds(run) or None for run in runs], tables.duration),
-        column("an epoch", [epoch_seconds(run) for run in runs], tables.duration),
+    seeds = [
+        " / ".join(map(str, dict.fromkeys((run.config["init_seeds"], run.config["seeds"]))))
+        for run in runs
     ]
+    measured, error = [tables.measure(run) for run in runs], tables.error_format(section)
+    columns = [
+        Column("group", groups, groups),
+        Column("seeds", seeds, seeds),
+        Column("state", list(map(tables.progress_in_words, runs)), [run.epochs for run in runs]),
+    ]
+    for heading, name, form in (
+        ("error", "final", error),
+        ("best epoch", "best", error),
+        ("time", "total_seconds", tables.duration),
+        ("an epoch", "epoch_seconds", tables.duration),
+    ):
+        columns.append(column(heading, [each.get(name) for each in measured], form))
     table = _table("directory", [(name, f"<code>{safe(name)}</code>") for name in names], columns)
     return (
         f"<details><summary>{counted(len(runs), 'run')} in <code>{safe(parent)}</code></summary>\n"

@@ -14,7 +14,7 @@ from gnp.analysis.command_line import Parser, local_path, make_folder, run
 from gnp.analysis.report.groups import Group, group_runs
 from gnp.analysis.report.page import page
 from gnp.analysis.report.runs import Run, final_value, points, read_runs
-from gnp.analysis.report.tables import comma_separated, find_baseline, markdown, sections
+from gnp.analysis.report.tables import comma_separated, counted, find_baseline, markdown, sections
 from gnp.terminal import one_line, prepare_streams, printable, warn
 from gnp.training.files import write_atomic
 
@@ -62,7 +62,7 @@ def _report(options: argparse.Namespace) -> None:
     write_atomic(out / "report.csv", printable(comma_separated(found)))
     write_atomic(out / "report.html", html.encode(errors="replace").decode())
     left_out = f", {len(skipped)} skipped" if skipped else ""
-    print(f"{_count(len(runs), 'run')} in {_count(len(groups), 'group')}{left_out}")
+    print(f"{counted(len(runs), 'run')} in {counted(len(groups), 'group')}{left_out}")
     print(f"in {one_line(out)}: report.html, report.md, report.csv")
 
 
@@ -74,33 +74,29 @@ def _notes(
     unfinished = [run for run in runs if not run.is_finished]
     if unfinished:
         notes.append(
-            f"{_count(len(unfinished), 'run')} of {len(runs)} not at the end of the training: the "
+            f"{counted(len(unfinished), 'run')} of {len(runs)} not at the end of the training: the "
             "numbers are of the others in its group, where there are others."
         )
     lost = [run for run in runs if points(run, run.metric) and final_value(run, run.metric) is None]
     if lost:
         notes.append(
-            f"{_count(len(lost), 'run')} left out of the mean and the median: the last "
+            f"{counted(len(lost), 'run')} left out of the mean and the median: the last "
             f"{lost[0].metric} is not finite, such as in {lost[0].path}."
         )
     for group in groups:
         seeds = {(run.config["init_seeds"], run.config["seeds"]) for run in group.runs}
         if len(seeds) < len(group.runs):
             notes.append(
-                f"{group.name}: {len(group.runs)} runs have {_count(len(seeds), 'seed')} between "
+                f"{group.name}: {len(group.runs)} runs have {counted(len(seeds), 'seed')} between "
                 "them; the spread is smaller than that of as many seeds."
             )
     if skipped:
         notes.append(
-            f"{_count(len(skipped), 'directory', 'directories')} skipped: "
+            f"{counted(len(skipped), 'directory', 'directories')} skipped: "
             + "; ".join(reason for _, reason in skipped[:3])
             + ("; ..." if len(skipped) > 3 else ".")
         )
     return notes
-
-
-def _count(number: int, word: str, words: str | None = None) -> str:
-    return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 if __name__ == "__main__":

@@ -1,106 +1,107 @@
-"""Learning curves: loss and error over epochs, of all groups."""
+"""Learning curves: loss and error over epochs, of all groups, and the error of each run."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from gnp.analysis.report.figures import Figure, bare_line, line_of, log_axis, style, thinned
+import numpy as np
+
+from gnp.analysis.report.figures import Panel, figure, line, thinned, titled, value_axis
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import averaged, points
 from gnp.analysis.report.tables import Section
 
 MOST_GROUPS = 16  # in the figures; the table has them all
 MOST_RUNS = 10  # thin lines of a group
+_SWITCHED_ON = 7  # groups that are seen at first
 
 
-def curves(section: Section) -> list[Figure]:
+def hidden(section: Section) -> set[str]:
+    """Return the groups that wait in the legend at first, by their numbers."""
+    return {
+        str(place)
+        for place, summary in enumerate(section.summaries)
+        if place >= _SWITCHED_ON and summary is not section.baseline
+    }
+
+
+def curves(section: Section) -> dict[str, Any] | None:
     """Draw loss and error over epochs, in training and in the test, where measured twice."""
     split, _, error = section.metric.partition("_")
-    rate = section.is_rate
-    wanted = [
-        (f"{split}_{error}", f"{split.capitalize()} {error.removesuffix('_rate')}", rate),
-        (
-            averaged(section.metric),
-            f"{split.capitalize()} {error.removesuffix('_rate')} of the average",
-            rate,
-        ),
-        (f"train_{error}", f"Training {error.removesuffix('_rate')}", rate),
-        (f"{split}_loss", f"{split.capitalize()} loss", False),
-        ("train_loss", "Training loss", False),
-    ]
+    words = error.removesuffix("_rate").replace("_", " ")
+    wanted = {
+        section.metric: f"{split.capitalize()} {words}",
+        averaged(section.metric): f"{split.capitalize()} {words} of the average",
+        f"train_{error}": f"Training {words}",
+        f"{split}_loss": f"{split.capitalize()} loss",
+        "train_loss": "Training loss",
+    }
     groups = section.groups[:MOST_GROUPS]
-    return [
-        _curve(name, title.replace("_", " "), groups, percent)
-        for name, title, percent in wanted
-        if any(len(points(run, name)) > 1 for group in groups for run in group.runs)
+    percent = {"tickformat": ".1~%", "rangemode": "tozero"}
+    panels = []
+    for name, title in wanted.items():
+        if any(len(points(run, name)) > 1 for group in groups for run in group.runs):
+            traces = [trace for i, group in enumerate(groups) for trace in _lines(name, group, i)]
+            is_rate = section.is_rate and name.endswith(error)
+            axis = percent if is_rate else value_axis(traces)
+            panels.append(Panel(title, traces, titled("epoch"), axis))
+    dots = [
+        trace
+        for i, summary in enumerate(section.summaries[:MOST_GROUPS])
+        for trace in _dots(i, summary.group.name, summary.errors)
     ]
+    if len(dots) > 1:
+        title = f"{section.error.capitalize()} of each run\nand the mean, a line"
+        axis = {"tickformat": ".1~%"} if section.is_rate else {}
+        panels.append(Panel(title, dots, {"visible": False}, axis))
+    return figure(panels, columns=2, hidden=hidden(section)) if panels else None
 
 
-def _curve(name: str, title: str, groups: Sequence[Group], percent: bool) -> Figure:
-    traces = [trace for i, group in enumerate(groups) for trace in _lines(name, group, i)]
-    axis: dict[str, Any] = {"title": {"text": ""}}
-    if percent:
-        axis |= {"tickformat": ".1~%", "rangemode": "tozero"}
-    elif _spans_decades(y for trace in traces for y in trace["y"]):
-        axis |= log_axis(y for trace in traces for y in trace["y"])
-    layout = {"xaxis": {"title": {"text": "epoch"}}, "yaxis": axis, "showlegend": False}
-    return Figure(title, "", f"{title} over epochs, a line for each group.", traces, layout)
+def _dots(index: int, name: str, errors: Sequence[float]) -> list[dict[str, Any]]:
+    """Draw each run's error as a dot, and the mean of several as a line."""
+    if not errors:
+        return []
+    dots = line([(index, error) for error in errors], index, name) | {"mode": "markers"}
+    if len(errors) == 1:
+        return [dots]
+    mean = statistics.fmean(errors)
+    return [dots, line([(index - 0.3, mean), (index + 0.3, mean)], index)]
 
 
 def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
     """Draw a group's runs as thin lines, the band of mean ± standard deviation, and the mean."""
-    look = style(index)
     measured = [found for run in group.measured if (found := points(run, name))]
-    middle = mean_curve(measured)
+    middle = thinned(mean_curve(measured))
     traces: list[dict[str, Any]] = []
     if len(measured) > 1:
-        for run in group.runs[:MOST_RUNS]:
-            if line := thinned(points(run, name)):
-                traces.append(
-                    bare_line(line, index) | {
-                        "mode": "lines", "opacity": 0.3, "hoverinfo": "skip",
-                        "line": {"color": look["color"], "width": 1},
-                    }
-                )  # fmt: skip
-        deviations = [(e, mean, dev) for e, mean, dev in middle if dev is not None]
-        if len(deviations) > 1:
-            shown = thinned(deviations)
-            upper = [(e, mean + dev) for e, mean, dev in shown]
-            # Below zero there is no loss, and no place on a logarithmic axis.
-            floor = min(y for line in measured for _, y in line) / 2
-            lower = [(e, mean - dev if mean > dev else floor) for e, mean, dev in shown]
-            traces.append(
-                bare_line([*upper, *reversed(lower)], index) | {
-                    "mode": "lines", "fill": "toself", "hoverinfo": "skip", "line": {"width": 0},
-                    "fillcolor": f"{look['color']} 16%",
-                }
-            )  # fmt: skip
-    if middle:
-        means = [(epoch, mean) for epoch, mean, _ in middle]
-        traces.append(line_of(means, index, group.name))
+        runs = filter(None, (thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
+        traces += [line(each, index) | {"opacity": 0.3} for each in runs]
+        # Below zero there is no loss, and no place on a logarithmic axis.
+        floor = min(y for each in measured for _, y in each) / 2
+        upper = [(e, mean + dev) for e, mean, dev in middle]
+        lower = [(e, mean - dev if mean > dev else floor) for e, mean, dev in reversed(middle)]
+        band = line([*upper, *lower], index)
+        traces.append(
+            band | {"fill": "toself", "opacity": 0.3, "line": band["line"] | {"width": 0}}
+        )
+    traces.append(line([(epoch, mean) for epoch, mean, _ in middle], index, group.name))
     return traces
 
 
-def mean_curve(
-    lines: Sequence[Sequence[tuple[int, float]]],
-) -> list[tuple[int, float, float | None]]:
+def mean_curve(lines: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float]]:
     """Return (epoch, mean, standard deviation) at the epochs that all lines have.
+
+    Args:
+        lines: (epoch, value); the deviation of one alone is 0.
 
     Example:
         >>> mean_curve([[(1, 2.0), (2, 0.0)], [(1, 4.0)]])
         [(1, 3.0, 1.4142135623730951)]
     """
-    if not lines:
-        return []
     values = [dict(line) for line in lines]
-    found = []
-    for epoch in sorted(set.intersection(*(set(each) for each in values))):
-        here = [each[epoch] for each in values]
-        deviation = statistics.stdev(here) if len(here) > 1 else None
-        found.append((epoch, statistics.fmean(here), deviation))
-    return found
-
-
-def _spans_decades(values: Iterable[float | None]) -> bool:
-    known = [value for value in values if value is not None]
-    return bool(known) and min(known) > 0 and max(known) / min(known) > 10
+    epochs = sorted(set.intersection(*map(set, values))) if values else []
+    if not epochs:
+        return []
+    found = np.array([[each[epoch] for epoch in epochs] for each in values])
+    deviations = found.std(axis=0, ddof=min(1, len(lines) - 1))
+    return list(zip(epochs, found.mean(axis=0).tolist(), deviations.tolist(), strict=True))

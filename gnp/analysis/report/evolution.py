@@ -6,21 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from gnp.analysis.evolution_numbers import load_evolution, verdicts
-from gnp.analysis.report.figures import evenly, rounded
+from gnp.analysis.evolution_numbers import Evolution, load_evolution
+from gnp.analysis.report.figures import Panel, figure, label, line, thinned, titled
 from gnp.analysis.report.groups import Group
-from gnp.analysis.report.runs import Run
 from gnp.terminal import describe
-from gnp.training.evolution import FIELDS, epoch_files
+from gnp.training.evolution import epoch_files
 from gnp.training.files import FileFormatError
 
 MOST_RUNS = 8
 MOST_LAYERS = 16
 MOST_CELLS = 3_000_000  # of all heatmaps on the page; a byte each
+_MAPS = {
+    "gradient": "|G|, sum of the epoch's gradients",
+    "dissolving": "Dissolving gradient, Σ|G| − |A|",
+    "accumulated": "|A|, sum over the epochs so far",
+}
 
 
-def evolutions(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read a recorded run of each group, for the page's script; and what could not be read.
+def evolutions(groups: Sequence[Group]) -> tuple[list[tuple[Group, Evolution]], list[str]]:
+    """Read a recorded run of each group; and say what could not be read, or is not shown.
 
     Args:
         groups: of the page; the first MOST_RUNS that recorded are taken.
@@ -30,78 +34,132 @@ def evolutions(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]
         for group in groups
     ]
     there = [(group, run) for group, run in recorded if run is not None]
-    chosen, more = there[:MOST_RUNS], len(there) - MOST_RUNS
     found, warnings = [], []
-    if more > 0:
+    if (more := len(there) - MOST_RUNS) > 0:
         warnings.append(f"gradients are shown of {MOST_RUNS} groups; {more} more recorded theirs")
-    for group, run in chosen:
+    for group, run in there[:MOST_RUNS]:
         try:
-            found.append(evolution(run, group.name, MOST_CELLS // len(chosen)))
+            found.append((group, load_evolution(run.path)))
         except (FileFormatError, OSError) as error:
             warnings.append(f"no gradient evolution: {describe(error)}")
     return found, warnings
 
 
-def evolution(run: Run, name: str, most_cells: int) -> dict[str, Any]:
-    """Read one run's evolution.
+def heatmaps(recorded: Evolution, most_cells: int) -> dict[str, Any]:
+    """Draw |G|, D and |A| of a layer, with a menu of the layers and a slider over the epochs.
 
     Args:
-        run: a recorded one.
-        name: to choose it by.
-        most_cells: of its heatmaps; epochs are left out beyond.
-
-    Raises:
-        FileFormatError: its files are damaged.
+        recorded: of a run.
+        most_cells: of all its heatmaps; epochs are left out beyond.
     """
-    recorded = load_evolution(run.path)
-    layers = sorted(np.argsort(-recorded.sizes, kind="stable")[:MOST_LAYERS].tolist())
-    cells = sum(recorded.maps[field][i][0].size for field in FIELDS for i in layers)
-    shown = evenly(len(recorded.map_epochs), max(2, most_cells // max(cells, 1)))
-    return {
-        "name": name,
-        "epochs": recorded.epochs.tolist(),
-        "norms": {
-            "gradient": _list(recorded.gradient_norm),
-            "accumulated": _list(recorded.accumulated_norm),
-            "summed": _list(recorded.summed_norm),
-        },
-        "frames": recorded.map_epochs[shown].tolist(),
-        "hidden": len(recorded.sizes) - len(layers),
-        "verdicts": [verdict._asdict() for verdict in verdicts(recorded)],
-        "layers": [
-            {
-                "name": recorded.names[i],
-                "size": int(recorded.sizes[i]),
-                "highest": {
-                    "gradient": _list(recorded.highest_gradient[i]),
-                    "accumulated": _list(recorded.highest_accumulated[i]),
-                },
-                "maps": {field: heatmap(recorded.maps[field][i][shown]) for field in FIELDS},
-            }
-            for i in layers
+    layers = shown_layers(recorded)
+    cells = sum(recorded.maps[field][i][0].size for field in _MAPS for i in layers)
+    shown = thinned(range(len(recorded.map_epochs)), max(2, most_cells // max(cells, 1)))
+    first = int(np.argmax(recorded.sizes[layers]))
+    names = [str(epoch) for epoch in recorded.map_epochs[shown]]
+    frames: list[dict[str, Any]] = [{"name": name, "data": []} for name in names]
+    panels = []
+    for field, title in _MAPS.items():
+        traces = []
+        for place, layer in enumerate(layers):
+            pictures, largest = _in_percent(recorded.maps[field][layer][shown])
+            traces.append({
+                "type": "heatmap", "z": _encoded(pictures[-1]), "coloraxis": "coloraxis",
+                "visible": place == first,
+                "hovertemplate": f"row %{{y}}, column %{{x}}: %{{z}}% of {largest:.3g}"
+                                 "<extra></extra>",
+            })  # fmt: skip
+            for frame, picture in zip(frames, pictures, strict=True):
+                frame["data"].append({"type": "heatmap", "z": _encoded(picture)})
+        bare = {"showticklabels": False, "ticks": ""}
+        panels.append(Panel(title, traces, bare, bare | {"autorange": "reversed"}))
+    at_once = {"mode": "immediate", "transition": {"duration": 0}}
+    slider = {
+        "active": len(shown) - 1, "currentvalue": {"prefix": "epoch "}, "pad": {"t": 30},
+        "steps": [
+            {"label": name, "method": "animate",
+             "args": [[name], at_once | {"frame": {"duration": 0, "redraw": True}}]}
+            for name in names
         ],
-    }
+    }  # fmt: skip
+    menu = {
+        "active": first, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
+        "buttons": [
+            {"label": _title(recorded, i), "method": "restyle",
+             "args": ["visible", [each == at for each in range(len(layers))] * len(_MAPS)]}
+            for at, i in enumerate(layers)
+        ],
+    }  # fmt: skip
+    play = {
+        "type": "buttons", "direction": "left", "x": 0, "xanchor": "left", "y": 0,
+        "yanchor": "top", "pad": {"t": 110}, "showactive": False,
+        "buttons": [
+            {"label": "Play", "method": "animate",
+             "args": [None, at_once | {"frame": {"duration": 350, "redraw": True}}]},
+            {"label": "Stop", "method": "animate", "args": [[None], at_once]},
+        ],
+    }  # fmt: skip
+    found = figure(
+        panels, columns=1, height=250, sliders=[slider], updatemenus=[menu, play],
+        coloraxis={
+            "cmin": 0, "cmax": 100, "colorscale": "Cividis",
+            "colorbar": {"ticksuffix": "%", "thickness": 12},
+        },
+    )  # fmt: skip
+    return found | {"frames": frames}
 
 
-def heatmap(values: np.ndarray) -> dict[str, Any]:
-    """Return frames of a heatmap as bytes: 255 is the largest value of all frames.
+def shown_layers(recorded: Evolution) -> list[int]:
+    """Return the largest layers, in their order."""
+    return sorted(np.argsort(-recorded.sizes, kind="stable")[:MOST_LAYERS].tolist())
 
-    Args:
-        values: [frames, rows, columns], not negative.
+
+def _title(recorded: Evolution, layer: int) -> str:
+    return label(f"{recorded.names[layer]}: {recorded.sizes[layer]:,} values")
+
+
+def _in_percent(frames: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return frames in percent of the largest value of all of them, a byte each; and that value."""
+    frames = np.nan_to_num(frames.astype(np.float64), posinf=0.0)
+    largest = float(frames.max())
+    return np.rint(frames / (largest or 1.0) * 100).astype(np.uint8), largest
+
+
+def _encoded(values: np.ndarray) -> dict[str, str]:
+    """Return bytes as plotly writes arrays in JSON.
 
     Example:
-        >>> heatmap(np.array([[[0.0, 2.0]]]))
-        {'shape': [1, 1, 2], 'largest': 2.0, 'bytes': 'AP8='}
+        >>> _encoded(np.array([[0, 255]], np.uint8))
+        {'dtype': 'u1', 'bdata': 'AP8=', 'shape': '1, 2'}
     """
-    values = np.nan_to_num(values.astype(np.float64), posinf=0.0)
-    largest = float(values.max())
-    bytes_ = np.rint(values / (largest or 1.0) * 255).astype(np.uint8).tobytes()
-    return {
-        "shape": list(values.shape),
-        "largest": rounded(largest),
-        "bytes": base64.b64encode(bytes_).decode(),
-    }
+    text = base64.b64encode(values.tobytes()).decode()
+    return {"dtype": "u1", "bdata": text, "shape": ", ".join(map(str, values.shape))}
 
 
-def _list(values: np.ndarray) -> list[float | None]:
-    return [rounded(value) for value in values]
+def norms(recorded: Evolution) -> dict[str, Any]:
+    """Draw the norms of the gradients, and each layer's highest elements, over the epochs."""
+
+    def lines(values: dict[str, np.ndarray], legend: str) -> list[dict[str, Any]]:
+        return [
+            line(zip(recorded.epochs.tolist(), each.tolist(), strict=True), i, name)
+            | {"legend": legend, "legendgroup": f"{legend} {i}"}
+            for i, (name, each) in enumerate(values.items())
+        ]
+
+    def highest(letter: str, values: np.ndarray) -> Panel:
+        traces = lines({recorded.names[i]: values[i] for i in shown_layers(recorded)}, "legend2")
+        title = f"Highest element of |{letter}|\nover the layer's largest |A|"
+        return Panel(title, traces, titled("epoch"), {"rangemode": "tozero"})
+
+    sums = {"|A|": recorded.accumulated_norm, "sum of |G|": recorded.summed_norm,
+            "|G|": recorded.gradient_norm}  # fmt: skip
+    traces = lines(sums, "legend")
+    traces[1] |= {"fill": "tonexty", "fillcolor": "rgba(127, 127, 127, 0.2)"}
+    title = "Norms: Σ over layers of ‖·‖₁ / size\nbetween the sums: the dissolving norm"
+    panels = [
+        Panel(title, traces, titled("epoch"), {"rangemode": "tozero"}),
+        highest("G", recorded.highest_gradient),
+        highest("A", recorded.highest_accumulated),
+    ]
+    legend = {"orientation": "h", "y": -0.08, "yanchor": "top"}
+    return figure(panels, columns=1, height=270, legend2=legend)

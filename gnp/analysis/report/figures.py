@@ -1,119 +1,154 @@
-"""The figures of a page, as plotly takes them in JSON.
+"""Figures, in plotly's JSON: panels under one legend, which page.js sets in columns."""
 
-A color is written `var(--NAME)`, or `var(--NAME) 20%` for a faint one: the page's script puts in
-what the style sheet says for light or dark.
-"""
-
-import math
-from collections.abc import Iterable, Sequence
+import html
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
+
+from plotly.colors import qualitative
 
 _T = TypeVar("_T")
 
-# Neighbors differ in all three, and no two of the first 105 are alike.
-COLORS = 7
-DASHES = ("solid", "8px,3px", "2px,3px", "8px,3px,2px,3px", "14px,4px")
-MARKERS = ("circle", "square", "triangle-up")
-MOST_POINTS = 250  # of a line
+# Seen on white and on black. Neighbors differ in all three, and no two of the first 30 are alike.
+_COLORS = qualitative.D3
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_MARKERS = ("circle", "square", "triangle-up")
+_MOST_POINTS = 250  # of a line
 
 
-class Figure(NamedTuple):
-    """A figure of the page.
+class Panel(NamedTuple):
+    """A plot among others of a figure.
 
     Attributes:
-        title, note: above it.
-        description: for those who do not see it.
-        traces, layout: as plotly's.
+        title: above it, in one line or two.
+        traces: lines of one legendgroup are shown and hidden together.
+        xaxis, yaxis: as in plotly's layout.
     """
 
     title: str
-    note: str
-    description: str
     traces: list[dict[str, Any]]
-    layout: dict[str, Any]
+    xaxis: dict[str, Any]
+    yaxis: dict[str, Any]
 
 
-def style(index: int) -> dict[str, Any]:
-    """Return color, dash and marker of the group with that number.
-
-    Example:
-        >>> style(8)
-        {'color': 'var(--series-1)', 'dash': '8px,3px,2px,3px', 'marker': 'triangle-up'}
-    """
-    return {
-        "color": f"var(--series-{index % COLORS})",
-        "dash": DASHES[index % len(DASHES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
-
-
-def line_of(line: Sequence[tuple[float, float]], index: int, name: str) -> dict[str, Any]:
-    """Return a group's line, with its color, dash and marker."""
-    look = style(index)
-    marker = {"symbol": look["marker"], "size": 7, "maxdisplayed": 8, "color": look["color"]}
-    return bare_line(line, index) | {
-        "mode": "lines+markers",
-        "name": name,
-        "line": {"color": look["color"], "width": 2.25, "dash": look["dash"]},
-        "marker": marker,
-    }
-
-
-def bare_line(line: Sequence[tuple[float, float]], index: int) -> dict[str, Any]:
-    """Return the points of a group, as yet without a style."""
-    return {
-        "type": "scatter",
-        "x": [x for x, _ in line],
-        "y": [rounded(y) for _, y in line],
-        "meta": {"group": index},
-    }
-
-
-def rounded(value: Any, digits: int = 4) -> float | None:
-    """Return a number with few digits, which make a small page; None where it is not finite.
-
-    Example:
-        >>> rounded(0.123456), rounded(float("nan"))
-        (0.1235, None)
-    """
-    value = float(value)
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def thinned(line: Sequence[_T]) -> list[_T]:
-    """Return at most MOST_POINTS, evenly, with the first and the last."""
-    return [line[i] for i in evenly(len(line), MOST_POINTS)]
-
-
-def evenly(number: int, most: int) -> list[int]:
-    """Return at most `most` indices below `number`, evenly, with the first and the last.
-
-    Example:
-        >>> evenly(3, 5), evenly(9, 3)
-        ([0, 1, 2], [0, 4, 8])
-    """
-    if number <= most:
-        return list(range(number))
-    return [round(i * (number - 1) / (most - 1)) for i in range(most)]
-
-
-def log_axis(values: Iterable[float | None]) -> dict[str, Any]:
-    """Return a logarithmic axis with few round ticks.
+def figure(
+    panels: Sequence[Panel], columns: int, height: int = 300, hidden: Collection[str] = (),
+    **layout: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a figure of panels; each legendgroup has one entry in its legend.
 
     Args:
-        values: those that are positive and finite have a place on it.
+        panels: at least one.
+        columns: on a wide screen; on a phone there is one.
+        height: of a row, in pixels.
+        hidden: legendgroups of which only the entry is seen at first.
+        layout: further attributes of it.
+    """
+    traces, axes, titles = [], dict[str, Any](), []
+    entries = dict[str, int]()  # legendgroup -> lines of text in the legend
+    for number, panel in zip(["", *range(2, len(panels) + 1)], panels, strict=True):
+        axes |= {f"xaxis{number}": panel.xaxis, f"yaxis{number}": panel.yaxis}
+        titles.append({
+            "text": f"<b>{label(panel.title)}</b>", "xref": f"x{number} domain", "x": 0,
+            "xanchor": "left", "yref": f"y{number} domain", "y": 1, "yanchor": "bottom",
+            "align": "left", "showarrow": False,
+        })  # fmt: skip
+        for trace in panel.traces:
+            group = trace.get("legendgroup", "")
+            is_entry = "name" in trace and group not in entries
+            traces.append(
+                trace | {"xaxis": f"x{number}", "yaxis": f"y{number}", "showlegend": is_entry}
+                | ({"visible": "legendonly"} if group in hidden else {})
+            )  # fmt: skip
+            if is_entry:
+                entries[group] = 1 + trace["name"].count("<br>")
+    return {
+        "data": traces,
+        "layout": {
+            "meta": {
+                "panels": len(panels),
+                "columns": columns,
+                "height": height,
+                "legend": sum(entries.values()),
+            },
+            "annotations": titles,
+            "hovermode": "closest",
+            "hoverlabel": {"namelength": -1},
+            "showlegend": len(entries) > 1,
+            "legend": {"orientation": "h", "y": 1, "yanchor": "bottom"},
+            "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+            **axes,
+            **layout,
+        },
+    }
+
+
+def line(points: Iterable[tuple[float, float]], index: int, name: str = "") -> dict[str, Any]:
+    """Return a line of the group with that number.
+
+    Args:
+        points: (x, y).
+        index: says its color, dash and marker.
+        name: the line has markers and an entry in the legend; without one it is bare.
+    """
+    points = list(points)
+    color = _COLORS[index % len(_COLORS)]
+    found = {
+        "type": "scatter", "mode": "lines", "legendgroup": str(index), "x": [x for x, _ in points],
+        "y": [rounded(y) for _, y in points], "line": {"color": color, "width": 1},
+    }  # fmt: skip
+    if not name:
+        return found | {"hoverinfo": "skip"}
+    return found | {
+        "mode": "lines+markers", "name": label(name),
+        "line": {"color": color, "width": 2.25, "dash": _DASHES[index % len(_DASHES)]},
+        "marker": {"symbol": _MARKERS[index % len(_MARKERS)], "size": 7, "maxdisplayed": 8},
+    }  # fmt: skip
+
+
+def label(text: str, width: int = 38) -> str:
+    r"""Return text in lines that fit a phone; what looks like HTML in it is text to plotly.
 
     Example:
-        >>> log_axis([0.3, 4.0])["tickvals"]
-        [0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+        >>> label("<b>", 9), label("one two three\nfour", 9)
+        ('&lt;b&gt;', 'one two<br>three<br>four')
     """
-    shown = [value for value in values if value and 0 < value < math.inf]
-    if not shown:
-        return {"type": "log"}
-    low, high = math.log10(min(shown)), math.log10(max(shown))
-    steps = (1, 2, 5) if high - low < 2.5 else (1,)
-    every = max(1, math.ceil((high - low) / 6))
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [float(f"{i}e{power}") for power in powers if power % every == 0 for i in steps]
-    ticks = [tick for tick in ticks if tick and low - 0.4 < math.log10(tick) < high + 0.4]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def titled(text: str) -> dict[str, Any]:
+    """Return an axis with a title."""
+    return {"title": {"text": text}}
+
+
+def rounded(value: float) -> float:
+    """Return a number with four digits, which make a small page.
+
+    Example:
+        >>> rounded(0.123456)
+        0.1235
+    """
+    return float(f"{value:.4g}")
+
+
+def thinned(line: Sequence[_T], most: int = _MOST_POINTS) -> list[_T]:
+    """Return at most so many, evenly, with the first and the last.
+
+    Example:
+        >>> thinned(range(9), 3)
+        [0, 4, 8]
+    """
+    number = len(line)
+    if number <= most:
+        return list(line)
+    return [line[round(i * (number - 1) / (most - 1))] for i in range(most)]
+
+
+def value_axis(traces: Iterable[dict[str, Any]], ratio: float = 10) -> dict[str, Any]:
+    """Return an axis from zero; a logarithmic one where the largest value is so much larger."""
+    values = [y for trace in traces for y in trace["y"]]
+    if not values or min(values) <= 0 or max(values) <= ratio * min(values):
+        return {"rangemode": "tozero"}
+    ticks = {"dtick": "D2"} if max(values) < 300 * min(values) else {"nticks": 6}  # D2: 1, 2, 5
+    return {"type": "log", "tickformat": "~g", **ticks}

@@ -38,7 +38,11 @@ class Group(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """True where no method of this project takes part."""
-        return is_plain(self.config)
+        return (
+            not (self.config["gnp.r"] and _weight(self.config))
+            and self.config["opt.centralize"] == "none"
+            and self.config["opt.opt_type"] not in _OPTIMIZERS
+        )
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -133,15 +137,6 @@ def show(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={show(each)}" for name, each in value.items()) or "{}"
     return str(value)
-
-
-def is_plain(config: Mapping[str, Any]) -> bool:
-    """Tell whether a config has no penalty, no centralization and a Euclidean optimizer."""
-    return (
-        not (config["gnp.r"] and _weight(config))
-        and config["opt.centralize"] == "none"
-        and config["opt.opt_type"] not in _OPTIMIZERS
-    )
 
 
 def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:

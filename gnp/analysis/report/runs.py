@@ -4,7 +4,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -200,7 +200,7 @@ def epoch_seconds(run: Run) -> float | None:
         >>> epoch_seconds(Run(Path(), {}, rows))
         2.0
     """
-    return _median(_without_first([seconds for _, seconds in points(run, "epoch_seconds")]))
+    return _usual([seconds for _, seconds in points(run, "epoch_seconds")])
 
 
 def step_seconds(run: Run) -> float | None:
@@ -215,13 +215,9 @@ def step_seconds(run: Run) -> float | None:
         steps, before = row["step"] - before, row["step"]
         if steps > 0 and is_number(row.get("epoch_seconds")):
             seconds.append(row["epoch_seconds"] / steps)
-    return _median(_without_first(seconds))
+    return _usual(seconds)
 
 
-def _without_first(values: list[float]) -> list[float]:
-    return values[1:] or values
-
-
-def _median(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return statistics.median(values) if values else None
+def _usual(values: Sequence[float]) -> float | None:
+    """Return the median without the first, which compiles, unless it is the only one."""
+    return statistics.median(values[1:] or values) if values else None

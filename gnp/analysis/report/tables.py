@@ -10,10 +10,17 @@ from typing import NamedTuple
 
 import config as configs
 from gnp.analysis.command_line import UsageError
-from gnp.analysis.report import runs as of_run
 from gnp.analysis.report.groups import Group, data_of, differing_keys, show
-from gnp.analysis.report.runs import Run
-from gnp.analysis.report.sharpness import read_sharpness, value_of
+from gnp.analysis.report.runs import (
+    Run,
+    epoch_seconds,
+    final_value,
+    points,
+    step_seconds,
+    total_seconds,
+)  # fmt: skip
+from gnp.analysis.report.sharpness import value_of
+from gnp.analysis.sharpness.files import read_results
 from gnp.training.files import FileFormatError
 
 # Name in sharpness.json -> heading. The eigenvalues are a list, largest first.
@@ -26,37 +33,33 @@ DASH = "–"
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of some values; no deviation of a single one."""
+    """Mean, standard deviation (None of a single value) and median of some values."""
 
     mean: float
     deviation: float | None
+    median: float
 
 
 class Summary(NamedTuple):
-    """A group's numbers; None where nothing was measured.
+    """A group's numbers, of the runs that are at their end where there are such.
 
     Attributes:
         group: whose they are.
-        median, final, best: of the error after the last epoch, and of its smallest one.
-        averaged: of the parameters' average after the last epoch.
         errors: of each run after its last epoch.
-        total_seconds, epoch_seconds, step_seconds: medians over its runs.
-        epoch_ratio, step_ratio: over the baseline's.
-        sharpness: name -> of the runs' last checkpoints.
+        spreads: over the runs, of what `measure` returns; without what no run has.
     """
 
     group: Group
-    median: float | None
-    final: Spread | None
-    best: Spread | None
-    averaged: Spread | None
     errors: tuple[float, ...]
-    total_seconds: float | None
-    epoch_seconds: float | None
-    step_seconds: float | None
-    epoch_ratio: float | None
-    step_ratio: float | None
-    sharpness: dict[str, Spread]
+    spreads: dict[str, Spread]
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean over the runs; None where nothing was measured."""
+        return self.spreads[name].mean if name in self.spreads else None
+
+    def median(self, name: str) -> float | None:
+        """Return the median over the runs; None where nothing was measured."""
+        return self.spreads[name].median if name in self.spreads else None
 
 
 class Section(NamedTuple):
@@ -72,7 +75,7 @@ class Section(NamedTuple):
     title: str
     metric: str
     summaries: tuple[Summary, ...]
-    baseline: Group | None
+    baseline: Summary | None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -89,6 +92,12 @@ class Section(NamedTuple):
         """The error in words, such as `test error`."""
         return self.metric.replace("_rate", "").replace("_", " ")
 
+    def cost(self, summary: Summary, unit: str) -> float | None:
+        """Return a group's seconds of a "step" or an "epoch" over the baseline's."""
+        seconds = summary.median(f"{unit}_seconds")
+        base = self.baseline.median(f"{unit}_seconds") if self.baseline else None
+        return seconds / base if seconds is not None and base else None
+
 
 def sections(groups: Sequence[Group], baseline: Group | None = None) -> list[Section]:
     """Return the groups by data set and error, each with its numbers.
@@ -98,17 +107,17 @@ def sections(groups: Sequence[Group], baseline: Group | None = None) -> list[Sec
         baseline: of the section that has it. Elsewhere, and where it is None, the only plain
             group there is.
     """
-    found: dict[tuple[str, ...], list[Group]] = {}
+    found: dict[tuple[str, ...], list[Summary]] = {}
     for group in groups:
         data = (show(group.config.get(f"dataset.{key}")) for key in ("data_dir", "target"))
         key = group.runs[0].metric, data_of(group.config), *data
-        found.setdefault(key, []).append(group)
+        found.setdefault(key, []).append(summarize(group))
     made = []
     for title, (key, members) in zip(_titles(list(found)), found.items(), strict=True):
-        base = baseline if baseline in members else _only_plain(members)
-        summaries = [summarize(group, base) for group in members]
-        summaries.sort(key=lambda s: (s.final is None, s.final.mean if s.final else 0.0))
-        made.append(Section(title, key[0], tuple(summaries), base))
+        named = [summary for summary in members if summary.group is baseline]
+        plain = named or [summary for summary in members if summary.group.is_plain]
+        members.sort(key=lambda s: (s.mean("final") is None, s.mean("final") or 0.0))
+        made.append(Section(title, key[0], tuple(members), plain[0] if len(plain) == 1 else None))
     return made
 
 
@@ -143,87 +152,69 @@ def find_baseline(wanted: str, groups: Sequence[Group]) -> Group:
     )
 
 
-def _only_plain(groups: Sequence[Group]) -> Group | None:
-    plain = [group for group in groups if group.is_plain]
-    return plain[0] if len(plain) == 1 else None
+def summarize(group: Group) -> Summary:
+    """Return the numbers of a group."""
+    measured = [measure(run) for run in group.measured]
+    errors = [each["final"] for each in measured if "final" in each]
+    names = {name: None for each in measured for name in each}
+    values = {name: [each[name] for each in measured if name in each] for name in names}
+    return Summary(group, tuple(errors), {name: spread(each) for name, each in values.items()})
 
 
-def summarize(group: Group, baseline: Group | None) -> Summary:
-    """Return the numbers of a group, of the runs that are at their end where there are such."""
-    final: list[float] = []
-    best: list[float] = []
-    averaged: list[float] = []
-    for run in group.measured:
-        errors = [value for _, value in of_run.points(run, run.metric)]
-        last = of_run.final_value(run, run.metric)
-        final += [] if last is None else [last]
-        best += [min(errors)] if errors else []
-        smoothed = of_run.final_value(run, run.averaged_metric)
-        averaged += [] if smoothed is None else [smoothed]
-    epoch, step = (
-        _median_of(group.measured, value) for value in (of_run.epoch_seconds, of_run.step_seconds)
-    )
-    base = baseline.measured if baseline else ()
-    return Summary(
-        group,
-        statistics.median(final) if final else None,
-        spread(final),
-        spread(best),
-        spread(averaged),
-        tuple(final),
-        _median_of(group.measured, of_run.total_seconds) or None,
-        epoch,
-        step,
-        _ratio(epoch, _median_of(base, of_run.epoch_seconds)),
-        _ratio(step, _median_of(base, of_run.step_seconds)),
-        _sharpness(group.measured),
-    )
+def measure(run: Run) -> dict[str, float]:
+    """Return what is compared of a run, without what was not measured.
+
+    Returns:
+        "final", "best" and "ema": the error after the last epoch, in its smallest one, and of the
+        parameters' average after the last; "total_seconds", "epoch_seconds", "step_seconds"; of
+        the last checkpoint that was measured, what SHARPNESS names.
+    """
+    try:
+        checkpoints = read_results(run.path / "sharpness.json")
+    except (FileFormatError, OSError):
+        checkpoints = []  # the page says so
+    found = {
+        "final": final_value(run, run.metric),
+        "best": min((error for _, error in points(run, run.metric)), default=None),
+        "ema": final_value(run, run.averaged_metric),
+        "total_seconds": total_seconds(run) or None,
+        "epoch_seconds": epoch_seconds(run),
+        "step_seconds": step_seconds(run),
+        **{name: value_of(checkpoints[-1], name) for name in SHARPNESS if checkpoints},
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """Return mean and standard deviation; None of nothing.
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean, standard deviation and median of some values.
 
     Example:
         >>> spread([1.0, 3.0])
-        Spread(mean=2.0, deviation=1.4142135623730951)
+        Spread(mean=2.0, deviation=1.4142135623730951, median=2.0)
     """
-    if not values:
-        return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def _median_of(runs: Sequence[Run], value: Callable[[Run], float | None]) -> float | None:
-    values = [found for run in runs if (found := value(run)) is not None]
-    return statistics.median(values) if values else None
-
-
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
-
-
-def _sharpness(runs: Sequence[Run]) -> dict[str, Spread]:
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        try:
-            checkpoints = read_sharpness(run)
-        except (FileFormatError, OSError):
-            continue  # the page says so
-        for name in SHARPNESS:
-            value = value_of(checkpoints[-1], name) if checkpoints else None
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    return {name: found for name, each in values.items() if (found := spread(each))}
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, statistics.median(values))
 
 
 # Words.
+
+
+def counted(number: int, word: str, words: str = "") -> str:
+    """Return a number and its word.
+
+    Example:
+        >>> counted(1, "run"), counted(2, "run")
+        ('1 run', '2 runs')
+    """
+    return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 def mean_and_deviation(found: Spread | None, number: Callable[[float], str]) -> str:
     """Return `1.25 ± 0.10`, in the form that `number` gives.
 
     Example:
-        >>> mean_and_deviation(Spread(0.0125, 0.001), "{:.2%}".format)
-        '1.25 ± 0.10%'
+        >>> mean_and_deviation(spread([0.01, 0.02]), "{:.2%}".format)
+        '1.50 ± 0.71%'
     """
     if found is None:
         return DASH
@@ -254,15 +245,13 @@ def error_format(section: Section) -> Callable[[float], str]:
     return three_digits([error for summary in section.summaries for error in summary.errors])
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Return seconds in the unit that suits them.
 
     Example:
         >>> duration(0.0123), duration(75.2), duration(4000), duration(200000)
         ('0.012 s', '75 s', '67 min', '55.6 h')
     """
-    if seconds is None:
-        return DASH
     if seconds < 1:
         return f"{seconds:.2g} s"
     if seconds < 10:
@@ -293,109 +282,92 @@ def progress_in_words(run: Run) -> str:
 
 
 class Column(NamedTuple):
-    """A column of the table of results: heading, text of a cell, and what it is sorted by."""
+    """A column of a table: heading, a text a row, and what the rows are sorted by."""
 
     heading: str
-    text: Callable[[Summary], str]
-    value: Callable[[Summary], float | None]
+    texts: list[str]
+    values: Sequence[float | str | None]
+
+
+def column(heading: str, values: Sequence[float | None], form: Callable[[float], str]) -> Column:
+    """Return a column of numbers, of which those that are missing are dashes.
+
+    Example:
+        >>> column("time", [1.5, None], duration)
+        Column(heading='time', texts=['1.5 s', '–'], values=[1.5, None])
+    """
+    texts = [DASH if value is None else form(value) for value in values]
+    return Column(heading, texts, list(values))
 
 
 def columns(section: Section) -> list[Column]:
-    """Return the columns after the group's name; empty ones are left out."""
-    number = error_format(section)
+    """Return the columns after the group's name; optional ones without a number are left out."""
+    groups, number = section.summaries, error_format(section)
+
+    def means(heading: str, name: str, form: Callable[[float], str]) -> Column:
+        texts = [mean_and_deviation(s.spreads.get(name), form) for s in groups]
+        return Column(heading, texts, [s.mean(name) for s in groups])
+
+    def medians(heading: str, name: str, form: Callable[[float], str]) -> Column:
+        return column(heading, [s.median(name) for s in groups], form)
+
+    def costs(unit: str) -> list[float | None]:
+        return [section.cost(s, unit) for s in groups]
+
     found = [
-        Column("runs", lambda s: str(len(s.group.runs)), lambda s: len(s.group.runs)),
-        _spread_column(section.error, lambda s: s.final, number),
         Column(
-            "median", lambda s: DASH if s.median is None else number(s.median), lambda s: s.median
+            "runs", [str(len(s.group.runs)) for s in groups], [len(s.group.runs) for s in groups]
         ),
+        means(section.error, "final", number),
+        medians("median", "final", number),
     ]
-    if any(summary.best != summary.final for summary in section.summaries):
-        found.append(_spread_column("best epoch", lambda s: s.best, number))
-    if any(summary.averaged is not None for summary in section.summaries):
-        found.append(_spread_column("of the average", lambda s: s.averaged, number))
-    found += [
-        Column("time", lambda s: duration(s.total_seconds), lambda s: s.total_seconds),
-        Column("an epoch", lambda s: duration(s.epoch_seconds), lambda s: s.epoch_seconds),
-    ]
-    if any(summary.epoch_ratio is not None for summary in section.summaries):
-        found.append(Column("cost", lambda s: _times(s.epoch_ratio), lambda s: s.epoch_ratio))
-    if any(_ratios_differ(summary) for summary in section.summaries):
-        found.append(
-            Column("cost of a step", lambda s: _times(s.step_ratio), lambda s: s.step_ratio)
-        )
+    if any(s.spreads.get("best") != s.spreads.get("final") for s in groups):
+        found.append(means("best epoch", "best", number))
+    if any("ema" in s.spreads for s in groups):
+        found.append(means("of the average", "ema", number))
+    found.append(medians("time", "total_seconds", duration))
+    found.append(medians("an epoch", "epoch_seconds", duration))
+    epoch, step = costs("epoch"), costs("step")
+    if any(epoch):
+        found.append(column("cost", epoch, "{:.2f}".format))
+    # They differ where epochs have different numbers of steps.
+    if any(a and b and abs(a - b) > 0.01 * a for a, b in zip(epoch, step, strict=True)):
+        found.append(column("cost of a step", step, "{:.2f}".format))
     for name, heading in SHARPNESS.items():
-        if any(name in summary.sharpness for summary in section.summaries):
-            found.append(_sharpness_column(section, heading, name))
+        if known := [mean for s in groups if (mean := s.mean(name)) is not None]:
+            found.append(means(heading, name, three_digits(known)))
     return found
-
-
-def _sharpness_column(section: Section, heading: str, name: str) -> Column:
-    means = [s.sharpness[name].mean for s in section.summaries if name in s.sharpness]
-    return _spread_column(heading, lambda s: s.sharpness.get(name), three_digits(means))
-
-
-def _spread_column(
-    heading: str, value: Callable[[Summary], Spread | None], number: Callable[[float], str]
-) -> Column:
-    def mean(summary: Summary) -> float | None:
-        found = value(summary)
-        return found.mean if found else None
-
-    return Column(heading, lambda s: mean_and_deviation(value(s), number), mean)
-
-
-def _ratios_differ(summary: Summary) -> bool:
-    """Tell whether they differ, as they do where epochs have different numbers of steps."""
-    if summary.epoch_ratio is None or summary.step_ratio is None:
-        return False
-    return abs(summary.epoch_ratio - summary.step_ratio) > 0.01 * summary.epoch_ratio
-
-
-def _times(ratio: float | None) -> str:
-    return DASH if ratio is None else f"{ratio:.2f}"
 
 
 def legend(section: Section) -> str:
     """Explain the columns."""
-    cost = (
-        f" Cost: of an epoch, over that of {section.baseline.name}."
-        if section.baseline
-        else " No cost ratio: name a baseline with --baseline=NAME."
-    )
-    best = (
-        " Best epoch: the smallest of a run, which the same examples chose."
-        if any(column.heading == "best epoch" for column in columns(section))
-        else ""
-    )
-    average = (
-        " Of the average: of the parameters' exponential moving average, after the last epoch."
-        if any(summary.averaged is not None for summary in section.summaries)
-        else ""
-    )
-    return (
+    headings = [column.heading for column in columns(section)]
+    words = [
         f"{section.error.capitalize()}: after the last epoch, mean ± standard deviation over the "
-        f"runs.{best}{average} Time: of training alone, median over the runs; an epoch: without "
-        f"the first, which compiles.{cost}"
+        "runs."
+    ]
+    if "best epoch" in headings:
+        words.append("Best epoch: the smallest of a run, which the same examples chose.")
+    if "of the average" in headings:
+        words.append(
+            "Of the average: of the parameters' exponential moving average, after the last epoch."
+        )
+    words.append(
+        "Time: of training alone, median over the runs; an epoch: without the first, which "
+        "compiles."
     )
+    if section.baseline:
+        words.append(f"Cost: of an epoch, over that of {section.baseline.group.name}.")
+    else:
+        words.append("No cost ratio: name a baseline with --baseline=NAME.")
+    return " ".join(words)
 
 
-def differences(section: Section) -> tuple[list[str], list[list[str]]]:
-    """Return the keys that are not the same in all groups, and each group's values of them."""
-    configs = [group.config for group in section.groups]
-    keys = differing_keys(configs)
-    return keys, [[show(config.get(key)) for key in keys] for config in configs]
-
-
-def are_usual(rows: Sequence[Sequence[str]]) -> list[list[bool]]:
-    """Tell of each value whether it is the commonest one of its column.
-
-    Example:
-        >>> are_usual([["a"], ["b"], ["a"]])
-        [[True], [False], [True]]
-    """
-    usual = [statistics.mode(column) for column in zip(*rows, strict=True)]
-    return [[value == most for value, most in zip(row, usual, strict=True)] for row in rows]
+def differences(section: Section) -> list[Column]:
+    """Return the config keys that are not the same in all groups, with each group's value."""
+    found = [group.config for group in section.groups]
+    texts = {key: [show(config.get(key)) for config in found] for key in differing_keys(found)}
+    return [Column(key, each, each) for key, each in texts.items()]
 
 
 def markdown(found: Sequence[Section], notes: Sequence[str]) -> str:
@@ -403,31 +375,20 @@ def markdown(found: Sequence[Section], notes: Sequence[str]) -> str:
     lines = ["# Report", ""]
     lines += [f"- {_cell(note)}" for note in notes] + [""] * bool(notes)
     for section in found:
-        cells = columns(section)
-        lines += [f"## {_cell(section.title)}", ""]
-        lines += _table(
-            ["group", *(column.heading for column in cells)],
-            [[_name(s.group), *(column.text(s) for column in cells)] for s in section.summaries],
-        )
+        states = [(group.name, state_in_words(group)) for group in section.groups]
+        names = [f"{name} ({state})" if state else name for name, state in states]
+        lines += [f"## {_cell(section.title)}", "", *_table(names, columns(section), "---:")]
         lines += ["", _cell(legend(section)), ""]
-        keys, values = differences(section)
-        if keys:
-            lines += ["What differs:", ""]
-            rows = [[group.name, *row] for group, row in zip(section.groups, values, strict=True)]
-            lines += [*_table(["group", *keys], rows, numbers=False), ""]
+        if different := differences(section):
+            names = [group.name for group in section.groups]
+            lines += ["What differs:", "", *_table(names, different, "---"), ""]
     return "\n".join(lines)
 
 
-def _name(group: Group) -> str:
-    state = state_in_words(group)
-    return f"{group.name} ({state})" if state else group.name
-
-
-def _table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True
-) -> list[str]:
-    rule = ["---", *(["---:" if numbers else "---"] * (len(headings) - 1))]
-    return [f"| {' | '.join(map(_cell, row))} |" for row in (headings, rule, *rows)]
+def _table(names: Sequence[str], cells: Sequence[Column], rule: str) -> list[str]:
+    first = ["group", "---", *names]
+    rows = zip(first, *([each.heading, rule, *each.texts] for each in cells), strict=True)
+    return [f"| {' | '.join(map(_cell, row))} |" for row in rows]
 
 
 def _cell(text: str) -> str:
@@ -447,22 +408,23 @@ def comma_separated(found: Sequence[Section]) -> str:
         *(f"{name}_{what}" for name in SHARPNESS for what in ("mean", "deviation")),
         "directories",
     ]  # fmt: skip
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
+    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for section in found:
         for s in section.summaries:
-            nothing = (None, None)
+            row: dict[str, object] = {}
+            for name, each in s.spreads.items():
+                row[name] = each.median
+                row |= {f"{name}_{what}": value for what, value in each._asdict().items()}
+            row |= {f"{unit}_cost_ratio": section.cost(s, unit) for unit in ("epoch", "step")}
             writer.writerow(
-                [
-                    _inert(s.group.config["dataset.dataset_name"]), _inert(s.group.name),
-                    section.metric,
-                    len(s.group.runs), len(s.group.finished), s.median, *(s.final or nothing),
-                    *(s.best or nothing), *(s.averaged or nothing),
-                    s.total_seconds, s.epoch_seconds, s.step_seconds, s.epoch_ratio,
-                    s.step_ratio, _inert(section.baseline.name if section.baseline else ""),
-                    *(value for name in SHARPNESS for value in s.sharpness.get(name, nothing)),
-                    _inert(" ".join(str(run.path) for run in s.group.runs)),
-                ]
+                row | {
+                    "dataset": _inert(s.group.config["dataset.dataset_name"]),
+                    "group": _inert(s.group.name), "metric": section.metric,
+                    "runs": len(s.group.runs), "finished": len(s.group.finished),
+                    "baseline": _inert(section.baseline.group.name if section.baseline else ""),
+                    "directories": _inert(" ".join(str(run.path) for run in s.group.runs)),
+                }
             )  # fmt: skip
     return file.getvalue()
 

@@ -202,13 +202,17 @@ def error_cell(errors: Sequence[float | None]) -> str:
     Example:
         >>> error_cell([0.02, 0.04, None])
         '3.00 ± 1.41% (1 of 3 failed)'
+        >>> error_cell([None])
+        '- (1 of 1 failed)'
     """
     values = [100 * error for error in errors if error is not None]
-    text = "-" if not values else f"{statistics.fmean(values):.2f}"
+    text = f"{statistics.fmean(values):.2f}" if values else "-"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.2f}"
+    if values:
+        text += "%"
     failed = len(errors) - len(values)
-    return f"{text}% ({failed} of {len(errors)} failed)" if failed else f"{text}%"
+    return f"{text} ({failed} of {len(errors)} failed)" if failed else text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import optimizer
 from config.rules import problems
+from model import get_model
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -116,6 +118,22 @@ def test_links_lead_somewhere(page):
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_the_page_of_models_lists_every_registered_name(registered_models):
+    text = (DOCS / "models.md").read_text()
+    assert [name for name in registered_models if f"| `{name}` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["EvolutionIrisMLP", "WideResNet_16_4", "ViT_TI16"])
+def test_the_page_of_models_counts_parameters(name):
+    line = re.search(rf"^\| `{name}` .*$", (DOCS / "models.md").read_text(), re.MULTILINE)
+    *_, shape, classes, parameters, _, _ = (cell.strip() for cell in line[0].split("|"))
+    module = get_model(name, int(classes.replace(",", "")))
+    x = jnp.zeros((1, *map(int, shape.split(" × "))))
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert f"{count:,}" == parameters
 
 
 def test_the_reference_has_every_public_name(monkeypatch):

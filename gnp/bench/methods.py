@@ -1,47 +1,58 @@
 """The methods side by side: gradients and time a step, and the test error on a part of MNIST.
 
-    python -m gnp.bench.methods --data_dir DIR --out DIR [--seeds N] [--runs N] [--jobs N]
-        [--methods NAME ...] [--page FILE]
+    python -m gnp.bench.methods --data_dir=DIR --out=DIR [--seeds=N] [--runs=N] [--jobs=N]
+        [--methods NAME ...]
 
 Each method is a run of config/methods.py:mnist with some keys changed, once a seed, in a run
-directory of its own under --out. A whole run with the same config is only read there, whatever
-version of the code made it. Then the steps are measured with WideResNet_16_4 and batches of 64
-images of 32 x 32 pixels, all methods in turn; a method that penalizes some steps only has the mean
-of its two steps, weighted by how often each is taken. --page puts the table between the marks of a
-Markdown page.
+directory of its own under --out. Finished runs are only read, so the same command goes on where it
+was stopped. Then the steps are measured with WideResNet_16_4 and batches of 64 images of 32 x 32
+pixels, all methods in turn; a method that penalizes some steps only has the mean of its two steps,
+weighted by how often each is taken. OUT/methods.json
+has all measurements, and a log lies beside each run directory.
 """
 
-import argparse
-import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import ml_collections
+import numpy as np
 from tqdm import tqdm
 
 import config as configs
 import optimizer
 from config import default, load_config
-from gnp.analysis.command_line import local_path
-from gnp.analysis.report.tables import mean_and_deviation, spread
-from gnp.bench.measure import Cycle, Trainer, about_this_machine, measure_in_turn
-from gnp.bench.pages import PageError, read_page, write_page
+from gnp.analysis.command_line import Parser, local_path, make_folder
+from gnp.bench.measure import (
+    PENALTY,
+    ROOT,
+    BenchError,
+    build_steps,
+    half_spread,
+    measure_in_turn,
+    positive,
+    report,
+    run,
+)
+from gnp.training.distributed import catch_signals
 from gnp.training.files import read_rows
-from gnp.training.regularizer import build_regularizer
+from gnp.training.run_directory import refuse_other_config
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "config" / "methods.py:mnist"
-MODEL, BATCH_SIZE = "WideResNet_16_4", 64
-MARKS = ("<!-- table of gnp.bench.methods -->", "<!-- end of the table -->")
+CONFIG = str(ROOT / "config" / "methods.py:mnist")
+# Of the steps that are measured.
+STEP = {"model.model_name": "WideResNet_16_4", "batch_size": 64}
+COLUMNS = {
+    "method": "{}",
+    "gradients a step": "{:.2f}",
+    "time a step": "{:>}",
+    "test error": "{:>}",
+}
 
-_GNP = {"gnp.r": 0.05, "gnp.alpha": 0.8}
 _SAM = {"gnp.r": 0.05, "gnp.alpha": 1.0}
 _GC = {"opt.centralize": "all"}
 _ADAM = {"opt.opt_type": "Adam", "base_lr": 1e-3}
@@ -49,155 +60,140 @@ _ADAM = {"opt.opt_type": "Adam", "base_lr": 1e-3}
 METHODS: dict[str, dict[str, Any]] = {
     "SGD": {},
     "SGD + GC": _GC,
-    "SGD + GNP": _GNP,
-    "SGD + GNP + GC": {**_GNP, **_GC},
+    "SGD + GNP": PENALTY,
+    "SGD + GNP + GC": PENALTY | _GC,
     "SAM": _SAM,
     "ASAM": {"gnp.r": 0.5, "gnp.alpha": 1.0, "gnp.adaptive": True},
-    "GNP every 5th step": {**_GNP, "gnp.every": 5},
-    "GNP hybrid p = 0.5": {**_GNP, "use_hybrid_training": True, "hybrid_config.p": 0.5},
-    "LookSAM k = 5": {**_SAM, "gnp.every": 5, "gnp.reuse": 0.7},
+    "GNP every 5th step": PENALTY | {"gnp.every": 5},
+    "GNP hybrid p = 0.5": PENALTY | {"use_hybrid_training": True, "hybrid_config.p": 0.5},
+    "LookSAM k = 5": _SAM | {"gnp.every": 5, "gnp.reuse": 0.7},
     "SGD-G": {"opt.opt_type": "SGDG", "base_lr": 0.01},
     "Adam-G": {"opt.opt_type": "AdamG", "base_lr": 0.01},
     "Adam": _ADAM,
-    "Adam + GNP": {**_ADAM, **_GNP},
-    "Adam + GNP, zero warmup": {
-        **_ADAM,
-        **_GNP,
-        "gr_warmup_strategy": "zero",
-        "gnp.warmup_epochs": 5.0,
-    },
+    "Adam + GNP": _ADAM | PENALTY,
+    "Adam + GNP, zero warmup": _ADAM
+    | PENALTY
+    | {"gr_warmup_strategy": "zero", "gnp.warmup_epochs": 5.0},
 }
 
 
-class Row(NamedTuple):
-    """A line of the table.
+class Run:
+    """The training run of a method and a seed.
 
-    Attributes:
-        method: its name.
-        gradients: gradients a step, mean over the run.
-        ratio: time a step over SGD's, median of paired runs.
-        ratio_spread: half the distance between the quartiles.
-        errors: test error of each seed, as a share; None: that run failed.
+    Args:
+        method: Its name.
+        seed: From 0 on.
+        data_dir: Folder with MNIST as TFDS prepares it.
+        out: Where the run directories are.
+
+    Raises:
+        RunDirectoryError: its directory holds another run.
     """
 
-    method: str
-    gradients: float
-    ratio: float
-    ratio_spread: float
-    errors: tuple[float | None, ...]
+    def __init__(self, method: str, seed: int, data_dir: str, out: Path) -> None:
+        self.method, self.name = method, f"{method}, seed {seed}"
+        self.directory = out / method.replace(" ", "_") / f"seed_{seed}"
+        self.log = self.directory.with_suffix(".log")
+        keys = {"seeds": seed, "init_seeds": seed, "dataset.data_dir": data_dir}
+        self._overrides = [(key, str(value)) for key, value in (METHODS[method] | keys).items()]
+        self.config = load_config(CONFIG, self._overrides)
+        if (self.directory / "config.json").exists():
+            values, defaults = map(configs.as_json, (self.config, default.get_config()))
+            advice = "choose another --out, or remove that directory"
+            refuse_other_config(self.directory, values, default.FREE_KEYS, defaults, advice)
+
+    def error(self) -> float | None:
+        """Return the test error, as a share; None where the run is not finished."""
+        rows = read_rows(self.directory / "metrics.jsonl")
+        done = rows and rows[-1]["epoch"] == self.config.total_epochs
+        return rows[-1]["test_error_rate"] if done else None
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Train, or go on, in a process of its own; what it says goes to `log`."""
+        arguments = [f"--config.{key}={value}" for key, value in self._overrides]
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.directory.parents[1] / "compiled")}
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "gnp.main.main", f"--config={CONFIG}",
+                 f"--working_dir={self.directory}", *arguments],
+                env={**cache, **os.environ, "PYTHONPATH": str(ROOT)},
+                start_new_session=True,  # a second signal, from the terminal, would end it at once
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
+
+    def last_words(self) -> str:
+        """Return the last line that it has written."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it ended early"
 
 
-def config_of(method: str, seed: int, data_dir: str) -> ml_collections.ConfigDict:
-    """Return the complete config of a method's run.
+def train(runs: Sequence[Run], jobs: int) -> list[str]:
+    """Train what is not finished; return a line for each run that failed.
 
-    Example:
-        >>> config_of("SAM", 0, "data").gnp.alpha
-        1.0
+    Args:
+        runs: Of all methods and seeds.
+        jobs: Processes at a time.
+
+    Raises:
+        KeyboardInterrupt: A signal came, and the runs have saved.
     """
-    return load_config(str(CONFIG), _overrides(method, seed, data_dir))
+    waiting = [each for each in runs if each.error() is None]
+    running: dict[Run, subprocess.Popen[bytes]] = {}
+    failures = []
+    bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", disable=None)
+    with catch_signals() as interrupt, bar:
+        while (waiting or running) and not interrupt.signal:
+            while waiting and len(running) < jobs:
+                each = waiting.pop(0)
+                running[each] = each.start()
+            time.sleep(0.1)
+            for each in [each for each in running if running[each].poll() is not None]:
+                del running[each]
+                bar.update()
+                if each.error() is None:
+                    failures.append(f"{each.name}: {each.last_words()}")
+        for process in running.values():  # a signal came: they save, and go on there the next time
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    if interrupt.signal:
+        raise KeyboardInterrupt
+    return failures
 
 
-def run_directory(out: Path, method: str, seed: int) -> Path:
-    """Return the directory of the run of a method and seed.
-
-    Example:
-        >>> run_directory(Path("runs"), "SGD + GC", 0).as_posix()
-        'runs/SGD_+_GC/seed_0'
-    """
-    return out / method.replace(" ", "_") / f"seed_{seed}"
-
-
-def penalized_share(method: str, seeds: int) -> float:
-    """Return the share of the steps that are penalized, over the runs of all seeds.
-
-    Example:
-        >>> penalized_share("SAM", seeds=1), penalized_share("SGD", seeds=1)
-        (1.0, 0.0)
-    """
+def penalized_share(configs: Sequence[ml_collections.ConfigDict]) -> float:
+    """Return the share of the steps that are penalized, over several runs."""
     shares = []
-    for seed in range(seeds):
-        config = config_of(method, seed, "unused")
-        rule = optimizer.build_step_rule(config, _steps_per_epoch(config))
-        steps = range(_steps_per_epoch(config) * config.total_epochs)
-        shares.append(statistics.fmean(rule(step) for step in steps))
+    for config in configs:
+        steps_per_epoch = int(config.dataset.subset) // config.batch_size
+        rule = optimizer.build_step_rule(config, steps_per_epoch)
+        shares.append(statistics.fmean(map(rule, range(steps_per_epoch * config.total_epochs))))
     return statistics.fmean(shares)
 
 
-def train_all(
-    methods: Sequence[str], seeds: int, data_dir: str, out: Path, jobs: int
-) -> tuple[dict[str, tuple[float | None, ...]], list[str]]:
-    """Return test errors of every method and seed, and a line for each run that failed.
+def step_times(shares: Mapping[str, float], runs: int) -> dict[str, list[float]]:
+    """Return time a step over SGD's, of each method in each run.
 
     Args:
-        methods: names.
-        seeds: how many, from 0 on.
-        data_dir: folder with MNIST as TFDS prepares it.
-        out: where the run directories are; whole ones are only read.
-        jobs: processes at a time.
+        shares: Method -> share of its steps that are penalized.
+        runs: How often each step is measured.
     """
-    wanted = [(method, seed) for seed in range(seeds) for method in methods]
-    errors: dict[tuple[str, int], float | None] = {}
-    failures: list[str] = []
-    running: set[subprocess.Popen[str]] = set()
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {
-            pool.submit(_test_error, method, seed, data_dir, out, running): (method, seed)
-            for method, seed in wanted
-        }
-        try:
-            for done in tqdm(as_completed(futures), total=len(wanted), desc="runs", unit="run"):
-                errors[futures[done]], failure = done.result()
-                if failure:
-                    failures.append(failure)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running):
-                process.terminate()  # it saves, and goes on there the next time
-            raise
-    return {m: tuple(errors[m, seed] for seed in range(seeds)) for m in methods}, failures
-
-
-def measure_all(shares: Mapping[str, float], runs: int) -> dict[str, list[float]]:
-    """Measure time a step over SGD's, for each method in each run.
-
-    Args:
-        shares: method -> share of its steps that are penalized.
-        runs: measurements of each step.
-    """
-    shares = {"SGD": 0.0, **shares}
-    steps = {
-        f"{method}, penalize={penalize}": _compiled(method, penalize)
-        for method, share in tqdm(shares.items(), desc="compiling", unit="method")
-        for penalize in _kinds(share)
-    }
-    print(f"measuring {len(steps)} steps {runs + 1} times", file=sys.stderr)
-    seconds = measure_in_turn(steps, runs)
-
-    def mean(method: str, run: int) -> float:
-        share = shares[method]
-        return sum(
-            (share if penalize else 1 - share) * seconds[f"{method}, penalize={penalize}"][run]
-            for penalize in _kinds(share)
-        )
-
-    return {m: [mean(m, run) / mean("SGD", run) for run in range(runs)] for m in shares}
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table.
-
-    Example:
-        >>> print(table([Row("SGD", 1.0, 1.0, 0.0, (0.02, 0.04))]))
-        | method | gradients a step | time a step | test error |
-        | --- | ---: | ---: | ---: |
-        | SGD | 1.00 | 1.00 ± 0.00 | 3.00 ± 1.41% |
-    """
-    lines = ["| method | gradients a step | time a step | test error |",
-             "| --- | ---: | ---: | ---: |"]  # fmt: skip
-    for row in rows:
-        ratio = f"{row.ratio:.2f} ± {row.ratio_spread:.2f}"
-        lines.append(f"| {row.method} | {row.gradients:.2f} | {ratio} | {error_cell(row.errors)} |")
-    return "\n".join(lines)
+    measures, weights = {}, {}
+    for method in tqdm({"SGD": 0.0, **shares}, desc="compiling", leave=False, disable=None):
+        keys = METHODS[method] | STEP
+        steps = build_steps(load_config(CONFIG, [(key, str(keys[key])) for key in keys]))
+        share = shares.get(method, 0.0)
+        for penalize, weight in ((False, 1 - share), (True, share)):
+            if weight:
+                name = f"{method}, penalize={penalize}"
+                measures[name], weights[name] = steps.cycle(penalize), (method, weight)
+    seconds = measure_in_turn(measures, runs)
+    totals = {method: np.zeros(runs) for method, _ in weights.values()}
+    for name, (method, weight) in weights.items():
+        totals[method] += weight * np.array(seconds[name])
+    return {method: (totals[method] / totals["SGD"]).tolist() for method in shares}
 
 
 def error_cell(errors: Sequence[float | None]) -> str:
@@ -206,193 +202,63 @@ def error_cell(errors: Sequence[float | None]) -> str:
     Example:
         >>> error_cell([0.02, 0.04, None])
         '3.00 ± 1.41% (1 of 3 failed)'
+        >>> error_cell([None])
+        '- (1 of 1 failed)'
     """
-    values = [error for error in errors if error is not None]
-    text = mean_and_deviation(spread(values), "{:.2%}".format) if values else ""
+    values = [100 * error for error in errors if error is not None]
+    text = f"{statistics.fmean(values):.2f}" if values else "-"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.2f}"
+    if values:
+        text += "%"
     failed = len(errors) - len(values)
-    return f"{text} ({failed} of {len(errors)} failed)".strip() if failed else text
+    return f"{text} ({failed} of {len(errors)} failed)" if failed else text
 
 
-def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
-    return int(config.dataset.subset) // config.batch_size
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, 1 where a run failed, 130 where stopped."""
+    return run(lambda: _bench(arguments))
 
 
-def _overrides(method: str, seed: int, data_dir: str) -> list[tuple[str, str]]:
-    changes = {
-        **METHODS[method], "seeds": seed, "init_seeds": seed, "dataset.data_dir": data_dir
-    }  # fmt: skip
-    return [(key, str(value)) for key, value in changes.items()]
-
-
-def _test_error(
-    method: str, seed: int, data_dir: str, out: Path, running: set[subprocess.Popen[str]]
-) -> tuple[float | None, str]:
-    """Return the test error of a run, or None and why it failed."""
-    directory = run_directory(out, method, seed)
-    config = config_of(method, seed, data_dir)
-    if not _is_finished(directory, config):
-        command = [
-            sys.executable, "-P", "-m", "gnp.main.main", f"--config={CONFIG}",
-            f"--working_dir={directory}",
-            f"--config.retrain={_is_of_another(directory, config)}",
-            *(f"--config.{key}={value}" for key, value in _overrides(method, seed, data_dir)),
-        ]  # fmt: skip
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
-        process = subprocess.Popen(
-            command,
-            env={**cache, **os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.add(process)
-        _, stderr = process.communicate()
-        running.discard(process)
-        if process.returncode or not _is_finished(directory, config):
-            reason = (stderr.strip().splitlines() or ["it ended early"])[-1]
-            return None, f"{method}, seed {seed}: {reason}"
-    return read_rows(directory / "metrics.jsonl")[-1]["test_error_rate"], ""
-
-
-def _is_finished(directory: Path, config: ml_collections.ConfigDict) -> bool:
-    """Tell whether the directory holds the whole run of this config."""
-    if not (directory / "config.json").exists() or _is_of_another(directory, config):
-        return False
-    rows = read_rows(directory / "metrics.jsonl")
-    return bool(rows) and rows[-1]["epoch"] == config.total_epochs
-
-
-def _is_of_another(directory: Path, config: ml_collections.ConfigDict) -> bool:
-    """Tell whether the directory holds a run of another config."""
-    file = directory / "config.json"
-    if not file.exists():
-        return False
-    try:
-        stored = json.loads(file.read_text())
-    except ValueError:
-        return True
-    expected = configs.as_json(config)
-    return any(
-        stored.get(key) != value for key, value in expected.items() if key not in default.FREE_KEYS
-    )
-
-
-def _kinds(share: float) -> Iterator[bool]:
-    """Yield the kinds of steps that are taken: plain, penalized or both."""
-    if share < 1:
-        yield False
-    if share > 0:
-        yield True
-
-
-def _compiled(method: str, penalize: bool) -> Cycle:
-    config = config_of(method, 0, "unused")
-    chain = optimizer.build_optimizer(config, _steps_per_epoch(config))
-    regularize = build_regularizer(
-        l2=lambda params: optimizer.l2_coefficients(config, params),
-        labels=optimizer.build_labels(config),
-        omega=config.opt.omega,
-    )
-    trainer = Trainer(MODEL, BATCH_SIZE, chain, regularize=regularize)
-    return trainer.cycle(penalize)
-
-
-def _rows(
-    shares: Mapping[str, float],
-    errors: Mapping[str, tuple[float | None, ...]],
-    ratios: Mapping[str, Sequence[float]],
-) -> list[Row]:
-    rows = []
-    for method, share in shares.items():
-        values = ratios[method]
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-        rows.append(
-            Row(
-                method,
-                1 + share,
-                statistics.median(values),
-                (high - low) / 2,
-                errors[method],
-            )
-        )
-    return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line; exit with 1 where a run failed, with 130 where it was stopped."""
-    parser = argparse.ArgumentParser(prog="python -m gnp.bench.methods", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def _bench(arguments: Sequence[str] | None) -> None:
+    parser = Parser("python -m gnp.bench.methods", __doc__)
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
     parser.add_argument("--out", type=local_path, required=True, help="folder for runs and results")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=7, help="measurements of each step")
-    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--runs", type=positive, default=7, help="measurements of each step")
+    parser.add_argument("--jobs", type=positive, default=1, help="training runs at a time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--page", type=local_path, help="Markdown page to put the table into")
     options = parser.parse_args(arguments)
-    if min(options.seeds, options.runs, options.jobs) < 1:
-        parser.error("--seeds, --runs and --jobs must be at least 1")
-    if options.page and list(options.methods) != list(METHODS):
-        parser.error("--page takes the table of all methods: leave --methods out")
-    run_to_end(lambda: _compare(options), options.out, options.page, MARKS)
-
-
-def run_to_end(
-    work: Callable[[], Sequence[str]], out: Path, page: Path | None, marks: tuple[str, str]
-) -> NoReturn:
-    """Do the work of a benchmark that can be stopped, and end the process.
-
-    Exits with 1 where a run failed or a file cannot be used, with 130 where it was stopped.
-
-    Args:
-        work: returns a line for each run that failed.
-        out: folder for runs and results; is made first.
-        page: into which a table is going to be put; looked at first.
-        marks: of the table's place there.
-    """
-    for each in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell ignores it for its jobs
-        signal.signal(each, _stop)
+    runs = {
+        method: [Run(method, n, options.data_dir, options.out) for n in range(options.seeds)]
+        for method in dict.fromkeys(options.methods)
+    }
+    make_folder(options.out)
+    by_seed = [each for of_seed in zip(*runs.values(), strict=True) for each in of_seed]
     try:
-        if page:
-            read_page(page, marks)
-        out.mkdir(parents=True, exist_ok=True)
-        failures = work()
+        failures = train(by_seed, options.jobs)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on in {out}", file=sys.stderr)
-        sys.exit(130)
-    except (PageError, OSError) as error:
-        sys.exit(str(error))
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    sys.exit(1 if failures else 0)
+        print(f"the same command goes on in {options.out}", file=sys.stderr)
+        raise
 
-
-def _stop(number: int, _: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _compare(options: argparse.Namespace) -> list[str]:
-    """Train, measure, write the results; return a line for each run that failed."""
-    errors, failures = train_all(
-        options.methods, options.seeds, options.data_dir, options.out, options.jobs
-    )
-    shares = {method: penalized_share(method, options.seeds) for method in options.methods}
-    rows = _rows(shares, errors, measure_all(shares, options.runs))
-    about = about_this_machine()
-    result = {**about, "seeds": options.seeds, "runs": options.runs}
-    result["rows"] = [row._asdict() for row in rows]
-    (options.out / "methods.json").write_text(json.dumps(result, indent=2) + "\n")
-    text = (
-        f"{table(rows)}\n\n{options.seeds} seeds, {options.runs} measurements of each step; "
-        f"{about['cores']} cores ({about['machine']}, {about['device']}), jax {about['jax']}."
-    )
-    (options.out / "methods.md").write_text(text + "\n")
-    print(text)
-    print(f"in {options.out}: methods.md, methods.json, a run directory for each method and seed")
-    if options.page:
-        write_page(options.page, MARKS, text)
-    return failures
+    shares = {method: penalized_share([each.config for each in runs[method]]) for method in runs}
+    rows = []
+    for method, times in step_times(shares, options.runs).items():
+        errors = [each.error() for each in runs[method]]
+        rows.append(
+            {
+                "method": method,
+                "gradients a step": 1 + shares[method],
+                "time a step": f"{statistics.median(times):.2f} ± {half_spread(times):.2f}",
+                "test error": error_cell(errors),
+                "times": times,
+                "errors": errors,
+            }
+        )
+    report(rows, COLUMNS, options.out / "methods.json", seeds=options.seeds, runs=options.runs)
+    if failures:
+        raise BenchError("; ".join(failures))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

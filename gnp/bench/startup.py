@@ -7,8 +7,8 @@ The command is `python -m gnp.main.main` on a batch of noise, in a process of it
 its first step's metrics are there. The batch is small, so that the step itself hardly counts. Each
 run has a fresh cache directory (JAX_COMPILATION_CACHE_DIR): the first process fills it, cold, and
 the second one, warm, has a new run directory and the same cache. What else the environment says of
-caches (JAX_PERSISTENT_CACHE_*) is left out. Times are medians over the runs; "over cold" is the
-median of the ratios within a run.
+caches (JAX_PERSISTENT_CACHE_*) is left out. Times are medians over the runs, "+-" is half the
+distance between the quartiles, "over cold" the median of the ratios within a run.
 """
 
 import os
@@ -17,82 +17,55 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from gnp.bench.measure import (
-    CIFAR_SHAPE,
-    SHAPES,
-    Table,
-    about_this_machine,
-    check_models,
-    command,
+    ROOT,
+    BenchError,
     half_spread,
+    noise,
     paired_ratio,
+    parser,
     positive,
-    write_json,
+    report,
+    run,
+    step_config,
 )
 from gnp.main import runtime
 
-ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("cold", "warm")
-# The exit code of gnp.bench.first_step; importing it here would import the whole program.
+COLUMNS = {"cache": "{}", "seconds": "{:.1f}", "+-": "{:.2f}", "over cold": "{:.3f}"}
 _FIRST_STEP_DONE = 64
+# The log's step is called with the first metrics. The command's imports come first, as in a run.
+_PROGRAM = f"""
+import os, sys
+from gnp.main.main import main
+from gnp.training.log import Log
+Log.step = lambda *_: os._exit({_FIRST_STEP_DONE})
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-class Row(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        cache: "cold" or "warm".
-        seconds: median over the runs.
-        spread: half the distance between the quartiles.
-        ratio: over the cold one; median over the runs.
-    """
-
-    cache: str
-    seconds: float
-    spread: float
-    ratio: float
-
-
-def write_noise(folder: Path, shape: Sequence[int], batch_size: int) -> Path:
-    """Write a set of one batch, and as many for the test, of 10 classes.
+def seconds_to_first_step(arguments: Sequence[str], cache: str) -> float:
+    """Return the seconds from the start of a process to the end of its first step.
 
     Args:
-        folder: to write to.
-        shape: of an image.
-        batch_size: examples in a batch.
-    """
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (max(batch_size, 10), *shape), np.uint8)
-    labels = np.arange(len(images)) % 10
-    file = folder / "noise.npz"
-    np.savez(file, x=images, y=labels, x_test=images, y_test=labels)
-    return file
-
-
-def seconds_to_first_step(arguments: Sequence[str], variables: Mapping[str, str]) -> float:
-    """Measure from the start of a process to the end of its first step.
-
-    Args:
-        arguments: of gnp.main.main.
-        variables: of its environment, beside this one's.
+        arguments: Of gnp.main.main.
+        cache: Folder of compiled programs.
 
     Raises:
-        SystemExit: it ended before, with what it said.
+        BenchError: it ended before, with what it said.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_PERSISTENT_CACHE")}
-    environment = {**inherited, "PYTHONPATH": str(ROOT), **variables}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache}
     runtime.keep_compiled(environment)  # gnp.main.main does it only where it is the program itself
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "gnp.bench.first_step", *arguments],
+        [sys.executable, "-P", "-c", _PROGRAM, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -101,88 +74,72 @@ def seconds_to_first_step(arguments: Sequence[str], variables: Mapping[str, str]
     )
     seconds = time.perf_counter() - start
     if done.returncode != _FIRST_STEP_DONE:
-        said = done.stderr.strip().splitlines() or ["it took no step"]
-        sys.exit(said[-1])
+        raise BenchError((done.stderr.strip().splitlines() or ["it took no step"])[-1])
     return seconds
 
 
-def bench(arguments: Sequence[str], name: str, batch_size: int, runs: int) -> dict[str, Any]:
-    """Measure, print the table, and return what --out holds.
+def measure(
+    arguments: Sequence[str], name: str, batch_size: int, runs: int
+) -> list[dict[str, Any]]:
+    """Return a row for the cold cache and one for the warm one.
 
     Args:
-        arguments: of gnp.main.main, without data and directories.
-        name: of the model.
-        batch_size: examples in a batch.
-        runs: measurements of each.
+        arguments: Of gnp.main.main, without data and directories.
+        name: Of the model.
+        batch_size: Examples in a batch.
+        runs: How often each is measured.
     """
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        file = write_noise(folder, SHAPES.get(name, CIFAR_SHAPE), batch_size)
-        bar = tqdm(total=runs * len(KINDS), desc="starting", leave=False)
-        for run in range(runs):
-            cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / f"cache_{run}")}
-            for kind in KINDS:
-                seconds[kind].append(
-                    seconds_to_first_step(
-                        [*arguments, f"--config.model.model_name={name}",
-                         f"--config.batch_size={batch_size}", "--config.dataset.dataset_name=npz",
-                         f"--config.dataset.data_dir={file}",
-                         f"--working_dir={folder / f'{kind}_{run}'}"],
-                        cache,
-                    )
-                )  # fmt: skip
-                bar.update()
-        bar.close()
-    rows = [
-        Row(
-            kind,
-            statistics.median(values),
-            half_spread(values),
-            paired_ratio(values, seconds["cold"]),
-        )
+        batch = noise(name, batch_size).train.batch(np.arange(max(batch_size, 10)))
+        images, labels = batch["input"], batch["label"]
+        np.savez(folder / "noise.npz", x=images, y=labels, x_test=images, y_test=labels)
+        for number in tqdm(range(runs), desc="starting", leave=False, disable=None):
+            for kind, values in seconds.items():
+                line = [
+                    *arguments,
+                    f"--config.model.model_name={name}",
+                    f"--config.batch_size={batch_size}",
+                    "--config.dataset.dataset_name=npz",
+                    f"--config.dataset.data_dir={folder / 'noise.npz'}",
+                    f"--working_dir={folder / f'{kind}_{number}'}",
+                ]
+                values.append(seconds_to_first_step(line, str(folder / f"cache_{number}")))
+    return [
+        {
+            "cache": kind,
+            "seconds": statistics.median(values),
+            "+-": half_spread(values),
+            "over cold": paired_ratio(values, seconds["cold"]),
+        }
         for kind, values in seconds.items()
     ]
-    print(table(rows).text())
-    return {
-        **about_this_machine(),
-        "model": name,
-        "batch_size": batch_size,
-        "runs": runs,
-        "rows": [row._asdict() for row in rows],
-    }
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Return the rows.
-
-    Example:
-        >>> print(table([Row("cold", 30.0, 0.5, 1.0), Row("warm", 9.0, 0.25, 0.3)]).text())
-        cache  seconds    +-  over cold
-        cold      30.0  0.50      1.000
-        warm       9.0  0.25      0.300
-    """
-    head = ("cache", "seconds", "+-", "over cold")
-    lines = [(r.cache, f"{r.seconds:.1f}", f"{r.spread:.2f}", f"{r.ratio:.3f}") for r in rows]
-    return Table(head, lines)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and measure; return the exit code."""
+    return run(lambda: _bench(arguments))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, measure, write the JSON file."""
-    parser = command("startup", __doc__, runs=3)
-    parser.add_argument("--config", default=f"{ROOT / 'config' / 'original.py'}:wideresnet_cifar")
-    parser.add_argument("--model", default="WideResNet_28_10")
-    parser.add_argument("--batch_size", type=positive, default=2)
-    options, others = parser.parse_known_args(arguments)
+def _bench(arguments: Sequence[str] | None) -> None:
+    flags = parser("startup", __doc__)
+    flags.add_argument("--config", default=f"{ROOT / 'config' / 'original.py'}:wideresnet_cifar")
+    flags.add_argument("--model", default="WideResNet_28_10")
+    flags.add_argument("--batch_size", type=positive, default=2)
+    flags.add_argument("--runs", type=positive, default=3, help="measurements of each")
+    options, others = flags.parse_known_args(arguments)
     for other in others:
         if not other.startswith("--config."):
-            parser.error(f"unknown argument {other}: --config.KEY=VALUE is handed on")
-    check_models(parser, [options.model], jnp.float32)
-    result = bench(
-        [f"--config={options.config}", *others], options.model, options.batch_size, options.runs
-    )
-    write_json(options.out, "startup", result)
+            flags.error(f"unknown argument {other}: --config.KEY=VALUE is handed on")
+    step_config(options.model, options.batch_size)
+    line = [f"--config={options.config}", *others]
+    rows = measure(line, options.model, options.batch_size, options.runs)
+    report(
+        rows, COLUMNS, options.out,
+        model=options.model, batch_size=options.batch_size, runs=options.runs,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The table of methods: its configs, what is read again, and the page; slow: the whole command."""
+"""The table of methods: its configs, what is read again, how it stops; slow: the whole command."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,90 +15,103 @@ import config as configs
 import optimizer
 from ds_pipeline.testing import write_tfds_set
 from gnp.bench import methods
+from gnp.training import run_directory
+
+
+def runs(method, seeds=1, data_dir="data", out=Path("out")):
+    return [methods.Run(method, seed, data_dir, out) for seed in range(seeds)]
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_is_a_config_that_can_be_built(method):
-    config = methods.config_of(method, seed=3, data_dir="here")
+    config = methods.Run(method, 3, "here", Path("out")).config
     assert (config.seeds, config.init_seeds, config.dataset.data_dir) == (3, 3, "here")
     optimizer.build_optimizer(config, steps_per_epoch=31)
 
 
 def test_how_many_steps_are_penalized():
-    shares = {method: methods.penalized_share(method, seeds=2) for method in methods.METHODS}
-    assert shares["SGD"] == shares["SGD + GC"] == shares["SGD-G"] == 0
-    assert shares["SAM"] == shares["ASAM"] == shares["SGD + GNP"] == 1
-    assert shares["GNP every 5th step"] == shares["LookSAM k = 5"] == 0.2
-    assert shares["GNP hybrid p = 0.5"] == pytest.approx(0.5, abs=0.05)
-    assert shares["GNP hybrid p = 0.5"] != methods.penalized_share("GNP hybrid p = 0.5", seeds=1)
-    assert shares["Adam + GNP, zero warmup"] == 0.75
+    def share(method, seeds=2):
+        return methods.penalized_share([run.config for run in runs(method, seeds)])
+
+    assert share("SGD") == share("SGD + GC") == share("SGD-G") == 0
+    assert share("SAM") == share("ASAM") == share("SGD + GNP") == 1
+    assert share("GNP every 5th step") == share("LookSAM k = 5") == 0.2
+    assert share("GNP hybrid p = 0.5") == pytest.approx(0.5, abs=0.05)
+    assert share("GNP hybrid p = 0.5") != share("GNP hybrid p = 0.5", seeds=1)
+    assert share("Adam + GNP, zero warmup") == 0.75
 
 
-FAILING = "import sys; print('a line', 'no space left', sep=chr(10), file=sys.stderr); sys.exit(1)"
+def test_times_are_weighted_and_over_those_of_sgd(monkeypatch):
+    built = SimpleNamespace(cycle=lambda penalize: lambda steps: 3.0 if penalize else 2.0)
+    monkeypatch.setattr(methods, "build_steps", lambda config: built)
+    times = methods.step_times({"SAM": 1.0, "GNP every 5th step": 0.2}, runs=2)
+    assert times == {"SAM": [1.5, 1.5], "GNP every 5th step": [pytest.approx(1.1)] * 2}
 
 
-@pytest.mark.parametrize(
-    ("epoch", "changes", "retrain"),
-    [
-        (20, {}, None),
-        (20, {"dataset.data_dir": "moved"}, None),
-        (19, {}, False),
-        (20, {"base_lr": 9.0}, True),
-        (20, None, True),
-    ],
-)
-def test_a_run_is_read_again_only_if_it_is_the_same_and_whole(
-    tmp_path, monkeypatch, epoch, changes, retrain
-):
-    commands = []
-
-    class Popen(subprocess.Popen):
-        def __init__(self, command, **options):
-            commands.append(command)
-            super().__init__([sys.executable, "-c", FAILING], **options)
-
-    monkeypatch.setattr(subprocess, "Popen", Popen)
-    values = configs.as_json(methods.config_of("SAM", 0, "data"))
-    directory = tmp_path / "SAM" / "seed_0"
+def write_run(directory, epoch=20, **changes):
     directory.mkdir(parents=True)
-    stored = "{" if changes is None else json.dumps(values | changes)
-    (directory / "config.json").write_text(stored)
+    values = configs.as_json(methods.Run("SAM", 0, "data", Path("out")).config)
+    (directory / "config.json").write_text(json.dumps(values | changes))
     row = {"epoch": epoch, "step": 1, "test_error_rate": 0.25}
     (directory / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    errors, failures = methods.train_all(["SAM"], 1, "data", tmp_path, jobs=1)
-    if retrain is None:
-        assert (errors, failures, commands) == ({"SAM": (0.25,)}, [], [])
-    else:
-        assert (errors, failures) == ({"SAM": (None,)}, ["SAM, seed 0: no space left"])
-        assert f"--config.retrain={retrain}" in commands[0]
 
 
-def test_failed_runs_are_in_the_table():
-    row = methods.Row("SAM", 2.0, 1.9, 0.1, (0.02, None, 0.04))
-    assert methods.table([row]).endswith("| 1.90 ± 0.10 | 3.00 ± 1.41% (1 of 3 failed) |")
-    assert methods.table([row._replace(errors=(None,))]).endswith("| (1 of 1 failed) |")
+@pytest.mark.parametrize("data_dir", ["data", "moved"])
+def test_a_finished_run_is_read_only(tmp_path, monkeypatch, data_dir):
+    write_run(tmp_path / "SAM" / "seed_0")
+    monkeypatch.setattr(methods.Run, "start", None)
+    found = runs("SAM", data_dir=data_dir, out=tmp_path)
+    assert methods.train(found, jobs=1) == [] and found[0].error() == 0.25
 
 
-def test_a_wrong_page_is_refused_before_anything_is_trained(tmp_path):
-    words = ["--data_dir=x", f"--out={tmp_path / 'out'}", f"--page={tmp_path / 'none.md'}"]
-    with pytest.raises(SystemExit, match=r"none\.md: No such file"):
-        methods.main(words)
-    assert not (tmp_path / "out").exists()
+@pytest.fixture
+def children(monkeypatch):
+    """Return a function that says what the processes run; the list of them."""
+    started, popen = [], subprocess.Popen
+
+    def run(program):
+        def start(command, **options):
+            started.append(popen([sys.executable, "-c", program], **options))
+            return started[-1]
+
+        monkeypatch.setattr(methods.subprocess, "Popen", start)
+        return started
+
+    return run
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--seeds=0"], ["--methods", "SAMM"], ["--methods", "SAM", "--page=README.md"]],
-)
-def test_bad_arguments(words, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        methods.main(["--data_dir=x", f"--out={tmp_path / 'out'}", *words])
-    assert stop.value.code == 2
-    assert not (tmp_path / "out").exists()
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, children):
+    write_run(tmp_path / "SAM" / "seed_0", epoch=19)
+    children("import sys; print('a line', 'no space left', sep=chr(10), file=sys.stderr)")
+    failures = methods.train(runs("SAM", seeds=2, out=tmp_path), jobs=1)
+    assert failures == ["SAM, seed 0: no space left", "SAM, seed 1: no space left"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
-def test_stopped(tmp_path, gnp_environment, number):
+def test_a_signal_ends_all_processes_and_starts_no_more(tmp_path, children, number):
+    before = signal.getsignal(number)
+    started = children(f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(60)")
+    with pytest.raises(KeyboardInterrupt):
+        methods.train(runs("SAM", seeds=3, out=tmp_path), jobs=1)
+    assert [child.returncode for child in started] == [-signal.SIGTERM]
+    assert signal.getsignal(number) is before
+
+
+def test_another_run_is_neither_read_nor_removed(tmp_path, capsys):
+    write_run(tmp_path / "SAM" / "seed_0", base_lr=9.0)
+    words = ["--data_dir=data", f"--out={tmp_path}", "--seeds=1", "--methods", "SAM"]
+    assert methods.main(words) == 2
+    assert "base_lr (there 9.0, here 0.05)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--seeds=0"], ["--methods", "SAMM"]])
+def test_bad_arguments(words, tmp_path):
+    assert methods.main(["--data_dir=x", f"--out={tmp_path / 'out'}", *words]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_stopped(tmp_path, gnp_environment):
     write_tfds_set(tmp_path / "data", "mnist", n_train=2000, n_test=20, shape=(28, 28, 1))
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "gnp.bench.methods", f"--data_dir={tmp_path / 'data'}",
@@ -108,7 +123,7 @@ def test_stopped(tmp_path, gnp_environment, number):
         while not config.exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -116,29 +131,26 @@ def test_stopped(tmp_path, gnp_environment, number):
         raise
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("stopped; the same command goes on in")
-    # No child is left to write there.
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    said = [f"the same command goes on in {tmp_path / 'out'}", "gnp: interrupted"]
+    assert stderr.splitlines()[-2:] == said
+    # No child is left to write there: it would hold the lock.
+    with run_directory.locked(config.parent):
+        pass
 
 
 @pytest.mark.slow
-def test_the_whole_command(tmp_path, monkeypatch):
+def test_the_whole_command(tmp_path, capsys, monkeypatch):
     write_tfds_set(tmp_path / "data", "mnist", n_train=2000, n_test=20, shape=(28, 28, 1))
-    page = tmp_path / "page.md"
-    page.write_text("{}\n{}\n".format(*methods.MARKS))
-    words = [f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", f"--page={page}",
-             "--seeds=2", "--runs=2"]  # fmt: skip
-    monkeypatch.setattr(methods, "METHODS", {
-        name: methods.METHODS[name] for name in ("SGD", "GNP every 5th step")
-    })  # fmt: skip
-    with pytest.raises(SystemExit) as end:
-        methods.main(words)
-    assert end.value.code == 0
-    table = (tmp_path / "out" / "methods.md").read_text()
-    assert table.strip() in page.read_text()
-    assert table.startswith("| method | gradients a step |")
+    short = {"total_epochs": 1, "evaluate_every_n_epochs": 1, "save_ckpt_every_n_epochs": 1}
+    names = ["SGD", "GNP every 5th step"]
+    for name in names:
+        monkeypatch.setitem(methods.METHODS, name, methods.METHODS[name] | short)
+    monkeypatch.setattr(methods, "STEP", methods.STEP | {"model.model_name": "MLP"})
+    words = [f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", "--seeds=1",
+             "--runs=2", "--methods", *names]  # fmt: skip
+    assert methods.main(words) == 0
+    assert capsys.readouterr().out.startswith("| method             | gradients a step |")
     rows = json.loads((tmp_path / "out" / "methods.json").read_text())["rows"]
-    assert [row["gradients"] for row in rows] == [1.0, 1.2]
-    assert rows[0]["ratio"] == 1.0 and rows[1]["ratio"] > 1.0
-    assert all(len(row["errors"]) == 2 for row in rows)
+    assert [row["gradients a step"] for row in rows] == [1.0, pytest.approx(1 + 7 / 31)]
+    assert rows[0]["times"] == [1.0, 1.0] and min(rows[1]["times"]) > 1.0
+    assert all(0 <= row["errors"][0] <= 1 for row in rows)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from gnp.bench import startup
+from gnp.bench.measure import BenchError
 from gnp.main import runtime
 from gnp.training.log import Log
 
@@ -13,19 +14,20 @@ from gnp.training.log import Log
 def test_measures_and_writes(tmp_path, monkeypatch, capsys):
     started = []
 
-    def seconds(arguments, variables):
-        started.append((arguments[-1].rpartition("/")[2], variables))
+    def seconds(arguments, cache):
+        started.append((arguments[-1].rpartition("/")[2], cache))
         return {"cold": 12.0, "warm": 3.0}[started[-1][0].split("_")[0]]
 
     monkeypatch.setattr(startup, "seconds_to_first_step", seconds)
     out = tmp_path / "startup.json"
-    startup.main(["--model=DigitsCNN", "--runs=2", "--config.gnp.r=0.1", f"--out={out}"])
+    words = ["--model=DigitsCNN", "--runs=2", "--config.gnp.r=0.1", f"--out={out}"]
+    assert startup.main(words) == 0
     assert [name for name, _ in started] == ["cold_0", "warm_0", "cold_1", "warm_1"]
-    caches = [variables["JAX_COMPILATION_CACHE_DIR"] for _, variables in started]
+    caches = [cache for _, cache in started]
     assert caches[0] == caches[1] != caches[2] == caches[3]
     rows = {row["cache"]: row for row in json.loads(out.read_text())["rows"]}
-    assert rows["warm"]["ratio"] == 0.25 and rows["cold"]["seconds"] == 12.0
-    assert "warm" in capsys.readouterr().out
+    assert rows["warm"]["over cold"] == 0.25 and rows["cold"]["seconds"] == 12.0
+    assert "| warm  |" in capsys.readouterr().out
 
 
 def test_a_process_keeps_what_the_command_keeps(monkeypatch):
@@ -37,31 +39,29 @@ def test_a_process_keeps_what_the_command_keeps(monkeypatch):
         return SimpleNamespace(returncode=startup._FIRST_STEP_DONE)
 
     monkeypatch.setattr(startup.subprocess, "run", run)
-    assert startup.seconds_to_first_step([], {"JAX_COMPILATION_CACHE_DIR": "here"}) >= 0
+    assert startup.seconds_to_first_step([], "here") >= 0
     expected = {"JAX_COMPILATION_CACHE_DIR": "here"}
     runtime.keep_compiled(expected)
     assert len(expected) > 1 and expected.items() <= started[0].items()
-
-
-@pytest.mark.slow
-def test_processes_end_at_their_first_step(capsys):
-    startup.main(["--config=config/digits.py", "--model=DigitsCNN", "--runs=1"])
-    assert "warm" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_command_that_takes_no_step():
-    with pytest.raises(SystemExit, match=r"gnp: .*gnp\.r"):
-        startup.main(["--config=config/digits.py", "--model=DigitsCNN", "--config.gnp.r=-1"])
 
 
 def test_the_log_still_has_its_step():
     assert hasattr(Log, "step")
 
 
+@pytest.mark.slow
+def test_processes_end_at_their_first_step(capsys):
+    assert startup.main(["--config=config/digits.py", "--model=DigitsCNN", "--runs=1"]) == 0
+    assert "| warm  |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_command_that_takes_no_step():
+    with pytest.raises(BenchError, match=r"gnp: .*gnp\.r"):
+        startup.measure(["--config=config/digits.py", "--config.gnp.r=-1"], "DigitsCNN", 2, 1)
+
+
 @pytest.mark.parametrize("arguments", [["--model=DigitCNN"], ["--runs=0"], ["--confg.gnp.r=1"]])
 def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit) as error:
-        startup.main(arguments)
-    assert error.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    assert startup.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("gnp: ")

@@ -1,88 +1,115 @@
-"""The step benchmark end to end at a tiny size, with a stand-in for TensorFlow's process."""
+"""The step benchmark at a tiny size, with a stand-in for PyTorch; slow: PyTorch itself."""
 
 import json
+import os
 import sys
 
+import numpy as np
 import pytest
 
 from gnp.bench import step
+from gnp.bench.measure import BenchError, Steps, build_steps, step_config
 
 
-def test_measures_and_writes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(step, "peak_flops", lambda device, dtype: 1e12)
+@pytest.fixture(scope="module")
+def plain():
+    return build_steps(step_config("MLP", 4))
+
+
+def after_a_step(steps, penalize):
+    steps.take(penalize)
+    return step.by_path(steps.state.params)
+
+
+def test_measures_and_writes(tmp_path, capsys):
     out = tmp_path / "step.json"
-    step.main(
-        ["--models", "MLP", "--steps", "penalised", "every_5", "zero_warmup", "hybrid",
-         "--batch_size=2", "--runs=2", "--first_call", f"--out={out}"]
-    )  # fmt: skip
+    words = ["--models", "MLP", "--steps", "penalized", "every_5", "--batch_size=2", "--runs=2"]
+    assert step.main([*words, f"--out={out}"]) == 0
     result = json.loads(out.read_text())
     rows = {row["step"]: row for row in result["rows"]}
-    assert list(rows) == ["plain", "penalized", "every_5", "zero_warmup", "hybrid"]
-    assert all(row["milliseconds"] > 0 for row in rows.values())
-    assert rows["plain"]["ratio"] == 1.0
-    # FLOPs over time and peak: the time cancels out.
-    flops = {name: row["used"] * row["milliseconds"] for name, row in rows.items()}
-    assert flops["penalized"] == pytest.approx(2 * flops["plain"])
-    assert flops["every_5"] == pytest.approx(1.2 * flops["plain"])
-    # Two for a weight and an image, forward and backward (of the first layer's input none).
-    weights, first = 411_146, 3072 * 128
-    products = 2 * 2 * (3 * weights - first)
-    assert products < flops["plain"] * 1e9 < products + 12 * weights  # and the update
-    assert (result["bench"], result["batch_size"], result["dtype"]) == ("step", 2, "float32")
-    assert "MLP    penalized" in capsys.readouterr().out
+    assert list(rows) == ["plain", "penalized", "every_5"]
+    assert all(row["ms"] > 0 and len(row["seconds"]) == 2 for row in rows.values())
+    assert rows["plain"]["over plain"] == 1.0 and rows["plain"]["ours over it"] is None
+    # Those of its penalized step, which "penalized" shares, and its plain one.
+    assert rows["every_5"]["compile s"] > rows["penalized"]["compile s"] > 0
+    assert (result["batch_size"], result["dtype"]) == (2, "float32")
+    assert "| MLP   | penalized |" in capsys.readouterr().out
 
 
-def test_the_first_call_is_measured_where_nothing_is_compiled(monkeypatch, capsys):
-    asked = []
-
-    def in_fresh_process(function, case, name):
-        asked.append((function, case.name, name, step.os.environ["JAX_ENABLE_COMPILATION_CACHE"]))
-        return 12.34
-
-    monkeypatch.setattr(step, "in_fresh_process", in_fresh_process)
-    monkeypatch.setattr(step, "our_steps", lambda case: ({"plain": lambda steps: 1.0}, {}))
-    step.main(["--models", "DigitsCNN", "--steps", "plain", "--runs=1"])
-    assert asked == [(step.first_call_seconds, "DigitsCNN", "plain", "0")]
-    assert "12.3" in capsys.readouterr().out
-
-
-def test_the_first_call_takes_its_steps():
-    case = step.Case("MLP", (), 2)
-    assert step.first_call_seconds(case, "hybrid") > 0
+def test_optax_takes_our_sam_step(plain):
+    ours = build_steps(step_config("MLP", 4, step.VARIANTS["sam"][0]))
+    optax = Steps(step.with_optax_sam(plain.experiment), 4)
+    of = [after_a_step(*each) for each in ((ours, True), (optax, False), (plain, False))]
+    for path, value in of[0].items():
+        np.testing.assert_allclose(of[1][path], value, rtol=1e-4, atol=1e-7)
+    assert any(np.abs(of[2][path] - value).max() > 1e-5 for path, value in of[0].items())
 
 
 @pytest.mark.slow
-def test_every_variant_and_several_steps_a_call():
-    case = step.Case("DigitsCNN", tuple(step.VARIANTS), 4, steps_per_call=2)
-    steps, flops = step.our_steps(case)
-    assert list(steps) == [*list(step.VARIANTS)[:-1], "m_2", "plain_2", "penalized_2"]
-    assert all(measure(1) > 0 for measure in steps.values())
-    assert flops["m_2"] == flops["penalized_2"] == 2 * flops["plain"]
+@pytest.mark.parametrize("name", step.VARIANTS)
+def test_every_variant(name):
+    changes, cycle = step.VARIANTS[name]
+    assert build_steps(step_config("DigitsCNN", 64, changes)).cycle(*cycle)(1) > 0
 
 
-def test_an_odd_batch_has_no_groups():
-    steps, _ = step.our_steps(step.Case("MLP", ("plain", "m"), 3))
-    assert list(steps) == ["plain"]
+@pytest.mark.parametrize("name", step.VARIANTS)
+def test_every_variant_is_a_config(name):
+    assert step_config("WideResNet_16_4", 64, step.VARIANTS[name][0])
 
 
-def test_asks_another_process(tmp_path, monkeypatch):
-    answers = "import sys\nprint('2.0', flush=True)\n"
-    answers += "for line in sys.stdin: print(len(line.split()[0]), flush=True)\n"
-    (tmp_path / "tensorflow_step.py").write_text(answers)
-    monkeypatch.setattr(step, "__file__", str(tmp_path / "step.py"))
-    process = step.TensorflowStep(sys.executable, batch_size=2)
-    assert process.version == "2.0"
-    assert process.measure("eager")(3) == 5.0
-    process.close()
+@pytest.fixture
+def python(plain, tmp_path):
+    """Return a function that makes an interpreter whose network has our logits, times a factor."""
+    state = plain.experiment.initialize()[0]
+    apply, images = plain.experiment.model.apply, plain.batch["input"]
+    logits = np.asarray(apply(state.params, state.model_state, images, False, None)[0])
+
+    def make(factor):
+        np.save(tmp_path / "made.npy", factor * logits)
+        script = tmp_path / "stand_in.py"
+        script.write_text(
+            "import shutil, sys\n"
+            f"shutil.copy({str(tmp_path / 'made.npy')!r}, sys.argv[4])\n"
+            "print('2.0', flush=True)\n"
+            "for line in sys.stdin: print(len(line.split()[0]), flush=True)\n"
+        )
+        file = tmp_path / "python"
+        file.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+        file.chmod(0o755)
+        return str(file)
+
+    return make
 
 
-@pytest.mark.parametrize("script", [None, "raise SystemExit(1)"])
-def test_a_python_that_cannot_help(tmp_path, monkeypatch, script):
-    python = sys.executable if script else str(tmp_path / "python")
-    (tmp_path / "tensorflow_step.py").write_text(script or "")
-    monkeypatch.setattr(step, "__file__", str(tmp_path / "step.py"))
-    with pytest.raises(SystemExit, match="--tensorflow_python"):
-        step.TensorflowStep(python, batch_size=2)
+def test_asks_pytorch(plain, python):
+    torch = step.Torch(python(1.0), "MLP", plain, threads=1)
+    assert (torch.version, torch.measure("sam")(3)) == ("2.0", 3.0)
+    torch.close()
+
+
+def test_another_network_is_refused(plain, python):
+    with pytest.raises(BenchError, match=r"MLP: PyTorch's logits differ from ours by 0\.05"):
+        step.Torch(python(1.05), "MLP", plain, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("python", "said"), [("/no/such/python", "No such file"), ("/bin/false", "ended early")]
+)
+def test_an_interpreter_that_cannot_help(python, said, plain):
+    with pytest.raises(BenchError, match=f"--torch_python={python}.*{said}"):
+        step.Torch(python, "MLP", plain, threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["WideResNet_10_1", "ResNet18"])
+def test_pytorch_itself(name):
+    environment = os.environ.get("GNP_TORCH_VENV")
+    if not environment:
+        pytest.skip("needs an environment with PyTorch: set GNP_TORCH_VENV to its folder")
+    steps = build_steps(step_config(name, 2))
+    torch = step.Torch(f"{environment}/bin/python", name, steps, threads=1)
+    assert torch.measure("plain")(1) > 0 and torch.measure("sam")(1) > 0
+    torch.close()
 
 
 @pytest.mark.parametrize(
@@ -92,11 +119,10 @@ def test_a_python_that_cannot_help(tmp_path, monkeypatch, script):
         ["--runs=0"],
         ["--steps", "penalty"],
         ["--dtype=float16"],
-        ["--batch_size=3", "--first_call", "m"],
+        ["--dtype=bfloat16", "--torch_python=python"],
+        ["--models", "MLP", "--batch_size=3", "--steps", "m_32"],
     ],
 )
 def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit) as error:
-        step.main(arguments)
-    assert error.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    assert step.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("gnp: ")

@@ -5,10 +5,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from ds_pipeline.dataset import Dataset
 from ds_pipeline.errors import DataError, escaped
 from ds_pipeline.image_folder import ImageFolder
 from ds_pipeline.label_noise import RelabeledSource
@@ -16,9 +17,6 @@ from ds_pipeline.source import InMemorySource, Source, SubsetSource
 from ds_pipeline.splits import Splits, listing
 from ds_pipeline.table import ColumnSource
 from ds_pipeline.tfds_source import TfdsSplit
-
-if TYPE_CHECKING:
-    from ds_pipeline.dataset import Dataset
 
 # Larger inputs are not hashed: a start would wait for it.
 _MOST_HASHED_BYTES = 2**28
@@ -37,7 +35,7 @@ _NAMES = {
 }
 
 
-def identity(dataset: "Dataset") -> dict[str, Any]:
+def identity(dataset: Dataset) -> dict[str, Any]:
     """Return what identifies a data set, as JSON values.
 
     Its digest is of the labels and, in memory and up to 256 MiB, the inputs as they were read; of

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import ds_pipeline.dataset
+import ds_pipeline.build
 import ds_pipeline.tfds_source
 from ds_pipeline import DataError, build_dataset, dataset_names, evaluation_batches, train_batches
 from ds_pipeline.augment import IMAGE_LEVEL
@@ -432,7 +432,7 @@ def test_a_tfds_name_may_be_that_of_a_bundled_set(tmp_path: Path) -> None:
 def test_workers_are_for_what_is_read_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ds_pipeline.dataset, "default_workers", lambda encoded: 3 if encoded else 0)
+    monkeypatch.setattr(ds_pipeline.build, "default_workers", lambda encoded: 3 if encoded else 0)
     assert build_dataset(config_of(subset=100, label_noise=0.1)).workers == 0
     assert build_dataset(config_of(workers=2)).workers == 2
     assert build_dataset(image_folder(tmp_path, subset=0.5, label_noise=0.1)).workers == 3

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ds_pipeline.dataset
+import ds_pipeline.build
 import ds_pipeline.tfds_source
 from ds_pipeline import DataError, Dataset, InMemorySource, identity, identity_problems
-from ds_pipeline.dataset import build_dataset
+from ds_pipeline.build import build_dataset
 from ds_pipeline.splits import Splits
 from ds_pipeline.testing import (
     write_csv_table,
@@ -252,7 +252,7 @@ def wide(monkeypatch: pytest.MonkeyPatch, inputs: np.ndarray, columns: tuple[str
         class_names=("no", "yes"),
         columns=columns,
     )
-    monkeypatch.setattr(ds_pipeline.dataset, "load_csv", lambda *_: splits)
+    monkeypatch.setattr(ds_pipeline.build, "load_csv", lambda *_: splits)
     return config_of(dataset_name="csv", data_dir="table.csv")
 
 

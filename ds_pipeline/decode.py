@@ -20,7 +20,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from ds_pipeline.augment import Augment, random_bits
 from ds_pipeline.augment.random import uniform
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.source import Batch, EncodedImage, Indices, Source
+from ds_pipeline.source import Batch, EncodedImage, Indices, Source, View
 
 _INCEPTION_TAG = 0x494E
 _ATTEMPTS = 10
@@ -210,7 +210,7 @@ def center_crop(size: int, fraction: float | None = None) -> Callable[[Batch], B
     return functools.partial(_center, size, _fraction(size) if fraction is None else fraction)
 
 
-class DecodedSource:
+class DecodedSource(View):
     """A source of encoded images whose batches are decoded.
 
     Args:
@@ -219,19 +219,12 @@ class DecodedSource:
     """
 
     def __init__(self, source: Source, decode: Callable[[Batch], Batch]) -> None:
-        self.source = source
+        super().__init__(source)
         self.decode = decode
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
         """Return the examples at these indices, decoded."""
         return self.decode(self.source.batch(indices))
-
-    def labels(self) -> np.ndarray:
-        """Return all labels in order."""
-        return self.source.labels()
 
 
 def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> list[Window]:

@@ -188,48 +188,23 @@ def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     return _transformed(images, [_rotation(angle, height, width) for angle in degrees.tolist()])
 
 
-def shear_x(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Take pixel (x, y) from (x + slope * y, y), y counted from the top, gray outside.
+def sheared_or_moved(images: np.ndarray, values: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Take each pixel from where it is by `values` further, the nearest one, gray outside.
+
+    Args:
+        images: [b, h, w, c].
+        values: [b].
+        row: of the affine matrix (x', y') = M (x, y, 1), 0 for x' and 1 for y'.
+        column: of it, in which the value is added: 0 to 2; 2 are pixels, the others slopes.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> shear_x(images, np.array([1.0]))[0, :, :, 0].tolist()
-        [[2, 128], [128, 128]]
-    """
-    return _transformed(images, [(1.0, value, 0.0, 0.0, 1.0, 0.0) for value in slope.tolist()])
-
-
-def shear_y(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Take pixel (x, y) from (x, y + slope * x), x counted from the left, gray outside.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> shear_y(images, np.array([0.6]))[0, :, :, 0].tolist()
-        [[1, 4], [3, 128]]
-    """
-    return _transformed(images, [(1.0, 0.0, 0.0, value, 1.0, 0.0) for value in slope.tolist()])
-
-
-def translate_x(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Move to the left by so many pixels, gray where nothing is left.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> translate_x(images, np.array([1.0]))[0, :, :, 0].tolist()
+        >>> sheared_or_moved(images, np.array([1.0]), row=0, column=2)[0, :, :, 0].tolist()
         [[2, 128], [4, 128]]
     """
-    return _transformed(images, [(1.0, 0.0, value, 0.0, 1.0, 0.0) for value in pixels.tolist()])
-
-
-def translate_y(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Move up by so many pixels, gray where nothing is left.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> translate_y(images, np.array([1.0]))[0, :, :, 0].tolist()
-        [[3, 4], [128, 128]]
-    """
-    return _transformed(images, [(1.0, 0.0, 0.0, 0.0, 1.0, value) for value in pixels.tolist()])
+    matrices = np.tile(np.eye(2, 3), (len(images), 1, 1))
+    matrices[:, row, column] += values
+    return _transformed(images, [tuple(each) for each in matrices.reshape(-1, 6).tolist()])
 
 
 def cutout_gray(
@@ -259,10 +234,10 @@ OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "Brightness": brightness,
     "Sharpness": sharpness,
     "Rotate": rotate,
-    "ShearX": shear_x,
-    "ShearY": shear_y,
-    "TranslateX": translate_x,
-    "TranslateY": translate_y,
+    "ShearX": functools.partial(sheared_or_moved, row=0, column=1),
+    "ShearY": functools.partial(sheared_or_moved, row=1, column=0),
+    "TranslateX": functools.partial(sheared_or_moved, row=0, column=2),
+    "TranslateY": functools.partial(sheared_or_moved, row=1, column=2),
 }
 """(images, values) -> images, under the papers' names; without Cutout, which needs a position."""
 
@@ -336,7 +311,7 @@ def _blended(first: np.ndarray, second: np.ndarray, factor: np.ndarray) -> np.nd
     return np.clip(result, 0, 255, out=result).astype(np.uint8)
 
 
-_Matrix = tuple[float, float, float, float, float, float]
+_Matrix = tuple[float, ...]
 
 
 def _transformed(images: np.ndarray, matrices: list[_Matrix]) -> np.ndarray:

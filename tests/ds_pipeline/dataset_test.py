@@ -17,7 +17,7 @@ import ds_pipeline.tfds_source
 from ds_pipeline import DataError, build_dataset, dataset_names, evaluation_batches, train_batches
 from ds_pipeline.augment import IMAGE_LEVEL
 from ds_pipeline.bundled import NAMES
-from ds_pipeline.testing import (
+from tests.data_sets import (
     write_csv_table,
     write_image_folder,
     write_split_files,

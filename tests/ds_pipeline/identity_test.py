@@ -16,7 +16,7 @@ import ds_pipeline.tfds_source
 from ds_pipeline import DataError, Dataset, InMemorySource, identity, identity_problems
 from ds_pipeline.build import build_dataset
 from ds_pipeline.splits import Splits
-from ds_pipeline.testing import (
+from tests.data_sets import (
     write_csv_table,
     write_image_folder,
     write_tfds_set,

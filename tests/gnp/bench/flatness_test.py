@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ds_pipeline.testing import write_tfds_set
 from gnp.bench import flatness, methods
+from tests.data_sets import write_tfds_set
 
 
 def measured(top, trace=10.0):

@@ -11,8 +11,8 @@ import pytest
 
 import config as configs
 import optimizer
-from ds_pipeline.testing import write_tfds_set
 from gnp.bench import methods
+from tests.data_sets import write_tfds_set
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

@@ -129,7 +129,6 @@ def build_dataset(
         evaluation=evaluation,
         evaluation_name=evaluation_name,
         shape=shape,
-        num_classes=num_classes,
         class_names=splits.class_names,
         mean=mean,
         std=std,

@@ -22,7 +22,6 @@ class Dataset:
         evaluation: examples to evaluate on.
         evaluation_name: 'test' or 'validation'.
         shape: of an input: (h, w, c), (length, c) or (d,).
-        num_classes: labels are 0 to num_classes - 1; 1 for a regression.
         class_names: one a class; () for a regression.
         mean: float64 [c], in the units of the raw values (0 to 255 for uint8 photographs).
         std: likewise.
@@ -42,7 +41,6 @@ class Dataset:
     evaluation: Source
     evaluation_name: str
     shape: tuple[int, ...]
-    num_classes: int
     class_names: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
@@ -54,6 +52,11 @@ class Dataset:
     erase: Augment | None = None
     workers: int = 0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 to num_classes - 1; 1 for a regression."""
+        return len(self.class_names) or 1
 
     @property
     def is_regression(self) -> bool:
@@ -116,7 +119,6 @@ def from_arrays(
         evaluation=held_out,
         evaluation_name="test",
         shape=source.inputs.shape[1:],
-        num_classes=len(class_names) or 1,
         class_names=class_names,
         mean=mean,
         std=std,

@@ -175,13 +175,6 @@ def inception_crop(size: int) -> Augment:
         An augmentation of batches whose "input" is a list of `EncodedImage`; it gives
         uint8 [b, size, size, 3].
 
-    Example:
-        >>> file = BytesIO()
-        >>> PIL.Image.new("RGB", (40, 30)).save(file, "JPEG")
-        >>> batch = {"input": [EncodedImage(file.getvalue(), "a.jpg")], "label": np.zeros(1)}
-        >>> inception_crop(16)(batch, seed=0, epoch=0, indices=np.array([5]))["input"].shape
-        (1, 16, 16, 3)
-
     References:
         Szegedy and others: Going Deeper with Convolutions, CVPR 2015, section 6.
     """
@@ -199,13 +192,6 @@ def center_crop(size: int, fraction: float | None = None) -> Callable[[Batch], B
     Returns:
         A function of batches whose "input" is a list of `EncodedImage`; it gives
         uint8 [b, size, size, 3].
-
-    Example:
-        >>> file = BytesIO()
-        >>> PIL.Image.new("RGB", (40, 30)).save(file, "JPEG")
-        >>> batch = {"input": [EncodedImage(file.getvalue(), "a.jpg")], "label": np.zeros(1)}
-        >>> center_crop(16)(batch)["input"].shape
-        (1, 16, 16, 3)
     """
     return functools.partial(_center, size, _fraction(size) if fraction is None else fraction)
 
@@ -234,12 +220,6 @@ def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> li
         heights: [b], of the images in pixels.
         widths: [b].
         bits: uint64 [22, b], random.
-
-    Example:
-        >>> bits = random_bits(1, 0, 0, np.arange(1), draws=22)
-        >>> window, = inception_windows(np.array([300]), np.array([400]), bits)
-        >>> 0 < window.height <= 300 and 0 <= window.left <= 400 - window.width
-        True
     """
     areas = (heights * widths)[None, :] * _between(bits[:_ATTEMPTS], *_AREA)
     aspects = np.exp(_between(bits[_ATTEMPTS : 2 * _ATTEMPTS], *np.log(_ASPECT)))

@@ -101,13 +101,13 @@ def prefetched(
     """
     if not len(blocks):
         return
-    data = grain.MapDataset.source(blocks)
+    indices = grain.MapDataset.range(len(blocks))
     if workers:
-        yield from _from_workers(data.map(_InWorker(make)), workers, stop)
+        yield from _from_workers(indices.map(_InWorker(make, blocks)), workers, stop)
         return
     threads = 2 if blocks.size > 1 else min(max(2, usable_cores()), _MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    iterator = iter(data.map(_InThread(make)).to_iter_dataset(options))
+    iterator = iter(indices.map(_InThread(make, blocks)).to_iter_dataset(options))
     watch = _Watch(never)
     try:
         for block in watch.over(iterator):
@@ -289,24 +289,25 @@ def _end_with_parent() -> None:
 
 @dataclass(frozen=True)
 class _InThread:
-    """Makes a block, with errors that reach the reader whole."""
+    """Makes the block of an index, with errors that reach the reader whole."""
 
     make: Make
+    blocks: Blocks
 
-    def __call__(self, block: tuple[int, int]) -> list[Batch]:
+    def __call__(self, index: int) -> list[Batch]:
         # Out of a generator, a StopIteration comes as an error; grain would end the data there.
-        return next(self._made(block))
+        return next(self._made(index))
 
-    def _made(self, block: tuple[int, int]) -> Iterator[list[Batch]]:
-        yield self.make(*block)
+    def _made(self, index: int) -> Iterator[list[Batch]]:
+        yield self.make(*self.blocks[index])
 
 
 class _InWorker(_InThread):
     """Makes it in another process."""
 
-    def __call__(self, block: tuple[int, int]) -> list[Batch]:
+    def __call__(self, index: int) -> list[Batch]:
         try:
-            return super().__call__(block)
+            return super().__call__(index)
         except BaseException as error:
             raise _Sent(error) from error
 

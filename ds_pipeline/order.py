@@ -8,7 +8,6 @@ of the example), and in a batch as a whole from (seed, step).
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,13 +90,14 @@ def batch_indices(
 
 
 @dataclass(frozen=True)
-class Blocks(Sequence[tuple[int, int]]):
+class Blocks:
     """Steps start to stop - 1 in blocks (first, last) of `size` steps at most.
 
     The borders are at multiples of `size` from an epoch's beginning, and at its end.
 
     Example:
-        >>> list(Blocks(start=1, stop=7, steps_per_epoch=5, size=2))
+        >>> blocks = Blocks(start=1, stop=7, steps_per_epoch=5, size=2)
+        >>> [blocks[i] for i in range(len(blocks))]
         [(1, 2), (2, 4), (4, 5), (5, 7)]
     """
 
@@ -109,9 +109,7 @@ class Blocks(Sequence[tuple[int, int]]):
     def __len__(self) -> int:
         return max(0, self._block(self.stop - 1) - self._block(self.start) + 1)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def __getitem__(self, index: int) -> tuple[int, int]:
         epoch, block = divmod(self._block(self.start) + index, self._blocks_per_epoch)
         begin = epoch * self.steps_per_epoch
         first = begin + block * self.size

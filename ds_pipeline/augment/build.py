@@ -44,10 +44,6 @@ def get_augment(
 
     Raises:
         DataError: an unknown name, or data that it is not for.
-
-    Example:
-        >>> get_augment("none", shape=(8, 8, 1), dtype=np.dtype(np.uint8)) is None
-        True
     """
     _check_name("image_level_augmentations", image_level, IMAGE_LEVEL)
     if image_level == "none":
@@ -102,10 +98,6 @@ def get_erase(
 
     Raises:
         DataError: an unknown name, or images that are too small.
-
-    Example:
-        >>> get_erase("mixup", shape=(8, 8, 1), mean=np.zeros(1), dtype=np.dtype(np.uint8)) is None
-        True
     """
     _check_name("batch_level_augmentations", batch_level, BATCH_LEVEL)
     if batch_level not in ("cutout", "mixcut"):
@@ -134,10 +126,6 @@ def get_mix(
 
     Raises:
         DataError: an unknown name, no classes, or data that it is not for.
-
-    Example:
-        >>> get_mix("cutout", num_classes=10) is None
-        True
     """
     _check_name("batch_level_augmentations", batch_level, BATCH_LEVEL)
     if batch_level not in ("mixup", "mixcut", "cutmix"):

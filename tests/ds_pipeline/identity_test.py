@@ -22,7 +22,7 @@ from tests.data_sets import (
     write_tfds_set,
     write_ucr_set,
 )
-from tests.ds_pipeline.dataset_test import config_of
+from tests.ds_pipeline.build_test import config_of
 
 
 def through_a_file(values: dict[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
         ({"dataset_name": "mnsit"}, "did you mean 'mnist'"),
         ({"dataset_name": "not a name"}, "is no data set name"),
         ({"dataset_name": "mnist", "data_dir": ""}, "dataset.data_dir is empty"),
-        ({"dataset_name": "mnist", "data_dir": "/nonexistent/x"}, "does not exist"),
+        ({"dataset_name": "mnist", "data_dir": "/nonexistent/x"}, "x cannot be read"),
         (
             {"image_size": 28},
             "dataset.image_size 28 does not match 'digits', whose data have 8 x 8",

@@ -303,15 +303,18 @@ def test_a_program_ends_though_its_workers_are_stopped(
 ) -> None:
     program = _ENDLESS.replace(
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)",
-        "[os.kill(each.pid, 19) for each in multiprocessing.active_children()]; sys.exit(3)",
+        "[os.kill(each.pid, 19) for each in multiprocessing.active_children()]; "
+        "print('stopped', flush=True); sys.exit(3)",
     )
     (tmp_path / "program.py").write_text(f"import os, sys\n{program}")
-    started = time.monotonic()
-    ended = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py")],
-        env=gnp_environment, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (3, "")
+        env=gnp_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "stopped\n"
+        started = time.monotonic()
+        _, stderr = process.communicate(timeout=100)
+    assert (process.returncode, stderr) == (3, "")
     assert time.monotonic() - started < 25
 
 

@@ -20,7 +20,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from ds_pipeline.augment import Augment, random_bits
 from ds_pipeline.augment.random import uniform
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.source import Batch, EncodedImage, Indices, Source
+from ds_pipeline.source import Batch, EncodedImage, Indices, Source, View
 
 _INCEPTION_TAG = 0x494E
 _ATTEMPTS = 10
@@ -175,13 +175,6 @@ def inception_crop(size: int) -> Augment:
         An augmentation of batches whose "input" is a list of `EncodedImage`; it gives
         uint8 [b, size, size, 3].
 
-    Example:
-        >>> file = BytesIO()
-        >>> PIL.Image.new("RGB", (40, 30)).save(file, "JPEG")
-        >>> batch = {"input": [EncodedImage(file.getvalue(), "a.jpg")], "label": np.zeros(1)}
-        >>> inception_crop(16)(batch, seed=0, epoch=0, indices=np.array([5]))["input"].shape
-        (1, 16, 16, 3)
-
     References:
         Szegedy and others: Going Deeper with Convolutions, CVPR 2015, section 6.
     """
@@ -199,18 +192,11 @@ def center_crop(size: int, fraction: float | None = None) -> Callable[[Batch], B
     Returns:
         A function of batches whose "input" is a list of `EncodedImage`; it gives
         uint8 [b, size, size, 3].
-
-    Example:
-        >>> file = BytesIO()
-        >>> PIL.Image.new("RGB", (40, 30)).save(file, "JPEG")
-        >>> batch = {"input": [EncodedImage(file.getvalue(), "a.jpg")], "label": np.zeros(1)}
-        >>> center_crop(16)(batch)["input"].shape
-        (1, 16, 16, 3)
     """
     return functools.partial(_center, size, _fraction(size) if fraction is None else fraction)
 
 
-class DecodedSource:
+class DecodedSource(View):
     """A source of encoded images whose batches are decoded.
 
     Args:
@@ -219,19 +205,12 @@ class DecodedSource:
     """
 
     def __init__(self, source: Source, decode: Callable[[Batch], Batch]) -> None:
-        self.source = source
+        super().__init__(source)
         self.decode = decode
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
         """Return the examples at these indices, decoded."""
         return self.decode(self.source.batch(indices))
-
-    def labels(self) -> np.ndarray:
-        """Return all labels in order."""
-        return self.source.labels()
 
 
 def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> list[Window]:
@@ -241,12 +220,6 @@ def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> li
         heights: [b], of the images in pixels.
         widths: [b].
         bits: uint64 [22, b], random.
-
-    Example:
-        >>> bits = random_bits(1, 0, 0, np.arange(1), draws=22)
-        >>> window, = inception_windows(np.array([300]), np.array([400]), bits)
-        >>> 0 < window.height <= 300 and 0 <= window.left <= 400 - window.width
-        True
     """
     areas = (heights * widths)[None, :] * _between(bits[:_ATTEMPTS], *_AREA)
     aspects = np.exp(_between(bits[_ATTEMPTS : 2 * _ATTEMPTS], *np.log(_ASPECT)))

@@ -5,6 +5,9 @@ import io
 import os
 import re
 import stat
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,6 +16,11 @@ from ds_pipeline.errors import DataError, one_line
 
 # The squares of larger numbers, which a deviation sums, are too large for float64.
 LARGEST = 1e150
+# What numpy, zipfile and zlib raise for a damaged .npz; a size that was changed asks for memory.
+NPZ_ERRORS = (
+    ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
+    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 _NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
 
 

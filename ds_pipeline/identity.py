@@ -5,20 +5,18 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from ds_pipeline.dataset import Dataset
 from ds_pipeline.errors import DataError, escaped
 from ds_pipeline.image_folder import ImageFolder
 from ds_pipeline.label_noise import RelabeledSource
-from ds_pipeline.source import InMemorySource, Source, SubsetSource
+from ds_pipeline.source import InMemorySource, Source, SubsetSource, View
 from ds_pipeline.splits import Splits, listing
 from ds_pipeline.table import ColumnSource
 from ds_pipeline.tfds_source import TfdsSplit
-
-if TYPE_CHECKING:
-    from ds_pipeline.dataset import Dataset
 
 # Larger inputs are not hashed: a start would wait for it.
 _MOST_HASHED_BYTES = 2**28
@@ -37,7 +35,7 @@ _NAMES = {
 }
 
 
-def identity(dataset: "Dataset") -> dict[str, Any]:
+def identity(dataset: Dataset) -> dict[str, Any]:
     """Return what identifies a data set, as JSON values.
 
     Its digest is of the labels and, in memory and up to 256 MiB, the inputs as they were read; of
@@ -179,17 +177,17 @@ def innermost(source: Source) -> Source:
         >>> innermost(SubsetSource(source, np.array([1]))) is source
         True
     """
-    while (inner := getattr(source, "source", None)) is not None:
-        source = inner
+    while isinstance(source, View):
+        source = source.source
     return source
 
 
 def _hash(digest: Any, source: Source, done: list[Source]) -> None:
     """Add a source to a digest, its labels and inputs once where several are subsets of it."""
-    while (inner := getattr(source, "source", None)) is not None:
+    while isinstance(source, View):
         if isinstance(source, SubsetSource):
             digest.update(source.indices.tobytes())
-        source = inner
+        source = source.source
     if any(source is each for each in done):
         return
     done.append(source)

@@ -10,9 +10,7 @@ import json
 import os
 import secrets
 import stat
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ds_pipeline.errors import DataError
+from ds_pipeline.files import NPZ_ERRORS
 from ds_pipeline.source import Batch, EncodedImage, Indices
 from ds_pipeline.splits import Splits, listing, normalized
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 _LAYOUT = "an image folder is DIR/train/CLASS/*.jpg, and the same in DIR/test or DIR/val"
-# What numpy, zipfile and zlib raise for a damaged index.
-_DAMAGED = (
-    OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
-    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
 # Of an index: that of 50 million files has fewer.
 _MOST_BYTES = 2**31
 _SHORTEST_NAME = len("a.jpg")
@@ -316,7 +310,7 @@ def read_index(file: Path, key: str, class_count: int) -> FolderIndex | None:
                 ignored=int(stored["ignored"]),
                 example=os.fsdecode(stored["example"].tobytes()),
             )
-    except _DAMAGED:
+    except (OSError, *NPZ_ERRORS):
         return None
     return index if _is_intact(index, class_count) else None
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from ds_pipeline.errors import DataError
-from ds_pipeline.source import Batch, Indices, Source
+from ds_pipeline.source import Batch, Indices, Source, View
 
 _TAG = 0x4E6F
 
 
-class RelabeledSource:
+class RelabeledSource(View):
     """Another source's inputs with other labels.
 
     Args:
@@ -23,11 +23,8 @@ class RelabeledSource:
     """
 
     def __init__(self, source: Source, labels: np.ndarray) -> None:
-        self.source = source
+        super().__init__(source)
         self._labels = labels
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
         """Return the inputs at these indices, and the new labels."""

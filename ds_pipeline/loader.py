@@ -1,11 +1,9 @@
-"""Batches in the order that training and evaluation need them, made ahead by grain.
+"""Makes batches ahead: grain's threads in this process, or its worker processes.
 
-Threads of this process make them, or worker processes. A batch is a function of (seed, step) alone,
-so both give the same ones. Small examples are made in blocks of several batches, since NumPy's and
-grain's cost a call would otherwise be larger than that of the work.
+What grain leaves open is here: errors of a worker that arrive whole, workers that neither hear
+Ctrl-C nor outlive their parent, and a word where no batch comes.
 """
 
-import functools
 import multiprocessing
 import os
 import pickle
@@ -15,27 +13,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker, util
-from multiprocessing.pool import ThreadPool
-from typing import TYPE_CHECKING, Any
+from multiprocessing.pool import ThreadPool, rebuild_exc  # type: ignore[attr-defined]
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from ds_pipeline.errors import DataError
-from ds_pipeline.source import Batch, Indices, Source
+from ds_pipeline.order import Blocks
+from ds_pipeline.source import Batch
 
-if TYPE_CHECKING:
-    from ds_pipeline.augment import Augment, Mix
-    from ds_pipeline.dataset import Dataset
-
-_ORDER_TAG = 0x4F52
-# A block has about so many examples, and at most so many values: 16 MiB as float32.
-_BLOCK_EXAMPLES = 1024
-_BLOCK_VALUES = 4 * 2**20
 # Decoding releases Python's lock, so threads serve up to this many cores.
 _MOST_THREADS = 4
 # What pickle's manual lists, and what the error's own class raises where it wants other arguments.
@@ -55,13 +46,23 @@ PATIENCE_SECONDS = 5.0
 # In grain's message.
 _KILLED = re.compile(r"terminated unexpectedly with (exit code -?\d+)")
 
+Make = Callable[[int, int], list[Batch]]
+
 
 class StalledError(DataError):
     """A signal was to end the program, which was waiting for a batch; the batch was given up."""
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Return False: no signal is to end the program."""
     return False
+
+
+def usable_cores() -> int:
+    """Count the cores for this process: fewer than the machine's under taskset or in a job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def default_workers(encoded: bool) -> int:
@@ -84,276 +85,21 @@ def default_workers(encoded: bool) -> int:
     return cores - 2 if encoded and cores > _MOST_THREADS else 0
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> Indices:
-    """Return the order of an epoch's examples, a permutation from (seed, epoch) alone.
+def prefetched(
+    make: Make, blocks: Blocks, workers: int, stop: Callable[[], bool]
+) -> Generator[Batch, None, None]:
+    """Yield the batches of all blocks in order, a few blocks made ahead.
 
     Args:
-        count: examples.
-        seed: at least 0.
-        epoch: at least 0.
-
-    Example:
-        >>> sorted(epoch_order(4, seed=0, epoch=0).tolist())
-        [0, 1, 2, 3]
-    """
-    return np.random.default_rng((seed, epoch, _ORDER_TAG)).permutation(count)
-
-
-def count_steps(dataset: "Dataset", batch_size: int) -> int:
-    """Count the full batches in an epoch: n // batch_size.
-
-    Args:
-        dataset: its train source is counted.
-        batch_size: examples a step, over all processes.
+        make: returns the batches of the steps of a block; with workers it is pickled.
+        blocks: which steps are made at a time.
+        workers: processes; 0: threads of this one.
+        stop: tells whether a signal is to end the program.
 
     Raises:
-        DataError: there is not even one.
-
-    Example:
-        >>> from ds_pipeline.dataset import from_arrays
-        >>> images, labels = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
-        >>> count_steps(from_arrays("ten", (images, labels), (images, labels)), 4)
-        2
+        DataError: a worker was killed. StalledError: see `stop`. And what `make` raises.
     """
-    _check_positive(batch_size=batch_size)
-    if batch_size > len(dataset.train):
-        raise DataError(
-            f"batch_size {batch_size} is larger than the {len(dataset.train)} training examples of "
-            f"'{dataset.name}'; use at most {len(dataset.train)}"
-        )
-    return len(dataset.train) // batch_size
-
-
-def train_batches(
-    dataset: "Dataset",
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    total_steps: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    *,
-    stop: Callable[[], bool] = _never,
-) -> Generator[Batch, None, None]:
-    """Yield this process' share of the batches of steps start_step to total_steps - 1.
-
-    With s = n // batch_size steps an epoch, step t takes rows (t mod s) * batch_size onwards of
-    the order of epoch t // s; the n - s * batch_size last of that order rest for the epoch. Each
-    batch is a function of (seed, t) alone, so a run resumes anywhere, and processes take
-    consecutive slices of the same global batch. `dataset.augment` changes each example,
-    `dataset.mix` then mixes it with its partner, the global batch read backwards, and
-    `dataset.erase` changes the result.
-
-    Args:
-        dataset: the train source, its augmentations, and the count of workers.
-        batch_size: examples a step, over all processes.
-        seed: of the order and the augmentation, at least 0.
-        start_step: first step, counted from the beginning of the training.
-        total_steps: step at which the training ends.
-        process_index: of this process, from 0.
-        process_count: processes, default 1.
-        stop: tells whether a signal is to end the program, which then waits no longer for a worker
-            that gives nothing; default: never.
-
-    Returns:
-        A generator of `{"input": [b, ...], "label": [b, ...]}`, b = batch_size / process_count.
-        Its `close()` stops the threads or workers; its end does so too. An error while a batch is
-        read is raised here, at that batch or a few before it.
-
-    Raises:
-        DataError: the batch is larger than the data or does not divide among the processes; while
-            it runs, damaged data, or a worker that was killed. StalledError: see `stop`.
-
-    Example:
-        >>> from ds_pipeline.dataset import from_arrays
-        >>> images, labels = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
-        >>> data = from_arrays("ten", (images, labels), (images, labels))
-        >>> [len(batch["label"]) for batch in train_batches(data, 4, 0, 0, 3)]
-        [4, 4, 4]
-    """
-    _check_positive(process_count=process_count)
-    if seed < 0 or start_step < 0 or not 0 <= process_index < process_count:
-        raise DataError(
-            f"seed {seed}, start_step {start_step} and process_index {process_index} must be at "
-            f"least 0, and the last less than process_count {process_count}"
-        )
-    steps_per_epoch = count_steps(dataset, batch_size)
-    make = _Training(
-        source=dataset.train,
-        augment=dataset.augment,
-        mix=dataset.mix,
-        erase=dataset.erase,
-        seed=seed,
-        batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch,
-        rows=_process_rows(batch_size, process_index, process_count),
-    )
-    size = _block_steps(dataset.shape, len(make.rows))
-    blocks = _Blocks(start_step, total_steps, steps_per_epoch, size)
-    return _prefetched(make, blocks, dataset.workers, stop)
-
-
-def evaluation_batches(
-    source: Source,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    *,
-    workers: int = 0,
-    stop: Callable[[], bool] = _never,
-) -> Generator[Batch, None, None]:
-    """Yield this process' share of batches that hold every example once, in order.
-
-    The last batch is filled up with copies of the last example, whose mask is 0.
-
-    Args:
-        source: the examples.
-        batch_size: examples a batch, over all processes; may exceed the examples.
-        process_index: of this process, from 0.
-        process_count: processes, default 1.
-        workers: processes that read, default 0: threads of this one.
-        stop: as in `train_batches`.
-
-    Returns:
-        A generator, as `train_batches` gives, with "mask": float32 [b], 1 for examples that count.
-
-    Raises:
-        DataError: the batch does not divide among the processes; as it runs, damaged data, or a
-            worker that was killed.
-
-    Example:
-        >>> from ds_pipeline.source import InMemorySource
-        >>> source = InMemorySource(np.zeros((3, 8, 8, 1), np.uint8), [0, 1, 2])
-        >>> [batch["mask"].tolist() for batch in evaluation_batches(source, 2)]
-        [[1.0, 1.0], [1.0, 0.0]]
-    """
-    _check_positive(batch_size=batch_size, process_count=process_count)
-    rows = _process_rows(batch_size, process_index, process_count)
-    steps = -(-len(source) // batch_size)
-    make = _Evaluation(source, batch_size, rows)
-    return _prefetched(make, _Blocks(0, steps, steps, 1), workers, stop)
-
-
-@dataclass(frozen=True, eq=False)
-class _Training:
-    """Makes the training batches of some steps of one epoch; can be pickled."""
-
-    source: Source
-    augment: "Augment | None"
-    mix: "Mix | None"
-    erase: "Augment | None"
-    seed: int
-    batch_size: int
-    steps_per_epoch: int
-    rows: Indices
-
-    def __call__(self, first: int, last: int) -> list[Batch]:
-        indices, block = self._read(first, last, self.rows)
-        epoch = first // self.steps_per_epoch
-        if self.mix is None:
-            if self.erase is not None:
-                block = self.erase(block, self.seed, epoch, indices)
-            return _cut(block, len(self.rows))
-        batches = _cut(block, len(self.rows))
-        for i, partners in enumerate(self._partners(first, last, batches)):
-            batch = self.mix(batches[i], partners, self.seed, first + i)
-            if self.erase is not None:
-                own = indices[i * len(self.rows) : (i + 1) * len(self.rows)]
-                batch = self.erase(batch, self.seed, epoch, own)
-            batches[i] = batch
-        return batches
-
-    def _partners(self, first: int, last: int, batches: Sequence[Batch]) -> list[Batch]:
-        rows = self.batch_size - 1 - self.rows
-        if np.array_equal(rows[::-1], self.rows):
-            return [{key: value[::-1] for key, value in batch.items()} for batch in batches]
-        return _cut(self._read(first, last, rows)[1], len(rows))
-
-    def _read(self, first: int, last: int, rows: Indices) -> tuple[Indices, Batch]:
-        """Read (indices, augmented examples) of these rows of the global batches, in order."""
-        epoch, step = divmod(first, self.steps_per_epoch)
-        starts = np.arange(step, step + last - first)[:, None] * self.batch_size
-        order = _kept_order(len(self.source), self.seed, epoch)
-        indices: Indices = order[(starts + rows[None, :]).ravel()]
-        batch = self.source.batch(indices)
-        if self.augment is not None:
-            batch = self.augment(batch, self.seed, epoch, indices)
-        return indices, batch
-
-
-@dataclass(frozen=True, eq=False)
-class _Evaluation:
-    """Makes evaluation batches; can be pickled."""
-
-    source: Source
-    batch_size: int
-    rows: Indices
-
-    def __call__(self, first: int, last: int) -> list[Batch]:
-        starts = np.arange(first, last)[:, None] * self.batch_size
-        indices = (starts + self.rows[None, :]).ravel()
-        batch = self.source.batch(np.minimum(indices, len(self.source) - 1))
-        mask = (indices < len(self.source)).astype(np.float32)
-        return _cut({**batch, "mask": mask}, len(self.rows))
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Steps start to stop - 1 in blocks of `size` steps at most, none over an epoch's end."""
-
-    start: int
-    stop: int
-    steps_per_epoch: int
-    size: int
-
-    def __len__(self) -> int:
-        return self._block(self.stop - 1) - self._block(self.start) + 1
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        """Return (first step, step after the last)."""
-        epoch, block = divmod(self._block(self.start) + index, self._blocks_per_epoch)
-        begin = epoch * self.steps_per_epoch
-        first = begin + block * self.size
-        last = min(first + self.size, begin + self.steps_per_epoch)
-        return max(first, self.start), min(last, self.stop)
-
-    @property
-    def _blocks_per_epoch(self) -> int:
-        return -(-self.steps_per_epoch // self.size)
-
-    def _block(self, step: int) -> int:
-        """Return the index of the block that holds a step."""
-        epoch, step = divmod(step, self.steps_per_epoch)
-        return epoch * self._blocks_per_epoch + step // self.size
-
-
-def _block_steps(shape: tuple[int, ...], rows: int) -> int:
-    """Count the steps in a block; 1 where a batch is large already, as one of photographs is."""
-    examples = min(_BLOCK_EXAMPLES, _BLOCK_VALUES // max(1, int(np.prod(shape))))
-    return max(1, examples // rows)
-
-
-def _cut(block: Batch, rows: int) -> list[Batch]:
-    """Split a block into batches of so many rows, without a copy."""
-    starts = range(0, len(block["label"]), rows)
-    return [{key: value[i : i + rows] for key, value in block.items()} for i in starts]
-
-
-@functools.lru_cache(maxsize=2)  # blocks on both sides of the boundary between epochs
-def _kept_order(count: int, seed: int, epoch: int) -> Indices:
-    order = epoch_order(count, seed, epoch)
-    order.setflags(write=False)
-    return order
-
-
-def _prefetched(
-    make: Callable[[int, int], list[Batch]],
-    blocks: _Blocks,
-    workers: int,
-    stop: Callable[[], bool],
-) -> Generator[Batch, None, None]:
-    """Yield the batches of all blocks in order, a few blocks made ahead."""
-    if blocks.stop <= blocks.start:
+    if not len(blocks):
         return
     indices = grain.MapDataset.range(len(blocks))
     if workers:
@@ -362,7 +108,7 @@ def _prefetched(
     threads = 2 if blocks.size > 1 else min(max(2, usable_cores()), _MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     iterator = iter(indices.map(_InThread(make, blocks)).to_iter_dataset(options))
-    watch = _Watch(_never)
+    watch = _Watch(never)
     try:
         for block in watch.over(iterator):
             yield from block
@@ -545,8 +291,8 @@ def _end_with_parent() -> None:
 class _InThread:
     """Makes the block of an index, with errors that reach the reader whole."""
 
-    make: Callable[[int, int], list[Batch]]
-    blocks: _Blocks
+    make: Make
+    blocks: Blocks
 
     def __call__(self, index: int) -> list[Batch]:
         # Out of a generator, a StopIteration comes as an error; grain would end the data there.
@@ -560,17 +306,9 @@ class _InWorker(_InThread):
     """Makes it in another process."""
 
     def __call__(self, index: int) -> list[Batch]:
-        with _Sending():
+        try:
             return super().__call__(index)
-
-
-class _Sending:
-    """Raises what is raised inside it as a `_Sent`."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
-        if error is not None:
+        except BaseException as error:
             raise _Sent(error) from error
 
 
@@ -588,19 +326,7 @@ class _Sent(Exception):
             self.error = RuntimeError(f"{type(error).__name__}: {error}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.error, self.text)
-
-
-def _received(error: BaseException, text: str) -> BaseException:
-    error.__cause__ = WorkerTraceback(text)
-    return error
-
-
-class WorkerTraceback(Exception):
-    """The traceback of an error in a worker process; the cause of that error in this one."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
+        return rebuild_exc, (self.error, self.text)
 
 
 def _can_be_sent(error: BaseException) -> bool:
@@ -609,27 +335,3 @@ def _can_be_sent(error: BaseException) -> bool:
     except _NO_PICKLE:
         return False
     return True
-
-
-def usable_cores() -> int:
-    """Count the cores for this process: fewer than the machine's under taskset or in a job."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _process_rows(batch_size: int, process_index: int, process_count: int) -> Indices:
-    """Return the rows of the global batch that belong to this process."""
-    if batch_size % process_count:
-        raise DataError(
-            f"batch_size {batch_size} does not divide among {process_count} processes; "
-            f"use a multiple of {process_count}"
-        )
-    share = batch_size // process_count
-    return np.arange(process_index * share, (process_index + 1) * share)
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise DataError(f"{name} {value} must be at least 1")

@@ -2,25 +2,18 @@
 
 import os
 import sys
-import tokenize
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import LARGEST, opened
+from ds_pipeline.files import LARGEST, NPZ_ERRORS, opened
 from ds_pipeline.source import InMemorySource, lossless
 from ds_pipeline.splits import Splits, encode_classes, float32_targets, listing, split_off_test
 
-# What numpy, zipfile and zlib raise for damaged bytes; a size that was changed asks for memory.
-_DAMAGED = (
-    ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
-    RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
 # A file that was made to fill the memory is a thousandth of what it unpacks to.
 _HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 
@@ -100,7 +93,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
                 return {name: _array(file, name, stored) for name in wanted}
         except DataError:
             raise
-        except _DAMAGED as error:
+        except NPZ_ERRORS as error:
             raise DataError(f"{file} is damaged ({one_line(error)}); write it again") from error
 
 

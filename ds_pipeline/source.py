@@ -89,7 +89,29 @@ class InMemorySource:
         return self._labels
 
 
-class SubsetSource:
+class View:
+    """Another source's examples, which a subclass changes in `batch`.
+
+    Args:
+        source: where the examples are.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: Indices) -> Batch:
+        """Return the examples at these indices."""
+        return self.source.batch(indices)
+
+    def labels(self) -> np.ndarray:
+        """Return all labels in order, [n]."""
+        return self.source.labels()
+
+
+class SubsetSource(View):
     """Some of another source's examples, in the given order, without a copy of them.
 
     Args:
@@ -103,10 +125,11 @@ class SubsetSource:
     """
 
     def __init__(self, source: Source, indices: Indices) -> None:
-        self.source = source
-        self.indices = np.asarray(indices, np.int64)
+        self.indices: Indices = np.asarray(indices, np.int64)
         if isinstance(source, SubsetSource):
-            self.source, self.indices = source.source, source.indices[self.indices]
+            self.indices = source.indices[self.indices]
+            source = source.source
+        super().__init__(source)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -3,10 +3,10 @@
 import numpy as np
 
 from ds_pipeline.errors import DataError
-from ds_pipeline.source import Batch, Indices, Source
+from ds_pipeline.source import Batch, Indices, Source, View
 
 
-class ColumnSource:
+class ColumnSource(View):
     """Some of the columns of a table, in another order.
 
     Args:
@@ -21,23 +21,16 @@ class ColumnSource:
     """
 
     def __init__(self, source: Source, columns: list[int]) -> None:
-        self.source = source
+        super().__init__(source)
         self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
         """Return the examples at these indices, with these columns."""
         batch = self.source.batch(indices)
         return {**batch, "input": batch["input"][:, self.columns]}
 
-    def labels(self) -> np.ndarray:
-        """Return all labels in order."""
-        return self.source.labels()
 
-
-class StandardizedSource:
+class StandardizedSource(View):
     """Examples whose inputs are (x - mean) / std, computed in float64 and given as float32.
 
     Args:
@@ -53,12 +46,9 @@ class StandardizedSource:
     """
 
     def __init__(self, source: Source, mean: np.ndarray, std: np.ndarray) -> None:
-        self.source = source
+        super().__init__(source)
         self.mean = mean
         self.std = std
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
         """Return the examples at these indices, standardized.
@@ -76,7 +66,3 @@ class StandardizedSource:
                 f"{self.mean[column]:g} is subtracted and it is divided by {self.std[column]:g}"
             )
         return {**batch, "input": inputs}
-
-    def labels(self) -> np.ndarray:
-        """Return all labels in order."""
-        return self.source.labels()

@@ -1,7 +1,10 @@
-"""Classification sets in TFDS' format, read without TensorFlow.
+"""Classification sets in TFDS' format, read by TFDS without TensorFlow.
 
 A set lies in `DATA_DIR/NAME[/CONFIG]/VERSION`: `dataset_info.json`, `features.json`, the class
 names, and each split's examples in array_record files. `recipe/prepare_data.sh` writes them.
+TFDS finds the versions, reads the description and the records, and takes these apart. Checked here
+is what it takes on trust: that a description names nothing but TFDS' own classes and files in its
+folder, and that each example fits the description.
 """
 
 import contextlib
@@ -35,7 +38,6 @@ from ds_pipeline.splits import Splits, listing, normalized
 # Sets up to this size are decoded once and stay in memory; larger ones are decoded batch by batch.
 IN_MEMORY_BYTES = 2 * 2**30
 
-_DESCRIPTION_FILES = ("dataset_info.json", "features.json")
 _FILE_FORMAT = "array_record"
 _CHUNK_EXAMPLES = 256
 _CHUNK_BYTES = 2**23
@@ -61,30 +63,10 @@ _RECORD_ERRORS = (
     zlib.error,
     cv2.error,
 )
-
-# All that features.json may name: TFDS imports the module of any other name, whoever wrote it.
-_FEATURE_CLASSES = {
-    f"tensorflow_datasets.core.features.{name}"
-    for name in (
-        "audio_feature.Audio",
-        "bounding_boxes.BBoxFeature",
-        "class_label_feature.ClassLabel",
-        "dataset_feature.Dataset",
-        "feature.Tensor",  # of TFDS before 4.4
-        "features_dict.FeaturesDict",
-        "image_feature.Image",
-        "labeled_image.LabeledImage",
-        "scalar.Scalar",
-        "sequence_feature.Sequence",
-        "tensor_feature.Tensor",
-        "text_feature.Text",
-        "translation_feature.Translation",
-        "translation_feature.TranslationVariableLanguages",
-        "video_feature.Video",
-    )
-}
-# Keys with such a name, as protobuf reads them, and of older files.
+# TFDS imports the module of any class that features.json names, whoever wrote it; these are the
+# keys with such a name, as protobuf reads them, and of older files.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_TFDS_CLASS = re.compile(r"tensorflow_datasets\.core\.features\.\w+\.\w+")
 # In the names of a split's files. Anything else in braces is Python's format language.
 _TEMPLATE = re.compile(
     r"([^{}]|\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\})*"
@@ -162,19 +144,11 @@ def parse_name(text: str) -> SetName:
 
 def prepared_names(data_dir: Path) -> tuple[str, ...]:
     """List the folders in `data_dir` that hold at least one prepared set, sorted."""
-    try:
-        folders = [folder for folder in data_dir.iterdir() if folder.is_dir()]
-    except OSError:
-        return ()
-    return tuple(sorted(folder.name for folder in folders if _is_set_folder(folder)))
-
-
-def tfds_names() -> tuple[str, ...]:
-    """List the sets that the installed TFDS can prepare (not only images)."""
-    import tensorflow_datasets as tfds
-
-    # Community sets would be looked up over the network, with TensorFlow.
-    return tuple(tfds.list_builders(with_community_datasets=False))
+    return tuple(
+        folder.name
+        for folder in _folders(data_dir)
+        if _versions(folder) or any(map(_versions, _folders(folder)))
+    )
 
 
 def find_directory(data_dir: Path, name: SetName) -> Path:
@@ -185,46 +159,71 @@ def find_directory(data_dir: Path, name: SetName) -> Path:
         name: what to look for.
 
     Raises:
-        DataError: unknown name; `data_dir` missing, not a folder or not readable; the set not
-            prepared there, in several configs without one being named, or incomplete.
+        DataError: unknown name; a folder that is none or cannot be read; the set not prepared
+            there, not in that version, or in several configs without one being named.
     """
-    try:
-        return _find_directory(data_dir, name)
-    except OSError as error:
-        raise DataError(f"{data_dir} cannot be read ({one_line(error)})") from error
-
-
-def _find_directory(data_dir: Path, name: SetName) -> Path:
-    _check_known(data_dir, name)
-    _check_readable_folder(data_dir)
     root = data_dir / name.name
     if not os.path.isdir(root):
+        _check_known(data_dir, name)
+    for folder in (data_dir, root) if os.path.isdir(root) else (data_dir,):
+        try:
+            os.scandir(folder).close()
+        except OSError as error:
+            raise DataError(
+                f"the data folder {folder} cannot be read ({error.strerror}); set dataset.data_dir "
+                "to the folder that holds the prepared TFDS sets (recipe/prepare_data.sh prepares "
+                "one)"
+            ) from None
+    versions = _versions(root / name.config if name.config else root)
+    configs = [folder.name for folder in _folders(root) if _versions(folder)]
+    if not versions and configs:
         raise DataError(
-            f"data set '{name.full}' is not prepared in {data_dir} "
-            f"(prepared there: {listing(prepared_names(data_dir))}); {_how_to(name, data_dir)}"
+            f"data set '{name.full}' is prepared in {data_dir} in the configs "
+            f"{', '.join(configs)}; name one, such as '{name.name}/{configs[0]}'"
         )
-    _check_readable_folder(root)
-    root = root / name.config if name.config else root
-    versions = _versions(root)
     if not versions:
-        _raise_no_versions(data_dir, name, root)
-    if name.version:
-        wanted = [v for v in versions if fnmatch.fnmatchcase(v, name.version)]
-        if not wanted:
-            raise DataError(
-                f"data set '{name.full}' has no such version in {data_dir}; "
-                f"prepared there: {', '.join(versions)}"
-            )
-        versions = wanted
-    directory = root / versions[-1]
-    _check_readable_folder(directory)
-    for file in _DESCRIPTION_FILES:
-        if not os.path.isfile(directory / file):
-            raise DataError(
-                f"{directory} has no {file}: not a prepared TFDS set, or an incomplete one; "
-                f"{_again(name, data_dir)}"
-            )
-    return directory
+        raise DataError(
+            f"data set '{name.full}' is not prepared in {data_dir} (prepared there: "
+            f"{listing(prepared_names(data_dir))}); run: bash recipe/prepare_data.sh {name.full} "
+            f"{shlex.quote(str(data_dir))}"
+        )
+    wanted = [v for v in versions if fnmatch.fnmatchcase(v, name.version or "*")]
+    if not wanted:
+        raise DataError(
+            f"data set '{name.full}' has no such version in {data_dir}; "
+            f"prepared there: {', '.join(versions)}"
+        )
+    return root / (name.config or "") / wanted[-1]
+
+
+def _check_known(data_dir: Path, name: SetName) -> None:
+    import tensorflow_datasets as tfds
+
+    prepared = prepared_names(data_dir)
+    # Community sets would be looked up over the network, with TensorFlow.
+    ours = tfds.list_builders(with_community_datasets=False)
+    known = (*OTHER_NAMES, *prepared, *ours)
+    if name.name not in known:
+        raise DataError(
+            f"unknown data set '{name.full}'; allowed: {', '.join(OTHER_NAMES)}, the sets prepared "
+            f"in {data_dir} ({listing(prepared)}) and the classification sets of "
+            f"TFDS{nearest(name.name, known)}"
+        )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """List the folders in a folder, sorted; none where it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def _versions(folder: Path) -> list[str]:
+    """List version folders such as 3.0.1, the newest last."""
+    from tensorflow_datasets.core.utils.version import list_all_versions
+
+    return [str(version) for version in list_all_versions(folder)]
 
 
 def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -> Splits:
@@ -322,15 +321,15 @@ class TfdsSplit:
     """
 
     def __init__(self, directory: Path, split: str) -> None:
+        import tensorflow_datasets as tfds
+
         self.directory = directory
         self.split = split
         builder = open_builder(directory)
         info = builder.info
         self.splits = tuple(info.splits)
-        with _quiet():
-            self.files = _split_files(directory, info, split)
+        self.files = _split_files(directory, info, split)
         self._ends = np.cumsum([file.take for file in self.files])
-        self._check_files()
         self._input_key, self._label_key = _feature_keys(info, directory)
         label = info.features[self._label_key]
         self.num_classes = int(label.num_classes or 0)
@@ -340,17 +339,27 @@ class TfdsSplit:
                 f"{_MOST_CLASSES}"
             )
         self.class_names = tuple(map(normalized, label.names)) if self.num_classes else ()
-        self._channels = (info.features[self._input_key].shape or (None,))[-1]
+        # Nothing else of an example is decoded, and images by what is known to open a JPEG or PNG.
+        feature = info.features[self._input_key]
+        self._features = tfds.features.FeaturesDict(
+            {self._input_key: feature, self._label_key: label}
+        )
+        self._image: Any = feature if isinstance(feature, tfds.features.Image) else None
+        self._decoders = {self._input_key: tfds.decode.SkipDecoding()} if self._image else {}
+        self._mode = _PIL_MODES.get((feature.shape or (None,))[-1] or 3)
         self._label_cache: np.ndarray | None = None
-        self._examples = self._open(builder)
-        # TFDS gives its advice at the first image.
         with _quiet():
-            first = self._read(np.zeros(1, np.int64))[0]
-        self.is_labeled = self._label(first[self._label_key], 0) >= 0
+            self._examples = builder.as_data_source(
+                split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format=_FILE_FORMAT,
+            )
+            first = self._read(np.zeros(1, np.int64))[0]  # where TFDS gives its advice
+        self.is_labeled = self._label(first, 0) >= 0
         self.shape: tuple[int, ...] | None = None
         self.dtype = np.dtype(np.uint8)
-        if not self._any_size:
-            decoded = self._decode(first[self._input_key], 0)
+        if not self._image or self._image.np_dtype != np.uint8 or None not in feature.shape[:2]:
+            decoded = self._input(first, 0)
             self.shape, self.dtype = decoded.shape, decoded.dtype
             if len(self.shape) not in (1, 3):
                 raise DataError(
@@ -359,7 +368,7 @@ class TfdsSplit:
                 )
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle for another process, without labels, which it never asks for."""
@@ -374,16 +383,16 @@ class TfdsSplit:
         """
         examples = self._read(indices)
         labels = self._checked_labels(examples, indices)
-        values = [example[self._input_key] for example in examples]
-        if self._any_size:
-            return {"input": self._encoded_images(values, indices), "label": labels}
-        assert self.shape is not None
+        pairs = zip(examples, indices.tolist(), strict=True)
+        if self.shape is None:
+            encoded = [EncodedImage(self._stored(e, i), self._where(i)) for e, i in pairs]
+            return {"input": encoded, "label": labels}
         inputs = np.empty((len(indices), *self.shape), self.dtype)
-        for row, (value, index) in enumerate(zip(values, indices, strict=True)):
-            decoded = self._decode(value, int(index))
+        for row, (example, index) in enumerate(pairs):
+            decoded = self._input(example, index)
             if decoded.shape != self.shape:
                 raise DataError(
-                    f"{self._where(int(index))}: an input of shape {_by(decoded.shape)}, but "
+                    f"{self._where(index)}: an input of shape {_by(decoded.shape)}, but "
                     f"example 0 has {_by(self.shape)}, and the set declares one shape"
                 )
             inputs[row] = decoded
@@ -400,58 +409,6 @@ class TfdsSplit:
                     bar.update(len(indices))
             self._label_cache = np.concatenate(chunks)
         return self._label_cache
-
-    def _checked_labels(self, examples: list[dict[str, Any]], indices: Indices) -> np.ndarray:
-        labels = np.empty(len(indices), np.int32)
-        for row, (example, index) in enumerate(zip(examples, indices, strict=True)):
-            label = self._label(example[self._label_key], int(index))
-            if not 0 <= label < self.num_classes:
-                raise DataError(
-                    f"{self._where(int(index))}: label {label} is outside 0..{self.num_classes - 1}"
-                )
-            labels[row] = label
-        return labels
-
-    def _encoded_images(self, values: list[Any], indices: Indices) -> list[EncodedImage]:
-        origins = [self._where(int(index)) for index in indices]
-        for value, origin in zip(values, origins, strict=True):
-            if not value:
-                raise DataError(f"{origin}: it has no '{self._input_key}'")
-        return [EncodedImage(v, origin) for v, origin in zip(values, origins, strict=True)]
-
-    def _check_files(self) -> None:
-        if not len(self):
-            raise DataError(f"split '{self.split}' of {self.directory} has no examples")
-        for file, _, _ in self.files:
-            if not os.path.isfile(file):
-                raise DataError(
-                    f"{file} is missing: an incomplete data set; remove {self.directory} and "
-                    "prepare it again with recipe/prepare_data.sh"
-                )
-            if not os.access(file, os.R_OK):
-                raise DataError(f"{file} cannot be read: no permission")
-
-    def _open(self, builder: Any) -> Any:
-        import tensorflow_datasets as tfds
-
-        # Nothing else of an example is decoded, and images by what is known to open a JPEG or PNG.
-        pair = {key: builder.info.features[key] for key in (self._input_key, self._label_key)}
-        self._features = tfds.features.FeaturesDict(pair)
-        self._image = self._features[self._input_key]
-        self._decoders = {self._input_key: tfds.decode.SkipDecoding()}
-        if not isinstance(self._image, tfds.features.Image):
-            self._image, self._decoders = None, {}
-        self._any_size = (
-            self._image is not None
-            and self._image.np_dtype == np.uint8
-            and None in self._image.shape[:2]
-        )
-        with _quiet():
-            return builder.as_data_source(
-                self.split,
-                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-                file_format=_FILE_FORMAT,
-            )
 
     def _read(self, indices: Indices) -> list[dict[str, Any]]:
         rows = indices.tolist()
@@ -470,9 +427,32 @@ class TfdsSplit:
                 f"{self.directory} and prepare it again with recipe/prepare_data.sh"
             ) from error
 
-    def _decode(self, value: Any, index: int) -> np.ndarray:
+    def _checked_labels(self, examples: list[dict[str, Any]], indices: Indices) -> np.ndarray:
+        pairs = zip(examples, indices.tolist(), strict=True)
+        labels = np.array([self._label(example, index) for example, index in pairs], np.int64)
+        wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+        if len(wrong):
+            raise DataError(
+                f"{self._where(int(indices[wrong[0]]))}: label {labels[wrong[0]]} is outside "
+                f"0..{self.num_classes - 1}"
+            )
+        return labels.astype(np.int32)
+
+    def _label(self, example: dict[str, Any], index: int) -> int:
+        value = example[self._label_key]
+        if value is None:
+            raise DataError(f"{self._where(index)}: it has no '{self._label_key}'")
+        return int(value)
+
+    def _stored(self, example: dict[str, Any], index: int) -> Any:
+        """Return an example's input as it is stored: the bytes of an image, or numbers."""
+        value = example[self._input_key]
         if value is None or (self._image is not None and not value):
             raise DataError(f"{self._where(index)}: it has no '{self._input_key}'")
+        return value
+
+    def _input(self, example: dict[str, Any], index: int) -> np.ndarray:
+        value = self._stored(example, index)
         image = np.asarray(value) if self._image is None else self._pixels(value, index)
         if image.dtype != np.uint8:
             image = image.astype(np.float32)
@@ -483,58 +463,57 @@ class TfdsSplit:
         return image
 
     def _pixels(self, encoded: bytes, index: int) -> np.ndarray:
-        if self._image.np_dtype != np.uint8:
-            return self._wide_pixels(encoded, index)
-        mode = _PIL_MODES.get(self._channels or 3)
+        """Decode an image: of bytes twice as fast as TFDS does, and grayscale images to color."""
+        where = self._where
+        if self._image.np_dtype == np.uint8:
+            try:
+                image = load_image(encoded)
+            except ImageError as error:
+                raise DataError(f"{where(index)}: the image cannot be decoded ({error})") from error
+            pixels = np.asarray(
+                image if self._mode in (None, image.mode) else image.convert(self._mode)
+            )
+            return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        # 16 bits a channel, or float32 stored as a PNG: OpenCV, once it is known as one.
+        image_size(EncodedImage(encoded, where(index)))
         try:
-            image = load_image(encoded)
-        except ImageError as error:
-            raise DataError(
-                f"{self._where(index)}: the image cannot be decoded ({error})"
-            ) from error
-        # Twice as fast as TFDS' decoder, and converts grayscale images.
-        pixels = np.asarray(image if mode in (None, image.mode) else image.convert(mode))
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-    def _wide_pixels(self, encoded: bytes, index: int) -> np.ndarray:
-        """Decode 16 bits a channel, or float32 stored as a PNG: OpenCV, once it is known as one."""
-        where = self._where(index)
-        image_size(EncodedImage(encoded, where))
-        try:
-            pixels: np.ndarray = self._image.decode_example_np(without_metadata(encoded))
+            return np.asarray(self._image.decode_example_np(without_metadata(encoded)))
         except _RECORD_ERRORS as error:
-            raise DataError(f"{where}: the image cannot be decoded ({one_line(error)})") from error
-        return pixels
-
-    def _label(self, value: Any, index: int) -> int:
-        if value is None:
-            raise DataError(f"{self._where(index)}: it has no '{self._label_key}'")
-        return int(value)
+            raise DataError(
+                f"{where(index)}: the image cannot be decoded ({one_line(error)})"
+            ) from error
 
     def _where(self, index: int) -> str:
         """Return `FILE, example 3 (17 of split 'train')`, the first counted in the file."""
         row = int(np.searchsorted(self._ends, index, side="right"))
-        if row == len(self._ends):
-            return f"{self.directory}, example {index} of split '{self.split}'"
         file = self.files[row]
         example = index - int(self._ends[row]) + file.take + file.skip
         return f"{file.path}, example {example} ({index} of split '{self.split}')"
 
 
 def _split_files(directory: Path, info: Any, split: str) -> list[_File]:
+    """Return the files of a split's examples: at least one, in the folder, readable."""
     try:
-        instructions = info.splits[split].file_instructions
+        with _quiet():
+            instructions = info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError):
         raise DataError(
             f"{directory} has no split '{split}'; it has: {', '.join(info.splits)}, and several "
             "are joined by +"
         ) from None
     files = [_File(Path(each.filename), int(each.skip), int(each.take)) for each in instructions]
+    if not sum(file.take for file in files):
+        raise DataError(f"split '{split}' of {directory} has no examples")
     for file, _, _ in files:
         if file.parent != directory:
             raise DataError(
                 f"{directory}: dataset_info.json names {file}, which is not in that "
                 "folder; such a file is not read"
+            )
+        if not (os.path.isfile(file) and os.access(file, os.R_OK)):
+            raise DataError(
+                f"{file} is missing or cannot be read: an incomplete data set; remove {directory} "
+                "and prepare it again with recipe/prepare_data.sh"
             )
     return files
 
@@ -543,23 +522,25 @@ def open_builder(directory: Path) -> Any:
     """Open a prepared set with TFDS.
 
     Raises:
-        DataError: its description is damaged, names what is not TFDS' own, or its files are not
-            array_record.
+        DataError: its description is missing or damaged, names what is not TFDS' own, or its files
+            are not array_record.
     """
     import tensorflow_datasets as tfds
 
     try:
-        _check_description(directory)
+        for file, check in _CHECKS.items():
+            json.loads((directory / file).read_text(encoding="utf-8"), object_hook=check)
         with _quiet():
             builder = tfds.builder_from_directory(directory)
             formats = [file_format.value for file_format in builder.info.available_file_formats()]
             _ = list(builder.info.splits), builder.info.features
     except _DESCRIPTION_ERRORS as error:
         if isinstance(error, DataError):
-            raise
+            raise DataError(f"{directory / file} {error}") from None
         raise DataError(
-            f"{directory}: dataset_info.json or features.json is damaged ({one_line(error)}); "
-            "remove the folder and prepare it again with recipe/prepare_data.sh"
+            f"{directory}: dataset_info.json or features.json is missing or is damaged "
+            f"({one_line(error)}); remove the folder and prepare it again with "
+            "recipe/prepare_data.sh"
         ) from error
     if _FILE_FORMAT not in formats:
         raise DataError(
@@ -570,34 +551,30 @@ def open_builder(directory: Path) -> Any:
     return builder
 
 
-def _check_description(directory: Path) -> None:
-    """Raise DataError where a description would have TFDS import, or unfold, what it names."""
-    for file in _DESCRIPTION_FILES:
-        waiting = [json.loads((directory / file).read_text(encoding="utf-8"))]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, list):
-                waiting += value
-            elif isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-                with contextlib.suppress(ValueError):  # a text; older files have JSON in strings
-                    waiting.append(json.loads(value))
-            elif isinstance(value, dict):
-                waiting += value.values()
-                names = [value[key] for key in _CLASS_KEYS if isinstance(value.get(key), str)]
-                unknown = [name for name in names if name not in _FEATURE_CLASSES]
-                if file == "features.json" and unknown:
-                    raise DataError(
-                        f"{directory / file} names {unknown[0]}, which is none of "
-                        "TFDS' own feature classes: nothing of it is run; prepare the set again "
-                        "with recipe/prepare_data.sh"
-                    )
-                for key in ("filepathTemplate", "filepath_template"):
-                    template = value.get(key, "")
-                    if isinstance(template, str) and not _TEMPLATE.fullmatch(template):
-                        raise DataError(
-                            f"{directory / file}: {key} '{template[:80]}' has other "
-                            "fields than TFDS writes"
-                        )
+def _check_classes(entries: dict[str, Any]) -> dict[str, Any]:
+    """Raise DataError where an object of features.json names what is no class of TFDS."""
+    for key, value in entries.items():
+        if isinstance(value, str) and key in _CLASS_KEYS and not _TFDS_CLASS.fullmatch(value):
+            raise DataError(
+                f"names {value}, which is none of TFDS' own feature classes: nothing of it is "
+                "run; prepare the set again with recipe/prepare_data.sh"
+            )
+        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+            with contextlib.suppress(json.JSONDecodeError):  # older files have JSON in strings
+                json.loads(value, object_hook=_check_classes)
+    return entries
+
+
+def _check_templates(entries: dict[str, Any]) -> dict[str, Any]:
+    """Raise DataError where a file name of dataset_info.json uses Python's format language."""
+    for key in ("filepathTemplate", "filepath_template"):
+        template = entries.get(key, "")
+        if isinstance(template, str) and not _TEMPLATE.fullmatch(template):
+            raise DataError(f"has a {key} '{template[:80]}' of other fields than TFDS writes")
+    return entries
+
+
+_CHECKS = {"dataset_info.json": _check_templates, "features.json": _check_classes}
 
 
 def in_memory(split: TfdsSplit, name: str) -> Source:
@@ -683,74 +660,6 @@ def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
         f"and one class label, and has the images {listing(images)}, the vectors "
         f"{listing(vectors)} and the labels {listing(labels)}"
     )
-
-
-def _check_known(data_dir: Path, name: SetName) -> None:
-    if os.path.isdir(data_dir / name.name):
-        return
-    known = (*OTHER_NAMES, *prepared_names(data_dir), *tfds_names())
-    if name.name not in known:
-        raise DataError(
-            f"unknown data set '{name.full}'; allowed: {', '.join(OTHER_NAMES)}, the sets prepared "
-            f"in {data_dir} ({listing(prepared_names(data_dir))}) and the classification sets of "
-            f"TFDS{nearest(name.name, known)}"
-        )
-
-
-def _check_readable_folder(folder: Path) -> None:
-    if not os.path.exists(folder):
-        raise DataError(
-            f"the data folder {folder} does not exist; set dataset.data_dir to the folder that "
-            "holds the prepared TFDS sets (recipe/prepare_data.sh prepares one)"
-        )
-    if not os.path.isdir(folder):
-        raise DataError(
-            f"{folder} is a file, not a folder; set dataset.data_dir to the folder that holds the "
-            "prepared TFDS sets"
-        )
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"the data folder {folder} cannot be read: no permission")
-
-
-def _raise_no_versions(data_dir: Path, name: SetName, root: Path) -> None:
-    parent = data_dir / name.name
-    configs = sorted(path.name for path in parent.iterdir() if path.is_dir() and _versions(path))
-    if configs:
-        raise DataError(
-            f"data set '{name.full}' is prepared in {data_dir} in the configs "
-            f"{', '.join(configs)}; name one, such as '{name.name}/{configs[0]}'"
-        )
-    raise DataError(
-        f"data set '{name.full}' is not prepared in {data_dir}: {root} holds no version folder; "
-        f"{_how_to(name, data_dir)}"
-    )
-
-
-def _versions(folder: Path) -> list[str]:
-    """List version folders such as 3.0.1, the newest last."""
-    if not os.path.isdir(folder):
-        return []
-    names = [
-        path.name
-        for path in folder.iterdir()
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and path.is_dir()
-    ]
-    return sorted(names, key=lambda name: [int(field) for field in name.split(".")])
-
-
-def _is_set_folder(folder: Path) -> bool:
-    try:
-        return bool(_versions(folder)) or any(_versions(path) for path in folder.iterdir())
-    except OSError:
-        return False
-
-
-def _how_to(name: SetName, data_dir: Path) -> str:
-    return f"run: bash recipe/prepare_data.sh {name.full} {shlex.quote(str(data_dir))}"
-
-
-def _again(name: SetName, data_dir: Path) -> str:
-    return f"remove it and {_how_to(name, data_dir)}"
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import difflib
 import fcntl
 import logging
@@ -24,13 +23,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # The sets that recipes train on and that TFDS downloads by itself: what `all` stands for.
 RECIPES = ("mnist", "cifar10", "cifar100", "svhn_cropped", "horses_or_humans", "iris")
 SCIKIT_LEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes")
-IMAGENET_FILES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
+BY_HAND = ("FordA", "ucr", "boston_housing", "image_folder", "imagenet2012")
 
 MIB = 2**20
 # Sizes of the prepared sets, from TFDS' catalog; the downloads' are in TFDS itself.
@@ -50,28 +48,44 @@ LICENSES = {
     "svhn_cropped": "non-commercial use only",
     "imagenet2012": "non-commercial research and education only",
 }
-NOT_STATED = "not stated by TFDS; see the home page"
 
 NEEDS_TENSORFLOW = 75
 
-
-class Set(NamedTuple):
-    """A TFDS set to prepare.
-
-    Attributes:
-        name: as it was asked for.
-        builder: TFDS' builder.
-        download: bytes; 0: not known.
-        prepared: bytes, as an estimate where the catalog's figure is not in this file; 0: not
-            known.
-        done: whether it is there already.
-    """
-
-    name: str
-    builder: Any
-    download: int
-    prepared: int
-    done: bool
+UCR = """\
+{name}: download it by hand from the UCR Time Series Archive,
+  https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (all 128 sets in one archive; its
+  page says how to open it), or as one set from https://www.timeseriesclassification.com
+  (take the .ts files; gnp reads .tsv, too, with the label first).
+  FordA alone, as Keras' time-series example takes it:
+  https://raw.githubusercontent.com/hfawaz/cd-diagram/master/FordA/FordA_TRAIN.tsv
+  https://raw.githubusercontent.com/hfawaz/cd-diagram/master/FordA/FordA_TEST.tsv
+  Those who use the archive are asked to cite it: Dau et al., The UCR Time Series
+  Archive, 2019.
+  Then put it there: {data_dir}/{set}/{set}_TRAIN.tsv (or .ts) and {set}_TEST.tsv
+  and give the same command again."""
+BOSTON = """\
+{name}: download the table by hand, 506 rows of 13 columns and medv, such as
+  https://raw.githubusercontent.com/selva86/datasets/master/BostonHousing.csv
+  (the original, in another layout: http://lib.stat.cmu.edu/datasets/boston).
+  It has a known ethical problem: its column b was made on the assumption that racial
+  self-segregation raises house prices. scikit-learn removed it in 1.2 and advises
+  against using it but to teach about that; a substitute without a download is
+  --config.dataset.dataset_name=diabetes.
+  Then put it there: {data_dir}/boston_housing.csv
+  and give the same command again."""
+IMAGE_FOLDER = """\
+{name}: no folders train and val (or test) in {data_dir}. Put images there:
+  {data_dir}/train/CLASS/*.JPEG (also .jpg, .png)
+  {data_dir}/val/CLASS/*.JPEG, with the same classes
+  and give the same command again."""
+IMAGENET = """\
+{name}: register on https://image-net.org/download-images (non-commercial
+  research and education only) and download ILSVRC2012_img_train.tar (137.7 GiB)
+  and ILSVRC2012_img_val.tar (6.3 GiB) by hand. Then either put both into
+  {data_dir}/downloads/manual
+  and give the same command again: TFDS writes 155.8 GiB more; or unpack them to
+  DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, which is read as it is, with
+  --config.dataset.dataset_name=image_folder --config.dataset.data_dir=DIR"""
 
 
 class Wrong(Exception):
@@ -85,23 +99,27 @@ def main() -> int:
     parser.add_argument("--without_tensorflow", action="store_true")
     parser.add_argument("words", nargs="+")
     arguments = parser.parse_args()
+    offline = arguments.without_tensorflow
     try:
-        names, data_dir = names_and_folder(
-            arguments.words, arguments.data_dir, offline=arguments.without_tensorflow
-        )
+        names, data_dir = names_and_folder(arguments.words, arguments.data_dir, offline)
         by_hand = [name for name in names if is_by_hand(name, data_dir)]
         automatic = [name for name in names if name not in by_hand]
-        if automatic and arguments.without_tensorflow:
+        if automatic and offline:
             return NEEDS_TENSORFLOW
         for name in automatic:
-            check_name(name)
+            if base_name(name) not in known_names():
+                hint = nearest(name) or "; see www.tensorflow.org/datasets/catalog"
+                raise Wrong(f"unknown TFDS data set '{name}'{hint}")
         if automatic:
             check_folder(data_dir)
     except Wrong as error:
         return failed(str(error), 2)
-    missing = [name for name in by_hand if not by_hand_is_there(name, data_dir)]
+    missing = [name for name in by_hand if not is_in_place(name, data_dir)]
+    broken = []
     try:
-        broken = prepare_all(automatic, data_dir) if automatic else []
+        if automatic:
+            with locked(data_dir):
+                broken = prepare_all(automatic, data_dir)
     except Wrong as error:
         return failed(str(error), 1)
     except KeyboardInterrupt:
@@ -113,15 +131,12 @@ def main() -> int:
     return 1 if broken or missing else 0
 
 
-# ---------------------------------------------------------------------------- the command line
-
-
 def names_and_folder(
-    words: Sequence[str], data_dir: str | None, *, offline: bool
+    words: Sequence[str], data_dir: str | None, offline: bool
 ) -> tuple[list[str], Path]:
     """Return data sets and folder: the last word is the folder where it is no known name."""
     names = list(words)
-    if data_dir is None and len(names) > 1 and is_folder(names[-1], offline=offline):
+    if data_dir is None and len(names) > 1 and is_folder(names[-1], offline):
         data_dir = names.pop()
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -130,39 +145,29 @@ def names_and_folder(
         if name in SCIKIT_LEARN and name not in RECIPES:
             raise Wrong(f"'{name}' comes with scikit-learn and needs no preparation")
     # By its file, as the package needs what is not installed here.
-    local_path = runpy.run_path(str(Path(__file__).parents[1] / "config" / "paths.py"))[
-        "local_path"
-    ]
+    paths = runpy.run_path(str(Path(__file__).parents[1] / "config" / "paths.py"))
     try:
-        return list(dict.fromkeys(names)), local_path(data_dir)
+        return list(dict.fromkeys(names)), paths["local_path"](data_dir)
     except ValueError as error:
         raise Wrong(f"the data folder {data_dir} {error}") from error
 
 
-def is_folder(word: str, *, offline: bool) -> bool:
+def is_folder(word: str, offline: bool) -> bool:
     """Tell whether the last word is the folder of the data."""
     if word.startswith((".", "/", "~")):
         return True
-    if is_name(word, offline=offline):
+    if base_name(word) in ("all", *BY_HAND, *RECIPES, *SCIKIT_LEARN):
         return False
-    if Path(word).is_dir() or offline:
+    if offline or (base_name(word) not in known_names() and Path(word).is_dir()):
         return True
-    matches = difflib.get_close_matches(word.lower(), known_names(), n=1, cutoff=0.8)
-    if matches:
-        raise Wrong(
-            f"'{word}' is no data set; did you mean '{matches[0]}'? If it is to be the folder: "
-            f"--data_dir={word}"
-        )
-    return True
+    if hint := nearest(word, cutoff=0.8):
+        raise Wrong(f"'{word}' is no data set{hint} If it is to be the folder: --data_dir={word}")
+    return base_name(word) not in known_names()
 
 
-def is_name(word: str, *, offline: bool) -> bool:
-    """Tell whether a word names a data set that this script knows."""
-    base = re.split("[/:]", word.removeprefix("tfds/"))[0]
-    own = ("all", "FordA", "ucr", "boston_housing", "image_folder", "imagenet2012")
-    if base in (*own, *RECIPES, *SCIKIT_LEARN):
-        return True
-    return not offline and base in known_names()
+def base_name(name: str) -> str:
+    """Return a set's name without version and config."""
+    return re.split("[/:]", name.removeprefix("tfds/"))[0]
 
 
 def known_names() -> list[str]:
@@ -172,29 +177,16 @@ def known_names() -> list[str]:
     return list(tfds.list_builders(with_community_datasets=False))
 
 
-def check_name(name: str) -> None:
-    """Check that TFDS knows a data set.
-
-    Raises:
-        Wrong: it does not; with the nearest name.
-    """
+def nearest(name: str, cutoff: float = 0.6) -> str:
+    """Return `; did you mean 'x'?` with the name nearest to one that TFDS does not know."""
+    base = base_name(name).lower()
     known = known_names()
-    base = re.split("[/:]", name.removeprefix("tfds/"))[0]
-    if base in known:
-        return
-    matches = difflib.get_close_matches(base.lower(), known, n=1)
-    hint = f"; did you mean '{matches[0]}'?" if matches else ""
-    raise Wrong(
-        f"unknown TFDS data set '{name}'{hint or '; see www.tensorflow.org/datasets/catalog'}"
-    )
+    matches = base not in known and difflib.get_close_matches(base, known, n=1, cutoff=cutoff)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def check_folder(data_dir: Path) -> None:
-    """Create the folder of the data.
-
-    Raises:
-        Wrong: it cannot hold data.
-    """
+    """Create the folder of the data; raise Wrong where it cannot hold any."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,24 +197,15 @@ def check_folder(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """Keep a second preparation out of a folder while one is at work there.
-
-    Raises:
-        Wrong: one is.
-    """
+    """Keep a second preparation out of a folder; raise Wrong where one is at work there."""
     folder = os.open(data_dir, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(folder)
-        raise Wrong(f"another prepare_data is at work in {data_dir}; wait for its end") from error
-    try:
         yield
+    except BlockingIOError as error:
+        raise Wrong(f"another prepare_data is at work in {data_dir}; wait for its end") from error
     finally:
         os.close(folder)
-
-
-# ------------------------------------------------------------------------------ TFDS data sets
 
 
 def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
@@ -230,10 +213,9 @@ def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
 
     Returns:
         (name, reason) of each that could not be prepared.
-
-    Raises:
-        Wrong: another process prepares sets in the same folder.
     """
+    import tensorflow_datasets as tfds
+
     interrupted: list[int] = []
 
     def on_interrupt(number: int, _: object) -> None:
@@ -241,46 +223,8 @@ def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, on_interrupt)
-    with locked(data_dir):
-        return _prepare_all(names, data_dir, interrupted)
-
-
-def _prepare_all(
-    names: Sequence[str], data_dir: Path, interrupted: Sequence[int]
-) -> list[tuple[str, str]]:
-    sets, broken = [], []
-    reported = reported_errors()
-    for name in names:
-        try:
-            sets.append(look_at(name, data_dir))
-        except reported as error:
-            broken.append((name, one_line(error)))
-    if sets:
-        print_table(sets, data_dir)
-    todo = [each for each in sets if not each.done]
-    if not sys.stderr.isatty() and todo:
-        import tensorflow_datasets as tfds
-
-        tfds.disable_progress_bar()
-    # A line for each of ten attempts says no more than the error at the end.
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    if todo:
-        print("a server that does not answer is tried again for some 4 minutes", flush=True)
-    for number, each in enumerate(todo, 1):
-        print(f"[{number}/{len(todo)}] {each.name}", flush=True)
-        try:
-            prepare(each, data_dir, interrupted)
-        except reported as error:
-            broken.append((each.name, one_line(error)))
-            print(f"'{each.name}' failed: {broken[-1][1]}", flush=True)
-    return broken
-
-
-def reported_errors() -> tuple[type[Exception], ...]:
-    """Return the errors by which TFDS tells of a set, the network or the disk; others are bugs."""
-    import tensorflow_datasets as tfds
-
-    return (
+    # By these TFDS tells of a set, the network or the disk; others are bugs.
+    reported = (
         OSError,  # those of requests among them
         ValueError,  # no such config
         AssertionError,  # no such version, files that are to be downloaded by hand
@@ -291,292 +235,165 @@ def reported_errors() -> tuple[type[Exception], ...]:
         tfds.core.download.extractor.ExtractError,
         tfds.core.download.extractor.UnsafeArchiveError,
     )
+    builders, broken = {}, []
+    for name in names:
+        try:
+            builders[name] = find_builder(name, data_dir)
+        except reported as error:
+            broken.append((name, one_line(error)))
+    todo = {name: builder for name, builder in builders.items() if not is_prepared(builder)}
+    if builders:
+        print_table(builders, data_dir)
+    if not sys.stderr.isatty() and todo:
+        tfds.disable_progress_bar()
+    # A line for each of ten attempts says no more than the error at the end.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    if todo:
+        print("a server that does not answer is tried again for some 4 minutes", flush=True)
+    for number, (name, builder) in enumerate(todo.items(), 1):
+        print(f"[{number}/{len(todo)}] {name}", flush=True)
+        try:
+            prepare(name, builder, data_dir, interrupted)
+        except reported as error:
+            broken.append((name, one_line(error)))
+            print(f"'{name}' failed: {broken[-1][1]}", flush=True)
+    return broken
 
 
-def look_at(name: str, data_dir: Path) -> Set:
-    """Return what TFDS knows of a set before anything is downloaded."""
+def find_builder(name: str, data_dir: Path) -> Any:
+    """Return TFDS' builder of a set, before anything is downloaded."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(
         name.removeprefix("tfds/"), data_dir=data_dir, file_format="array_record"
     )
     folder = Path(builder.data_dir)
-    done = (folder / "dataset_info.json").is_file()
-    if folder.exists() and not done:
+    if folder.exists() and not is_prepared(builder):
         raise RuntimeError(f"{folder} has no dataset_info.json: an incomplete copy; remove it")
-    download = int(
-        builder.info.download_size or sum(url.size for url in builder.url_infos.values())
-    )
-    prepared = builder.info.dataset_size or PREPARED_BYTES.get(builder.name, 0)
-    return Set(name, builder, download, int(prepared), done)
+    return builder
 
 
-def prepare(each: Set, data_dir: Path, interrupted: Sequence[int]) -> None:
+def is_prepared(builder: Any) -> bool:
+    """Tell whether a set is there already."""
+    return (Path(builder.data_dir) / "dataset_info.json").is_file()
+
+
+def prepare(name: str, builder: Any, data_dir: Path, interrupted: Sequence[int]) -> None:
     """Download and write a set; what is downloaded already is not downloaded again."""
     import tensorflow_datasets as tfds
 
-    folder = Path(each.builder.data_dir)
+    folder = Path(builder.data_dir)
     # TFDS writes into such a folder and renames it at the end; one is left by a killed process.
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
         shutil.rmtree(left)
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        each.builder.download_and_prepare(download_config=settings, file_format="array_record")
+        builder.download_and_prepare(download_config=settings, file_format="array_record")
     finally:
         if interrupted:  # which TFDS may have wrapped into an error of its own
             raise KeyboardInterrupt
-    counts = {split: info.num_examples for split, info in each.builder.info.splits.items()}
-    print(f"'{each.name}' is prepared in {folder}: {counts}", flush=True)
-    own = each.name.removeprefix("tfds/")
-    settings = {
-        "dataset_name": f"tfds/{own}" if own in SCIKIT_LEARN else own,
-        "data_dir": shlex.quote(str(data_dir)),
-    }
-    print("in gnp:", *(f"--config.dataset.{key}={value}" for key, value in settings.items()))
+    counts = {split: info.num_examples for split, info in builder.info.splits.items()}
+    print(f"'{name}' is prepared in {folder}: {counts}", flush=True)
+    own = name.removeprefix("tfds/")
+    print(
+        f"in gnp: --config.dataset.dataset_name={f'tfds/{own}' if own in SCIKIT_LEARN else own} "
+        f"--config.dataset.data_dir={shlex.quote(str(data_dir))}"
+    )
 
 
-def print_table(sets: Sequence[Set], data_dir: Path) -> None:
+def print_table(builders: dict[str, Any], data_dir: Path) -> None:
     """Print what is about to be done: sizes, time, terms, and whether the disk has room."""
-    rows: list[tuple[str, ...]] = [("data set", "state", "download", "prepared", "time", "license")]
-    for each in sets:
-        info = each.builder.info
+    rows = [("data set", "state", "download", "prepared", "time", "license")]
+    needed = todo = 0
+    for builder in builders.values():
+        info, done = builder.info, is_prepared(builder)
+        urls = builder.url_infos.values()
+        download = int(info.download_size or sum(url.size for url in urls))
+        prepared = int(info.dataset_size or PREPARED_BYTES.get(builder.name, 0))
         stated = info.redistribution_info.license if info.redistribution_info else ""
+        at_most = "at most " if builder.builder_configs and download else ""
         rows.append(
             (
                 info.full_name,
-                "there, skipped" if each.done else "to prepare",
-                size(each.download, at_most=bool(each.builder.builder_configs)),
-                size(each.prepared),
-                "-" if each.done else time_class(each.download),
-                stated or LICENSES.get(each.builder.name) or NOT_STATED,
+                "there, skipped" if done else "to prepare",
+                at_most + size(download),
+                size(prepared),
+                "-" if done else time_class(download),
+                stated or LICENSES.get(builder.name) or "not stated by TFDS; see the home page",
             )
         )
-    todo = [each for each in sets if not each.done]
-    download, prepared = sum(s.download for s in todo), sum(s.prepared for s in todo)
-    if todo:
-        rows.append(("total", f"{len(todo)} to prepare", size(download), size(prepared)))
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(6)]
+        needed += 0 if done else download + prepared
+        todo += not done
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
-        line = "  ".join(
-            cell.rjust(width) if i in (2, 3) else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-        )
-        print(line.rstrip())
-    for each in sets:
-        print(f"{each.builder.name}: {each.builder.info.homepage or 'no home page stated'}")
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    for builder in builders.values():
+        print(f"{builder.name}: {builder.info.homepage or 'no home page stated'}")
     free = shutil.disk_usage(data_dir).free
-    print(f"free in {data_dir}: {size(free)}; times are a rule of thumb, without the download")
-    if todo and download + prepared > free:
+    print(
+        f"total: {todo} to prepare, {size(needed)}; free in {data_dir}: {size(free)}; times are a "
+        "rule of thumb, without the download"
+    )
+    if needed > free:
         print("WARNING: that may not be enough; prepare some at a time, or elsewhere (--data_dir)")
     sys.stdout.flush()
 
 
-def size(count: float, *, at_most: bool = False) -> str:
+def size(count: float) -> str:
     """Return bytes as people read them: `162.2 MiB`."""
     if not count:
         return "not known"
-    power = min(int(math.log(count, 1024)), 3) if count >= 1 else 0
-    text = f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
-    return f"at most {text}" if at_most else text
+    power = min(int(math.log(count, 1024)), 3)
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def time_class(download: int) -> str:
     """Estimate how long writing a set takes, by the size of its download."""
-    for limit, text in ((64 * MIB, "seconds"), (16 * 1024 * MIB, "minutes")):
+    for limit, text in ((1, "not known"), (64 * MIB, "seconds"), (16 * 1024 * MIB, "minutes")):
         if download < limit:
-            return text if download else "not known"
+            return text
     return "hours"
-
-
-# ------------------------------------------------------------------- data sets put there by hand
 
 
 def is_by_hand(name: str, data_dir: Path) -> bool:
     """Tell whether no program can download a set, or gnp reads its files itself."""
     if name == "imagenet2012":
-        manual = data_dir / "downloads" / "manual"
-        prepared = any(data_dir.glob("imagenet2012/*/dataset_info.json"))
-        return not prepared and not all((manual / file).is_file() for file in IMAGENET_FILES)
-    return name in ("FordA", "boston_housing", "image_folder") or name.startswith("ucr/")
+        files = [f"ILSVRC2012_img_{part}.tar" for part in ("train", "val")]
+        is_there = all((data_dir / "downloads" / "manual" / file).is_file() for file in files)
+        return not is_there and not any(data_dir.glob("imagenet2012/*/dataset_info.json"))
+    return name in BY_HAND[2:] or name == "FordA" or name.startswith("ucr/")
 
 
-def by_hand_is_there(name: str, data_dir: Path) -> bool:
-    """Say what to download, or, where the files are in place, how to train on them."""
-    look, instructions = {
-        "boston_housing": (look_at_boston, boston_instructions),
-        "image_folder": (look_at_folder, folder_instructions),
-        "imagenet2012": (None, imagenet_instructions),
-    }.get(name, (look_at_series, series_instructions))
-    try:
-        found = look(name, data_dir) if look else None
-    except (OSError, ValueError) as error:
-        print(f"{name}: {one_line(error)}")
-        found = None
-    if found is None:
-        print(instructions(name, data_dir), flush=True)
+def is_in_place(name: str, data_dir: Path) -> bool:
+    """Print the command that trains on a set where its files are, else what to download."""
+    series = name.removeprefix("ucr/")
+    settings: dict[str, object] = {"data_dir": data_dir}
+    if name == "imagenet2012":
+        text, config, there = IMAGENET, "", False
+    elif name == "boston_housing":
+        files = [data_dir / table for table in ("boston_housing.csv", "BostonHousing.csv")]
+        found = [file for file in files if file.is_file()]
+        text, config, there = BOSTON, "boston", bool(found)
+        settings["data_dir"] = (found or files)[0]
+    elif name == "image_folder":
+        splits = [split for split in ("train", "val", "test") if (data_dir / split).is_dir()]
+        text, config = IMAGE_FOLDER, "imagenet_folder"
+        there = "train" in splits and len(splits) > 1
+    else:
+        text, config, settings = UCR, "ucr", {"dataset_name": f"ucr/{series}", **settings}
+        folders, suffixes = (data_dir / series, data_dir), (".tsv", ".ts")
+        there = all(
+            any((f / f"{series}_{part}{s}").is_file() for f in folders for s in suffixes)
+            for part in ("TRAIN", "TEST")
+        )
+    if not there:
+        print(text.format(name=name, set=series, data_dir=data_dir), flush=True)
         return False
-    description, config, settings = found
-    print(f"{name} is in place: {description}. To train:\n{command(config, settings)}", flush=True)
-    return True
-
-
-def command(config: str, settings: Sequence[str]) -> str:
-    """Return the command that trains with a config of config/ and these settings."""
     words = [f"--config=config/{config}.py", f"--working_dir=runs/{config}"]
-    words += [f"--config.{setting}" for setting in settings]
-    return "  python -m gnp.main.main " + " ".join(shlex.quote(word) for word in words)
-
-
-def look_at_series(name: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
-    """Return what is in the two files of a UCR set; None: they are not there."""
-    name = name.removeprefix("ucr/")
-    files = [p / f"{name}_TRAIN{e}" for p in (data_dir / name, data_dir) for e in (".tsv", ".ts")]
-    train = next((file for file in files if file.is_file()), None)
-    if train is None:
-        return None
-    lengths, counts = set(), []
-    for part in ("TRAIN", "TEST"):
-        path = train.with_name(f"{name}_{part}{train.suffix}")
-        with path.open() as file:
-            rows = channels(file) if path.suffix == ".ts" else numbers(file, path, "\t")
-            sizes = [len(row) - 1 for row in rows]
-        counts.append(len(sizes))
-        lengths |= set(sizes)
-    if not all(counts) or len(lengths) != 1:
-        raise ValueError(f"{train.parent}: empty files, or series of different lengths")
-    text = f"{counts[0]} series to train on and {counts[1]} to test, {lengths.pop()} values each"
-    settings = [f"dataset.dataset_name=ucr/{name}", f"dataset.data_dir={data_dir}"]
-    return text, "ucr", settings
-
-
-def channels(lines: Iterator[str]) -> Iterator[Sequence[object]]:
-    """Yield the label and the values of each series' first channel in a .ts file."""
-    for line in lines:
-        first, colon, rest = line.partition(":")
-        if colon and line[0] not in "@#%":
-            yield [rest.rpartition(":")[2], *first.split(",")]
-
-
-def look_at_boston(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
-    """Return the rows of the table; None: it is not there."""
-    path = next((p for p in boston_files(data_dir) if p.is_file()), None)
-    if path is None:
-        return None
-    with path.open(newline="") as file:
-        header = [cell.strip().strip('"') for cell in file.readline().split(",")]
-        rows = list(numbers(file, path, ","))
-    target = next((column for column in header if column.lower() == "medv"), None)
-    if target is None or len(header) != 14:
-        raise ValueError(f"{path}: 14 columns are needed, with medv among them, not {header}")
-    if any(len(row) != 14 for row in rows):
-        raise ValueError(f"{path}: a row has not as many numbers as the header has names")
-    settings = [f"dataset.data_dir={path}", f"dataset.target={target}"]
-    return f"{path}, {len(rows)} rows", "boston", settings
-
-
-def numbers(lines: Iterator[str], path: Path, delimiter: str) -> Iterator[Sequence[float]]:
-    """Return the rows of a table of numbers; ValueError names the line that is none."""
-    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
-        try:
-            yield [float(cell) for cell in row]
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from error
-
-
-def look_at_folder(_: str, data_dir: Path) -> tuple[str, str, list[str]] | None:
-    """Return the classes of an image folder; None: it has no two splits."""
-    splits = [s for s in ("train", "val", "test") if (data_dir / s).is_dir()]
-    if "train" not in splits or len(splits) < 2:
-        return None
-    classes = sorted(p.name for p in (data_dir / "train").iterdir() if p.is_dir())
-    empty = [name for name in classes if not has_image(data_dir / "train" / name)]
-    if not classes or empty:
-        raise ValueError(f"{data_dir / 'train'}: no image in {', '.join(empty) or 'any folder'}")
-    description = f"{', '.join(splits)} in {data_dir}, {len(classes)} classes"
-    return description, "imagenet_folder", [f"dataset.data_dir={data_dir}"]
-
-
-def has_image(folder: Path) -> bool:
-    """Tell whether a folder holds a JPEG or PNG."""
-    return any(p.suffix.lower() in IMAGE_ENDINGS for p in folder.iterdir())
-
-
-def boston_files(data_dir: Path) -> list[Path]:
-    """Return where the table may lie."""
-    return [data_dir / name for name in ("boston_housing.csv", "BostonHousing.csv")]
-
-
-def series_instructions(name: str, data_dir: Path) -> str:
-    """Say where a UCR set is, and where it goes."""
-    name = name.removeprefix("ucr/")
-    lines = [
-        f"ucr/{name}: download it by hand from the UCR Time Series Archive,",
-        "  https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (all 128 sets in one archive; its",
-        "  page says how to open it), or as one set from https://www.timeseriesclassification.com",
-        "  (take the .ts files; gnp reads .tsv, too, with the label first).",
-    ]
-    if name == "FordA":
-        lines += [
-            "  FordA alone, as Keras' time-series example takes it:",
-            "  https://raw.githubusercontent.com/hfawaz/cd-diagram/master/FordA/FordA_TRAIN.tsv",
-            "  https://raw.githubusercontent.com/hfawaz/cd-diagram/master/FordA/FordA_TEST.tsv",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            "  Those who use the archive are asked to cite it: Dau et al., The UCR Time Series",
-            "  Archive, 2019.",
-            f"  Then put it there: {data_dir / name / name}_TRAIN.tsv (or .ts) and {name}_TEST.tsv",
-            "  and give the same command again, which checks them.",
-        ]
-    )
-
-
-def boston_instructions(_: str, data_dir: Path) -> str:
-    """Say where the table is, what is wrong with it, and where it goes."""
-    return "\n".join(
-        [
-            "boston_housing: download the table by hand, 506 rows of 13 columns and medv, such as",
-            "  https://raw.githubusercontent.com/selva86/datasets/master/BostonHousing.csv",
-            "  (the original, in another layout: http://lib.stat.cmu.edu/datasets/boston).",
-            "  It has a known ethical problem: its column b was made on the assumption that racial",
-            "  self-segregation raises house prices. scikit-learn removed it in 1.2 and advises",
-            "  against using it but to teach about that; a substitute without a download is",
-            "  --config.dataset.dataset_name=diabetes.",
-            f"  Then put it there: {boston_files(data_dir)[0]}",
-            "  and give the same command again, which checks it.",
-        ]
-    )
-
-
-def folder_instructions(_: str, data_dir: Path) -> str:
-    """Say what a folder of images has to look like."""
-    return "\n".join(
-        [
-            f"image_folder: no folders train and val (or test) in {data_dir}. Put images there:",
-            f"  {data_dir / 'train'}/CLASS/*.JPEG (also .jpg, .png)",
-            f"  {data_dir / 'val'}/CLASS/*.JPEG, with the same classes",
-            "  and give the same command again, which checks them.",
-        ]
-    )
-
-
-def imagenet_instructions(_: str, data_dir: Path) -> str:
-    """Say what to register for, and the two ways to read it."""
-    return "\n".join(
-        [
-            "imagenet2012: register on https://image-net.org/download-images (non-commercial",
-            f"  research and education only) and download {IMAGENET_FILES[0]} (137.7 GiB)",
-            f"  and {IMAGENET_FILES[1]} (6.3 GiB) by hand. Then either put both into",
-            f"  {data_dir / 'downloads' / 'manual'}",
-            "  and give the same command again: TFDS writes 155.8 GiB more; or unpack them to",
-            "  DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, which is read as it is, with",
-            "  --config.dataset.dataset_name=image_folder --config.dataset.data_dir=DIR",
-        ]
-    )
-
-
-# ------------------------------------------------------------------------------------- messages
+    words += [f"--config.dataset.{key}={value}" for key, value in settings.items()]
+    command = "python -m gnp.main.main " + " ".join(shlex.quote(word) for word in words)
+    print(f"{name} is in place. To train, which checks it:\n  {command}", flush=True)
+    return True
 
 
 def one_line(error: BaseException) -> str:

@@ -84,11 +84,6 @@ def basic(shape: tuple[int, ...], pad: int = 4) -> Augment:
 
     Raises:
         DataError: the images are too small to be padded by so much.
-
-    Example:
-        >>> batch = {"input": np.ones((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
-        >>> basic((8, 8, 1))(batch, 0, 0, np.arange(2))["input"].shape
-        (2, 8, 8, 1)
     """
     if min(shape[:2]) <= pad:
         raise DataError(
@@ -106,13 +101,7 @@ def basic(shape: tuple[int, ...], pad: int = 4) -> Augment:
 
 
 def random_flip(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:
-    """Mirror images left to right, each with probability 1/2: an `Augment`.
-
-    Example:
-        >>> batch = {"input": np.ones((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
-        >>> random_flip(batch, 0, 0, np.arange(2))["input"].shape
-        (2, 8, 8, 1)
-    """
+    """Mirror images left to right, each with probability 1/2: an `Augment`."""
     flip = below(random_bits(_FLIP_TAG, seed, epoch, indices, draws=1)[0], 2).astype(bool)
     return {**batch, "input": flipped(batch["input"], flip)}
 

@@ -63,12 +63,6 @@ def cutout(shape: tuple[int, ...], size: int, mean: np.ndarray, dtype: np.dtype)
     Raises:
         DataError: the square always covers the whole image.
 
-    Example:
-        >>> batch = {"input": np.ones((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
-        >>> augment = cutout((8, 8, 1), 4, np.zeros(1), np.dtype(np.uint8))
-        >>> int(augment(batch, 0, 0, np.arange(2))["input"].min())
-        0
-
     References:
         DeVries, Taylor: Improved Regularization of Convolutional Neural Networks with Cutout,
         arXiv 1708.04552, 2017.

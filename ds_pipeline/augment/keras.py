@@ -23,11 +23,6 @@ def keras(shape: tuple[int, ...]) -> Augment:
 
     Args:
         shape: of the images, (h, w, c), uint8 or float32, up to 4 channels.
-
-    Example:
-        >>> batch = {"input": np.ones((2, 8, 8, 3), np.uint8), "label": np.zeros(2, np.int32)}
-        >>> int(keras((8, 8, 3))(batch, 0, 0, np.arange(2))["input"].min())
-        1
     """
     height, width = shape[:2]
 

@@ -19,12 +19,7 @@ _SLICE_BYTES = 2**19
 
 
 def chain(steps: Sequence[Augment]) -> Augment | None:
-    """Apply augmentations one after the other; None where there are none.
-
-    Example:
-        >>> chain([]) is None
-        True
-    """
+    """Apply augmentations one after the other; None where there are none."""
     if not steps:
         return None
 
@@ -65,11 +60,6 @@ def in_slices(augment: Augment) -> Augment:
 
 
 def small_slices(inputs: np.ndarray) -> list[slice]:
-    """Split the first axis into slices, each of at least one row and of few bytes.
-
-    Example:
-        >>> small_slices(np.zeros((3, 10**6), np.uint8))
-        [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
-    """
+    """Split the first axis into slices, each of at least one row and of few bytes."""
     size = max(1, _SLICE_BYTES * len(inputs) // max(1, inputs.nbytes))
     return [slice(start, start + size) for start in range(0, len(inputs), size)]

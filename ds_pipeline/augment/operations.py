@@ -34,59 +34,32 @@ _KEPT_MAPS = 64
 
 
 def invert(images: np.ndarray) -> np.ndarray:
-    """Return 255 - x.
-
-    Example:
-        >>> int(invert(np.full((1, 1, 1, 1), 10, np.uint8))[0, 0, 0, 0])
-        245
-    """
+    """Return 255 - x."""
     return 255 - images
 
 
 def posterize(images: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Keep the highest `bits` bits of each value, 1 to 8.
-
-    Example:
-        >>> int(posterize(np.full((1, 1, 1, 1), 255, np.uint8), np.array([3]))[0, 0, 0, 0])
-        224
-    """
+    """Keep the highest `bits` bits of each value, 1 to 8."""
     masks = (0xFF << (8 - np.asarray(bits, np.int64))) & 0xFF
     return images & masks.astype(np.uint8)[:, None, None, None]
 
 
 def solarize(images: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """Return 255 - x for values of at least `threshold`, 0 to 256.
-
-    Example:
-        >>> images = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
-        >>> solarize(images, np.array([128])).ravel().tolist()
-        [10, 55]
-    """
+    """Return 255 - x for values of at least `threshold`, 0 to 256."""
     levels = np.arange(256)[None, :]
     tables = np.where(levels < np.asarray(threshold)[:, None], levels, 255 - levels)
     return _look_up(images, tables)
 
 
 def solarize_add(images: np.ndarray, addition: np.ndarray) -> np.ndarray:
-    """Return min(255, x + addition) for values below 128; the others stay.
-
-    Example:
-        >>> images = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
-        >>> solarize_add(images, np.array([40])).ravel().tolist()
-        [50, 200]
-    """
+    """Return min(255, x + addition) for values below 128; the others stay."""
     levels = np.arange(256)[None, :]
     added = levels + np.asarray(addition)[:, None]
     return _look_up(images, np.where(levels < 128, added, levels))
 
 
 def autocontrast(images: np.ndarray) -> np.ndarray:
-    """Stretch each channel of each image to 0..255.
-
-    Example:
-        >>> autocontrast(np.array([10, 60], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
-        [0, 255]
-    """
+    """Stretch each channel of each image to 0..255."""
     low, high = (values[:, None, :].astype(np.float64) for values in _extremes(images))
     flat = high <= low
     scale = np.where(flat, 1.0, 255.0 / np.where(flat, 1.0, high - low))
@@ -116,13 +89,7 @@ def equalize(images: np.ndarray) -> np.ndarray:
 
 
 def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Move away from (factor > 1) or toward (< 1) the gray image; at 0, gray.
-
-    Example:
-        >>> red = np.array([255, 0, 0], np.uint8).reshape(1, 1, 1, 3)
-        >>> color(red, np.array([0.5])).ravel().tolist()
-        [165, 38, 38]
-    """
+    """Move away from (factor > 1) or toward (< 1) the gray image; at 0, gray."""
     if images.shape[-1] == 1:
         return images.copy()
     tall = _luminance(images).reshape(-1, images.shape[2])
@@ -131,13 +98,7 @@ def color(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def contrast(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Move away from (factor > 1) or toward (< 1) the mean luminance.
-
-    Example:
-        >>> images = np.array([100, 200], np.uint8).reshape(1, 1, 2, 1)
-        >>> contrast(images, np.array([0.5])).ravel().tolist()
-        [125, 175]
-    """
+    """Move away from (factor > 1) or toward (< 1) the mean luminance."""
     gray = _luminance(images)
     mean = np.floor(gray.mean(axis=(1, 2), dtype=np.float64) + 0.5)[:, None]
     levels = np.arange(256, dtype=np.uint8)[None, :]
@@ -145,12 +106,7 @@ def contrast(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def brightness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Return `factor` times x.
-
-    Example:
-        >>> int(brightness(np.full((1, 1, 1, 1), 100, np.uint8), np.array([1.5]))[0, 0, 0, 0])
-        150
-    """
+    """Return `factor` times x."""
     levels = np.arange(256, dtype=np.uint8)[None, :]
     return _look_up(images, _blended(np.zeros((1, 1), np.uint8), levels, factor))
 
@@ -188,61 +144,29 @@ def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     return _transformed(images, [_rotation(angle, height, width) for angle in degrees.tolist()])
 
 
-def shear_x(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Take pixel (x, y) from (x + slope * y, y), y counted from the top, gray outside.
+def sheared_or_moved(images: np.ndarray, values: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Take each pixel from where it is by `values` further, the nearest one, gray outside.
+
+    Args:
+        images: [b, h, w, c].
+        values: [b].
+        row: of the affine matrix (x', y') = M (x, y, 1), 0 for x' and 1 for y'.
+        column: of it, in which the value is added: 0 to 2; 2 are pixels, the others slopes.
 
     Example:
         >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> shear_x(images, np.array([1.0]))[0, :, :, 0].tolist()
-        [[2, 128], [128, 128]]
-    """
-    return _transformed(images, [(1.0, value, 0.0, 0.0, 1.0, 0.0) for value in slope.tolist()])
-
-
-def shear_y(images: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Take pixel (x, y) from (x, y + slope * x), x counted from the left, gray outside.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> shear_y(images, np.array([0.6]))[0, :, :, 0].tolist()
-        [[1, 4], [3, 128]]
-    """
-    return _transformed(images, [(1.0, 0.0, 0.0, value, 1.0, 0.0) for value in slope.tolist()])
-
-
-def translate_x(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Move to the left by so many pixels, gray where nothing is left.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> translate_x(images, np.array([1.0]))[0, :, :, 0].tolist()
+        >>> sheared_or_moved(images, np.array([1.0]), row=0, column=2)[0, :, :, 0].tolist()
         [[2, 128], [4, 128]]
     """
-    return _transformed(images, [(1.0, 0.0, value, 0.0, 1.0, 0.0) for value in pixels.tolist()])
-
-
-def translate_y(images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Move up by so many pixels, gray where nothing is left.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> translate_y(images, np.array([1.0]))[0, :, :, 0].tolist()
-        [[3, 4], [128, 128]]
-    """
-    return _transformed(images, [(1.0, 0.0, 0.0, 0.0, 1.0, value) for value in pixels.tolist()])
+    matrices = np.tile(np.eye(2, 3), (len(images), 1, 1))
+    matrices[:, row, column] += values
+    return _transformed(images, [tuple(each) for each in matrices.reshape(-1, 6).tolist()])
 
 
 def cutout_gray(
     images: np.ndarray, size: np.ndarray, center_row: Indices, center_column: Indices
 ) -> np.ndarray:
-    """Draw a gray square of `size` pixels a side around a center, cut off at the border.
-
-    Example:
-        >>> images = np.zeros((1, 2, 2, 1), np.uint8)
-        >>> zero = np.zeros(1, np.int64)
-        >>> cutout_gray(images, np.array([2.0]), zero, zero)[0, :, :, 0].tolist()
-        [[128, 0], [0, 0]]
-    """
+    """Draw a gray square of `size` pixels a side around a center, cut off at the border."""
     fill = np.full(images.shape[-1], GRAY, np.uint8)
     return erased(images, center_row, center_column, size.astype(np.int64), fill)
 
@@ -259,10 +183,10 @@ OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "Brightness": brightness,
     "Sharpness": sharpness,
     "Rotate": rotate,
-    "ShearX": shear_x,
-    "ShearY": shear_y,
-    "TranslateX": translate_x,
-    "TranslateY": translate_y,
+    "ShearX": functools.partial(sheared_or_moved, row=0, column=1),
+    "ShearY": functools.partial(sheared_or_moved, row=1, column=0),
+    "TranslateX": functools.partial(sheared_or_moved, row=0, column=2),
+    "TranslateY": functools.partial(sheared_or_moved, row=1, column=2),
 }
 """(images, values) -> images, under the papers' names; without Cutout, which needs a position."""
 
@@ -336,7 +260,7 @@ def _blended(first: np.ndarray, second: np.ndarray, factor: np.ndarray) -> np.nd
     return np.clip(result, 0, 255, out=result).astype(np.uint8)
 
 
-_Matrix = tuple[float, float, float, float, float, float]
+_Matrix = tuple[float, ...]
 
 
 def _transformed(images: np.ndarray, matrices: list[_Matrix]) -> np.ndarray:

@@ -22,6 +22,8 @@ References:
     search space, arXiv 1909.13719, 2019.
 """
 
+import csv
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -51,236 +53,18 @@ class Policy(NamedTuple):
     published: bool
 
 
-# A sub-policy a line: operation, probability, level (- where there is none).
-
-_CIFAR = """
-Invert 0.1 -, Contrast 0.2 6
-Rotate 0.7 2, TranslateX 0.3 9
-Sharpness 0.8 1, Sharpness 0.9 3
-ShearY 0.5 8, TranslateY 0.7 9
-AutoContrast 0.5 -, Equalize 0.9 -
-Solarize 0.4 5, AutoContrast 0.9 -
-TranslateY 0.9 9, TranslateY 0.7 9
-AutoContrast 0.9 -, Solarize 0.8 3
-Equalize 0.8 -, Invert 0.1 -
-TranslateY 0.7 9, AutoContrast 0.9 -
-Solarize 0.4 5, AutoContrast 0.0 -
-TranslateY 0.7 9, TranslateY 0.7 9
-AutoContrast 0.9 -, Solarize 0.4 3
-Equalize 0.7 -, Invert 0.1 -
-TranslateY 0.7 9, TranslateY 0.7 9
-Solarize 0.4 5, AutoContrast 0.9 -
-TranslateY 0.8 9, TranslateY 0.9 9
-AutoContrast 0.8 -, TranslateY 0.7 9
-TranslateY 0.2 7, Color 0.9 6
-Equalize 0.7 -, Color 0.4 9
-ShearY 0.2 7, Posterize 0.3 7
-Color 0.4 3, Brightness 0.6 7
-Sharpness 0.3 9, Brightness 0.7 9
-Equalize 0.6 -, Equalize 0.5 -
-Contrast 0.6 7, Sharpness 0.6 5
-Brightness 0.3 7, AutoContrast 0.5 -
-AutoContrast 0.9 -, AutoContrast 0.5 -
-Solarize 0.3 5, Equalize 0.6 -
-TranslateY 0.2 4, Sharpness 0.3 3
-Brightness 0.0 8, Color 0.8 8
-Solarize 0.2 6, Color 0.8 6
-Solarize 0.2 6, AutoContrast 0.8 -
-Solarize 0.4 1, Equalize 0.6 -
-Brightness 0.0 0, Solarize 0.5 2
-AutoContrast 0.9 -, Brightness 0.5 3
-Contrast 0.7 5, Brightness 0.0 2
-Solarize 0.2 8, Solarize 0.1 5
-Contrast 0.5 1, TranslateY 0.2 9
-AutoContrast 0.6 -, TranslateY 0.0 9
-AutoContrast 0.9 -, Equalize 0.8 -
-Brightness 0.0 7, Equalize 0.4 -
-Solarize 0.2 5, Equalize 0.7 -
-Equalize 0.6 -, Color 0.6 2
-Color 0.3 7, Color 0.2 4
-AutoContrast 0.5 -, Solarize 0.7 2
-AutoContrast 0.2 -, Equalize 0.1 -
-ShearY 0.6 5, Equalize 0.6 -
-Brightness 0.9 3, AutoContrast 0.4 -
-Equalize 0.8 -, Equalize 0.7 -
-Equalize 0.7 -, Solarize 0.5 0
-Equalize 0.8 -, TranslateY 0.8 9
-TranslateY 0.8 9, TranslateY 0.6 9
-TranslateY 0.9 0, TranslateY 0.5 9
-AutoContrast 0.5 -, Solarize 0.3 4
-Solarize 0.5 3, Equalize 0.4 -
-Color 0.7 7, TranslateX 0.5 8
-Equalize 0.3 -, AutoContrast 0.4 -
-TranslateY 0.4 3, Sharpness 0.2 6
-Brightness 0.9 6, Color 0.2 8
-Solarize 0.5 2, Invert 0.0 -
-AutoContrast 0.1 -, Brightness 0.0 0
-Cutout 0.2 4, Equalize 0.1 -
-Equalize 0.7 -, AutoContrast 0.6 -
-Color 0.1 8, ShearY 0.2 3
-ShearY 0.4 2, Rotate 0.7 0
-ShearY 0.1 3, AutoContrast 0.9 -
-TranslateY 0.3 6, Cutout 0.3 3
-Equalize 0.5 -, Solarize 0.6 6
-AutoContrast 0.3 -, Rotate 0.2 7
-Equalize 0.8 -, Invert 0.4 -
-Equalize 0.9 -, Color 0.7 0
-Equalize 0.1 -, ShearY 0.1 3
-AutoContrast 0.7 -, Equalize 0.7 -
-Brightness 0.5 1, Contrast 0.1 7
-Contrast 0.1 4, Solarize 0.6 5
-Solarize 0.2 3, ShearX 0.0 0
-TranslateX 0.3 0, TranslateX 0.6 0
-Equalize 0.5 -, TranslateY 0.6 7
-ShearX 0.1 0, Sharpness 0.5 1
-Equalize 0.8 -, Invert 0.3 -
-AutoContrast 0.3 -, Cutout 0.5 3
-ShearX 0.4 4, AutoContrast 0.9 -
-ShearX 0.0 3, Posterize 0.0 3
-Solarize 0.4 3, Color 0.2 4
-Equalize 0.1 -, Equalize 0.7 -
-Equalize 0.3 -, AutoContrast 0.4 -
-Solarize 0.6 4, AutoContrast 0.7 -
-AutoContrast 0.2 -, Brightness 0.4 8
-Equalize 0.1 -, Equalize 0.0 -
-Equalize 0.8 -, Equalize 0.0 -
-Equalize 0.5 -, AutoContrast 0.1 -
-Solarize 0.5 5, AutoContrast 0.9 -
-AutoContrast 0.6 -, AutoContrast 0.7 -
-Equalize 0.2 -, AutoContrast 0.1 -
-Equalize 0.6 -, Equalize 0.4 -
-"""
-
-_SVHN = """
-ShearX 0.9 4, Invert 0.2 -
-ShearY 0.9 8, Invert 0.7 -
-Equalize 0.6 -, Solarize 0.6 6
-Invert 0.9 -, Equalize 0.6 -
-Equalize 0.6 -, Rotate 0.9 3
-ShearX 0.9 4, AutoContrast 0.8 -
-ShearY 0.9 8, Invert 0.4 -
-ShearY 0.9 5, Solarize 0.2 6
-Invert 0.9 -, AutoContrast 0.8 -
-Equalize 0.6 -, Rotate 0.9 3
-ShearX 0.9 4, Solarize 0.3 3
-ShearY 0.8 8, Invert 0.7 -
-Equalize 0.9 -, TranslateY 0.6 6
-Invert 0.9 -, Equalize 0.6 -
-Contrast 0.3 3, Rotate 0.8 4
-Invert 0.8 -, TranslateY 0.0 2
-ShearY 0.7 6, Solarize 0.4 8
-Invert 0.6 -, Rotate 0.8 4
-ShearY 0.3 7, TranslateX 0.9 3
-ShearX 0.1 6, Invert 0.6 -
-Solarize 0.7 2, TranslateY 0.6 7
-ShearY 0.8 4, Invert 0.8 -
-ShearX 0.7 9, TranslateY 0.8 3
-ShearY 0.8 5, AutoContrast 0.7 -
-ShearX 0.7 2, Invert 0.1 -
-"""
-
-_IMAGENET = """
-Equalize 0.8 -, ShearY 0.8 4
-Color 0.4 9, Equalize 0.6 -
-Color 0.4 1, Rotate 0.6 8
-Solarize 0.8 3, Equalize 0.4 -
-Solarize 0.4 2, Solarize 0.6 2
-Color 0.2 0, Equalize 0.8 -
-Equalize 0.4 -, SolarizeAdd 0.8 3
-ShearX 0.2 9, Rotate 0.6 8
-Color 0.6 1, Equalize 1.0 -
-Invert 0.4 -, Rotate 0.6 0
-Equalize 1.0 -, ShearY 0.6 3
-Color 0.4 7, Equalize 0.6 -
-Posterize 0.4 6, AutoContrast 0.4 -
-Solarize 0.6 8, Color 0.6 9
-Solarize 0.2 4, Rotate 0.8 9
-Rotate 1.0 7, TranslateY 0.8 9
-ShearX 0.0 0, Solarize 0.8 4
-ShearY 0.8 0, Color 0.6 4
-Color 1.0 0, Rotate 0.6 2
-Equalize 0.8 -, Equalize 0.0 -
-Equalize 1.0 -, AutoContrast 0.6 -
-ShearY 0.4 7, SolarizeAdd 0.6 7
-Posterize 0.8 2, Solarize 0.6 10
-Solarize 0.6 8, Equalize 0.6 -
-Color 0.8 6, Rotate 0.4 5
-"""
-
-_CIFAR_PAPER = """
-Invert 0.1 -, Contrast 0.2 6
-Rotate 0.7 2, TranslateX 0.3 9
-Sharpness 0.8 1, Sharpness 0.9 3
-ShearY 0.5 8, TranslateY 0.7 9
-AutoContrast 0.5 -, Equalize 0.9 -
-ShearY 0.2 7, Posterize 0.3 7
-Color 0.4 3, Brightness 0.6 7
-Sharpness 0.3 9, Brightness 0.7 9
-Equalize 0.6 -, Equalize 0.5 -
-Contrast 0.6 7, Sharpness 0.6 5
-Color 0.7 7, TranslateX 0.5 8
-Equalize 0.3 -, AutoContrast 0.4 -
-TranslateY 0.4 3, Sharpness 0.2 6
-Brightness 0.9 6, Color 0.2 8
-Solarize 0.5 2, Invert 0.0 -
-Equalize 0.2 -, AutoContrast 0.6 -
-Equalize 0.2 -, Equalize 0.6 -
-Color 0.9 9, Equalize 0.6 -
-AutoContrast 0.8 -, Solarize 0.2 8
-Brightness 0.1 3, Color 0.7 0
-Solarize 0.4 5, AutoContrast 0.9 -
-TranslateY 0.9 9, TranslateY 0.7 9
-AutoContrast 0.9 -, Solarize 0.8 3
-Equalize 0.8 -, Invert 0.1 -
-TranslateY 0.7 9, AutoContrast 0.9 -
-"""
-
-_IMAGENET_PAPER = """
-Posterize 0.4 8, Rotate 0.6 9
-Solarize 0.6 5, AutoContrast 0.6 -
-Equalize 0.8 -, Equalize 0.6 -
-Posterize 0.6 7, Posterize 0.6 6
-Equalize 0.4 -, Solarize 0.2 4
-Equalize 0.4 -, Rotate 0.8 8
-Solarize 0.6 3, Equalize 0.6 -
-Posterize 0.8 5, Equalize 1.0 -
-Rotate 0.2 3, Solarize 0.6 8
-Equalize 0.6 -, Posterize 0.4 6
-Rotate 0.8 8, Color 0.4 0
-Rotate 0.4 9, Equalize 0.6 -
-Equalize 0.0 -, Equalize 0.8 -
-Invert 0.6 -, Equalize 1.0 -
-Color 0.6 4, Contrast 1.0 8
-Rotate 0.8 8, Color 1.0 2
-Color 0.8 8, Solarize 0.8 7
-Sharpness 0.4 7, Invert 0.6 -
-ShearX 0.6 5, Equalize 1.0 -
-Color 0.4 0, Equalize 0.6 -
-Equalize 0.4 -, Solarize 0.2 4
-Solarize 0.6 5, AutoContrast 0.6 -
-Invert 0.6 -, Equalize 1.0 -
-Color 0.6 4, Contrast 1.0 8
-Equalize 0.8 -, Equalize 0.6 -
-"""
+def _read_policies() -> dict[str, Policy]:
+    """Read policies.csv: a sub-policy a line, level 0 where an operation has no parameter."""
+    tables: dict[str, list[tuple[Step, Step]]] = {}
+    with Path(__file__).with_name("policies.csv").open(encoding="utf-8", newline="") as file:
+        for name, *fields in list(csv.reader(file))[1:]:
+            pair = (Step(o, float(p), float(v)) for o, p, v in (fields[:3], fields[3:]))
+            tables.setdefault(name, []).append(tuple(pair))  # type: ignore[arg-type]
+    tables["svhn-paper"] = tables["svhn"]
+    return {n: Policy(tuple(t), published="paper" not in n) for n, t in tables.items()}
 
 
-def _parse(table: str) -> tuple[tuple[Step, Step], ...]:
-    def step(text: str) -> Step:
-        operation, probability, level = text.split()
-        return Step(operation, float(probability), 0.0 if level == "-" else float(level))
-
-    pairs = (line.split(", ") for line in table.strip().splitlines())
-    return tuple((step(first), step(second)) for first, second in pairs)
-
-
-POLICIES: dict[str, Policy] = {
-    "cifar": Policy(_parse(_CIFAR), published=True),
-    "svhn": Policy(_parse(_SVHN), published=True),
-    "imagenet": Policy(_parse(_IMAGENET), published=True),
-    "cifar-paper": Policy(_parse(_CIFAR_PAPER), published=False),
-    "svhn-paper": Policy(_parse(_SVHN), published=False),
-    "imagenet-paper": Policy(_parse(_IMAGENET_PAPER), published=False),
-}
+POLICIES = _read_policies()
 
 RANDAUGMENT = (
     "Identity",

@@ -25,12 +25,6 @@ def autoaugment(shape: tuple[int, ...], policy: str | Policy) -> Augment:
         shape: of the images, (h, w, c), uint8 with 1 or 3 channels.
         policy: a name from `POLICIES`, or your own policy.
 
-    Example:
-        >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
-        >>> batch = {"input": images, "label": np.zeros(2, np.int32)}
-        >>> autoaugment((8, 8, 1), "svhn")(batch, 0, 0, np.arange(2))["input"].shape
-        (2, 8, 8, 1)
-
     References:
         Cubuk, Zoph, Mane, Vasudevan, Le: AutoAugment: Learning Augmentation Policies from Data,
         arXiv 1805.09501, 2018.
@@ -67,12 +61,6 @@ def randaugment(shape: tuple[int, ...], layers: int, magnitude: float) -> Augmen
         shape: of the images, (h, w, c), uint8 with 1 or 3 channels.
         layers: operations an image, N in the paper.
         magnitude: their common level, 0 to 10, M in the paper.
-
-    Example:
-        >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
-        >>> batch = {"input": images, "label": np.zeros(2, np.int32)}
-        >>> randaugment((8, 8, 1), 2, 9.0)(batch, 0, 0, np.arange(2))["input"].shape
-        (2, 8, 8, 1)
 
     References:
         Cubuk, Zoph, Shlens, Le: RandAugment: Practical automated data augmentation with a reduced

@@ -46,30 +46,15 @@ def _keys(tag: int, seed: int, epoch: int, draws: int) -> np.ndarray:
 
 
 def below(bits: np.ndarray, high: int) -> Indices:
-    """Turn random words into integers from 0 to high - 1; the bias is under high / 2**32.
-
-    Example:
-        >>> below(np.array([0, 2**63, 2**64 - 1], np.uint64), 10).tolist()
-        [0, 5, 9]
-    """
+    """Turn random words into integers from 0 to high - 1; the bias is under high / 2**32."""
     return (((bits >> np.uint64(32)) * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """Turn random words into float64 from 0 to below 1.
-
-    Example:
-        >>> uniform(np.array([0, 2**63], np.uint64)).tolist()
-        [0.0, 0.5]
-    """
+    """Turn random words into float64 from 0 to below 1."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def signs(bits: np.ndarray) -> np.ndarray:
-    """Turn random words into -1.0 or 1.0.
-
-    Example:
-        >>> signs(np.array([0, 2**63], np.uint64)).tolist()
-        [-1.0, 1.0]
-    """
+    """Turn random words into -1.0 or 1.0."""
     return np.where(bits >> np.uint64(63), 1.0, -1.0)

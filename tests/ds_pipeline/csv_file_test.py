@@ -10,7 +10,7 @@ import pytest
 from ds_pipeline import DataError
 from ds_pipeline.csv_file import load_csv
 from ds_pipeline.splits import Splits
-from ds_pipeline.testing import write_csv_table
+from tests.data_sets import write_csv_table
 
 
 def load(file: Path, target: str | None = "price", is_regression: bool = True) -> Splits:

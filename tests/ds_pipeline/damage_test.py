@@ -10,8 +10,8 @@ from ds_pipeline import DataError
 from ds_pipeline.csv_file import load_csv
 from ds_pipeline.npz_file import load_npz
 from ds_pipeline.splits import Splits
-from ds_pipeline.testing import write_csv_table, write_ucr_set
 from ds_pipeline.ucr import load_ucr
+from tests.data_sets import write_csv_table, write_ucr_set
 
 MUTATIONS = 50
 

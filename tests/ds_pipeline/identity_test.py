@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ds_pipeline.dataset
+import ds_pipeline.build
 import ds_pipeline.tfds_source
 from ds_pipeline import DataError, Dataset, InMemorySource, identity, identity_problems
-from ds_pipeline.dataset import build_dataset
+from ds_pipeline.build import build_dataset
 from ds_pipeline.splits import Splits
-from ds_pipeline.testing import (
+from tests.data_sets import (
     write_csv_table,
     write_image_folder,
     write_tfds_set,
     write_ucr_set,
 )
-from tests.ds_pipeline.dataset_test import config_of
+from tests.ds_pipeline.build_test import config_of
 
 
 def through_a_file(values: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def wide(monkeypatch: pytest.MonkeyPatch, inputs: np.ndarray, columns: tuple[str
         class_names=("no", "yes"),
         columns=columns,
     )
-    monkeypatch.setattr(ds_pipeline.dataset, "load_csv", lambda *_: splits)
+    monkeypatch.setattr(ds_pipeline.build, "load_csv", lambda *_: splits)
     return config_of(dataset_name="csv", data_dir="table.csv")
 
 

@@ -16,7 +16,7 @@ import ds_pipeline.image_folder as image_folder
 from ds_pipeline import DataError
 from ds_pipeline.image_folder import ImageFolder, load_image_folder, make_index
 from ds_pipeline.splits import Splits
-from ds_pipeline.testing import write_image_folder
+from tests.data_sets import write_image_folder
 
 
 def load(folder: Path, use_test_set: bool = True, cache_dir: Path | None = None) -> Splits:

@@ -20,7 +20,6 @@ import pytest
 
 import ds_pipeline.tfds_source as tfds_source
 from ds_pipeline import DataError, InMemorySource
-from ds_pipeline.testing import _write_records, write_split_files, write_tfds_set
 from ds_pipeline.tfds_source import (
     SetName,
     TfdsSplit,
@@ -31,6 +30,7 @@ from ds_pipeline.tfds_source import (
     parse_name,
     prepared_names,
 )
+from tests.data_sets import _write_records, write_split_files, write_tfds_set
 
 
 def images_of(count: int, shape: tuple[int, int, int], dtype: type) -> list[np.ndarray]:
@@ -211,13 +211,17 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     mnist = SetName("mnist")
-    assert "does not exist" in refusal(lambda: find_directory(tmp_path / "none", mnist))
-    assert "is a file" in refusal(lambda: find_directory(file, mnist))
+    for folder in (tmp_path / "none", file):
+        found = refusal(functools.partial(find_directory, folder, mnist))
+        assert (
+            str(folder) in found and "cannot be read" in found and "set dataset.data_dir" in found
+        )
     assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, mnist))
     (tmp_path / "mnist").mkdir()
-    assert "holds no version folder" in refusal(lambda: find_directory(tmp_path, mnist))
+    assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, mnist))
     (tmp_path / "mnist" / "1.0.0").mkdir()
-    assert "no dataset_info.json" in refusal(lambda: find_directory(tmp_path, mnist))
+    found = refusal(lambda: TfdsSplit(find_directory(tmp_path, mnist), "train"))
+    assert "dataset_info.json" in found and "is missing" in found
 
 
 @pytest.mark.parametrize("place", [".", "mnist", "mnist/1.0.0"])
@@ -473,8 +477,8 @@ def test_bugs_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     split = TfdsSplit(write_tfds_set(tmp_path, n_train=2, n_test=1), "train")
     with pytest.raises(AttributeError, match="tolist"):
         split.batch([0, 1])  # type: ignore[arg-type]
-    monkeypatch.setattr(tfds_source, "_PIL_MODES", [])
-    with pytest.raises(AttributeError, match="'list' object has no attribute 'get'"):
+    monkeypatch.setattr(tfds_source, "load_image", lambda data: data.no_such_attribute)
+    with pytest.raises(AttributeError, match="no_such_attribute"):
         split.batch(np.arange(2))
 
 
@@ -532,7 +536,7 @@ def test_labels_are_read_once_and_without_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = TfdsSplit(write_tfds_set(tmp_path, n_train=600, shape=(2, 2, 1)), "train")
-    monkeypatch.setattr(TfdsSplit, "_decode", None)
+    monkeypatch.setattr(TfdsSplit, "_input", None)
     expected = [i % 10 for i in range(600)]
     assert split.labels().tolist() == expected
     monkeypatch.setattr(TfdsSplit, "_read", None)

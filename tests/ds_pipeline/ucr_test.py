@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ds_pipeline import DataError
-from ds_pipeline.testing import write_ucr_set
 from ds_pipeline.ucr import load_ucr, znormalize
+from tests.data_sets import write_ucr_set
 
 
 def refusal(folder: Path, name: str = "Waves") -> str:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from ds_pipeline import bundled, testing
+from ds_pipeline import bundled
+from tests import data_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = 'source "$(dirname -- "${BASH_SOURCE[0]}")/experiment.sh"'
@@ -69,18 +70,18 @@ def write_data(config: ml_collections.ConfigDict, folder: Path) -> Path | None:
         return None
     if name == "image_folder":
         classes = [f"class_{number:04d}" for number in range(keys.num_classes)]
-        testing.write_image_folder(folder, classes=classes, n_train=1, n_test=0, evaluation="val")
+        data_sets.write_image_folder(folder, classes=classes, n_train=1, n_test=0, evaluation="val")
         shutil.rmtree(folder / "val")  # all classes in training, two of them in both
         few = classes[:BATCH]
-        return testing.write_image_folder(
+        return data_sets.write_image_folder(
             folder, classes=few, n_train=2, n_test=1, evaluation="val"
         )
     if name.startswith("ucr/"):
         length, short = SERIES_LENGTHS[name], name.removeprefix("ucr/")
-        testing.write_ucr_set(folder, short, n_train=count, n_test=BATCH, length=length)
+        data_sets.write_ucr_set(folder, short, n_train=count, n_test=BATCH, length=length)
         return folder
     if name == "csv" and keys.task == "regression":
-        file = testing.write_csv_table(folder / "table.csv", columns=TABLE_COLUMNS)
+        file = data_sets.write_csv_table(folder / "table.csv", columns=TABLE_COLUMNS)
         file.write_text(file.read_text().replace("price", keys.target, 1))
         return file
     if "/" in name or name in ("csv", "npz") or not keys.image_size:
@@ -95,13 +96,13 @@ def _write_tfds(config: ml_collections.ConfigDict, folder: Path, count: int) -> 
     sizes = {split.strip(): count for split in keys.train_split.split("+")} | {"test": BATCH}
     examples = {
         split: (
-            [testing.random_image(rng, shape, np.dtype(np.uint8)) for _ in range(size)],
+            [data_sets.random_image(rng, shape, np.dtype(np.uint8)) for _ in range(size)],
             [number % keys.num_classes for number in range(size)],
         )
         for split, size in sizes.items()
     }
     name = keys.dataset_name
-    testing.write_split_files(
+    data_sets.write_split_files(
         folder / name / "1.0.0", name, examples, shape=shape, num_classes=keys.num_classes
     )
     return folder

@@ -19,12 +19,12 @@ import pytest
 import config as configs
 import ds_pipeline
 from config import rules
-from ds_pipeline.testing import write_image_folder
 from gnp.analysis import evolution
 from gnp.analysis.report import __main__ as report
 from gnp.training.checkpoint import CheckpointError, read_checkpoint
 from gnp.training.files import FileFormatError
 from gnp.training.run_directory import RunDirectoryError, read_config, read_data
+from tests.data_sets import write_image_folder
 
 SHARP = [
     {"step": step, "hessian_eigenvalues": [4.0, 1.0], "hessian_trace": 9.0, "sam_sharpness": None,

@@ -16,7 +16,6 @@ from matfree import decomp, eig
 import model
 from config import load_config
 from ds_pipeline import InMemorySource, build_dataset, evaluation_batches
-from ds_pipeline.testing import write_csv_table, write_image_folder
 from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness import __main__ as command
 from gnp.analysis.sharpness.directions import contour, curve, filter_normalized, sam_sharpness
@@ -36,6 +35,7 @@ from gnp.experiment import build_experiment
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import from_linen
+from tests.data_sets import write_csv_table, write_image_folder
 
 EXAMPLES = 60
 DEFAULT = str(Path(__file__).parents[3] / "config" / "default.py")

@@ -13,7 +13,6 @@ import pytest
 
 import config as configs
 import optimizer
-from ds_pipeline.testing import write_tfds_set
 from gnp.bench import methods
 from gnp.training import run_directory
 

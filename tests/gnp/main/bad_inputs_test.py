@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from config import as_json, load_config
-from ds_pipeline.testing import write_split_files, write_tfds_set
+from tests.data_sets import write_split_files, write_tfds_set
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"

@@ -12,12 +12,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import ds_pipeline.dataset
+import ds_pipeline.build
 import ds_pipeline.tfds_source
 from ds_pipeline import DataError, build_dataset, dataset_names, evaluation_batches, train_batches
 from ds_pipeline.augment import IMAGE_LEVEL
 from ds_pipeline.bundled import NAMES
-from ds_pipeline.testing import (
+from tests.data_sets import (
     write_csv_table,
     write_image_folder,
     write_split_files,
@@ -161,7 +161,7 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
         ({"dataset_name": "mnsit"}, "did you mean 'mnist'"),
         ({"dataset_name": "not a name"}, "is no data set name"),
         ({"dataset_name": "mnist", "data_dir": ""}, "dataset.data_dir is empty"),
-        ({"dataset_name": "mnist", "data_dir": "/nonexistent/x"}, "does not exist"),
+        ({"dataset_name": "mnist", "data_dir": "/nonexistent/x"}, "x cannot be read"),
         (
             {"image_size": 28},
             "dataset.image_size 28 does not match 'digits', whose data have 8 x 8",
@@ -432,7 +432,7 @@ def test_a_tfds_name_may_be_that_of_a_bundled_set(tmp_path: Path) -> None:
 def test_workers_are_for_what_is_read_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ds_pipeline.dataset, "default_workers", lambda encoded: 3 if encoded else 0)
+    monkeypatch.setattr(ds_pipeline.build, "default_workers", lambda encoded: 3 if encoded else 0)
     assert build_dataset(config_of(subset=100, label_noise=0.1)).workers == 0
     assert build_dataset(config_of(workers=2)).workers == 2
     assert build_dataset(image_folder(tmp_path, subset=0.5, label_noise=0.1)).workers == 3

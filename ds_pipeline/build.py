@@ -1,0 +1,332 @@
+"""The data set that a config asks for."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_pipeline import bundled
+from ds_pipeline.augment import Augment, chain, get_augment, get_erase, get_mix
+from ds_pipeline.csv_file import load_csv
+from ds_pipeline.dataset import Dataset
+from ds_pipeline.decode import DecodedSource, center_crop, inception_crop
+from ds_pipeline.errors import DataError, escaped
+from ds_pipeline.identity import (
+    check_inputs,
+    identity,
+    identity_problems,
+    innermost,
+    known_statistics,
+    matched,
+)
+from ds_pipeline.image_folder import load_image_folder
+from ds_pipeline.label_noise import with_label_noise
+from ds_pipeline.loader import default_workers
+from ds_pipeline.npz_file import load_npz
+from ds_pipeline.source import (
+    InMemorySource,
+    Source,
+    SubsetSource,
+    channel_statistics,
+    stratified_draw,
+    stratified_split,
+)
+from ds_pipeline.splits import Splits, check_splits, constant_columns
+from ds_pipeline.table import StandardizedSource
+from ds_pipeline.tfds_source import load_tfds, prepared_names
+from ds_pipeline.ucr import load_ucr
+
+_SUBSET_TAG = 0x5375
+
+# For encoded photographs: the published mean and deviation of ImageNet's training images, from 0
+# to 1, and the side to which they are brought.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_ENCODED_SIZE = 224
+# Image-level augmentations that begin with a random crop at any scale of encoded photographs,
+# and what follows it: the crop flips, so the policy needs no basic augmentation.
+_AFTER_CROP = {
+    "inception": "none",
+    "autoaugment": "aa-only",
+    "aa-only": "aa-only",
+    "randaugment": "randaugment",
+}
+
+
+def build_dataset(
+    config: Any, cache_dir: Path | None = None, known: Mapping[str, Any] | None = None
+) -> Dataset:
+    """Build the data set that a config asks for, with its augmentation.
+
+    With `known`, it is brought to a run that was trained on these or on other data: classes are
+    numbered as there, columns are in that order, and that mean and deviation normalize it.
+
+    Args:
+        config: reads `seeds` (of splits, subset and label noise), `use_test_set` and all keys of
+            `dataset` that config/default.py lists.
+        cache_dir: where lists of an image folder's files are kept; None: nowhere.
+        known: what `identity` returned when the run was trained, from a file; None: train anew.
+
+    Raises:
+        DataError: an unknown name, data that are missing, damaged or of another kind, or that
+            do not match the config or the run.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> keys = SimpleNamespace(
+        ...     dataset_name="digits", data_dir=None, train_split="train", target=None, task=None,
+        ...     validation_fraction=0.1, test_fraction=0.2, subset=None, label_noise=0.0,
+        ...     image_level_augmentations="none", batch_level_augmentations="none",
+        ...     autoaugment_policy=None, randaugment_layers=2, randaugment_magnitude=9.0,
+        ...     mixup_alpha=1.0, cutmix_alpha=1.0, cutout_size=16, image_size=8, num_classes=10,
+        ...     num_channels=None, mean=None, std=None, workers=None)
+        >>> data = build_dataset(SimpleNamespace(seeds=0, use_test_set=False, dataset=keys))
+        >>> data.evaluation_name, len(data.train), len(data.evaluation)
+        ('validation', 1294, 144)
+    """
+    keys = config.dataset
+    splits = _read(keys, config.seeds, config.use_test_set, cache_dir)
+    if known is not None:
+        splits = matched(known, splits)
+    where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))
+    warnings = [*splits.warnings, *check_splits(where, splits)]
+    _check_requested(keys, splits)
+    num_classes = len(splits.class_names) or 1
+    train, evaluation, evaluation_name = _split(config, splits)
+    if keys.subset is not None:
+        train = _subset(train, keys.subset, config.seeds)
+    size = keys.image_size or _ENCODED_SIZE
+    shape, dtype = splits.shape or (size, size, 3), splits.dtype
+    if known is None:
+        mean, std = _statistics(keys, splits, train)
+    else:
+        check_inputs(known, shape, dtype)
+        mean, std = known_statistics(known, shape[-1])
+    warnings += constant_columns(mean, std, splits.columns)
+    train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
+    crop, level, filling = None, keys.image_level_augmentations, mean
+    if splits.shape is None:
+        train, evaluation, crop = _decoded(train, evaluation, size, level)
+        level = _AFTER_CROP.get(level, level)
+    # What a run had to be trained on so is evaluated so, too.
+    standardized = "float64" in (dtype.name, known and known.get("dtype"))
+    if standardized:
+        train, evaluation = (StandardizedSource(each, mean, std) for each in (train, evaluation))
+        dtype, filling = np.dtype(np.float32), np.zeros_like(mean)
+    augment = get_augment(
+        level,
+        shape=shape,
+        dtype=dtype,
+        policy=_policy(keys),
+        randaugment_layers=keys.randaugment_layers,
+        randaugment_magnitude=keys.randaugment_magnitude,
+    )
+    dataset = Dataset(
+        name=keys.dataset_name,
+        train=train,
+        evaluation=evaluation,
+        evaluation_name=evaluation_name,
+        shape=shape,
+        class_names=splits.class_names,
+        mean=mean,
+        std=std,
+        dtype=splits.dtype,
+        columns=splits.columns,
+        standardized=standardized,
+        augment=chain([step for step in (crop, augment) if step is not None]),
+        mix=get_mix(
+            keys.batch_level_augmentations,
+            num_classes=num_classes,
+            mixup_alpha=keys.mixup_alpha,
+            cutmix_alpha=keys.cutmix_alpha,
+            shape=shape,
+        ),
+        erase=get_erase(
+            keys.batch_level_augmentations,
+            shape=shape,
+            mean=filling,
+            dtype=dtype,
+            cutout_size=keys.cutout_size,
+        ),
+        workers=_workers(keys.workers, splits.train),
+        warnings=tuple(map(escaped, warnings)),
+    )
+    if known is not None and (problems := identity_problems(known, identity(dataset))):
+        other = f"the data are not those of the training: {'; '.join(problems)}"
+        dataset = replace(dataset, warnings=(*dataset.warnings, other))
+    return dataset
+
+
+def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
+    """Return the names of the data sets that can be loaded now: bundled ones and TFDS sets.
+
+    Args:
+        data_dir: folder of the prepared TFDS sets; None: the environment's TFDS_DATA_DIR, else
+            ~/tensorflow_datasets.
+
+    Example:
+        >>> dataset_names("a-folder-that-does-not-exist")
+        ('digits', 'iris', 'wine', 'breast_cancer', 'diabetes')
+    """
+    return (*bundled.NAMES, *prepared_names(_tfds_dir(data_dir)))
+
+
+def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> Splits:
+    """Read the files of the kind of data set that its name says."""
+    name = keys.dataset_name
+    if name in bundled.NAMES:
+        splits = bundled.load_bundled(name, keys.test_fraction, seed)
+    elif name == "image_folder":
+        splits = load_image_folder(_named_path(keys, "the image folder"), use_test_set, cache_dir)
+    elif name.startswith("ucr/"):
+        splits = load_ucr(
+            _named_path(keys, "the folder of the UCR sets"), name.removeprefix("ucr/")
+        )
+    elif name == "csv":
+        file, is_regression = _named_path(keys, "the CSV file"), keys.task == "regression"
+        splits = load_csv(file, keys.target, is_regression, keys.test_fraction, seed)
+    elif name == "npz":
+        file, is_regression = _named_path(keys, "the .npz file"), keys.task == "regression"
+        splits = load_npz(file, is_regression, keys.test_fraction, seed)
+    else:
+        data_dir = _tfds_dir(keys.data_dir)
+        return load_tfds(name.removeprefix("tfds/"), data_dir, keys.train_split, use_test_set)
+    if keys.train_split != "train":
+        raise DataError(
+            f"dataset.train_split {keys.train_split} is for TFDS sets; '{name}' has 'train' alone"
+        )
+    return splits
+
+
+def _tfds_dir(data_dir: str | None) -> Path:
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return _path(data_dir, "the folder that holds the prepared TFDS sets")
+
+
+def _named_path(keys: Any, meaning: str) -> Path:
+    if keys.data_dir is None:
+        raise DataError(f"'{keys.dataset_name}' needs dataset.data_dir: set it to {meaning}")
+    return _path(keys.data_dir, meaning)
+
+
+def _path(data_dir: str, meaning: str) -> Path:
+    if not data_dir.strip():
+        raise DataError(f"dataset.data_dir is empty; set it to {meaning}")
+    try:
+        return Path(data_dir).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{data_dir} names the home of a user who does not exist here; set dataset.data_dir to "
+            f"{meaning}"
+        ) from error
+
+
+def _check_requested(keys: Any, splits: Splits) -> None:
+    """Raise DataError unless the data are as the config expects; encoded images get any size."""
+    shape = splits.shape or (keys.image_size, keys.image_size, 3)
+    is_regression = not splits.class_names
+    if keys.task is not None and (keys.task == "regression") != is_regression:
+        raise DataError(
+            f"dataset.task {keys.task} does not match '{keys.dataset_name}', whose labels are "
+            f"{'numbers to predict' if is_regression else 'classes'}; set it to None"
+        )
+    is_image = len(shape) == 3
+    size = f"{shape[0]} x {shape[1]}" if is_image else "no images"
+    channels = str(shape[-1]) if len(shape) > 1 else "vectors"
+    classes = "numbers to predict" if is_regression else str(len(splits.class_names))
+    found = (
+        ("image_size", is_image and shape[0] == shape[1] == keys.image_size, size),
+        ("num_channels", channels == str(keys.num_channels), channels),
+        ("num_classes", len(splits.class_names) == keys.num_classes, classes),
+    )
+    for key, matches, actual in found:
+        wanted = getattr(keys, key)
+        if wanted is not None and not matches:
+            raise DataError(
+                f"dataset.{key} {wanted} does not match '{keys.dataset_name}', whose data have "
+                f"{actual}; set it to {'that, or to None' if actual[0].isdigit() else 'None'}"
+            )
+
+
+def _split(config: Any, splits: Splits) -> tuple[Source, Source, str]:
+    """Return (train, evaluation, its name): the test set, or examples held out of train."""
+    train = splits.train
+    if config.use_test_set and splits.evaluation is not None:
+        return train, splits.evaluation, splits.evaluation_name
+    kept, held_out = stratified_split(
+        train.labels(), config.dataset.validation_fraction, config.seeds
+    )
+    return SubsetSource(train, kept), SubsetSource(train, held_out), "validation"
+
+
+def _decoded(
+    train: Source, evaluation: Source, size: int, level: str
+) -> tuple[Source, Source, Augment | None]:
+    """Bring encoded images to one size: (train, evaluation, crop of the training images)."""
+    if level in _AFTER_CROP:
+        center = center_crop(size, size / (size + 32))
+        return train, DecodedSource(evaluation, center), inception_crop(size)
+    center = center_crop(size, 1.0)
+    return DecodedSource(train, center), DecodedSource(evaluation, center), None
+
+
+def _policy(keys: Any) -> str:
+    """Return AutoAugment's policy: the one named, or that of the data it was found on."""
+    name = keys.dataset_name.removeprefix("tfds/")
+    for policy in ("cifar", "svhn"):
+        if keys.autoaugment_policy is None and name.startswith(policy):
+            return policy
+    return keys.autoaugment_policy or "imagenet"
+
+
+def _subset(train: Source, subset: float, seed: int) -> Source:
+    """Draw a count (from 1 up) or a share of the examples, the same share of each class."""
+    count = round(subset * len(train)) if subset < 1 else round(subset)
+    if not 1 <= count <= len(train):
+        raise DataError(
+            f"dataset.subset {subset:.10g} asks for {count} of {len(train)} training examples; "
+            f"set it to a share from {1 / len(train):.1g} to below 1, or to a number up to "
+            f"{len(train)}"
+        )
+    return SubsetSource(train, stratified_draw(train.labels(), count, (seed, _SUBSET_TAG)))
+
+
+def _statistics(keys: Any, splits: Splits, train: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation: the config's, else the published ones, else those of train."""
+    channels = 3 if splits.shape is None else splits.shape[-1]
+    levels = 255 if splits.dtype == np.uint8 else 1
+    mean = _given("mean", keys.mean, channels, levels)
+    std = _given("std", keys.std, channels, levels)
+    if mean is not None and std is not None:
+        return mean, std
+    if splits.shape is None:
+        published = np.multiply(_IMAGENET_MEAN, levels), np.multiply(_IMAGENET_STD, levels)
+    elif splits.mean is not None and splits.std is not None:
+        published = splits.mean.astype(np.float64), splits.std.astype(np.float64)
+    else:
+        published = channel_statistics(train)
+    return published[0] if mean is None else mean, published[1] if std is None else std
+
+
+def _given(
+    name: str, values: tuple[float, ...] | None, channels: int, levels: int
+) -> np.ndarray | None:
+    """Return the config's statistics in the units of the raw values."""
+    if values is None:
+        return None
+    if len(values) not in (1, channels):
+        raise DataError(
+            f"dataset.{name} has {len(values)} values, the data have {channels} channels; give "
+            f"{channels}, or 1"
+        )
+    return np.full(channels, np.multiply(values, levels), np.float64)
+
+
+def _workers(wanted: int | None, train: Source) -> int:
+    """Count worker processes; by default none for data in memory, which each would copy."""
+    if wanted is not None:
+        return wanted
+    return default_workers(encoded=not isinstance(innermost(train), InMemorySource))

@@ -1,0 +1,140 @@
+"""Which example comes when: a pure function of (seed, step).
+
+Step t of a training is step t mod s of epoch t // s, where an epoch has s = n // batch_size steps.
+It takes rows (t mod s) * batch_size onwards of the epoch's permutation of the n examples, so a run
+resumes at any step, and the n - s * batch_size last of each permutation rest for that epoch. Of a
+batch's rows each process has a slice. What is random in an example comes from (seed, epoch, index
+of the example), and in a batch as a whole from (seed, step).
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from ds_pipeline.errors import DataError
+from ds_pipeline.source import Indices
+
+_ORDER_TAG = 0x4F52
+# A block has about so many examples, and at most so many values: 16 MiB as float32.
+_BLOCK_EXAMPLES = 1024
+_BLOCK_VALUES = 4 * 2**20
+
+
+@functools.lru_cache(maxsize=2)  # blocks on both sides of the boundary between epochs
+def epoch_order(count: int, seed: int, epoch: int) -> Indices:
+    """Return the order of an epoch's examples, a read-only permutation from (seed, epoch) alone.
+
+    Args:
+        count: examples.
+        seed: at least 0.
+        epoch: at least 0.
+
+    Example:
+        >>> sorted(epoch_order(4, seed=0, epoch=0).tolist())
+        [0, 1, 2, 3]
+    """
+    order = np.random.default_rng((seed, epoch, _ORDER_TAG)).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
+def process_rows(batch_size: int, process_index: int, process_count: int) -> Indices:
+    """Return the rows of the global batch that belong to a process.
+
+    Raises:
+        DataError: the batch does not divide among the processes, or a number is out of range.
+
+    Example:
+        >>> process_rows(6, process_index=1, process_count=3).tolist()
+        [2, 3]
+    """
+    for name, value in (("batch_size", batch_size), ("process_count", process_count)):
+        if value < 1:
+            raise DataError(f"{name} {value} must be at least 1")
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index {process_index} must be from 0 to {process_count - 1}")
+    if batch_size % process_count:
+        raise DataError(
+            f"batch_size {batch_size} does not divide among {process_count} processes; "
+            f"use a multiple of {process_count}"
+        )
+    share = batch_size // process_count
+    return np.arange(process_index * share, (process_index + 1) * share)
+
+
+def batch_indices(
+    count: int, batch_size: int, seed: int, first: int, last: int, rows: Indices
+) -> Indices:
+    """Return the examples in these rows of the batches of steps first to last - 1 of one epoch.
+
+    Args:
+        count: examples.
+        batch_size: examples a step, over all processes.
+        seed: at least 0.
+        first: step, counted from the beginning of the training.
+        last: likewise; in the same epoch as last - 1.
+        rows: [r], of the global batch.
+
+    Returns:
+        [(last - first) * r], step by step.
+
+    Example:
+        >>> both = batch_indices(5, 2, seed=0, first=2, last=4, rows=np.arange(2))
+        >>> both.tolist() == epoch_order(5, seed=0, epoch=1)[:4].tolist()
+        True
+    """
+    epoch, step = divmod(first, count // batch_size)
+    starts = np.arange(step, step + last - first)[:, None] * batch_size
+    return epoch_order(count, seed, epoch)[(starts + rows).ravel()]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Steps start to stop - 1 in blocks (first, last) of `size` steps at most.
+
+    The borders are at multiples of `size` from an epoch's beginning, and at its end.
+
+    Example:
+        >>> blocks = Blocks(start=1, stop=7, steps_per_epoch=5, size=2)
+        >>> [blocks[i] for i in range(len(blocks))]
+        [(1, 2), (2, 4), (4, 5), (5, 7)]
+    """
+
+    start: int
+    stop: int
+    steps_per_epoch: int
+    size: int
+
+    def __len__(self) -> int:
+        return max(0, self._block(self.stop - 1) - self._block(self.start) + 1)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        epoch, block = divmod(self._block(self.start) + index, self._blocks_per_epoch)
+        begin = epoch * self.steps_per_epoch
+        first = begin + block * self.size
+        last = min(first + self.size, begin + self.steps_per_epoch)
+        return max(first, self.start), min(last, self.stop)
+
+    @property
+    def _blocks_per_epoch(self) -> int:
+        return -(-self.steps_per_epoch // self.size)
+
+    def _block(self, step: int) -> int:
+        """Return the index of the block that holds a step."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        return epoch * self._blocks_per_epoch + step // self.size
+
+
+def block_steps(shape: tuple[int, ...], rows: int) -> int:
+    """Count the steps in a block; 1 where a batch is large already, as one of photographs is.
+
+    Small examples are made in blocks of several batches, since NumPy's and grain's cost a call
+    would otherwise be larger than that of the work.
+
+    Example:
+        >>> block_steps((32, 32, 3), rows=64), block_steps((224, 224, 3), rows=64)
+        (16, 1)
+    """
+    examples = min(_BLOCK_EXAMPLES, _BLOCK_VALUES // max(1, int(np.prod(shape))))
+    return max(1, examples // rows)

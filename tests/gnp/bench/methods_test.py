@@ -15,6 +15,7 @@ import config as configs
 import optimizer
 from gnp.bench import methods
 from gnp.training import run_directory
+from tests.data_sets import write_tfds_set
 
 
 def runs(method, seeds=1, data_dir="data", out=Path("out")):

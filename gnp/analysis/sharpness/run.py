@@ -117,13 +117,11 @@ def surfaces(
         host = ds_pipeline.evaluation_batches(source, batch_size, jax.process_index(), count)
         return (shard_batch(batch, mesh) for batch in host)
 
-    params = experiment.abstract_state.params
-    has_costs = bool(jax.eval_shape(experiment.regularize, params))
     products = build_products(
         experiment.model.apply,
         experiment.objective,
-        experiment.regularize if regularized and has_costs else None,
-        params,
+        experiment.regularize if regularized else None,
+        experiment.abstract_state.params,
         model.cpu.compiler_options(mesh.devices.flat[0].platform),
     )
 

@@ -208,7 +208,7 @@ def test_values_of_any_kind_are_drawn(tmp_path, capsys, column, classes):
             assert drawn(plot_targets, labels, "of", tmp_path / "2.png")
         else:
             series = inputs.reshape(2, 60, 1)
-            assert drawn(plot_series, series, [0, 1], names, "of", tmp_path / "3.png")
+            assert drawn(plot_series, series, names, [0, 1], "of", tmp_path / "3.png")
             counts = np.bincount(labels.astype(int), minlength=classes).tolist()
             assert drawn(plot_class_counts, names, counts, "of", tmp_path / "4.png")
     assert drawn(plot_columns, inputs[:1], labels[:1], names, ["a", "b"], "", tmp_path / "5.png")

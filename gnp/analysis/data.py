@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, fl
     if not values.config:
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     try:
-        out = configs.local_path(values.out or "")
+        out = configs.local_path(values.out or ".")
     except ValueError as error:
         wrong.append(f"--out={values.out} {error}")
     try:

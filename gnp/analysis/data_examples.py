@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+import PIL.ImageOps
 
 import ds_pipeline
 from ds_pipeline.decode import decode_image
@@ -153,13 +154,13 @@ def _originals(
     if not is_encoded(source):
         limits = _limits(source)
         return [as_pixels(image, *limits) for image in source.batch(indices)["input"]]
-    whole = [
-        PIL.Image.fromarray(decode_image(image))
-        for image in encoded(source).batch(indices)["input"]
-    ]
-    for image in whole:
-        image.thumbnail((shape[0], shape[0]))
-    return [np.asarray(image) for image in whole]
+    whole = encoded(source).batch(indices)["input"]
+    return [np.asarray(_square(decode_image(image), shape[0])) for image in whole]
+
+
+def _square(image: npt.NDArray[np.uint8], side: int) -> PIL.Image.Image:
+    """Return the whole image in the middle of a light square."""
+    return PIL.ImageOps.pad(PIL.Image.fromarray(image), (side, side), color="#eeeeee")
 
 
 def _limits(source: ds_pipeline.Source) -> tuple[float, float]:

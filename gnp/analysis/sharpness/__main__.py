@@ -30,7 +30,7 @@ from gnp.analysis.command_line import Parser, local_path, make_folder, run
 from gnp.analysis.results import print_table
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
-from gnp.analysis.sharpness.run import BATCH_SIZE, ball_radius, open_checkpoint, write_results
+from gnp.analysis.sharpness.run import BATCH_SIZE, RADIUS, open_checkpoint, write_results
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.experiment import DeviceError
 from gnp.terminal import one_line, prepare_streams, warn
@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace) -> None:
         options.seed,
         regularized=not options.no_regularization,
     )
-    radius = options.radius or ball_radius(config)
+    radius = options.radius or float(config.get("gnp.r") or RADIUS)
     settings = Settings(
         options.eigenvalues, radius, options.seed, options.steps, options.trace_samples
     )

@@ -171,19 +171,6 @@ def build_probe(
     return probe
 
 
-def ball_radius(config: Mapping[str, Any]) -> float:
-    """Return the radius that a run was trained with, or 0.05.
-
-    Args:
-        config: dotted key -> value.
-
-    Example:
-        >>> ball_radius({"gnp.r": 0.0}), ball_radius({"gnp.r": 0.1})
-        (0.05, 0.1)
-    """
-    return float(config.get("gnp.r") or RADIUS)
-
-
 def write_results(
     values: Mapping[str, Any],
     folder: Path,

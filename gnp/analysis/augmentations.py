@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from ds_pipeline import Batch
@@ -71,33 +71,22 @@ def draw_panels() -> list[Panel]:
 
 
 def plot_augmentations(path: Path) -> None:
-    """Draw all panels with their names.
-
-    Args:
-        path: the PNG to write; replaced whole.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Draw all panels with their names as a PNG, replaced whole; OSError where it cannot be."""
     panels = draw_panels()
     rows = math.ceil(len(panels) / _COLUMNS)
-    size = 2 * _COLUMNS, 2.45 * rows
-    with picture(path, dpi=90, figsize=size, layout="constrained") as figure:
+    with picture(path, (2 * _COLUMNS, 2.45 * rows), dpi=90) as figure:
         axes = figure.subplots(rows, _COLUMNS, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, panel in zip(axes.flat, panels, strict=False):
             axis.imshow(panel.image, interpolation="nearest")
-            axis.set_title(f"{panel.name}\n{panel.strength}", fontsize=10)
+            axis.set_title(f"{panel.name}\n{panel.strength}", fontsize=10, loc="center")
 
 
 def _photograph(name: str) -> np.ndarray:
     """Return the middle square of a photograph, made smaller."""
-    whole = load_sample_image(name)
-    side = min(whole.shape[:2])
-    top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
-    square = np.ascontiguousarray(whole[top : top + side, left : left + side])
-    return np.asarray(cv2.resize(square, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
+    whole = Image.fromarray(load_sample_image(name))
+    return np.array(ImageOps.fit(whole, (_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def _operation(name: str, image: np.ndarray) -> Panel:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+import PIL.ImageOps
 
 import ds_pipeline
 from ds_pipeline.decode import decode_image
-from ds_pipeline.source import EncodedImage
 from gnp.analysis import data_pictures as pictures
 from gnp.analysis.data_numbers import decoded, encoded, evenly, is_encoded
 
@@ -25,7 +25,6 @@ def plot_examples(
     split: str,
     seed: int,
     title: str,
-    column_names: Sequence[str],
     path: Path,
 ) -> None:
     """Draw examples: images before and after augmentation, series as lines, tables by column.
@@ -36,25 +35,31 @@ def plot_examples(
         split: train or evaluation.
         seed: of the choice and of the augmentation.
         title: of the picture.
-        column_names: of a table; (): none are known.
         path: the PNG to write.
     """
-    labels = source.labels()
+    labels, classes = source.labels(), dataset.class_names
+    steps = (dataset.augment, dataset.mix, dataset.erase)
     if len(dataset.shape) == 1:
         indices = evenly(len(source), 5000)
         inputs = decoded(source, dataset.shape).batch(indices)["input"]
-        columns = column_names or [f"column {i + 1}" for i in range(inputs.shape[1])]
-        pictures.plot_columns(inputs, labels[indices], dataset.class_names, columns, title, path)
+        columns = dataset.columns or [f"column {i + 1}" for i in range(inputs.shape[1])]
+        pictures.plot_columns(inputs, labels[indices], classes, columns, title, path)
     elif len(dataset.shape) == 2:
         indices = choose(labels, _SERIES, seed)
         series = decoded(source, dataset.shape).batch(indices)["input"]
-        pictures.plot_series(
-            series, _classes(labels[indices]), dataset.class_names or ("",), title, path
-        )
-    elif split == "train" and _changes(dataset):
+        names, colors = [""] * len(indices), [0] * len(indices)
+        if classes:
+            colors = labels[indices].tolist()
+            names = [classes[label] for label in colors]
+            names = [f"class {name}" if len(name) < 3 else name for name in names]
+        pictures.plot_series(series, names, colors, title, path)
+    elif split == "train" and any(step is not None for step in steps):
         _plot_augmented(dataset, source, seed, title, path)
     else:
-        _plot_originals(dataset, source, seed, title, path)
+        indices = choose(labels, _GRID * _GRID, seed)
+        images = _originals(source, indices, dataset.shape)
+        names = [_label_name(label, dataset, 18) for label in labels[indices]]
+        pictures.plot_images(images, names, _GRID, (), title, path)
 
 
 def choose(labels: npt.NDArray[Any], count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -79,46 +84,26 @@ def choose(labels: npt.NDArray[Any], count: int, seed: int) -> npt.NDArray[np.in
     return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
-def _plot_originals(
-    dataset: ds_pipeline.Dataset, source: ds_pipeline.Source, seed: int, title: str, path: Path
-) -> None:
-    indices = choose(source.labels(), _GRID * _GRID, seed)
-    images = _originals(source, indices, dataset.shape)
-    names = [_label_name(label, dataset, 18) for label in source.labels()[indices]]
-    rows = range(0, len(images), _GRID)
-    pictures.plot_images(
-        [images[i : i + _GRID] for i in rows], (), (), [names[i : i + _GRID] for i in rows],
-        title, path,
-    )  # fmt: skip
-
-
 def _plot_augmented(
     dataset: ds_pipeline.Dataset, source: ds_pipeline.Source, seed: int, title: str, path: Path
 ) -> None:
     """Draw a row an example: as it is, then as the first epochs see it."""
     indices = choose(source.labels(), _GRID, seed)
     labels = source.labels()[indices]
-    columns = [_originals(source, indices, dataset.shape)]
-    names = [[""] * len(indices)]
     limits = _limits(source)
+    columns = [_originals(source, indices, dataset.shape)]
+    names = [["original", *[""] * (len(indices) - 1)]]
     for epoch in range(_GRID - 1):
         batch = augmented(dataset, source, indices, seed, epoch)
         columns.append([as_pixels(image, *limits) for image in batch["input"]])
-        names.append(
-            [
-                _mixture(label, own, dataset)
-                for label, own in zip(batch["label"], labels, strict=True)
-            ]
-        )
-    mixed = any(name for column in names for name in column)
-    pictures.plot_images(
-        list(zip(*columns, strict=True)),
-        [_label_name(label, dataset, 24) for label in labels],
-        ["original", *(f"epoch {epoch + 1}" for epoch in range(_GRID - 1))],
-        list(zip(*names, strict=True)) if mixed else (),
-        title,
-        path,
-    )
+        mixtures = [
+            _mixture(label, own, dataset) for label, own in zip(batch["label"], labels, strict=True)
+        ]
+        names.append([f"epoch {epoch + 1}\n{mixtures[0]}".strip(), *mixtures[1:]])
+    images = [image for row in zip(*columns, strict=True) for image in row]
+    texts = [name for row in zip(*names, strict=True) for name in row]
+    row_names = [_label_name(label, dataset, 24) for label in labels]
+    pictures.plot_images(images, texts, _GRID, row_names, title, path)
 
 
 def augmented(
@@ -170,18 +155,12 @@ def _originals(
         limits = _limits(source)
         return [as_pixels(image, *limits) for image in source.batch(indices)["input"]]
     whole = encoded(source).batch(indices)["input"]
-    return [_thumbnail(image, shape[0]) for image in whole]
+    return [np.asarray(_square(decode_image(image), shape[0])) for image in whole]
 
 
-def _thumbnail(image: EncodedImage, size: int) -> npt.NDArray[np.uint8]:
-    """Return the whole image, its longer side at most `size`, centered on a light square."""
-    picture = PIL.Image.fromarray(decode_image(image))
-    picture.thumbnail((size, size))
-    square = PIL.Image.new("RGB", (max(picture.size),) * 2, "#eeeeee")
-    square.paste(
-        picture, ((square.width - picture.width) // 2, (square.height - picture.height) // 2)
-    )
-    return np.asarray(square)
+def _square(image: npt.NDArray[np.uint8], side: int) -> PIL.Image.Image:
+    """Return the whole image in the middle of a light square."""
+    return PIL.ImageOps.pad(PIL.Image.fromarray(image), (side, side), color="#eeeeee")
 
 
 def _limits(source: ds_pipeline.Source) -> tuple[float, float]:
@@ -193,14 +172,6 @@ def _limits(source: ds_pipeline.Source) -> tuple[float, float]:
     if inputs.dtype == np.uint8:
         return 0.0, 255.0 if high > 127 else max(high, 1.0)
     return low, high
-
-
-def _changes(dataset: ds_pipeline.Dataset) -> bool:
-    return any(step is not None for step in (dataset.augment, dataset.mix, dataset.erase))
-
-
-def _classes(labels: npt.NDArray[Any]) -> list[int]:
-    return [int(label) if labels.dtype.kind == "i" else 0 for label in labels]
 
 
 def _label_name(label: Any, dataset: ds_pipeline.Dataset, most: int) -> str:

@@ -1,5 +1,6 @@
 """Numbers about a data set: values, labels, image sizes, and the speed of its pipeline."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -41,8 +42,6 @@ class Statistics(NamedTuple):
 def measure(source: ds_pipeline.Source) -> Statistics:
     """Return mean, deviation and extremes along the last axis, over (at most 1 GiB of) examples.
 
-    Parts are combined by the formula of Chan, Golub and LeVeque.
-
     Args:
         source: with inputs [b, ..., c].
 
@@ -51,31 +50,23 @@ def measure(source: ds_pipeline.Source) -> Statistics:
         >>> result = measure(ds_pipeline.InMemorySource(inputs, [0, 1]))
         >>> result.mean.tolist(), result.std.tolist(), result.high.tolist()
         ([2.0, 10.0], [1.0, 0.0], [3.0, 10.0])
-
-    References:
-        Chan, Golub, LeVeque: Updating Formulae and a Pairwise Algorithm for Computing Sample
-        Variances, 1979.
     """
+    from sklearn.preprocessing import MinMaxScaler, StandardScaler  # late: they take a second
+
     one = source.batch(np.zeros(1, np.int64))["input"]
     most = min(len(source), max(1, _STATISTICS_BYTES // one.nbytes))
     if isinstance(source, DecodedSource):
         most = min(most, _ENCODED_EXAMPLES)
     indices = evenly(len(source), most)
-    count, mean, squares = 0, np.zeros(one.shape[-1]), np.zeros(one.shape[-1])
-    low, high = np.full(one.shape[-1], np.inf), np.full(one.shape[-1], -np.inf)
+    moments, limits = StandardScaler(), MinMaxScaler()
     rows = max(1, _CHUNK_BYTES // (8 * one.size))
     for part in _with_bar([indices[i : i + rows] for i in range(0, most, rows)], "reading"):
-        inputs = source.batch(part)["input"]
-        values = inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
-        low = np.minimum(low, values.min(axis=0))
-        high = np.maximum(high, values.max(axis=0))
-        part_mean = values.mean(axis=0)
-        difference, total = part_mean - mean, count + len(values)
-        squares += np.square(values - part_mean[None]).sum(axis=0)
-        squares += np.square(difference) * (count * len(values) / total)
-        mean += difference * (len(values) / total)
-        count = total
-    return Statistics(most, mean, np.sqrt(squares / count), low, high)
+        values = source.batch(part)["input"].reshape(-1, one.shape[-1]).astype(np.float64)
+        moments.partial_fit(values)
+        limits.partial_fit(values)
+    return Statistics(
+        most, moments.mean_, np.sqrt(moments.var_), limits.data_min_, limits.data_max_
+    )
 
 
 def image_sizes(source: ds_pipeline.Source) -> npt.NDArray[np.int64]:
@@ -106,24 +97,21 @@ def speed(
     Returns:
         batch_size, workers, seconds to the first batch, seconds measured, examples a second.
     """
-    size = min(batch_size, len(dataset.train if split == "train" else dataset.evaluation))
+    source = dataset.train if split == "train" else dataset.evaluation
+    size = min(batch_size, len(source))
     batches = _endless(dataset, split, size, seed)
     begin = time.perf_counter()
     next(batches)
     first = time.perf_counter() - begin
     for _ in range(3):  # not those that were made while the first was waited for
         next(batches)
-    count, begin, shown = 0, time.perf_counter(), 0.0
-    bar = tqdm(
-        total=seconds, desc="measuring the speed", leave=False, disable=None,
-        bar_format="{desc} {bar} {n:.1f} of {total:.0f} s",
-    )  # fmt: skip
-    with bar:
-        while (passed := time.perf_counter() - begin) < seconds:
-            bar.update(passed - shown)
-            shown = passed
+    count, passed, begin = 0, 0.0, time.perf_counter()
+    with tqdm(desc="measuring the speed", unit="batch", leave=False, disable=None) as bar:
+        while passed < seconds:
             next(batches)
             count += size
+            bar.update()
+            passed = time.perf_counter() - begin
     batches.close()
     return {
         "batch_size": size,
@@ -137,14 +125,12 @@ def speed(
 def _endless(dataset: ds_pipeline.Dataset, split: str, size: int, seed: int) -> Any:
     if split == "train":
         return ds_pipeline.train_batches(dataset, size, seed, 0, 2**31)
-
-    def again() -> Iterator[Any]:
-        while True:
-            yield from ds_pipeline.evaluation_batches(
-                dataset.evaluation, size, workers=dataset.workers
-            )
-
-    return again()
+    source, workers = dataset.evaluation, dataset.workers
+    return (
+        batch
+        for _ in itertools.count()
+        for batch in ds_pipeline.evaluation_batches(source, size, workers=workers)
+    )
 
 
 def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
@@ -194,15 +180,10 @@ def label_facts(labels: npt.NDArray[Any], class_names: Sequence[str]) -> dict[st
     """Return data.json's entries on labels: examples of each class, or the target's range."""
     if class_names:
         counts = np.bincount(labels, minlength=len(class_names)).tolist()
-        return {"classes": [{"name": n, "examples": c} for n, c in zip(class_names, counts,
-                                                                      strict=True)]}  # fmt: skip
-    return {"target": {
-        "mean": float(labels.mean(dtype=np.float64)),
-        "std": float(labels.std(dtype=np.float64)),
-        "min": float(labels.min()),
-        "median": float(np.median(labels)),
-        "max": float(labels.max()),
-    }}  # fmt: skip
+        pairs = zip(class_names, counts, strict=True)
+        return {"classes": [{"name": name, "examples": count} for name, count in pairs]}
+    mean, std = labels.mean(dtype=np.float64), labels.std(dtype=np.float64)
+    return {"target": {"mean": float(mean), "std": float(std), **_range(labels)}}
 
 
 def size_facts(sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -220,28 +201,23 @@ def size_facts(sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _range(values: npt.NDArray[np.int64]) -> dict[str, float]:
-    low, middle, high = np.quantile(values, [0, 0.5, 1]).tolist()
+def _range(values: npt.NDArray[Any]) -> dict[str, float]:
+    low, middle, high = np.quantile(values.astype(np.float64), [0, 0.5, 1]).tolist()
     return {"min": low, "median": middle, "max": high}
 
 
-def statistics_facts(
-    statistics: Statistics, dataset: ds_pipeline.Dataset, names: Sequence[str]
-) -> dict[str, Any]:
+def statistics_facts(statistics: Statistics, dataset: ds_pipeline.Dataset) -> dict[str, Any]:
     """Return data.json's entries on the values: as they are, and what normalizes them.
 
     Args:
         statistics: as measured.
-        dataset: has the mean and deviation that training divides by.
-        names: of the columns; (): none are known.
+        dataset: has the mean and deviation that training divides by, and the columns' names.
     """
-    used_mean = np.broadcast_to(dataset.mean, statistics.mean.shape)
-    used_std = np.broadcast_to(dataset.std, statistics.std.shape)
-    columns = zip(*statistics[1:], used_mean, used_std, strict=True)
     keys = ("mean", "std", "min", "max", "normalizing_mean", "normalizing_std")
+    columns = np.broadcast_arrays(*statistics[1:], dataset.mean, dataset.std)
     each: list[dict[str, Any]] = [
-        dict(zip(keys, map(float, column), strict=True)) for column in columns
+        dict(zip(keys, values, strict=True)) for values in np.transpose(columns).tolist()
     ]
-    for name, values in zip(names, each, strict=False):
+    for name, values in zip(dataset.columns, each, strict=False):
         values["name"] = name
     return {"examined": statistics.examples, "each": each}

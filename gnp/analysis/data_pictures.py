@@ -1,4 +1,7 @@
-"""Pictures of a data set: how many examples each class has, how large images are, examples."""
+"""Pictures of a data set: how many examples each class has, how large images are, examples.
+
+Each is replaced whole, or ends in an OSError.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,25 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gnp.analysis.figure_files import picture
+from gnp.analysis.figure_files import COLORS, GRAY, picture
 from gnp.terminal import one_line
 
 # isort: split
 
 from matplotlib.axes import Axes
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
-
-# Colors that stay apart without color vision (Okabe and Ito).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_LINES = ("-", "--", "-.", ":")
 
 # More classes than this get no bar with a name each.
 MOST_NAMED_CLASSES = 50
 MOST_PANELS = 30
-_BINS = 30
-_GRAY = "#555555"
 
 
 def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
@@ -35,59 +30,33 @@ def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, p
         names: of the classes.
         counts: of examples, one a class.
         title: of the picture.
-        path: the PNG to write; replaced whole.
-
-    Raises:
-        OSError: it cannot be written.
+        path: the PNG to write.
     """
-    size = (9, 4.5) if len(names) > MOST_NAMED_CLASSES else (8, 1.2 + 0.3 * max(len(names), 4))
-    with picture(path, figsize=size, layout="constrained") as figure:
+    many = len(names) > MOST_NAMED_CLASSES
+    with picture(path, (9, 4.5) if many else (8, 1.2 + 0.3 * max(len(names), 4))) as figure:
         axis = figure.subplots()
-        axis.set_title(title, loc="left", fontsize=12)
-        _plain(axis)
-        if len(names) > MOST_NAMED_CLASSES:
-            _draw_sorted(axis, counts)
-        else:
-            _draw_bars(axis, names, counts)
-
-
-def _draw_sorted(axis: Axes, counts: Sequence[int]) -> None:
-    axis.fill_between(
-        np.arange(len(counts) + 1), [*sorted(counts, reverse=True), min(counts)],
-        step="post", color=COLORS[0],
-    )  # fmt: skip
-    axis.set_xlim(0, len(counts))
-    axis.set_ylim(0, 1.08 * max(counts))
-    axis.set_xlabel(f"{len(counts):,} classes, sorted by their number of examples")
-    axis.set_ylabel("examples")
-
-
-def _draw_bars(axis: Axes, names: Sequence[str], counts: Sequence[int]) -> None:
-    places = np.arange(len(names))
-    axis.barh(places, counts, color=COLORS[0], height=0.75)
-    axis.set_yticks(places, [shortened(name, 30) for name in names])
-    for place, count in zip(places, counts, strict=True):
-        axis.annotate(
-            f"{count:,}", (count, place), (4, 0), textcoords="offset points",
-            va="center", fontsize=9, color=_GRAY,
-        )  # fmt: skip
-    axis.set_xlim(0, 1.12 * max([*counts, 1]))
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_xlabel("examples")
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.grid(visible=False, axis="y")
-    axis.tick_params(axis="y", length=0)
+        axis.set_title(title)
+        if many:
+            edges = np.arange(len(counts) + 1)
+            axis.stairs(sorted(counts, reverse=True), edges, fill=True, color=COLORS[0])
+            axis.set(xlabel=f"{len(counts):,} classes, sorted by their number of examples",
+                     ylabel="examples", xlim=(0, len(counts)))  # fmt: skip
+            return
+        bars = axis.barh(range(len(names)), counts)
+        axis.bar_label(bars, [f"{count:,}" for count in counts], padding=4, color=GRAY, fontsize=9)
+        axis.set_yticks(range(len(names)), [shortened(name, 30) for name in names])
+        axis.set(xlabel="examples", xlim=(0, 1.12 * max([*counts, 1])))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.grid(visible=False, axis="y")
+        axis.invert_yaxis()
 
 
 def plot_targets(targets: npt.NDArray[np.floating], title: str, path: Path) -> None:
     """Draw a histogram of the numbers that a regression predicts."""
-    with picture(path, figsize=(8, 4), layout="constrained") as figure:
+    with picture(path, (8, 4)) as figure:
         axis = figure.subplots()
-        axis.hist(targets, bins=_edges(targets), color=COLORS[0])
-        axis.set_xlabel("target")
-        axis.set_ylabel("examples")
-        axis.set_title(title, loc="left", fontsize=12)
-        _plain(axis)
+        axis.hist(targets, bins=_edges(targets, 30))
+        axis.set(xlabel="target", ylabel="examples", title=title)
 
 
 def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
@@ -96,111 +65,79 @@ def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
     Args:
         sizes: [n, 2], height and width in pixels.
         title: of the picture.
-        path: the PNG to write; replaced whole.
+        path: the PNG to write.
     """
-    with picture(path, figsize=(10, 4.5), layout="constrained") as figure:
+    with picture(path, (10, 4.5)) as figure:
         left, right = figure.subplots(1, 2)
         left.scatter(sizes[:, 1], sizes[:, 0], s=10, alpha=0.35, color=COLORS[0], linewidths=0)
         most = 1.05 * sizes.max()
-        left.plot([0, most], [0, most], color=_GRAY, linewidth=0.8, linestyle=":")
-        left.annotate("square", (0.97 * most, 0.97 * most), color=_GRAY, fontsize=9, ha="right")
+        left.axline((0, 0), slope=1, color=GRAY, linewidth=0.8, linestyle=":")
+        left.annotate("square", (0.97 * most, 0.97 * most), color=GRAY, fontsize=9, ha="right")
         left.set(xlim=(0, most), ylim=(0, most), xlabel="width, pixels", ylabel="height, pixels")
         left.set_aspect("equal")
-        right.hist(sizes.min(axis=1), bins=_BINS, color=COLORS[0])
+        right.hist(sizes.min(axis=1), bins=30)
         right.yaxis.set_major_locator(MaxNLocator(integer=True))
         right.set(xlabel="shorter side, pixels", ylabel="images")
-        for axis in (left, right):
-            _plain(axis)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        _head(figure, title)
 
 
 def plot_images(
-    rows: Sequence[Sequence[npt.NDArray[np.uint8]]],
+    images: Sequence[npt.NDArray[np.uint8]],
+    names: Sequence[str],
+    wide: int,
     row_names: Sequence[str],
-    column_names: Sequence[str],
-    cell_names: Sequence[Sequence[str]],
     title: str,
     path: Path,
 ) -> None:
     """Draw a grid of images.
 
     Args:
-        rows: of images uint8 [h, w, 3].
+        images: uint8 [h, w, 3] each, row by row.
+        names: above each image; "": none.
+        wide: images in a row.
         row_names: left of each row; (): none.
-        column_names: above each column; (): none.
-        cell_names: above each image; (): none.
         title: of the picture.
-        path: the PNG to write; replaced whole.
+        path: the PNG to write.
     """
-    # In inches, from the top left corner.
-    side, gap = 1.25, 0.06
-    high = side + gap + (0.16 if cell_names else 0)
-    left = 0.12 + (0.1 + _text_width(row_names, 9) if row_names else 0)
-    top = 0.5 + (0.2 if column_names else 0)
-    width = max(left + max(len(row) for row in rows) * (side + gap), 4)
-    height = top + len(rows) * high + gap
-    with picture(path, figsize=(width, height)) as figure:
-        axis = figure.add_axes((0, 0, 1, 1))
-        axis.set_axis_off()
-        axis.text(0.12, 0.17, title, va="top", fontsize=12)
-        for j, name in enumerate(column_names):
-            middle = left + j * (side + gap) + side / 2
-            axis.text(middle, top - 0.06, name, ha="center", color=_GRAY, fontsize=9)
-        for i, row in enumerate(rows):
-            bottom = top + (i + 1) * high - gap
-            if row_names:
-                axis.text(left - 0.08, bottom - side / 2, row_names[i], ha="right", va="center",
-                          fontsize=9)  # fmt: skip
-            for j, image in enumerate(row):
-                x = left + j * (side + gap)
-                _draw_image(axis, image, x, bottom, side)
-                if cell_names:
-                    axis.text(x + side / 2, bottom - side - 0.03, cell_names[i][j], ha="center",
-                              fontsize=8)  # fmt: skip
-        axis.set(xlim=(0, width), ylim=(height, 0))
-
-
-def _draw_image(
-    axis: Axes, image: npt.NDArray[np.uint8], x: float, bottom: float, side: float
-) -> None:
-    """Draw an image as large as fits into a square, its middle in the square's."""
-    rows, columns = image.shape[:2]
-    wide, high = side * columns / max(rows, columns), side * rows / max(rows, columns)
-    right, down = x + (side + wide) / 2, bottom - (side - high) / 2
-    axis.imshow(image, extent=(right - wide, right, down, down - high), aspect="auto")
+    high = -(-len(images) // wide)
+    size = 1.35 * wide + 0.08 * max(map(len, row_names), default=0), 0.6 + 1.5 * high
+    with picture(path, size, layout="compressed") as figure:
+        axes = figure.subplots(high, wide, squeeze=False)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        for axis, image, name in zip(axes.flat, images, names, strict=False):
+            axis.imshow(image)
+            axis.set_title(name, loc="center", fontsize=8, pad=3)
+        for axis, name in zip(axes[:, 0], row_names, strict=False):
+            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        _head(figure, title)
 
 
 def plot_series(
-    series: npt.NDArray[np.floating], labels: Sequence[int], names: Sequence[str], title: str,
+    series: npt.NDArray[np.floating], names: Sequence[str], colors: Sequence[int], title: str,
     path: Path,
 ) -> None:  # fmt: skip
-    """Draw a line for each series.
+    """Draw each series, a line a channel.
 
     Args:
         series: [n, length, channels].
-        labels: a class each.
-        names: of all classes.
+        names: above each; "": none.
+        colors: a number for each, such as its class: the color where there is one channel.
         title: of the picture.
-        path: the PNG to write; replaced whole.
+        path: the PNG to write.
     """
-    wide = 4
-    high = -(-len(series) // wide)
-    with picture(path, figsize=(12, 0.6 + 1.25 * high), layout="constrained") as figure:
-        axes = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
+    high = -(-len(series) // 4)
+    with picture(path, (12, 0.6 + 1.25 * high)) as figure:
+        axes = figure.subplots(high, 4, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(series) :]:
             axis.set_axis_off()
-        for axis, values, label in zip(axes.flat, series, labels, strict=False):
-            for channel in range(values.shape[-1]):
-                color = COLORS[label % 7] if values.shape[-1] == 1 else COLORS[channel % 7]
-                axis.plot(values[:, channel].astype(np.float64), color=color, linewidth=0.8)
-            name = f"class {names[label]}" if len(names[label]) < 3 else names[label]
-            axis.set_title(
-                shortened(name, 24) if len(names) > 1 else "", loc="left", fontsize=9, pad=3
-            )
-            _plain(axis)
-            axis.tick_params(labelsize=8)
+        for axis, values, name, color in zip(axes.flat, series, names, colors, strict=False):
+            for channel, line in enumerate(values.T.astype(np.float64)):
+                shade = COLORS[(channel if values.shape[-1] > 1 else color) % len(COLORS)]
+                axis.plot(line, color=shade, linestyle="-", linewidth=0.8)
+            _name(axis, shortened(name, 24))
         figure.supxlabel("step", fontsize=9)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        _head(figure, title)
 
 
 def plot_columns(
@@ -216,55 +153,44 @@ def plot_columns(
     Args:
         inputs: [n, d]; the first 30 columns are drawn.
         labels: [n], classes, or targets where there are no class names.
-        names: of the classes; (): a regression.
+        names: of the classes; (): a regression. More than eight share one histogram.
         columns: their names.
         title: of the picture.
-        path: the PNG to write; replaced whole.
+        path: the PNG to write.
     """
     count = min(inputs.shape[1], MOST_PANELS)
     wide = min(count, 2 if count <= 4 else 4 if count <= 16 else 5)
     high = -(-count // wide)
-    size = max(2.7 * wide, 7), 0.9 + 1.9 * high
-    with picture(path, figsize=size, layout="constrained") as figure:
+    several = 1 < len(names) <= len(COLORS)
+    with picture(path, (max(2.7 * wide, 7), 0.9 + 1.9 * high)) as figure:
         axes = figure.subplots(high, wide, squeeze=False)
         for axis in axes.flat[count:]:
             axis.set_axis_off()
-        for column, axis in enumerate(axes.flat[:count]):
-            values = inputs[:, column].astype(np.float64)  # float32 has no room for margins
+        for axis, column, name in zip(axes.flat, inputs.T[:count], columns, strict=False):
+            values = column.astype(np.float64)  # float32 has no room for margins
             if not names:
-                axis.scatter(values, labels, s=8, alpha=0.4, color=COLORS[0], linewidths=0)
+                axis.scatter(values, labels, s=8, alpha=0.4, linewidths=0)
+            elif several:
+                edges = _edges(values, 20)
+                for label in range(len(names)):
+                    axis.hist(values[labels == label], bins=edges, histtype="stepfilled",
+                              label=f"class {label}", linewidth=1.5,
+                              edgecolor=COLORS[label], facecolor=(COLORS[label], 0.12),
+                              linestyle=("-", "--", "-.", ":")[label % 4])  # fmt: skip
             else:
-                _histograms(axis, values, labels, names)
-            axis.set_title(shortened(columns[column], 26), loc="left", fontsize=10, pad=3)
-            _plain(axis)
-            axis.tick_params(labelsize=8)
-        for row in axes:
-            row[0].set_ylabel("examples" if names else "target", fontsize=9)
-        if 1 < len(names) <= len(COLORS):
-            handles, _ = axes.flat[0].get_legend_handles_labels()
-            figure.legend(
-                handles, [shortened(name, 24) for name in names], loc="outside lower center",
-                ncols=min(len(names), 5), frameon=False, fontsize=9,
-            )  # fmt: skip
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+                axis.hist(values, bins=_edges(values, 30))
+            _name(axis, shortened(name, 26))
+        for axis in axes[:, 0]:
+            axis.set_ylabel("examples" if names else "target", fontsize=9)
+        if several:
+            handles, _ = axes[0, 0].get_legend_handles_labels()
+            texts = [shortened(name, 24) for name in names]
+            figure.legend(handles, texts, loc="outside lower center", ncols=min(len(names), 5),
+                          fontsize=9)  # fmt: skip
+        _head(figure, title)
 
 
-def _histograms(
-    axis: Axes, values: npt.NDArray[np.floating], labels: npt.NDArray[Any], names: Sequence[str]
-) -> None:
-    """Draw outlines, one a class, where there are few; else one for all."""
-    if len(names) > len(COLORS):
-        axis.hist(values, bins=_edges(values), color=COLORS[0])
-        return
-    edges = _edges(values, bins=20)
-    for label in range(len(names)):
-        style: dict[str, Any] = {"color": COLORS[label], "linestyle": _LINES[label % 4]}
-        counts = np.histogram(values[labels == label], bins=edges)[0]
-        axis.stairs(counts, edges, label=f"class {label}", linewidth=1.5, **style)
-        axis.stairs(counts, edges, fill=True, alpha=0.12, color=COLORS[label])
-
-
-def _edges(values: npt.NDArray[np.floating], bins: int = _BINS) -> list[float]:
+def _edges(values: npt.NDArray[np.floating], bins: int) -> list[float]:
     """Return the edges of a histogram's bins, also of values that are one, or close neighbors."""
     low, high = float(values.min()), float(values.max())
     least = 1e-12 * max(abs(low), abs(high))
@@ -273,10 +199,13 @@ def _edges(values: npt.NDArray[np.floating], bins: int = _BINS) -> list[float]:
     return np.linspace(low, high, bins + 1).tolist()
 
 
-def _text_width(texts: Sequence[str], size: float) -> float:
-    """Return the width of the widest text, in inches."""
-    font = FontProperties(size=size)
-    return max(TextPath((0, 0), text or " ", prop=font).get_extents().width for text in texts) / 72
+def _head(figure: Any, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left")
+
+
+def _name(axis: Axes, name: str) -> None:
+    axis.set_title(name, fontsize=9, pad=3)
+    axis.tick_params(labelsize=8)
 
 
 def shortened(name: str, most: int) -> str:
@@ -288,9 +217,3 @@ def shortened(name: str, most: int) -> str:
     """
     name = one_line(name)
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25, axis="both")
-    axis.set_axisbelow(True)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp.analysis.command_line import Parser, local_path, make_folder
-from gnp.analysis.command_line import run as run_command
+from gnp.analysis.command_line import Parser, local_path, make_folder, run
 from gnp.analysis.evolution_numbers import (
     Evolution,
     Verdict,
@@ -70,46 +69,19 @@ def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
     """Return what is printed: what the article reports, whether it holds here, where all is."""
     words = {True: "yes", False: "no", None: "?"}
     lines = [
-        f"{words[verdict.holds]:<3}  {verdict.claim}: {verdict.numbers}"
-        for verdict in verdicts(evolution)
+        f"{words[each.holds]:<3}  {each.claim}: {each.numbers}" for each in verdicts(evolution)
     ]
     return "\n".join([*lines, f"in {one_line(out)}: {', '.join(written)}"])
 
 
 def show_evolution(directory: Path) -> None:
     """Write the evolution of a run that ends into its directory; print what it says."""
-    evolution = load_evolution(directory)
-    written = write_evolution(evolution, read_rows(directory / "metrics.jsonl"), directory)
-    print(report(evolution, written, directory), flush=True)
+    _show(load_evolution(directory), directory, directory)
 
 
-def run(directory: Path, out: Path | None, every: int | None) -> None:
-    """Run the command.
-
-    Args:
-        directory: of a run.
-        out: folder for the files; None: `directory`.
-        every: steps that count as an epoch; None: those of the run.
-
-    Raises:
-        FileFormatError: nothing was recorded, or a file is damaged.
-        OSError: the files cannot be written.
-    """
-    if not directory.is_dir():
-        raise FileFormatError(f"{directory} is not a run directory: there is no such folder")
-    out = out or directory
-    make_folder(out)
-    if has_steps(directory):
-        evolution = load_from_steps(directory, every)
-    elif every is not None:
-        raise FileFormatError(
-            f"--every={every} needs every step's gradient, which {directory} does not hold: train "
-            "it with --config.record.steps=True"
-        )
-    else:
-        evolution = load_evolution(directory)
+def _show(evolution: Evolution, directory: Path, out: Path) -> None:
     written = write_evolution(evolution, read_rows(directory / "metrics.jsonl"), out)
-    print(report(evolution, written, out))
+    print(report(evolution, written, out), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None: the process' own.
     """
-    return run_command(lambda: _run(arguments))
+    return run(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> None:
@@ -129,9 +101,23 @@ def _run(arguments: Sequence[str] | None) -> None:
         "--every", type=int, metavar="STEPS", help="steps that count as an epoch (record.steps)"
     )
     options = parser.parse_args(arguments)
-    if options.every is not None and options.every < 1:
-        parser.error(f"--every={options.every}: allowed is a whole number >= 1")
-    run(options.directory, options.out, options.every)
+    directory, every = options.directory, options.every
+    if every is not None and every < 1:
+        parser.error(f"--every={every}: allowed is a whole number >= 1")
+    if not directory.is_dir():
+        raise FileFormatError(f"{directory} is not a run directory: there is no such folder")
+    out = options.out or directory
+    make_folder(out)
+    if has_steps(directory):
+        evolution = load_from_steps(directory, every)
+    elif every is None:
+        evolution = load_evolution(directory)
+    else:
+        raise FileFormatError(
+            f"--every={every} needs every step's gradient, which {directory} does not hold: train "
+            "it with --config.record.steps=True"
+        )
+    _show(evolution, directory, out)
 
 
 if __name__ == "__main__":

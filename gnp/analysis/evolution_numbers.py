@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +157,7 @@ def read_evolution(directory: Path) -> dict[str, Any]:
             )
     shown = map_epochs(len(files))
     epochs = [_read_epoch(path, number in shown) for number, path in enumerate(files.values())]
-    first = epochs[0]
+    first, numbers = epochs[0], np.array(list(files))
     for path, epoch in zip(files.values(), epochs, strict=True):
         # Whatever the epochs that are shown have, the first has.
         if not all(
@@ -167,26 +167,15 @@ def read_evolution(directory: Path) -> dict[str, Any]:
             for name, value in epoch.items()
         ):
             raise FileFormatError(f"{path} is of another model than {files[1]}")
-    together = {
-        name: np.stack([epoch[name] for epoch in epochs])
-        for name in first
-        if not name.startswith("map/") and name not in ("names", "sizes")
-    }
-    maps = {
-        f"map/{field}": [
+    names = [name for name in first if not name.startswith("map/")]
+    found: dict[str, Any] = {name: np.stack([epoch[name] for epoch in epochs]) for name in names}
+    for field in FIELDS:
+        found[f"map/{field}"] = [
             np.stack([epochs[k][f"map/{field}/{i}"] for k in shown])
             for i in range(len(first["names"]))
         ]
-        for field in FIELDS
-    }
-    return {
-        "names": first["names"],
-        "sizes": first["sizes"],
-        "epochs": np.array(list(files)),
-        "map_epochs": np.array(list(files))[shown],
-        **together,
-        **maps,
-    }
+    same = {"names": first["names"], "sizes": first["sizes"]}
+    return {**found, **same, "epochs": numbers, "map_epochs": numbers[shown]}
 
 
 def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
@@ -296,75 +285,44 @@ def _epoch_sums(
 
 def verdicts(evolution: Evolution) -> list[Verdict]:
     """Hold what the article reports of six data sets against a run's numbers."""
+    norms, sums = evolution.gradient_norm, evolution.accumulated_norm
+    grows: tuple[bool | None, str] = None, "it takes three epochs of gradients to tell"
+    if len(sums) >= 3 and (np.isfinite(sums) & (sums > 0)).all():
+        exponent = float(np.polyfit(np.log(evolution.epochs), np.log(sums), 1)[0])
+        grows = exponent < 1, f"fitted exponent {exponent:.2f} (1: linear)"
+
+    falls: tuple[bool | None, str] = None, "it takes two epochs to tell"
+    if len(norms) >= 2 and np.isfinite(norms[[0, -1]]).all() and norms[0] > 0:
+        ratio = norms[-1] / norms[0]
+        falls = bool(ratio < 1), f"last over first {ratio:.3g}"
+
+    separate: tuple[bool | None, str] = None, "it takes two epochs and two layers to tell"
+    # Layers without gradients are left out.
+    ends = [layers[np.isfinite(layers) & (layers > 0)] for layers in evolution.highest_gradient.T]
+    if len(ends) >= 2 and min(len(ends[0]), len(ends[-1])) >= 2:
+        first, last = (float(ends[i].max() / ends[i].min()) for i in (0, -1))
+        words = f"largest over smallest: {first:.3g} at first, {last:.3g} at last"
+        separate = last > first, words
     return [
-        Verdict("the norm of the accumulated gradient grows slower than linearly",
-                *_sublinear(evolution)),
-        Verdict("the gradient's norm falls over the epochs", *_falls(evolution)),
-        Verdict("the layers' highest elements separate", *_separate(evolution)),
-    ]  # fmt: skip
-
-
-def growth_exponent(epochs: np.ndarray, norms: np.ndarray) -> float:
-    """Return the exponent p of the least-squares fit norm = c·epochᵖ, on logarithms.
-
-    Args:
-        epochs: from 1 on; at least 2.
-        norms: positive.
-
-    Example:
-        >>> round(growth_exponent(np.array([1.0, 4.0, 9.0]), np.array([2.0, 4.0, 6.0])), 6)
-        0.5
-    """
-    return float(np.polyfit(np.log(epochs), np.log(norms), 1)[0])
-
-
-def _sublinear(evolution: Evolution) -> tuple[bool | None, str]:
-    norms = evolution.accumulated_norm
-    if len(norms) < 3 or not (np.isfinite(norms) & (norms > 0)).all():
-        return None, "it takes three epochs of gradients to tell"
-    exponent = growth_exponent(evolution.epochs, norms)
-    return exponent < 1, f"fitted exponent {exponent:.2f} (1: linear)"
-
-
-def _falls(evolution: Evolution) -> tuple[bool | None, str]:
-    norms = evolution.gradient_norm
-    if len(norms) < 2 or not (np.isfinite(norms[[0, -1]]).all() and norms[0] > 0):
-        return None, "it takes two epochs to tell"
-    ratio = norms[-1] / norms[0]
-    return bool(ratio < 1), f"last over first {ratio:.3g}"
-
-
-def _separate(evolution: Evolution) -> tuple[bool | None, str]:
-    """Tell whether the layers' lines lie further apart in the last epoch than in the first."""
-    spreads = [_spread(evolution.highest_gradient[:, epoch]) for epoch in (0, -1)]
-    if len(evolution.epochs) < 2 or None in spreads:
-        return None, "it takes two epochs and two layers to tell"
-    first, last = (float(spread or 0) for spread in spreads)
-    return last > first, f"largest over smallest: {first:.3g} at first, {last:.3g} at last"
-
-
-def _spread(values: np.ndarray) -> float | None:
-    """Return the largest over the smallest, layers without gradients left out."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    return float(positive.max() / positive.min()) if len(positive) > 1 else None
+        Verdict("the norm of the accumulated gradient grows slower than linearly", *grows),
+        Verdict("the gradient's norm falls over the epochs", *falls),
+        Verdict("the layers' highest elements separate", *separate),
+    ]
 
 
 def table(evolution: Evolution) -> str:
     """Return evolution.csv: a row an epoch."""
-    norms = ("gradient_norm", "accumulated_norm", "summed_norm", "dissolving_norm")
-    highest = ("highest_gradient", "highest_accumulated")
+    columns = {"epoch": evolution.epochs, "steps": evolution.steps}
+    for name in ("gradient_norm", "accumulated_norm", "summed_norm", "dissolving_norm"):
+        columns[name] = getattr(evolution, name)
+    for kind in ("highest_gradient", "highest_accumulated"):
+        pairs = zip(evolution.names, getattr(evolution, kind), strict=True)
+        columns |= {f"{kind}/{name}": values for name, values in pairs}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["epoch", "steps", *norms]
-        + [f"{kind}/{name}" for kind in highest for name in evolution.names]
-    )
-    show: Callable[[float], str] = lambda value: f"{value:.9g}"  # noqa: E731
-    for k, (epoch, steps) in enumerate(zip(evolution.epochs, evolution.steps, strict=True)):
-        values = [getattr(evolution, name)[k] for name in norms]
-        for kind in highest:
-            values += list(getattr(evolution, kind)[:, k])
-        writer.writerow([int(epoch), int(steps), *map(show, values)])
+    writer.writerow(columns)
+    rows = zip(*columns.values(), strict=True)
+    writer.writerows([f"{value:.9g}" for value in row] for row in rows)
     return out.getvalue()
 
 

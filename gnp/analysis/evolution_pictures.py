@@ -1,4 +1,4 @@
-"""The pictures of a recorded run."""
+"""The pictures of a recorded run; each is replaced whole, or ends in an OSError."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image
 
 from gnp.analysis.evolution_numbers import Evolution
-from gnp.analysis.figure_files import own_style, picture, picture_file
+from gnp.analysis.figure_files import (
+    BLUE,
+    COLORS,
+    GRAY,
+    GREEN,
+    ORANGE,
+    own_style,
+    picture,
+    picture_file,
+)
 
 # isort: split
 
@@ -21,14 +30,14 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-# Okabe and Ito: they stay apart without color vision; dashes and markers do too.
-BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
-_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
-_MARKERS = "osD^vPX*"
 # So many layers have a line with a name of its own; more are colored by their place.
-NAMED_LAYERS = len(_COLORS)
+NAMED_LAYERS = len(COLORS)
 ANIMATED_LAYERS, FRAME_MILLISECONDS = 8, 300
 _MOST_VERTICALS = 50
+# viridis without its lightest colors, which do not show on white.
+_LAYER_COLORS = LinearSegmentedColormap.from_list(
+    "layers", colormaps["viridis"](np.linspace(0, 0.85))
+)
 # Of heatmaps: the square root leaves small values visible.
 _SHADES = PowerNorm(0.5, 0, 1)
 _FIELDS = {
@@ -54,44 +63,29 @@ def natural_order(names: Sequence[str]) -> list[int]:
 
 
 def plot_norms(evolution: Evolution, path: Path) -> None:
-    """Draw gradient_norms.png: norms of G and A, the running sum, the dissolving norm between.
-
-    Args:
-        evolution: of a run.
-        path: the PNG to write; replaced whole.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with picture(path, figsize=(9, 5.5), layout="constrained") as figure:
+    """Draw gradient_norms.png: norms of G and A, the running sum, the dissolving norm between."""
+    epochs, marked = evolution.epochs, max(1, len(evolution.epochs) // 25)
+    every = -(-len(epochs) // _MOST_VERTICALS)
+    verticals = slice((len(epochs) - 1) % every, None, every)
+    norms = (
+        (evolution.summed_norm, "running sum of ‖G‖", ORANGE, "--s"),
+        (evolution.accumulated_norm, "‖A‖: all gradients so far, summed", BLUE, "-o"),
+        (evolution.gradient_norm, "‖G‖: an epoch's gradients, summed", GREEN, "-.^"),
+    )
+    with picture(path, (9, 5.5)) as figure:
         axis = figure.subplots()
-        epochs = evolution.epochs
-        every = max(1, -(-len(epochs) // _MOST_VERTICALS))
-        verticals = np.arange(len(epochs) - 1, -1, -every)[::-1]
+        for values, label, color, style in norms:
+            axis.plot(epochs, values, style, color=color, label=label, ms=5, markevery=marked)
         axis.vlines(
-            epochs[verticals],
-            evolution.accumulated_norm[verticals],
-            evolution.summed_norm[verticals],
-            colors=GRAY,
-            linestyles="dashed",
-            linewidth=1,
+            epochs[verticals], evolution.accumulated_norm[verticals],
+            evolution.summed_norm[verticals], colors=GRAY, linestyles="dashed", linewidth=1,
             zorder=1,
             label="dissolving norm: sum − ‖A‖" + (f" (every {every} epochs)" if every > 1 else ""),
-        )
-        marked = max(1, len(epochs) // 25)
-        for values, label, color, dash, marker in (
-            (evolution.summed_norm, "running sum of ‖G‖", ORANGE, "--", "s"),
-            (evolution.accumulated_norm, "‖A‖: all gradients so far, summed", BLUE, "-", "o"),
-            (evolution.gradient_norm, "‖G‖: an epoch's gradients, summed", GREEN, "-.", "^"),
-        ):
-            axis.plot(epochs, values, color=color, linestyle=dash, marker=marker, label=label,
-                      markersize=5, markevery=marked)  # fmt: skip
-        _finish_axis(axis, "Standardized L1 norms of the gradients", "Σ over layers of ‖·‖₁ / size")
+        )  # fmt: skip
+        _over_epochs(axis, "Standardized L1 norms of the gradients")
+        axis.set_ylabel("Σ over layers of ‖·‖₁ / size")
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("epoch")
-        handles, labels = axis.get_legend_handles_labels()
-        order = [1, 2, 3, 0]
-        axis.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
+        axis.legend()
 
 
 def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -99,107 +93,81 @@ def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None
 
     Args:
         rows: the objects of metrics.jsonl, at least one.
-        path: the PNG to write; replaced whole.
-
-    Raises:
-        OSError: it cannot be written.
+        path: the PNG to write.
     """
     names = ["loss"] + [
         name
         for name in ("error_rate", "top_5_error_rate", "mean_absolute_error")
         if any(f"train_{name}" in row for row in rows)
     ]
-    size = 5.5 * len(names), 4.5
-    with picture(path, figsize=size, layout="constrained") as figure:
+    with picture(path, (5.5 * len(names), 4.5)) as figure:
         axes = figure.subplots(1, len(names), squeeze=False)
         for axis, name in zip(axes[0], names, strict=True):
             percent = 100 if name.endswith("error_rate") else 1
-            for split, color, dash, marker in (
-                ("train", BLUE, "-", "o"),
-                ("validation", ORANGE, "--", "s"),
-                ("test", ORANGE, "--", "s"),
-            ):
-                points = [
-                    (row["epoch"], percent * row[f"{split}_{name}"])
-                    for row in rows
-                    if f"{split}_{name}" in row
-                ]
+            for split, color, style in (
+                ("train", BLUE, "-o"), ("validation", ORANGE, "--s"), ("test", ORANGE, "--s"),
+            ):  # fmt: skip
+                key = f"{split}_{name}"
+                points = [(row["epoch"], percent * row[key]) for row in rows if key in row]
                 if points:
                     label = "training" if split == "train" else split
-                    axis.plot(*zip(*points, strict=True), color=color, linestyle=dash, label=label,
-                              marker=marker, markersize=5,
+                    axis.plot(*zip(*points, strict=True), style, color=color, label=label, ms=5,
                               markevery=max(1, len(points) // 25))  # fmt: skip
-            words = name.replace("_", " ").replace("top 5", "top-5")
-            _finish_axis(axis, words.capitalize(), "%" if percent > 1 else "")
-            axis.set_xlabel("epoch")
+            _over_epochs(axis, name.replace("_", " ").replace("top 5", "top-5").capitalize())
+            axis.set_ylabel("%" if percent > 1 else "")
             if not _log_where_wide(axis):
                 axis.set_ylim(bottom=0)
-            axis.legend(frameon=False)
+            axis.legend()
 
 
 def plot_highest_elements(evolution: Evolution, path: Path) -> None:
-    """Draw highest_elements.png: a line a layer, for G and for A.
-
-    Args:
-        evolution: of a run.
-        path: the PNG to write; replaced whole.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    order = natural_order(evolution.names)
-    with picture(path, figsize=(13, 6), layout="constrained") as figure:
+    """Draw highest_elements.png: a line a layer, for G and for A."""
+    order, many = natural_order(evolution.names), len(evolution.names) > NAMED_LAYERS
+    panels = (
+        (evolution.highest_gradient, "Highest element of |G|, an epoch's gradients"),
+        (evolution.highest_accumulated, "Highest element of |A|, all gradients so far"),
+    )
+    with picture(path, (13, 6)) as figure:
         axes = figure.subplots(1, 2, sharex=True)
-        many = len(order) > NAMED_LAYERS
-        panels = (
-            (evolution.highest_gradient, "Highest element of |G|, an epoch's gradients"),
-            (evolution.highest_accumulated, "Highest element of |A|, all gradients so far"),
-        )
         for axis, (highest, title) in zip(axes, panels, strict=True):
             # A layer without gradients has no place on a logarithmic axis, and nothing to show.
             shown = [i for i in order if highest[i].max() > 0]
             for i in shown:
-                axis.plot(evolution.epochs, highest[i], **_line(order.index(i), len(order)),
-                          markevery=max(1, len(evolution.epochs) // 15),
-                          label=evolution.names[i])  # fmt: skip
-            _finish_axis(axis, title, "")
+                place = order.index(i)
+                style: dict[str, Any] = {"marker": "osD^vPX*"[place % 8], "ms": 5}
+                if many:
+                    color = _LAYER_COLORS(place / (len(order) - 1))
+                    style = {"color": color, "ls": "-", "lw": 1, "alpha": 0.9}
+                axis.plot(evolution.epochs, highest[i], label=evolution.names[i], **style,
+                          markevery=max(1, len(evolution.epochs) // 15))  # fmt: skip
+            _over_epochs(axis, title)
             _log_where_wide(axis)
-            axis.set_xlabel("epoch")
             if many and highest is evolution.highest_gradient:  # the others all end near 1
-                _name_outermost(axis, evolution, highest, shown)
+                _name_outermost(figure, axis, evolution, highest, shown)
         axes[0].set_ylabel("share of the layer's largest |A| over all epochs")
         if many:
-            colors = ScalarMappable(Normalize(1, len(order)), _layer_colors())
+            colors = ScalarMappable(Normalize(1, len(order)), _LAYER_COLORS)
             bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=60, pad=0.03)
             first, last = (_short(evolution.names[order[i]]) for i in (0, -1))
             bar.set_label(f"layer, in the order of the names: 1 {first}, {len(order)} {last}")
         else:
-            handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-
-
-def _line(place: int, layers: int) -> dict[str, Any]:
-    """Return the style of a layer's line."""
-    if layers > NAMED_LAYERS:
-        color = _layer_colors()(place / (layers - 1))
-        return {"color": color, "linewidth": 1, "alpha": 0.9}
-    dash = ("-", "--", "-.", ":")[place % 4]
-    return {"color": _COLORS[place], "linestyle": dash, "marker": _MARKERS[place], "markersize": 5}
-
-
-def _layer_colors() -> LinearSegmentedColormap:
-    """Return viridis without its lightest colors, which do not show on white."""
-    return LinearSegmentedColormap.from_list("layers", colormaps["viridis"](np.linspace(0, 0.85)))
+            handles, _ = axes[0].get_legend_handles_labels()
+            figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 def _name_outermost(
-    axis: Axes, evolution: Evolution, highest: np.ndarray, shown: Sequence[int], most: int = 4
+    figure: Figure,
+    axis: Axes,
+    evolution: Evolution,
+    highest: np.ndarray,
+    shown: Sequence[int],
+    most: int = 4,
 ) -> None:
     """Name the layers that end highest and lowest, beside the ends of their lines."""
     ranked = sorted(shown, key=lambda i: highest[i, -1])
     chosen = list(dict.fromkeys([*ranked[:most], *ranked[-most:]]))
     axis.margins(x=0.0)
-    axis.figure.canvas.draw()  # the limits of the axis are only now known
+    figure.draw_without_rendering()  # the limits of the axis are only now known
     ends = axis.transData.transform([(evolution.epochs[-1], max(highest[i, -1], 1e-300))
                                      for i in chosen])  # fmt: skip
     heights = list(axis.transAxes.inverted().transform(ends)[:, 1])
@@ -233,28 +201,21 @@ def plot_animation(evolution: Evolution, path: Path) -> None:
     """Draw animation.gif: |G|, the dissolving gradient and |A| as heatmaps, epoch by epoch.
 
     At most 8 layers and 40 epochs; the picture says which.
-
-    Args:
-        evolution: of a run.
-        path: the GIF to write; replaced whole.
-
-    Raises:
-        OSError: it cannot be written.
     """
     layers = animated_layers(evolution)
     with own_style():
         figure, images = _heatmaps(evolution, layers)
-        title = figure.text(0.01, 0.985, "", fontsize=13, va="top", animated=True)
-        canvas: Any = figure.canvas
+        title = figure.suptitle("epoch", x=0.01, ha="left", animated=True)
+        canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
         background = canvas.copy_from_bbox(figure.bbox)
         frames, palette = [], _palette()
-        for k in range(len(evolution.map_epochs)):
+        for k, epoch in enumerate(evolution.map_epochs):
             canvas.restore_region(background)
             for (field, layer), image in images.items():
                 image.set_data(_scaled(evolution.maps[field][layer])[k])
                 image.axes.draw_artist(image)
-            title.set_text(f"epoch {evolution.map_epochs[k]} of {evolution.epochs[-1]}")
+            title.set_text(f"epoch {epoch} of {evolution.epochs[-1]}")
             figure.draw_artist(title)
             frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
             frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
@@ -288,31 +249,23 @@ def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[i
 
 def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict[Any, Any]]:
     """Draw a row a quantity, a column a layer; return (field, layer) -> its image."""
-    wide = max(7.5, 1.35 * len(layers) + 2.2)
-    figure = Figure(figsize=(wide, 5.6), dpi=100)
-    FigureCanvasAgg(figure)
+    figure = Figure((max(7.5, 1.35 * len(layers) + 2.2), 5.6), dpi=100, layout="constrained")
     axes = figure.subplots(len(_FIELDS), len(layers), squeeze=False)
-    left, right = 1.4 / wide, 1 - 0.75 / wide
-    figure.subplots_adjust(left=left, right=right, top=0.82, bottom=0.1, wspace=0.12, hspace=0.1)
     images = {}
     for row, (field, words) in zip(axes, _FIELDS.items(), strict=True):
         for axis, layer in zip(row, layers, strict=True):
             values = _scaled(evolution.maps[field][layer])[0]
             images[field, layer] = axis.imshow(
-                values, norm=_SHADES, cmap="viridis", aspect="auto", interpolation="nearest",
-                animated=True,
-            )  # fmt: skip
+                values, norm=_SHADES, aspect="auto", interpolation="nearest", animated=True
+            )
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
     for axis, layer in zip(axes[0], layers, strict=True):
         name = _short(evolution.names[layer], 36).replace("/", "/\n")
-        axis.set_title(f"{name}\n{evolution.sizes[layer]:,}", fontsize=8)
-    bar = figure.colorbar(
-        ScalarMappable(_SHADES, "viridis"),
-        cax=figure.add_axes((1 - 0.62 / wide, 0.1, 0.14 / wide, 0.72)),
-    )
+        axis.set_title(f"{name}\n{evolution.sizes[layer]:,}", fontsize=8, loc="center")
+    bar = figure.colorbar(ScalarMappable(_SHADES), ax=axes, aspect=40)
     bar.ax.tick_params(labelsize=8)
-    figure.text(0.01, 0.02, _caption(evolution, layers), fontsize=8, color=GRAY)
+    figure.supxlabel(_caption(evolution, layers), x=0.01, ha="left", fontsize=8, color=GRAY)
     return figure, images
 
 
@@ -335,11 +288,8 @@ def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _finish_axis(axis: Axes, title: str, label: str) -> None:
-    axis.set_title(title, loc="left", fontsize=11)
-    axis.set_ylabel(label)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+def _over_epochs(axis: Axes, title: str) -> None:
+    axis.set(title=title, xlabel="epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -42,29 +42,50 @@ def _without_settings() -> Iterator[None]:
 
 with _without_settings():
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from cycler import cycler
     from matplotlib.figure import Figure
+
+# Okabe and Ito's colors, which stay apart without color vision; dashes and markers do too.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
+COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=COLORS, linestyle=("-", "--", "-.", ":") * 2),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.titlesize": 12,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+}
 
 
 @contextlib.contextmanager
 def picture(
-    path: Path, *, dpi: int = 120, mathtext: bool = False, **options: Any
+    path: Path,
+    figsize: tuple[float, float],
+    *,
+    dpi: int = 120,
+    mathtext: bool = False,
+    layout: Literal["constrained", "compressed"] = "constrained",
 ) -> Iterator[Figure]:
     """Give a figure to draw on, and write it as a PNG when the block ends without an error.
 
     Args:
         path: replaced whole.
+        figsize: width and height in inches.
         dpi: dots an inch.
         mathtext: texts between dollars, such as the ticks of logarithmic axes, are formulas; not
             where texts are of data, whose names may have dollars in them.
-        **options: of matplotlib.figure.Figure.
+        layout: matplotlib's; "compressed" for grids of images.
 
     Raises:
         OSError: it cannot be written; the old picture is untouched.
     """
     with own_style(mathtext):
-        figure = Figure(**options)
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=figsize, layout=layout)
         yield figure
         with picture_file(path) as file:
             figure.savefig(file, format="png", dpi=dpi)
@@ -72,12 +93,12 @@ def picture(
 
 @contextlib.contextmanager
 def own_style(mathtext: bool = False) -> Iterator[None]:
-    """Draw with matplotlib's defaults, and without a word on what data have in them.
+    """Draw in one style, and without a word on what data have in them.
 
     Glyphs that the font lacks become boxes, and numbers that are too large are left out.
     """
     style: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-    style["text.parse_math"] = mathtext
+    style |= {**_STYLE, "text.parse_math": mathtext}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         for category in (UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", category)

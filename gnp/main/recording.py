@@ -77,7 +77,7 @@ class Recording:
             )
             log.say(f"every step's gradient is written: {size_line(directory, *self._gradients)}")
         if record.sharpness_every_n_epochs:
-            from gnp.analysis.sharpness.run import build_probe  # late: few runs need matfree
+            from gnp.analysis.sharpness.run import build_probe  # late: few runs need it
 
             self._probe = build_probe(self._config, self._experiment)
         if self._profile and is_first():

@@ -18,6 +18,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
@@ -29,12 +30,7 @@ from gnp.analysis.command_line import Parser, local_path, make_folder, run
 from gnp.analysis.results import print_table
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
-from gnp.analysis.sharpness.run import (
-    BATCH_SIZE,
-    ball_radius,
-    open_checkpoint,
-    write_results,
-)
+from gnp.analysis.sharpness.run import BATCH_SIZE, RADIUS, open_checkpoint, write_results
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.experiment import DeviceError
 from gnp.terminal import one_line, prepare_streams, warn
@@ -42,11 +38,8 @@ from gnp.training.checkpoint import CheckpointError
 from gnp.training.run_directory import RunDirectoryError, read_config
 
 _USAGE_ERRORS = (
-    configs.ConfigError,
-    model.ModelError,
-    optimizer.OptimizerError,
-    RunDirectoryError,
-)
+    configs.ConfigError, model.ModelError, optimizer.OptimizerError, RunDirectoryError,
+)  # fmt: skip
 _RUN_ERRORS = (ds_pipeline.DataError, CheckpointError, DeviceError, SharpnessError)
 
 
@@ -63,44 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m gnp.analysis.sharpness", description=__doc__)
-    defaults = Settings()
-    parser.add_argument("directory", metavar="DIR", type=local_path, help="run directory")
-    parser.add_argument("--checkpoint", type=_whole(0), metavar="STEP", help="default: the newest")
-    parser.add_argument(
-        "--examples", type=_whole(1), metavar="N",
-        help="training examples, drawn at random (default: 2000, or all where there are fewer)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--eigenvalues", type=_whole(1), metavar="K", default=defaults.eigenvalues,
-        help="largest eigenvalues (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--steps", type=_whole(2), metavar="N", default=defaults.eigenvalue_steps,
-        help="Lanczos steps at most; each keeps a vector in memory (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--trace_samples", type=_whole(2), metavar="N", default=defaults.trace_samples,
-        help="random vectors for the trace (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch_size", type=_whole(1), metavar="B", default=BATCH_SIZE,
-        help="examples at a time; results do not depend on it (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--radius", type=_positive, metavar="R",
-        help="of SAM's ball (default: the run's gnp.r, else 0.05)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=_whole(0), default=0, help="of the examples and of every random vector"
-    )
-    parser.add_argument(
-        "--no_regularization", action="store_true",
-        help="the data's loss alone, without l2_regularization and the like",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no_curves", action="store_true", help="numbers alone: no density, curves or pictures"
-    )
-    parser.add_argument("--out", type=local_path, metavar="DIR", help="folder for the results")
+    add, defaults = parser.add_argument, Settings()
+    # fmt: off
+    add("directory", metavar="DIR", type=local_path, help="run directory")
+    add("--checkpoint", type=_whole(0), metavar="STEP", help="default: the newest")
+    add("--examples", type=_whole(1), metavar="N",
+        help="training examples, drawn at random (default: 2000, or all where there are fewer)")
+    add("--eigenvalues", type=_whole(1), metavar="K", default=defaults.eigenvalues,
+        help="largest eigenvalues (default: %(default)s)")
+    add("--steps", type=_whole(2), metavar="N", default=defaults.eigenvalue_steps,
+        help="Lanczos steps at most; each keeps a vector in memory (default: %(default)s)")
+    add("--trace_samples", type=_whole(2), metavar="N", default=defaults.trace_samples,
+        help="random vectors for the trace (default: %(default)s)")
+    add("--batch_size", type=_whole(1), metavar="B", default=BATCH_SIZE,
+        help="examples at a time; results do not depend on it (default: %(default)s)")
+    add("--radius", type=_positive, metavar="R",
+        help="of SAM's ball (default: the run's gnp.r, else 0.05)")
+    add("--seed", type=_whole(0), default=0, help="of the examples and of every random vector")
+    add("--no_regularization", action="store_true",
+        help="the data's loss alone, without l2_regularization and the like")
+    add("--no_curves", action="store_true", help="numbers alone: no density, curves or pictures")
+    add("--out", type=local_path, metavar="DIR", help="folder for the results")
+    # fmt: on
     options = parser.parse_args(arguments)
     if options.eigenvalues > options.steps:
         parser.error(
@@ -123,12 +100,9 @@ def _run(options: argparse.Namespace) -> None:
         options.seed,
         regularized=not options.no_regularization,
     )
+    radius = options.radius or float(config.get("gnp.r") or RADIUS)
     settings = Settings(
-        eigenvalues=options.eigenvalues,
-        eigenvalue_steps=options.steps,
-        trace_samples=options.trace_samples,
-        radius=options.radius or ball_radius(config),
-        seed=options.seed,
+        options.eigenvalues, radius, options.seed, options.steps, options.trace_samples
     )
     for warning in opened.warnings:
         warn(warning)
@@ -157,33 +131,29 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def show(name: str, error: str) -> list[str]:
+        found, errors = np.atleast_1d(values[name]), np.atleast_1d(values[error])
+        return [f"{value:.5g} ± {e:.2g}" for value, e in zip(found, errors, strict=True)]
+
+    def finite(value: float | None) -> str:
+        return "not finite" if value is None else f"{value:.4g}"
+
     costs = "with the costs of the parameters" if values["regularized"] else "of the data alone"
-    largest = [
-        (f"eigenvalue {number}", f"{value:.5g} ± {error:.1g}")
-        for number, (value, error) in enumerate(
-            zip(values["hessian_eigenvalues"], values["hessian_eigenvalue_residuals"], strict=True),
-            start=1,
-        )
-    ]
-    smallest = values["hessian_smallest_eigenvalue"]
-    error = values["hessian_smallest_eigenvalue_residual"]
-    trace, trace_error = values["hessian_trace"], values["hessian_trace_error"]
+    largest = show("hessian_eigenvalues", "hessian_eigenvalue_residuals")
+    (smallest,) = show("hessian_smallest_eigenvalue", "hessian_smallest_eigenvalue_residual")
+    (trace,) = show("hessian_trace", "hessian_trace_error")
     return [
         ("examples", f"{values['examples']:,}"),
         ("parameters", f"{values['parameters']:,}"),
         (f"loss {costs}", f"{values['loss']:.6g}"),
         ("gradient norm", f"{values['gradient_norm']:.4g}"),
-        *largest,
-        ("smallest eigenvalue", f"{smallest:.4g} ± {error:.1g}"),
-        ("trace", f"{trace:.5g} ± {trace_error:.2g}"),
-        (f"SAM sharpness, r = {values['sam_radius']:g}", _number(values["sam_sharpness"])),
-        ("  of its first-order step", _number(values["sam_sharpness_first_order"])),
+        *((f"eigenvalue {number}", shown) for number, shown in enumerate(largest, start=1)),
+        ("smallest eigenvalue", smallest),
+        ("trace", trace),
+        (f"SAM sharpness, r = {values['sam_radius']:g}", finite(values["sam_sharpness"])),
+        ("  of its first-order step", finite(values["sam_sharpness_first_order"])),
         ("seconds", f"{values['seconds']:,}"),
     ]
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _whole(at_least: int) -> Callable[[str], int]:

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gnp.analysis.sharpness.directions import (
+    ASCENT_STEPS,
     contour,
     curve,
     filter_normalized,
     sam_sharpness,
 )
-from gnp.analysis.sharpness.lanczos import Extremes, eigenvector, extremes, smooth, spectrum, trace
+from gnp.analysis.sharpness.spectrum import Extremes, extremes, smooth, spectrum, trace, unit
 from gnp.analysis.sharpness.surface import SharpnessError, Surface, Vector
 
 Stage = Callable[[str], Any]
@@ -65,26 +66,22 @@ def measure_flatness(
     stage("gradient")
     loss, data_loss = surface.loss(), surface.data_loss()
     gradient = surface.gradient()
-    _check_finite(loss=loss, gradient=gradient)
+    _check_finite("the loss", loss)
+    _check_finite("the gradient", gradient)
 
     def product(vector: Vector) -> Vector:
         image = surface.hessian(vector)
-        _check_finite(product=image)
+        _check_finite("a Hessian-vector product", image)
         return image
 
     stage("eigenvalues")
-    ends = extremes(
-        product,
-        surface.flat.size,
-        settings.eigenvalues,
-        settings.eigenvalue_steps,
-        settings.seed,
-    )
+    count, steps, seed = settings.eigenvalues, settings.eigenvalue_steps, settings.seed
+    ends = extremes(product, surface.flat.size, count, steps, seed)
     stage("trace")
-    mean, error, _ = trace(product, ends.decomposition, settings.trace_samples, settings.seed)
+    mean, error = trace(product, ends.ritz, settings.trace_samples, seed)
     stage("SAM sharpness")
-    sharpest = eigenvector(ends.decomposition, -1)
-    sam = sam_sharpness(surface, loss, gradient, sharpest, settings.radius)
+    sharpest = ends.ritz.vector(-1)
+    rise, first_order = sam_sharpness(surface, loss, gradient, sharpest, settings.radius)
     values = {
         "examples": surface.examples,
         "parameters": surface.flat.size,
@@ -95,15 +92,15 @@ def measure_flatness(
         "hessian_eigenvalue_residuals": ends.residuals.tolist(),
         "hessian_smallest_eigenvalue": ends.smallest,
         "hessian_smallest_eigenvalue_residual": ends.smallest_residual,
-        "hessian_eigenvalues_converged": ends.exact,
-        "hessian_products": ends.steps,
+        "hessian_eigenvalues_converged": ends.converged,
+        "hessian_products": len(ends.ritz.values),
         "hessian_trace": mean,
         "hessian_trace_error": error,
         "hessian_trace_samples": settings.trace_samples,
         "sam_radius": settings.radius,
-        "sam_sharpness": _finite(sam.maximum),
-        "sam_sharpness_first_order": _finite(sam.first_order),
-        "sam_ascent_steps": sam.steps,
+        "sam_sharpness": _finite(rise),
+        "sam_sharpness_first_order": _finite(first_order),
+        "sam_ascent_steps": ASCENT_STEPS,
     }
     return values, ends, gradient
 
@@ -126,32 +123,25 @@ def measure_sharpness(
     """
     values, ends, gradient = measure_flatness(surface, settings, stage)
     stage("spectral density")
-    found = spectrum(
-        surface.hessian,
-        ends.decomposition,
-        settings.density_probes,
-        settings.density_steps,
-        settings.seed,
-    )
-    low, high = found.values.min(), found.values.max()
+    probes, steps, seed = settings.density_probes, settings.density_steps, settings.seed
+    found, weights = spectrum(surface.hessian, ends.ritz, probes, steps, seed)
+    low, high = found.min(), found.max()
     width = 0.01 * (high - low) or 1e-3 * max(abs(high), 1e-6)
     points = np.linspace(low - 6 * width, high + 6 * width, 1001)
-    density, error = smooth(found, width, points)
+    density, error = smooth(found, weights, width, points)
     stage("loss curves")
     distances = np.linspace(-10 * settings.radius, 10 * settings.radius, settings.curve_points)
-    length = float(np.linalg.norm(gradient))
-    up = gradient / length if length > 0 else gradient
     params = jax.device_get(surface.products.unravel(jnp.asarray(surface.flat, jnp.float32)))
-    first, second = (filter_normalized(params, settings.seed, number) for number in (0, 1))
+    first, second = (filter_normalized(params, seed, number) for number in (0, 1))
     shares = np.linspace(-1, 1, settings.curve_points)
     arrays = {
         "density_points": points,
         "density": density,
         "density_error": error,
-        "density_values": found.values,
-        "density_weights": found.weights,
+        "density_values": found,
+        "density_weights": weights,
         "gradient_distances": distances,
-        "gradient_losses": curve(surface, up, distances),
+        "gradient_losses": curve(surface, unit(gradient), distances),
         "random_distances": shares,
         "random_losses": np.array([curve(surface, each, shares) for each in (first, second)]),
     }
@@ -159,17 +149,15 @@ def measure_sharpness(
     grid = np.linspace(-1, 1, settings.contour_points)
     arrays["contour_distances"] = grid
     arrays["contour_losses"] = contour(surface, first, second, grid)
-    return {**values, "density_width": width, "seed": settings.seed}, arrays
+    return {**values, "density_width": width, "seed": seed}, arrays
 
 
-def _check_finite(**values: Any) -> None:
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            what = {"product": "a Hessian-vector product"}.get(name, f"the {name}")
-            raise SharpnessError(
-                f"{what} is NaN or infinite: nothing can be measured here; choose another "
-                "checkpoint with --checkpoint"
-            )
+def _check_finite(what: str, value: Any) -> None:
+    if not np.isfinite(value).all():
+        raise SharpnessError(
+            f"{what} is NaN or infinite: nothing can be measured here; choose another checkpoint "
+            "with --checkpoint"
+        )
 
 
 def _finite(value: float) -> float | None:

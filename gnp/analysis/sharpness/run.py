@@ -117,13 +117,11 @@ def surfaces(
         host = ds_pipeline.evaluation_batches(source, batch_size, jax.process_index(), count)
         return (shard_batch(batch, mesh) for batch in host)
 
-    params = experiment.abstract_state.params
-    has_costs = bool(jax.eval_shape(experiment.regularize, params))
     products = build_products(
         experiment.model.apply,
         experiment.objective,
-        experiment.regularize if regularized and has_costs else None,
-        params,
+        experiment.regularize if regularized else None,
+        experiment.abstract_state.params,
         model.cpu.compiler_options(mesh.devices.flat[0].platform),
     )
 
@@ -171,19 +169,6 @@ def build_probe(
         return {f"sharpness/{name}": v for name, v in found.items() if v is not None}
 
     return probe
-
-
-def ball_radius(config: Mapping[str, Any]) -> float:
-    """Return the radius that a run was trained with, or 0.05.
-
-    Args:
-        config: dotted key -> value.
-
-    Example:
-        >>> ball_radius({"gnp.r": 0.0}), ball_radius({"gnp.r": 0.1})
-        (0.05, 0.1)
-    """
-    return float(config.get("gnp.r") or RADIUS)
 
 
 def write_results(

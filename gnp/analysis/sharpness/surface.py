@@ -16,32 +16,39 @@ from gnp.training.state import Apply, ModelState, Params
 
 Vector = npt.NDArray[np.float64]
 Function = Callable[..., jax.Array]
-Unravel = Callable[[jax.Array], Params]
 
 
 class SharpnessError(ArithmeticError):
     """A checkpoint that cannot be measured; one line."""
 
 
-class Products(NamedTuple):
-    """Sums over a batch (not means), compiled; they are added up over batches.
+class Derivatives(NamedTuple):
+    """A function of the parameters and its derivatives, compiled.
 
     Attributes:
-        value: (flat, model_state, batch) -> [].
-        gradient: (flat, model_state, batch) -> [p].
-        hessian: (flat, direction, model_state, batch) -> [p].
-        cost, cost_gradient, cost_hessian: the same of the regularizer, without state and batch;
-            None where there is none.
-        unravel: [p] -> params.
+        value: (flat, *rest) -> [].
+        gradient: (flat, *rest) -> [p].
+        hessian: (flat, direction, *rest) -> [p]. It is the derivative of the gradient in a
+            direction, (d/dt) g(theta + t v) at t = 0: exact, for about two gradients.
     """
 
     value: Function
     gradient: Function
     hessian: Function
-    cost: Function | None
-    cost_gradient: Function | None
-    cost_hessian: Function | None
-    unravel: Unravel
+
+
+class Products(NamedTuple):
+    """What a surface is computed from.
+
+    Attributes:
+        data: sums over a batch (not means), of (flat, model_state, batch).
+        costs: of the parameters, of (flat).
+        unravel: [p] -> params.
+    """
+
+    data: Derivatives
+    costs: Derivatives
+    unravel: Callable[[jax.Array], Params]
 
 
 def build_products(
@@ -53,8 +60,7 @@ def build_products(
 ) -> Products:
     """Build loss, gradient and Hessian-vector product of a batch, in evaluation mode.
 
-    Batch norm has its running statistics, dropout is off. The product is the derivative of the
-    gradient in a direction, (d/dt) g(theta + t v) at t = 0: exact, for about two gradients.
+    Batch norm has its running statistics, dropout is off.
 
     Args:
         apply: the model.
@@ -63,34 +69,26 @@ def build_products(
         params: parameters, or their shapes.
         compiler_options: for jax.jit.
     """
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
-    _, unravel = ravel_pytree(zeros)
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params))
 
-    def value(flat: jax.Array, model_state: ModelState, batch: Batch) -> jax.Array:
+    def loss(flat: jax.Array, model_state: ModelState, batch: Batch) -> jax.Array:
         outputs, _ = apply(unravel(flat), model_state, batch["input"], False, None)
         losses = objective.loss(outputs, batch["label"])
         return jnp.sum(jnp.where(batch["mask"] > 0, losses, 0.0))
 
-    def cost(flat: jax.Array) -> jax.Array:
-        assert regularize is not None
-        return total(regularize(unravel(flat)))
+    def costs(flat: jax.Array) -> jax.Array:
+        return total(regularize(unravel(flat)) if regularize else {})
 
-    def compiled(function: Function) -> Function:
-        return jax.jit(function, compiler_options=compiler_options)
-
-    def three(function: Function) -> tuple[Function, Function, Function]:
+    def derivatives(function: Function) -> Derivatives:
         gradient = jax.grad(function)
 
         def hessian(flat: jax.Array, direction: jax.Array, *rest: Any) -> jax.Array:
             return jax.jvp(lambda x: gradient(x, *rest), (flat,), (direction,))[1]
 
-        return compiled(function), compiled(gradient), compiled(hessian)
+        three = (function, gradient, hessian)
+        return Derivatives(*(jax.jit(each, compiler_options=compiler_options) for each in three))
 
-    value_of, gradient_of, hessian_of = three(value)
-    cost_of, cost_gradient, cost_hessian = three(cost) if regularize else (None, None, None)
-    return Products(
-        value_of, gradient_of, hessian_of, cost_of, cost_gradient, cost_hessian, unravel
-    )
+    return Products(derivatives(loss), derivatives(costs), unravel)
 
 
 class Surface(NamedTuple):
@@ -118,47 +116,35 @@ class Surface(NamedTuple):
     to_devices: Callable[[Any], Any] = jnp.asarray
     passed: Callable[[], Any] = lambda: None
 
-    def data_loss(self, offset: Vector | None = None) -> float:
-        """Return L(theta + offset), without the costs of the parameters."""
-        return float(self._mean(self.products.value, self._at(offset)))
+    def data_loss(self) -> float:
+        """Return L(theta), without the costs of the parameters."""
+        return float(self._sum(self.products.data.value, None, self.flat))
 
-    def loss(self, offset: Vector | None = None) -> float:
+    def loss(self, offset: Vector | float = 0.0) -> float:
         """Return L(theta + offset), costs included."""
-        here = self._at(offset)
-        return float(self._mean(self.products.value, here) + self._cost(self.products.cost, here))
+        data, costs, _ = self.products
+        return float(self._sum(data.value, costs.value, self.flat + offset))
 
-    def gradient(self, offset: Vector | None = None) -> Vector:
+    def gradient(self, offset: Vector | float = 0.0) -> Vector:
         """Return the gradient [p] at theta + offset."""
-        here = self._at(offset)
-        return self._mean(self.products.gradient, here) + self._cost(
-            self.products.cost_gradient, here
-        )
+        data, costs, _ = self.products
+        return self._sum(data.gradient, costs.gradient, self.flat + offset)
 
     def hessian(self, direction: Vector) -> Vector:
         """Return H v [p], at theta."""
-        both = self._at(None), self.to_devices(direction.astype(np.float32))
-        return self._mean(self.products.hessian, *both) + self._cost(
-            self.products.cost_hessian, *both
-        )
+        data, costs, _ = self.products
+        return self._sum(data.hessian, costs.hessian, self.flat, direction)
 
-    def _at(self, offset: Vector | None) -> Any:
-        flat = self.flat if offset is None else self.flat + offset
-        return self.to_devices(flat.astype(np.float32))
-
-    def _mean(self, function: Function, *vectors: Any) -> Vector:
-        total = np.zeros(())
-        unread: list[jax.Array] = []
+    def _sum(self, of_batch: Function, costs: Function | None, *vectors: Vector) -> Vector:
+        inputs = [self.to_devices(vector.astype(np.float32)) for vector in vectors]
+        total, running = np.zeros(()), jnp.zeros(())
         for batch in self.batches():
-            unread.append(function(*vectors, self.model_state, batch))
-            if len(unread) > 1:  # the device has its next batch, and no more of them
-                total = total + np.asarray(unread.pop(0), np.float64)
-        for last in unread:
-            total = total + np.asarray(last, np.float64)
+            started = of_batch(*inputs, self.model_state, batch)
+            # The last batch's is read now that the device has its next, and no more of them.
+            total, running = total + np.asarray(running, np.float64), started
+        total = total + np.asarray(running, np.float64)
         self.passed()
-        return total / self.examples
-
-    def _cost(self, function: Function | None, *vectors: Any) -> Any:
-        return 0.0 if function is None else np.asarray(function(*vectors), np.float64)
+        return total / self.examples + np.asarray(costs(*inputs) if costs else 0.0, np.float64)
 
 
 def at_checkpoint(

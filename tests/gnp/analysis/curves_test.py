@@ -29,9 +29,8 @@ ROW = {"train_loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0, "alpha": 0
         },
     ],
 )
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_draws(tmp_path, extra, epochs):
-    rows = [ROW | extra | {"step": 10 * (epoch + 1)} for epoch in range(epochs)]
+def test_draws(tmp_path, extra):
+    rows = [ROW | extra | {"step": 10 * (epoch + 1)} for epoch in range(3)]
     rows[0].pop("test_loss", None)  # measured only now and then
     path = tmp_path / "curves.png"
     plot_curves(rows, path)
@@ -45,8 +44,8 @@ def test_the_average_has_a_line_of_its_own(tmp_path, monkeypatch):
     drawn = {}
 
     @contextlib.contextmanager
-    def keep(path, **options):
-        with figure_files.picture(path, **options) as figure:
+    def keep(path, figsize, **options):
+        with figure_files.picture(path, figsize, **options) as figure:
             yield figure
         for axis in figure.axes:
             drawn[axis.get_title(loc="left")] = {
@@ -69,15 +68,15 @@ drawn(plot_curves, [row, row | {"step": 2, "train_loss": 90.0}], pathlib.Path(sy
 """
 NONSENSE = b"text.usetex: True\nfont.family: none\nlines.linewidth: x\nno colon\nno.key: 1\n"
 SURROUNDINGS = {
-    "a notebook's backend": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-    "no backend": {"MPLBACKEND": "nonsense"},
-    "a file of nonsense": {"MATPLOTLIBRC": NONSENSE},
-    "a file of bytes": {"MATPLOTLIBRC": b"\xff\xfe\x00"},
-    "no file": {"MATPLOTLIBRC": "/none/at/all"},
-    "a file here": {"matplotlibrc": NONSENSE},
-    "a file of bytes here": {"matplotlibrc": b"\xff\xfe\x00"},
-    "nowhere for the fonts": {"MPLCONFIGDIR": "/proc/none"},
-}
+    "a notebook's backend, a file of nonsense": {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": NONSENSE,
+    },
+    "no backend, a file of bytes": {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": b"\xff\xfe\x00"},
+    "no file, a file of nonsense here": {"MATPLOTLIBRC": "/none", "matplotlibrc": NONSENSE},
+    "a file of bytes here, nowhere for the fonts": {
+        "matplotlibrc": b"\xff\xfe\x00", "MPLCONFIGDIR": "/proc/none",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

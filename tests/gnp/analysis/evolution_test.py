@@ -187,7 +187,7 @@ def test_pictures_of_gradients_that_are_all_zero(tmp_path):
     assert "highest_elements.png" in write_evolution(found, [], tmp_path)
 
 
-@pytest.mark.parametrize(("layers", "epochs"), [(1, 1), (2, 3), (8, 2), (9, 45), (60, 2)], ids=str)
+@pytest.mark.parametrize(("layers", "epochs"), [(1, 1), (8, 3), (60, 45)], ids=str)
 def test_pictures_of_any_number_of_layers_and_epochs(golden, tmp_path, layers, epochs):
     """Draw as many layers and epochs as asked for, of a small run; one has no gradient."""
     small = load_evolution(golden)

@@ -39,7 +39,7 @@ def test_what_few_runs_need_is_imported_late(gnp_environment):
     )  # fmt: skip
     there = {".".join(name.split(".")[:3]) for name in done.stdout.split()}
     assert "gnp.analysis.results" in there
-    late = {"matfree", "plotly", "matplotlib", "gnp.analysis.sharpness", "gnp.analysis.evolution"}
+    late = {"plotly", "matplotlib", "gnp.analysis.sharpness", "gnp.analysis.evolution"}
     assert not late & there
 
 

@@ -232,13 +232,7 @@ def _resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def apply_overrides(
     config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """Return a copy of a config with command-line values in it, and what was wrong with them.
-
-    Example:
-        >>> new, wrong = apply_overrides(default.get_config(), [("gnp.r", "0.1")])
-        >>> new.gnp.r, wrong
-        (0.1, [])
-    """
+    """Return a copy of a config with command-line values in it, and what was wrong with them."""
     given, wrong = _parse(overrides)
     tree = config.to_dict()
     _write(tree, given)
@@ -259,12 +253,7 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored config without the keys of earlier versions that say nothing now.
-
-    Example:
-        >>> without_removed({"num_seeds": 1, "seeds": 3})
-        {'seeds': 3}
-    """
+    """Return a stored config without the keys of earlier versions that say nothing now."""
     usual = [(key.name, key.default) for key in default.REMOVED]
     return {name: value for name, value in values.items() if (name, value) not in usual}
 

@@ -200,14 +200,7 @@ def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
-    """Return what is wrong with the axes of the mesh on so many devices: one line, or none.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.mesh.fsdp = 4
-        >>> mesh_problems(config, 8)
-        []
-    """
+    """Return what is wrong with the axes of the mesh on so many devices: one line, or none."""
     data, fsdp = config.mesh.data, config.mesh.fsdp
     product, given = data * fsdp, f"mesh.data = {data} and mesh.fsdp = {fsdp}"
     if data == fsdp == -1:
@@ -226,12 +219,7 @@ def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
 
 
 def group_size(config: ml_collections.ConfigDict, devices: int) -> int:
-    """Return how many examples share a perturbation and batch statistics.
-
-    Example:
-        >>> group_size(default.get_config(), devices=4)
-        128
-    """
+    """Return how many examples share a perturbation and batch statistics."""
     if config.gnp.r == 0 or config.gnp.sync_perturbations:
         return int(config.batch_size)
     return config.gnp.m or max(1, config.batch_size // devices)

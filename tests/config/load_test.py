@@ -160,6 +160,14 @@ def test_free_keyword_arguments_take_any_name():
     assert dict(config.model.model_params) == {"features": 8}
 
 
+def test_a_dict_and_its_keys_on_one_command_line():
+    """Later ones win; a whole number is a real one where the file has one."""
+    whole, key = ("opt.opt_params", "{'eps': 1e-3}"), ("opt.opt_params.eps", "1")
+    assert repr(dict(load(whole, key).opt.opt_params)) == "{'eps': 1.0}"
+    assert dict(load(key, whole).opt.opt_params) == {"eps": 1e-3}
+    assert dict(load(key, whole, ("opt.opt_params.b", "x")).opt.opt_params)["b"] == "x"
+
+
 def test_the_given_config_is_not_changed():
     config = default.get_config()
     before = config.to_json()
@@ -403,6 +411,12 @@ def test_a_key_that_is_a_reference_follows_the_command_line(tmp_path):
     assert load_text(tmp_path, product, ("total_epochs", "7")).evaluate_every_n_epochs == 3
     lambdas = "c.gnp.r = 0.1\n    c.gnp.alpha = c.gnp.get_ref('r') * 8"
     assert load_text(tmp_path, lambdas, ("gnp.r", "0.2")).gnp.alpha == 1.6
+
+
+def test_a_part_that_is_a_reference_is_set_as_well(tmp_path):
+    line = "c.opt.opt_params = c.model.get_ref('model_params')"
+    config = load_text(tmp_path, line, ("opt.opt_params.eps", "0.1"))
+    assert dict(config.opt.opt_params) == {"eps": 0.1}
 
 
 def test_required_placeholders_are_satisfied_by_the_command_line(tmp_path):

@@ -16,7 +16,7 @@ from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from config import default, rules
 from config.paths import local_path
-from config.schema import ConfigError, literal, nest
+from config.schema import ConfigError, is_keyword, literal, nest
 
 # dataset.dataset_name=imagenet is that of the published penalty code: a folder of photographs, of
 # which it always takes random crops; its autoaugment is RandAugment there.
@@ -190,7 +190,7 @@ def _parse(overrides: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, Any]],
                 given.append((name, default.BY_NAME[name].kind.parse(text)))
             except ValueError:
                 wrong.append(rules.not_allowed(name, text))
-        elif parent in default.KEYWORD_ARGUMENTS and leaf.isidentifier():
+        elif parent in default.KEYWORD_ARGUMENTS and is_keyword(leaf):
             given.append((name, literal(text)))
         else:
             wrong.append(rules.unknown_key(name))

@@ -195,6 +195,11 @@ def literal(text: str) -> Any:
     return text if isinstance(value, int) and not _fits(value) else value
 
 
+def is_keyword(name: Any) -> bool:
+    """Return whether it can name an argument, and no attribute that every Python object has."""
+    return isinstance(name, str) and name.isidentifier() and not name.startswith("__")
+
+
 def _parse_keywords(text: str) -> Any:
     value = literal(text)
     if not _is_keywords(value):
@@ -207,10 +212,7 @@ def _is_keywords(value: Any, depth: int = 9) -> bool:
     return (
         isinstance(value, dict)
         and depth > 0
-        and all(
-            isinstance(name, str) and name.isidentifier() and not name.startswith("__")
-            for name in value
-        )
+        and all(map(is_keyword, value))
         and all(_fits(each) for each in value.values() if isinstance(each, int))
         and all(_is_keywords(each, depth - 1) for each in value.values() if isinstance(each, dict))
     )

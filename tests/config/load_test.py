@@ -181,6 +181,7 @@ def test_the_given_config_is_not_changed():
         (("base_ir", "0.1"), ("unknown config key base_ir", "did you mean base_lr?")),
         (("gnp.radius", "0.1"), ("unknown config key gnp.radius",)),
         (("gnp", "0.1"), ("unknown config key gnp",)),
+        (("opt.opt_params.__class__", "1"), ("unknown config key opt.opt_params.__class__",)),
         (("batch_size", "64.5"), ("batch_size = '64.5'", "a whole number >= 1")),
         (("batch_size", "0"), ("batch_size = 0", "a whole number >= 1")),
         (("batch_size", "many"), ("batch_size = 'many'",)),

@@ -212,7 +212,7 @@ def _write(tree: dict[str, Any], given: Iterable[tuple[str, Any]]) -> None:
         elif isinstance(old, float) and isinstance(value, int):
             node[leaf] = float(value)  # as a ConfigDict does
         else:
-            node[leaf] = copy.deepcopy(value)  # the next pair may be a key of this dict
+            node[leaf] = value
 
 
 def _resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -11,4 +11,3 @@ from config.load import with_group_size as with_group_size
 from config.load import without_removed as without_removed
 from config.paths import local_path as local_path
 from config.schema import ConfigError as ConfigError
-from config.schema import flatten as flatten

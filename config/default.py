@@ -15,20 +15,20 @@ Any key can be set on the command line too: `--config.gnp.r=0.05`.
 import ml_collections
 
 from config.schema import (
+    AXIS,
+    BOOLEAN,
+    KEYWORDS,
+    NAME,
+    PATH,
+    PATTERN,
+    TEXT,
     Key,
-    axis,
-    boolean,
-    build_config,
     choice,
     integer,
-    mapping,
-    name,
+    nest,
     number,
     numbers,
     optional,
-    path,
-    pattern,
-    text,
 )
 
 KEYS = (
@@ -51,11 +51,11 @@ KEYS = (
         "batch, or each micro-batch by its own"
     ),
     # Devices.
-    Key("mesh.data", -1, axis()).means(
+    Key("mesh.data", -1, AXIS).means(
         "devices that each hold the whole state, or one part each of it where mesh.fsdp > 1; -1: "
         "all the rest. The batch is split over mesh.data * mesh.fsdp = all devices"
     ),
-    Key("mesh.fsdp", 1, axis()).means(
+    Key("mesh.fsdp", 1, AXIS).means(
         "devices over which parameters, optimizer state and average are split: less memory on "
         "each, more traffic; -1: all the rest"
     ),
@@ -90,7 +90,7 @@ KEYS = (
     Key("l2_by_kind.bias", None, optional(number(0))).means("biases (biasDecay)"),
     Key("l2_by_kind.scale", None, optional(number(0))).means("normalization scales (gammaDecay)"),
     Key("l2_by_kind.offset", None, optional(number(0))).means("normalization offsets (betaDecay)"),
-    Key("no_weight_decay_on_bn", False, boolean()).means(
+    Key("no_weight_decay_on_bn", False, BOOLEAN).means(
         "decay only parameters of rank > 1 (no biases, no batch-norm scales and offsets)"
     ),
     Key("gradient_clipping", 0.0, number(0)).means("largest global gradient norm; 0: off"),
@@ -105,8 +105,8 @@ KEYS = (
     Key("gnp.r", 0.0, number(0)).means("radius of the perturbation, in parameter space; 0: off"),
     Key("gnp.alpha", 0.0, number(0)).means("weight of the perturbed gradient, lambda / r"),
     Key("gnp.lambda", None, optional(number(0))).means("penalty coefficient, instead of gnp.alpha"),
-    Key("gnp.norm_perturbations", False, boolean()).means("mix normalized, not raw gradients"),
-    Key("gnp.sync_perturbations", True, boolean()).means(
+    Key("gnp.norm_perturbations", False, BOOLEAN).means("mix normalized, not raw gradients"),
+    Key("gnp.sync_perturbations", True, BOOLEAN).means(
         "one perturbation from the whole batch's gradient; False: one a group (m-sharpness)"
     ),
     Key("gnp.m", None, optional(integer(1))).means(
@@ -117,7 +117,7 @@ KEYS = (
         "parameters that are perturbed: all, the scales and offsets of normalization layers, "
         "or all but these"
     ),
-    Key("gnp.adaptive", False, boolean()).means("scale the perturbation by the parameters (ASAM)"),
+    Key("gnp.adaptive", False, BOOLEAN).means("scale the perturbation by the parameters (ASAM)"),
     Key("gnp.method", "finite_difference", choice("finite_difference", "hvp")).means(
         "difference of two gradients, or the exact Hessian-vector product"
     ),
@@ -132,7 +132,7 @@ KEYS = (
     Key("gr_warmup_strategy", "none", choice("none", "lambda", "r", "zero")).means(
         "what grows from 0 during the warmup; zero: plain steps until its end"
     ),
-    Key("use_hybrid_training", False, boolean()).means("penalize a random share of the steps"),
+    Key("use_hybrid_training", False, BOOLEAN).means("penalize a random share of the steps"),
     Key("hybrid_config.p", 0.5, number(0, at_most=1)).means("that share"),
     # Optimizer.
     Key(
@@ -141,14 +141,14 @@ KEYS = (
         "optimizer; SGDG and AdamG train convolutions on the Grassmann manifold, the rest by "
         "SGD with momentum"
     ),
-    Key("opt.opt_params", {}, mapping()).means("its keyword arguments, such as weight_decay"),
+    Key("opt.opt_params", {}, KEYWORDS).means("its keyword arguments, such as weight_decay"),
     Key("opt.learning_rate_grassmann", None, optional(number(0))).means(
         "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05"
     ),
     Key("opt.omega", 0.1, number(0)).means(
         "SGDG, AdamG: times half the squared distance of V'V from the identity, in the loss"
     ),
-    Key("opt.grassmann_where", None, optional(pattern())).means(
+    Key("opt.grassmann_where", None, optional(PATTERN)).means(
         "SGDG, AdamG: regular expression that finds the group's parameters by their paths; "
         "none: every convolution with more inputs than outputs"
     ),
@@ -160,16 +160,16 @@ KEYS = (
         "Grassmann group)"
     ),
     # Model.
-    Key("model.model_name", "WideResNet_16_4", text()).means("a name that the registry knows"),
-    Key("model.model_params", {}, mapping()).means(
+    Key("model.model_name", "WideResNet_16_4", TEXT).means("a name that the registry knows"),
+    Key("model.model_params", {}, KEYWORDS).means(
         "its keyword arguments, such as dropout_rate, remat"
     ),
-    Key("model.pretrained", None, optional(path())).means(
+    Key("model.pretrained", None, optional(PATH)).means(
         "file of weights to start from, .safetensors or .npz, named as by PyTorch (timm) or, for "
         "ViT, by vision_transformer; read when a run begins, not when it goes on; none: start "
         "from init_seeds alone"
     ),
-    Key("model.pretrained_strict", True, boolean()).means(
+    Key("model.pretrained_strict", True, BOOLEAN).means(
         "stop where pretrained weights and model do not match; False: say what is left at its "
         "initial value, and go on"
     ),
@@ -177,16 +177,16 @@ KEYS = (
         "of the model's computation; parameters, statistics, softmax and loss are float32"
     ),
     # Data.
-    Key("dataset.dataset_name", "cifar10", name()).means(
+    Key("dataset.dataset_name", "cifar10", NAME).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
         "npz; or a TFDS name (tfds/NAME is always TFDS); imagenet: image_folder with random crops"
     ),
-    Key("dataset.data_dir", None, optional(path())).means(
+    Key("dataset.data_dir", None, optional(PATH)).means(
         "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
         "image_folder, ucr: their folder. csv, npz: the file"
     ),
-    Key("dataset.train_split", "train", text()).means("TFDS: split to train on, as train+extra"),
-    Key("dataset.target", None, optional(text())).means("csv: name of the column to predict"),
+    Key("dataset.train_split", "train", TEXT).means("TFDS: split to train on, as train+extra"),
+    Key("dataset.target", None, optional(TEXT)).means("csv: name of the column to predict"),
     Key("dataset.task", None, optional(choice("classification", "regression"))).means(
         "csv, npz: what the target is; none: classification (diabetes is always regression)"
     ),
@@ -247,20 +247,20 @@ KEYS = (
     Key("dataset.workers", None, optional(integer(0))).means(
         "processes that read and augment; 0: threads of this one; none: as fits the machine"
     ),
-    Key("use_test_set", True, boolean()).means("evaluate on the test set; False: a held-out part"),
+    Key("use_test_set", True, BOOLEAN).means("evaluate on the test set; False: a held-out part"),
     # What is measured and kept.
-    Key("compute_top_5_error_rate", False, boolean()).means("log the top-5 error rate as well"),
+    Key("compute_top_5_error_rate", False, BOOLEAN).means("log the top-5 error rate as well"),
     Key("evaluate_every_n_epochs", 1, integer(1)).means("epochs between evaluations"),
     Key("save_ckpt_every_n_epochs", 1, integer(1)).means("epochs between checkpoints"),
     Key("keep_checkpoints", 3, integer(2)).means("newest checkpoints that are kept"),
     Key("log_every_n_steps", 50, integer(1)).means("steps between TensorBoard points"),
-    Key("log_costs_per_layer", False, boolean()).means(
+    Key("log_costs_per_layer", False, BOOLEAN).means(
         "log the weight cost and the orthogonality penalty of each parameter as well"
     ),
-    Key("record.gradients", False, boolean()).means(
+    Key("record.gradients", False, BOOLEAN).means(
         "record what each epoch's gradients add up to, and draw it at the end"
     ),
-    Key("record.steps", False, boolean()).means(
+    Key("record.steps", False, BOOLEAN).means(
         "write every step's gradient to working_dir/gradients as well: 4 bytes a parameter and "
         "step; needs record.gradients"
     ),
@@ -268,8 +268,11 @@ KEYS = (
         "log the largest Hessian eigenvalue, the trace and SAM's sharpness on 500 training "
         "examples every n epochs (some 80 gradients of them); none: never"
     ),
-    Key("retrain", False, boolean()).means("start over in a working_dir that holds a run"),
+    Key("retrain", False, BOOLEAN).means("start over in a working_dir that holds a run"),
 )
+
+BY_NAME = {key.name: key for key in KEYS}
+KEYWORD_ARGUMENTS = tuple(key.name for key in KEYS if key.kind is KEYWORDS)
 
 # Keys of earlier versions: the value in the stored configs of runs that still go on, and what to do
 # instead of setting it.
@@ -298,10 +301,5 @@ FREE_KEYS = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return every key at its default.
-
-    Example:
-        >>> get_config().gnp.r
-        0.0
-    """
-    return build_config(KEYS)
+    """Return every key at its default."""
+    return nest({key.name: key.default for key in KEYS})

@@ -1,13 +1,12 @@
 """From a config file and a command line to one complete, checked config."""
 
-import contextlib
 import copy
 import difflib
 import importlib.util
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from config import default, rules
 from config.paths import local_path
-from config.schema import ConfigError, evaluate, fits, flatten
+from config.schema import ConfigError, is_keyword, literal, nest
 
-_KEYS = {key.name: key for key in default.KEYS}
-_FREE = tuple(key.name for key in default.KEYS if isinstance(key.default, dict))
 # dataset.dataset_name=imagenet is that of the published penalty code: a folder of photographs, of
 # which it always takes random crops; its autoaugment is RandAugment there.
 _IMAGENET_AUGMENTATIONS = {"none": "inception", "basic": "inception", "autoaugment": "randaugment"}
@@ -68,85 +65,81 @@ def read_config(
     Raises:
         ConfigError: the file gives no config.
     """
-    config = _thawed(_run_file(path))
-    wrong = _override(config, overrides)
-    unset = list(_unset(config))
+    given, wrong = _parse(overrides)
+    # Where a command line sets one of gnp.alpha and gnp.lambda, the file's other one is dropped.
+    names = {name for name, _ in given}
+    if "gnp.lambda" in names and "gnp.alpha" not in names:
+        given.append(("gnp.alpha", 0.0))
+    if "gnp.alpha" in names and "gnp.lambda" not in names:
+        given.append(("gnp.lambda", None))
+    # A copy, as what the file holds may be the user's, or frozen, and references are written to.
+    tree = _as_dicts(copy.deepcopy(_run_file(path)))
+    _write(tree, given)
+    unset: list[str] = []
+    tree = _follow(tree, "", unset)
+    _write(tree, given)  # of two keys that are one reference, each has the value given to itself
     wrong += [
         f"{name} has no value: the config file requires --config.{name}=VALUE" for name in unset
     ]
-    for name in unset:  # None would stay a reference without a value
-        _set(config, name, 0)
-    config = config.copy_and_resolve_references()
-    for name in unset:  # with the defaults everything else that is wrong can be told as well
-        _set(config, name, _KEYS[name].default if name in _KEYS else None)
-    # Once more: of two keys that are one reference, each has the value that it was given itself.
-    _override(config, overrides)
-    _drop_other_weight(config, [name for name, _ in overrides])
-    wrong += rules.value_problems(config) if wrong else rules.problems(config)
+    config = ml_collections.ConfigDict(tree)
+    wrong += rules.value_problems(rules.flatten(config)) if wrong else rules.problems(config)
     return (config if wrong else _resolve(config)), list(dict.fromkeys(wrong))
 
 
 def _run_file(path: str) -> ml_collections.ConfigDict:
     """Return what `get_config` of a file returns; whatever it raises is the file's own bug."""
-    said = f"--config={path}"
     try:
         file, argument = _find(path)
-    except ValueError as error:
-        raise ConfigError(f"{said} {error}") from error
-    arguments = (argument,) if argument else ()
-    try:
-        _check_file(file)
-        spec = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
-        if spec is None or spec.loader is None:
-            raise ConfigError("a Python file (.py) with get_config() is needed")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
+        names = {"__name__": f"config_file_{file.stem}", "__file__": str(file)}
+        exec(compile(_read_source(file), file, "exec", dont_inherit=True), names)
+        get_config: Any = names.get("get_config")
         if not callable(get_config):
             raise ConfigError("a function get_config() is needed in it")
-        _check_call(get_config, arguments)
+        arguments = (argument,) if argument else ()
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError as error:
+            needed = "takes no argument" if argument else "needs an argument, FILE.py:ARGUMENT"
+            raise ConfigError(f"its get_config() {needed}") from error
         config = get_config(*arguments)
+        if not isinstance(config, ml_collections.ConfigDict):
+            kind = type(config).__name__
+            raise ConfigError(f"get_config() returned {kind}, a ConfigDict is needed")
     except ConfigError as error:
-        raise ConfigError(f"{said}: {error}") from error
+        raise ConfigError(f"--config={path}: {error}") from error
     except SystemExit as error:  # the program would end as if it had trained
-        raise ConfigError(f"{said}: it calls sys.exit, and is to return a config") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        kind = type(config).__name__
-        raise ConfigError(f"{said}: get_config() returned {kind}, a ConfigDict is needed")
+        raise ConfigError(
+            f"--config={path}: it calls sys.exit, and is to return a config"
+        ) from error
     return config
 
 
 def _find(path: str) -> tuple[Path, str]:
-    """Return the file and the argument of FILE.py:ARGUMENT, or of a name from earlier versions.
-
-    Raises:
-        ValueError: it is no path of this machine; see `local_path`.
-    """
+    """Return the file and the argument of FILE.py:ARGUMENT, or of a name from earlier versions."""
     name, _, argument = path.partition(".py:")
-    if argument:
-        return local_path(f"{name}.py"), argument
-    file = local_path(path)
-    for old, stem, names in () if os.path.isfile(file) else _MOVED:
-        match = re.fullmatch(old, file.stem)
-        if match:
-            return file.with_stem(stem), match.expand(names)
-    return file, ""
+    try:
+        file = local_path(f"{name}.py" if argument else path)
+    except ValueError as error:
+        raise ConfigError(f"it {error}") from error
+    if not argument and not os.path.isfile(file):
+        for old, stem, names in _MOVED:
+            if match := re.fullmatch(old, file.stem):
+                return file.with_stem(stem), match.expand(names)
+    return file, argument
 
 
-def _check_file(file: Path) -> None:
-    """Raise unless this is a file of text, which Python could run."""
+def _read_source(file: Path) -> str:
+    """Return the text of a Python file."""
     # os.path takes names that are too long, or in a folder that cannot be read, for missing.
-    if not os.path.isfile(file):
-        if os.path.exists(file):
-            kind = "a folder" if file.is_dir() else "no regular file"
-            raise ConfigError(f"is {kind}; a Python file (.py) with get_config() is needed")
+    if not os.path.exists(file):
         ready = (*Path(__file__).parent.glob("*.py"), *file.parent.glob("*.py"))
-        names = {each.stem: each for each in ready}
-        near = "".join(
-            f" (did you mean {names[stem]}?)"
-            for stem in difflib.get_close_matches(file.stem, names, n=1)
-        )
+        paths = {each.stem: each for each in ready}
+        close = difflib.get_close_matches(file.stem, paths, n=1)
+        near = f" (did you mean {paths[close[0]]}?)" if close else ""
         raise ConfigError(f"no such file{near}; config/ holds ready ones")
+    if not os.path.isfile(file) or file.suffix != ".py":
+        kind = "a folder" if file.is_dir() else "no regular file"
+        raise ConfigError(f"is {kind}; a Python file (.py) with get_config() is needed")
     try:
         text = importlib.util.decode_source(file.read_bytes())
     except OSError as error:
@@ -155,131 +148,95 @@ def _check_file(file: Path) -> None:
         raise ConfigError(f"is no Python file, whose text is in UTF-8: {error}") from error
     if "\0" in text:
         raise ConfigError("is no Python file: it holds null characters")
+    return text
 
 
-def _check_call(get_config: Any, arguments: Sequence[str]) -> None:
-    """Raise where a file is given an argument that it does not take, or none that it needs."""
-    try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError as error:
-        needed = "takes no argument" if arguments else "needs an argument, FILE.py:ARGUMENT"
-        raise ConfigError(f"its get_config() {needed}") from error
+def _as_dicts(node: Any) -> Any:
+    """Return nested dicts with the references of a config, be it frozen or locked."""
+    if isinstance(node, ml_collections.FrozenConfigDict):
+        node = node.as_configdict()
+    if isinstance(node, ml_collections.ConfigDict):
+        items = node.items(preserve_field_references=True)
+        return {name: _as_dicts(value) for name, value in items}
+    return node
 
 
-def _thawed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return a copy that can be changed, references and all."""
-    if isinstance(config, ml_collections.FrozenConfigDict):
-        return config.as_configdict()
-    config = copy.deepcopy(config)
-    _thaw_parts(config)
-    return config
+def _follow(node: Any, name: str, unset: list[str]) -> Any:
+    """Return nested dicts with values for references.
+
+    Those that are required and have none get the key's default, with which everything else that is
+    wrong can be told as well; their names are added to `unset`.
+    """
+    if isinstance(node, FieldReference):
+        try:
+            node = _as_dicts(node.get())
+        except RequiredValueError:
+            unset.append(name)
+            node = default.BY_NAME[name].default if name in default.BY_NAME else None
+    if isinstance(node, dict):
+        prefix = f"{name}." if name else ""
+        return {leaf: _follow(value, f"{prefix}{leaf}", unset) for leaf, value in node.items()}
+    return node
 
 
-def _thaw_parts(node: ml_collections.ConfigDict) -> None:
-    for name, value in node.items(preserve_field_references=True):
-        if isinstance(value, ml_collections.FrozenConfigDict):
-            _set(node, name, value.as_configdict())
-        elif isinstance(value, ml_collections.ConfigDict):
-            _thaw_parts(value)
-
-
-def _override(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> list[str]:
-    """Write command-line values into a config; return a line for each that cannot be used."""
+def _parse(overrides: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Return (dotted key, value) pairs of command-line texts; a line for each that is wrong."""
+    given: list[tuple[str, Any]] = []
     wrong = []
-    for name, value in overrides:
-        if name in _KEYS:
+    for name, text in overrides:
+        parent, _, leaf = name.rpartition(".")
+        if name in default.BY_NAME:
             try:
-                _set(config, name, _KEYS[name].kind.parse(value))
+                given.append((name, default.BY_NAME[name].kind.parse(text)))
             except ValueError:
-                wrong.append(rules.not_allowed(_KEYS[name], value))
-        elif name.rpartition(".")[0] in _FREE and name.rpartition(".")[2].isidentifier():
-            _set(config, name, _literal(value))
+                wrong.append(rules.not_allowed(name, text))
+        elif parent in default.KEYWORD_ARGUMENTS and is_keyword(leaf):
+            given.append((name, literal(text)))
         else:
             wrong.append(rules.unknown_key(name))
-    return wrong
+    return given, wrong
 
 
-def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
-    """Write one key, whatever its type was, into a config that may be locked."""
-    *path, leaf = name.split(".")
-    node = config
-    for each in path:
-        try:
-            node = node.get(each) if isinstance(node, ml_collections.ConfigDict) else None
-        except RequiredValueError:
-            node = None
-    if not isinstance(node, ml_collections.ConfigDict):
-        return  # the config lacks more than this key, and is refused for that
-    value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-    # Locking again fails where a required placeholder has no value yet: only for a new key.
-    with node.ignore_type(), contextlib.nullcontext() if leaf in node else node.unlocked():
-        node[leaf] = value
-
-
-def _literal(value: str) -> Any:
-    """Return a Python literal, else the text itself (`true` and `none` as people write them)."""
-    words = {"true": True, "false": False, "none": None}
-    if value.lower() in words:
-        return words[value.lower()]
-    try:
-        literal = evaluate(value)
-    except ValueError:
-        return value
-    return value if isinstance(literal, int) and not fits(literal) else literal
-
-
-def _unset(node: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Yield the names of the required placeholders that have no value."""
-    for name, value in node.items(preserve_field_references=True):
-        try:
-            value = value.get() if isinstance(value, FieldReference) else value
-        except RequiredValueError:
-            yield f"{prefix}{name}"
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _unset(value, f"{prefix}{name}.")
-
-
-def _drop_other_weight(config: ml_collections.ConfigDict, overridden: Sequence[str]) -> None:
-    """Where a command line sets one of gnp.alpha and gnp.lambda, drop the file's other one."""
-    if "gnp.lambda" in overridden and "gnp.alpha" not in overridden:
-        _set(config, "gnp.alpha", 0.0)
-    if "gnp.alpha" in overridden and "gnp.lambda" not in overridden:
-        _set(config, "gnp.lambda", None)
+def _write(tree: dict[str, Any], given: Iterable[tuple[str, Any]]) -> None:
+    """Write values into nested dicts, and into the references there."""
+    for name, value in given:
+        *path, leaf = name.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            continue  # the config lacks more than this key, and is refused for that
+        old = node.get(leaf)
+        if isinstance(old, FieldReference):
+            old.set(value, type_safe=False)
+        elif isinstance(old, float) and isinstance(value, int):
+            node[leaf] = float(value)  # as a ConfigDict does
+        else:
+            node[leaf] = value
 
 
 def _resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return a copy of a config without problems, with what follows from its other keys.
-
-    `gnp.alpha` follows from `gnp.lambda` where that is given, and
-    `opt.learning_rate_grassmann` from SGDG or AdamG where it is not. The data set `imagenet` of the
-    published penalty code becomes an `image_folder` with its augmentation.
-    """
-    new = config.copy_and_resolve_references()
-    if new.gnp["lambda"] is not None and new.gnp.r > 0:
-        new.gnp.alpha = new.gnp["lambda"] / new.gnp.r
-    if new.opt.learning_rate_grassmann is None and new.opt.opt_type in default.GRASSMANN_RATES:
-        _set(new, "opt.learning_rate_grassmann", default.GRASSMANN_RATES[new.opt.opt_type])
-    if new.dataset.dataset_name == "imagenet":
-        level = new.dataset.image_level_augmentations
-        new.dataset.dataset_name = "image_folder"
-        new.dataset.image_level_augmentations = _IMAGENET_AUGMENTATIONS.get(level, level)
-    return new.lock()
+    """Set what follows from the other keys of a config without problems, and lock it."""
+    gnp, opt, dataset = config.gnp, config.opt, config.dataset
+    if gnp["lambda"] is not None and gnp.r > 0:
+        gnp.alpha = gnp["lambda"] / gnp.r
+    if opt.learning_rate_grassmann is None:
+        opt.learning_rate_grassmann = default.GRASSMANN_RATES.get(opt.opt_type)
+    if dataset.dataset_name == "imagenet":
+        level = dataset.image_level_augmentations
+        dataset.dataset_name = "image_folder"
+        dataset.image_level_augmentations = _IMAGENET_AUGMENTATIONS.get(level, level)
+    return config.lock()
 
 
 def apply_overrides(
     config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """Return a copy of a config with command-line values in it, and what was wrong with them.
-
-    Below a dict of free keyword arguments any name is taken.
-
-    Example:
-        >>> new, wrong = apply_overrides(default.get_config(), [("gnp.r", "0.1")])
-        >>> new.gnp.r, wrong
-        (0.1, [])
-    """
-    new = config.copy_and_resolve_references()
-    return new, _override(new, overrides)
+    """Return a copy of a config with command-line values in it, and what was wrong with them."""
+    given, wrong = _parse(overrides)
+    tree = config.to_dict()
+    _write(tree, given)
+    return ml_collections.ConfigDict(tree), wrong
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -291,21 +248,14 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in flatten(config, default.KEYS).items()
+        for name, value in rules.flatten(config).items()
     }
 
 
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored config without the keys of earlier versions that say nothing now.
-
-    Example:
-        >>> without_removed({"num_seeds": 1, "seeds": 3})
-        {'seeds': 3}
-    """
-    usual = {key.name: key.default for key in default.REMOVED}
-    return {
-        name: value for name, value in values.items() if name not in usual or value != usual[name]
-    }
+    """Return a stored config without the keys of earlier versions that say nothing now."""
+    usual = [(key.name, key.default) for key in default.REMOVED]
+    return {name: value for name, value in values.items() if (name, value) not in usual}
 
 
 def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -317,25 +267,11 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
     Raises:
         ConfigError: one line for each thing that is wrong.
-
-    Example:
-        >>> from_flat(as_json(default.get_config())).batch_size
-        128
     """
-    config = default.get_config()
-    values = without_removed(values)
-    wrong = [rules.unknown_key(name) for name in values if name not in _KEYS]
-    known = {name: _KEYS[name] for name in values if name in _KEYS}
-    wrong += [
-        rules.not_allowed(key, values[name])
-        for name, key in known.items()
-        if not key.kind.check(values[name])
-    ]
-    if wrong:
+    values = {key.name: key.default for key in default.KEYS} | without_removed(values)
+    if wrong := rules.value_problems(values):
         raise ConfigError("\n".join(wrong))
-    for name in known:
-        _set(config, name, values[name])
-    return config
+    return nest(values)
 
 
 def with_group_size(
@@ -349,31 +285,15 @@ def with_group_size(
         config: checked.
         stored: the run directory's config, dotted key -> JSON value; empty: a new run.
         devices: how many there are.
-
-    Example:
-        >>> config = load_config("config/original.py:wideresnet_cifar")
-        >>> with_group_size(config, {}, devices=4).gnp.m
-        64
     """
     new = config.copy_and_resolve_references()
     if new.gnp.r > 0 and not new.gnp.sync_perturbations and new.gnp.m is None:
-        _set(new, "gnp.m", stored.get("gnp.m") or rules.group_size(new, devices))
+        new.gnp.m = stored.get("gnp.m") or rules.group_size(new, devices)
     return new
 
 
 def on_devices(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
-    """Return a copy of a stored config, with the default mesh where its own is of other devices.
-
-    Args:
-        config: of a run that may have been trained elsewhere.
-        devices: how many there are.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.mesh.fsdp = 8
-        >>> on_devices(config, 2).mesh.fsdp
-        1
-    """
+    """Return a copy of a stored config, with the default mesh where its own is of other devices."""
     new = config.copy_and_resolve_references()
     if rules.mesh_problems(new, devices):
         new.mesh = default.get_config().mesh

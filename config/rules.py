@@ -4,58 +4,44 @@ Each rule yields the lines to tell the user: what is wrong, what is allowed, wha
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
 from config import default
-from config.schema import ConfigError, Key, flatten, nearest
-
-_KEYS = {key.name: key for key in default.KEYS}
+from config.schema import ConfigError, nearest
 
 
-class Facts(NamedTuple):
-    """Facts that a config does not say itself; None where one is not known yet.
-
-    Attributes:
-        devices: how many devices there are.
-        training: False for evaluation, which fills its batches up.
-        is_regression: the target of the data set is a real number.
-    """
-
-    devices: int | None = None
-    training: bool = True
-    is_regression: bool | None = None
-
-
-_NOTHING_KNOWN = Facts()
-
-
-def problems(config: ml_collections.ConfigDict, facts: Facts = _NOTHING_KNOWN) -> list[str]:
+def problems(
+    config: ml_collections.ConfigDict,
+    devices: int | None = None,
+    training: bool = True,
+    is_regression: bool = False,
+) -> list[str]:
     """Return a line for everything that is wrong with a config.
 
     Args:
         config: without references that have no value.
-        facts: rules on what is None there are left out.
+        devices: how many there are; None: the rules on them are left out.
+        training: False for evaluation, which fills its batches up.
+        is_regression: the target of the data set is a real number.
 
     Example:
         >>> config = default.get_config()
         >>> config.gnp.alpha = 0.8
         >>> problems(config)
         ['gnp.alpha = 0.8 with gnp.r = 0: a penalty needs a radius, such as gnp.r = 0.05']
-        >>> problems(default.get_config(), Facts(devices=3))
-        ['batch_size = 128 cannot be split over 3 devices: choose a multiple of 3']
     """
-    lines = value_problems(config)
+    lines = value_problems(flatten(config))
     if lines:  # the rules below compute with values that are allowed
         return lines
     for rule in (_coefficient, _penalty, _accumulation, _optimizer, _others):
         lines += rule(config)
-    if facts.devices is not None:
-        lines += mesh_problems(config, facts.devices)
-    if facts.devices is not None and facts.training:
-        lines += _batch_on_devices(config, facts.devices)
-    if facts.is_regression and config.loss != "squared_error":
+    if devices is not None:
+        lines += mesh_problems(config, devices)
+        if training:
+            lines += _batch_on_devices(config, devices)
+    if is_regression and config.loss != "squared_error":
         lines.append(
             f"loss = {config.loss} is for classes, and the target of "
             f"'{config.dataset.dataset_name}' is a real number: set loss to squared_error"
@@ -63,34 +49,43 @@ def problems(config: ml_collections.ConfigDict, facts: Facts = _NOTHING_KNOWN) -
     return lines
 
 
-def check(config: ml_collections.ConfigDict, facts: Facts = _NOTHING_KNOWN) -> None:
+def check(config: ml_collections.ConfigDict, **facts: Any) -> None:
     """Raise ConfigError with a line for everything that is wrong with a config; see `problems`."""
-    lines = problems(config, facts)
-    if lines:
+    if lines := problems(config, **facts):
         raise ConfigError("\n".join(lines))
 
 
-def value_problems(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[str]:
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return dotted name -> value; the dicts of free keyword arguments stay whole."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Mapping[str, Any], prefix: str = "") -> None:
+        for name, value in node.items():
+            name = f"{prefix}{name}"
+            if isinstance(value, Mapping) and name not in default.KEYWORD_ARGUMENTS:
+                visit(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    visit(config.to_dict())
+    return flat
+
+
+def value_problems(flat: Mapping[str, Any]) -> list[str]:
     """Return a line for every unknown or missing key and every value that its kind does not allow.
 
     Args:
-        config: a ConfigDict or nested dict.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.gnp.r = -1.0
-        >>> value_problems(config)
-        ['gnp.r = -1.0: allowed is a number >= 0']
+        flat: dotted name -> value.
     """
-    flat = flatten(config, default.KEYS)
-    lines = [unknown_key(name) for name in flat if name not in _KEYS]
-    lines += [f"config key {name} is missing" for name in _KEYS if name not in flat]
-    lines += [
-        not_allowed(_KEYS[name], value)
-        for name, value in flat.items()
-        if name in _KEYS and not _KEYS[name].kind.check(value)
+    return [
+        *(unknown_key(name) for name in flat if name not in default.BY_NAME),
+        *(f"config key {name} is missing" for name in default.BY_NAME if name not in flat),
+        *(
+            not_allowed(name, flat[name])
+            for name, key in default.BY_NAME.items()
+            if name in flat and not key.kind.check(flat[name])
+        ),
     ]
-    return lines
 
 
 def unknown_key(name: str) -> str:
@@ -103,16 +98,16 @@ def unknown_key(name: str) -> str:
     for removed in default.REMOVED:
         if name == removed.name:
             return f"config key {name} was removed: {removed.meaning}"
-    near = nearest(name, list(_KEYS))
+    near = nearest(name, list(default.BY_NAME))
     return f"unknown config key {name}{near}; config/default.py lists all keys"
 
 
-def not_allowed(key: Key, value: Any) -> str:
+def not_allowed(name: str, value: Any) -> str:
     """Return what to say of a value that the kind of its key does not allow."""
-    near, shown = nearest(str(value), key.kind.names), repr(value)
+    kind, shown = default.BY_NAME[name].kind, repr(value)
     if len(shown) > 300:
         shown = f"{shown[:300]}..."
-    return f"{key.name} = {shown}: allowed is {key.kind.allowed}{near}"
+    return f"{name} = {shown}: allowed is {kind.allowed}{nearest(str(value), kind.names)}"
 
 
 def _coefficient(config: ml_collections.ConfigDict) -> Iterator[str]:
@@ -205,14 +200,7 @@ def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
-    """Return what is wrong with the axes of the mesh on so many devices: one line, or none.
-
-    Example:
-        >>> config = default.get_config()
-        >>> config.mesh.fsdp = 4
-        >>> mesh_problems(config, 8)
-        []
-    """
+    """Return what is wrong with the axes of the mesh on so many devices: one line, or none."""
     data, fsdp = config.mesh.data, config.mesh.fsdp
     product, given = data * fsdp, f"mesh.data = {data} and mesh.fsdp = {fsdp}"
     if data == fsdp == -1:
@@ -231,12 +219,7 @@ def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
 
 
 def group_size(config: ml_collections.ConfigDict, devices: int) -> int:
-    """Return how many examples share a perturbation and batch statistics.
-
-    Example:
-        >>> group_size(default.get_config(), devices=4)
-        128
-    """
+    """Return how many examples share a perturbation and batch statistics."""
     if config.gnp.r == 0 or config.gnp.sync_perturbations:
         return int(config.batch_size)
     return config.gnp.m or max(1, config.batch_size // devices)

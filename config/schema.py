@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
 
 from config.paths import local_path
 
@@ -20,6 +21,7 @@ _PATTERN_PIECES = re.compile(
 _REFUSED_PIECE = re.compile(
     r"\\[0-9]|\(\?[^:]|\[.*(?:\[|--|&&|~~|\|\|).*|\{.*[0-9]{3}.*", re.DOTALL
 )
+_COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
 class ConfigError(ValueError):
@@ -56,29 +58,8 @@ class Key(NamedTuple):
 
 
 def integer(at_least: int, below: int | None = None) -> Kind:
-    """Allow whole numbers from `at_least` up, and below a bound where there is one.
-
-    Example:
-        >>> integer(at_least=1).check(0)
-        False
-    """
-    return _bounded("a whole number", (int,), _plain(int), {">=": at_least, "<": below})
-
-
-def axis() -> Kind:
-    """Allow the length of a mesh axis: a whole number from 1 up, or -1 for all the rest.
-
-    Example:
-        >>> axis().check(0), axis().check(-1)
-        (False, True)
-    """
-    positive = integer(at_least=1)
-    allowed = f"{positive.allowed}, or -1"
-    return Kind(
-        allowed,
-        _plain(int),
-        lambda value: positive.check(value) or (value == -1 and isinstance(value, int)),
-    )
+    """Allow whole numbers from `at_least` up, and below a bound where there is one."""
+    return _bounded("a whole number", int, {">=": at_least, "<": below})
 
 
 def number(
@@ -87,242 +68,171 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Kind:
-    """Allow finite numbers within bounds.
+    """Allow finite numbers within bounds, of which there is at least one.
 
     Example:
         >>> number(at_least=0, at_most=1).allowed
         'a number >= 0 and <= 1'
     """
     bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
-    return _bounded("a number", (int, float), _plain(float), bounds)
+    return _bounded("a number", float, bounds)
 
 
-_COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-
-
-def _bounded(
-    noun: str,
-    types: tuple[type[float], ...],
-    parse: Callable[[str], Any],
-    bounds: Mapping[str, float | None],
-) -> Kind:
+def _bounded(noun: str, form: type[float], bounds: Mapping[str, float | None]) -> Kind:
     given = {sign: bound for sign, bound in bounds.items() if bound is not None}
 
     def check(value: Any) -> bool:
-        if not isinstance(value, types) or isinstance(value, bool) or not fits(value):
-            return False
-        return all(_COMPARE[sign](value, bound) for sign, bound in given.items())
+        is_number = isinstance(value, (int, form)) and not isinstance(value, bool)
+        return (
+            is_number
+            and _fits(value)
+            and all(_COMPARE[sign](value, bound) for sign, bound in given.items())
+        )
 
     limits = " and ".join(f"{sign} {bound}" for sign, bound in given.items())
-    return Kind(f"{noun} {limits}".strip(), parse, check)
+    return Kind(f"{noun} {limits}", _plain(form), check)
 
 
-def fits(value: Any) -> bool:
-    """Return whether an array can hold a number: an integer of 64 bits, a finite float32.
-
-    Example:
-        >>> fits(2**64), fits(1e300), fits(float("nan"))
-        (False, False, False)
-    """
+def _fits(value: float) -> bool:
+    """Return whether an array can hold a number: an integer of 64 bits, a finite float32."""
     return abs(value) < (2**63 if isinstance(value, int) else 3.4e38)
 
 
 def _plain(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return `parse` without what Python allows besides: 1_3 for 13, digits of other scripts."""
 
-    def strict(line: str) -> Any:
-        if "_" in line or not line.isascii():
-            raise ValueError(line)
-        return parse(line)
+    def strict(text: str) -> Any:
+        if "_" in text or not text.isascii():
+            raise ValueError(text)
+        return parse(text)
 
     return strict
 
 
-def boolean() -> Kind:
-    """Allow True or False; `true`, `false`, `1`, `0` on a command line.
-
-    Example:
-        >>> boolean().parse("false")
-        False
-    """
-    words = {"true": True, "1": True, "false": False, "0": False}
-
-    def parse(text: str) -> bool:
-        if text.lower() not in words:
-            raise ValueError(text)
-        return words[text.lower()]
-
-    return Kind("True or False", parse, lambda value: isinstance(value, bool))
-
-
-def text() -> Kind:
-    """Allow any text that is not empty.
-
-    Example:
-        >>> text().check("")
-        False
-    """
-    return Kind("a text", str, lambda value: isinstance(value, str) and value != "")
-
-
-def name() -> Kind:
-    """Allow a name of parts, none of which leads out of the folder where it is looked for.
-
-    Example:
-        >>> name().check("ucr/FordA"), name().check("ucr/../../home")
-        (True, False)
-    """
-
-    def check(value: Any) -> bool:
-        return isinstance(value, str) and not {"", ".", ".."} & set(value.split("/"))
-
-    return Kind("a name, of parts such as ucr/FordA", str, check)
-
-
-def path() -> Kind:
-    """Allow a folder or file of this machine; `~` stays, and is expanded where the path is used.
-
-    Example:
-        >>> path().check("~/data"), path().check("gs://bucket/data")
-        (True, False)
-    """
-
-    def check(value: Any) -> bool:
-        try:
-            return isinstance(value, str) and local_path(value) is not None
-        except ValueError:
-            return False
-
-    return Kind("a folder or file of this machine, no URL", str, check)
-
-
-def pattern() -> Kind:
-    """Allow regular expressions whose search ends soon, as a stranger's config may hold one.
-
-    Whether it is a regular expression at all is for `re` to say.
-
-    Example:
-        >>> pattern().check("^conv[0-9]+/kernel$"), pattern().check("(a+)+$")
-        (True, False)
-    """
-    allowed = (
-        "a regular expression of at most 200 characters, with at most three of * + ? {n} and | in "
-        "groups, in each of its alternatives; no repeated group, no n above 99, no (?...) but "
-        "(?:...), no back-reference"
-    )
-
-    def check(value: Any) -> bool:
-        if not isinstance(value, str) or not 0 < len(value) <= 200:
-            return False
-        pieces = _PATTERN_PIECES.findall(value)
-        repeats = [piece[0] in "*+?{" for piece in pieces]
-        # Their costs multiply one another within an alternative, and add up between them.
-        costs, depth = [0], 0
-        for piece, repeated in zip(pieces, repeats, strict=True):
-            depth += {"(": 1, "(?:": 1, ")": -1}.get(piece, 0)
-            if piece == "|" and depth == 0:
-                costs.append(0)
-            costs[-1] += repeated or piece == "|" and depth > 0
-        return (
-            max(costs) <= 3
-            and not any(map(_REFUSED_PIECE.fullmatch, pieces))
-            and not any(
-                repeated and (before == ")" or before[0] in "*+?{")
-                for before, repeated in zip(pieces, repeats[1:], strict=False)
-            )
-        )
-
-    return Kind(allowed, str, check)
-
-
-def choice(*names: str) -> Kind:
-    """Allow one of some names.
-
-    Example:
-        >>> choice("cosine", "constant").allowed
-        'cosine | constant'
-    """
-    return Kind(" | ".join(names), str, lambda value: value in names, names)
-
-
 def numbers(each: Kind, increasing: bool = False) -> Kind:
-    """Allow a tuple of numbers, written `60,120,160`.
+    """Allow a tuple of numbers, written `60,120,160`."""
 
-    Example:
-        >>> numbers(number(at_least=0), increasing=True).parse("60,120")
-        (60.0, 120.0)
-    """
-
-    def parse(line: str) -> tuple[float, ...]:
-        words = line.strip("()[] ").split(",")
-        return tuple(_plain(float)(word) for word in words if word.strip())
+    def parse(text: str) -> tuple[float, ...]:
+        words = text.strip("()[] ").split(",")
+        return tuple(each.parse(word) for word in words if word.strip())
 
     def check(value: Any) -> bool:
-        if not isinstance(value, (tuple, list)) or not all(each.check(v) for v in value):
+        if not isinstance(value, (tuple, list)) or not all(map(each.check, value)):
             return False
-        return not increasing or all(a < b for a, b in zip(value, value[1:], strict=False))
+        return not increasing or all(map(operator.lt, value, value[1:]))
 
     order, sample = ("increasing ", "60,120,160") if increasing else ("", "0.5,0.4,0.4")
     allowed = each.allowed.replace("a number", "numbers")
     return Kind(f"{order}{allowed}, such as {sample}", parse, check)
 
 
-def mapping() -> Kind:
-    """Allow a dict with names as keys; which names is for the model or the optimizer to say.
-
-    Example:
-        >>> mapping().parse("{'dropout_rate': 0.3}")
-        {'dropout_rate': 0.3}
-    """
-
-    def parse(line: str) -> dict[str, Any]:
-        value = evaluate(line)
-        if not isinstance(value, dict) or not check(value):
-            raise ValueError(line)
-        return value
-
-    def check(value: Any, depth: int = 9) -> bool:
-        if not isinstance(value, (Mapping, ml_collections.ConfigDict)) or depth == 0:
-            return False
-        for name, each in value.items():
-            if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
-                return False
-            if isinstance(each, int) and not fits(each):
-                return False
-            if isinstance(each, (Mapping, ml_collections.ConfigDict)) and not check(
-                each, depth - 1
-            ):
-                return False
-        return True
-
-    return Kind("a dict of keyword arguments", parse, check)
+def choice(*names: str) -> Kind:
+    """Allow one of some names."""
+    return Kind(" | ".join(names), str, lambda value: value in names, names)
 
 
 def optional(kind: Kind) -> Kind:
-    """Allow `kind`, or None (written `none`).
-
-    Example:
-        >>> optional(integer(at_least=1)).parse("none") is None
-        True
-    """
+    """Allow `kind`, or None (written `none`)."""
     return Kind(
         f"{kind.allowed}, or none",
-        lambda line: None if line.lower() == "none" else kind.parse(line),
+        lambda text: None if text.lower() == "none" else kind.parse(text),
         lambda value: value is None or kind.check(value),
     )
 
 
-def evaluate(line: str) -> Any:
-    """Return the value of a Python literal.
+def _is_name(value: Any) -> bool:
+    """Return whether no part of a name leads out of the folder where it is looked for."""
+    return isinstance(value, str) and not {"", ".", ".."} & set(value.split("/"))
 
-    Raises:
-        ValueError: the line is none.
+
+def _is_path(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and local_path(value) is not None
+    except ValueError:
+        return False
+
+
+def _is_pattern(value: Any) -> bool:
+    """Return whether a search for it ends soon, as a stranger's config may hold one.
+
+    Whether it is a regular expression at all is for `re` to say.
+
+    Example:
+        >>> _is_pattern("^conv[0-9]+/kernel$"), _is_pattern("(a+)+$")
+        (True, False)
     """
+    if not isinstance(value, str) or not 0 < len(value) <= 200:
+        return False
+    # Costs multiply one another within an alternative, and add up between them.
+    costs, depth, before = [0], 0, "("
+    for piece in _PATTERN_PIECES.findall(value):
+        repeats = piece[0] in "*+?{"
+        if _REFUSED_PIECE.fullmatch(piece) or repeats and before[0] in ")*+?{":
+            return False
+        depth += {"(": 1, "(?:": 1, ")": -1}.get(piece, 0)
+        if piece == "|" and depth == 0:
+            costs.append(0)
+        costs[-1] += repeats or piece == "|" and depth > 0
+        before = piece
+    return max(costs) <= 3
+
+
+def literal(text: str) -> Any:
+    """Return the value of a Python literal (`true` and `none` as people write them), else the text.
+
+    Example:
+        >>> literal("1e-3"), literal("true"), literal("relu")
+        (0.001, True, 'relu')
+    """
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         with warnings.catch_warnings(action="ignore"):  # of a text that is none: 1if 2else 3
-            return ast.literal_eval(line)
-    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(line) from error
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    return text if isinstance(value, int) and not _fits(value) else value
+
+
+def is_keyword(name: Any) -> bool:
+    """Return whether it can name an argument, and no attribute that every Python object has."""
+    return isinstance(name, str) and name.isidentifier() and not name.startswith("__")
+
+
+def _parse_keywords(text: str) -> Any:
+    value = literal(text)
+    if not _is_keywords(value):
+        raise ValueError(text)
+    return value
+
+
+def _is_keywords(value: Any, depth: int = 9) -> bool:
+    """Return whether it is a dict of keyword arguments, which may be dicts again."""
+    return (
+        isinstance(value, dict)
+        and depth > 0
+        and all(map(is_keyword, value))
+        and all(_fits(each) for each in value.values() if isinstance(each, int))
+        and all(_is_keywords(each, depth - 1) for each in value.values() if isinstance(each, dict))
+    )
+
+
+AXIS = Kind("a whole number >= 1, or -1", _plain(int), lambda n: n != 0 and integer(-1).check(n))
+BOOLEAN = Kind("True or False", flags.BooleanParser().parse, lambda value: isinstance(value, bool))
+# Which names is for the model or the optimizer to say.
+KEYWORDS = Kind("a dict of keyword arguments", _parse_keywords, _is_keywords)
+NAME = Kind("a name, of parts such as ucr/FordA", str, _is_name)
+# `~` stays, and is expanded where the path is used.
+PATH = Kind("a folder or file of this machine, no URL", str, _is_path)
+PATTERN = Kind(
+    "a regular expression of at most 200 characters, with at most three of * + ? {n} and | in "
+    "groups, in each of its alternatives; no repeated group, no n above 99, no (?...) but "
+    "(?:...), no back-reference",
+    str,
+    _is_pattern,
+)
+TEXT = Kind("a text", str, lambda value: isinstance(value, str) and value != "")
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -332,7 +242,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
         >>> nearest("base_ir", ["base_lr", "batch_size"])
         ' (did you mean base_lr?)'
     """
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -341,64 +251,29 @@ def pick(argument: str, names: Sequence[str]) -> str:
 
     Raises:
         ConfigError: it is not.
-
-    Example:
-        >>> pick("mnist", ["mnist", "iris"])
-        'mnist'
     """
     if argument in names:
         return argument
-    wrong = (
-        f"unknown argument {argument!r}{nearest(argument, names)}" if argument else "no argument"
-    )
+    near = nearest(argument, names)
+    wrong = f"unknown argument {argument!r}{near}" if argument else "no argument"
     raise ConfigError(f"{wrong}; write FILE.py:ARGUMENT with one of {' | '.join(names)}")
 
 
-def build_config(keys: Sequence[Key]) -> ml_collections.ConfigDict:
-    """Build a ConfigDict with every key at its default.
+def nest(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Return the ConfigDict of dotted names.
 
     It is not locked, as ml_collections cannot lock one with a `required_placeholder`; a key that
     there is not is found by `config.rules`.
 
-    Args:
-        keys: every key once, dotted names.
-
     Example:
-        >>> build_config([Key("gnp.r", 0.0, number(at_least=0))]).gnp.r
-        0.0
+        >>> nest({"gnp.r": 0.1}).gnp.r
+        0.1
     """
-    config = ml_collections.ConfigDict()
-    for key in keys:
-        *path, leaf = key.name.split(".")
-        node = config
-        for name in path:
-            if name not in node:
-                node[name] = ml_collections.ConfigDict()
-            node = node[name]
-        node[leaf] = key.default  # a dict becomes a ConfigDict
-    return config
-
-
-def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, keys: Sequence[Key]) -> dict:
-    """Return dotted name -> value; the dicts of free keyword arguments stay whole.
-
-    Example:
-        >>> flatten({"gnp": {"r": 0.1}}, [])
-        {'gnp.r': 0.1}
-    """
-    free = {key.name for key in keys if isinstance(key.default, dict)}
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, node: Any) -> None:
-        for name, value in node.items():
-            path = f"{prefix}{name}"
-            is_dict = isinstance(value, (Mapping, ml_collections.ConfigDict))
-            if is_dict and path not in free:
-                visit(f"{path}.", value)
-            elif isinstance(value, ml_collections.ConfigDict):
-                flat[path] = value.to_dict()
-            else:
-                flat[path] = value
-
-    visit("", config)
-    return flat
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *path, leaf = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return ml_collections.ConfigDict(tree)

@@ -153,7 +153,7 @@ def step_config(
         **(changes or {}),
     }
     config = load_config(str(ROOT / base), [(key, str(value)) for key, value in values.items()])
-    rules.check(config, rules.Facts(devices=device_count()))
+    rules.check(config, devices=device_count())
     if problems := name_problems(config):
         raise command_line.UsageError("\n".join(problems))
     return config

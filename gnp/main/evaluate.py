@@ -47,7 +47,7 @@ def run(
             configs.as_json(default.get_config()),
             advice="leave --config out, or give the keys that it was trained with",
         )
-    rules.check(config, rules.Facts(devices=devices, training=False))
+    rules.check(config, devices=devices, training=False)
     # What the data were called and normalized by in training holds for others, too.
     dataset = ds_pipeline.build_dataset(config, working_dir, known=read_data(working_dir) or None)
     experiment = build_experiment(config, dataset)

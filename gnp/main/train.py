@@ -49,7 +49,7 @@ def run(
     data = run_directory.read_data(working_dir) if resumes else {}
     stored, resumes, data = distributed.broadcast((stored, resumes, data))  # as process 0 sees it
     config = configs.with_group_size(config, stored, devices)
-    rules.check(config, rules.Facts(devices=devices))
+    rules.check(config, devices=devices)
     values = configs.as_json(config)
     run_directory.check_same(values, distributed.broadcast(values))
     run_directory.check(
@@ -66,7 +66,7 @@ def run(
     # Of a new run, all processes need those of process 0.
     begun_with = data or distributed.broadcast(identity)
     run_directory.check_data(working_dir, ds_pipeline.identity_problems(begun_with, identity))
-    rules.check(config, rules.Facts(devices=devices, is_regression=dataset.is_regression))
+    rules.check(config, devices=devices, is_regression=dataset.is_regression)
     experiment = build_experiment(config, dataset)
     recording = Recording(config, experiment, working_dir, profile)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.

@@ -19,8 +19,7 @@ from config import (
     with_group_size,
 )
 from config.load import split_overrides
-from config.rules import Facts, problems
-from config.schema import flatten
+from config.rules import flatten, problems
 
 ROOT = Path(__file__).parents[2]
 # The config files of before that take an argument now: people have their paths in scripts.
@@ -148,8 +147,7 @@ def test_published_keys_are_there():
     ],
 )
 def test_overrides_have_the_kind_of_their_key(name, text, value):
-    config = load((name, text))
-    assert flatten(config, default.KEYS)[name] == value
+    assert flatten(load((name, text)))[name] == value
 
 
 def test_free_keyword_arguments_take_any_name():
@@ -160,6 +158,14 @@ def test_free_keyword_arguments_take_any_name():
     )
     assert dict(config.opt.opt_params) == {"weight_decay": 0.3, "nesterov": True}
     assert dict(config.model.model_params) == {"features": 8}
+
+
+def test_a_dict_and_its_keys_on_one_command_line():
+    """Later ones win; a whole number is a real one where the file has one."""
+    whole, key = ("opt.opt_params", "{'eps': 1e-3}"), ("opt.opt_params.eps", "1")
+    assert repr(dict(load(whole, key).opt.opt_params)) == "{'eps': 1.0}"
+    assert dict(load(key, whole).opt.opt_params) == {"eps": 1e-3}
+    assert dict(load(key, whole, ("opt.opt_params.b", "x")).opt.opt_params)["b"] == "x"
 
 
 def test_the_given_config_is_not_changed():
@@ -175,6 +181,7 @@ def test_the_given_config_is_not_changed():
         (("base_ir", "0.1"), ("unknown config key base_ir", "did you mean base_lr?")),
         (("gnp.radius", "0.1"), ("unknown config key gnp.radius",)),
         (("gnp", "0.1"), ("unknown config key gnp",)),
+        (("opt.opt_params.__class__", "1"), ("unknown config key opt.opt_params.__class__",)),
         (("batch_size", "64.5"), ("batch_size = '64.5'", "a whole number >= 1")),
         (("batch_size", "0"), ("batch_size = 0", "a whole number >= 1")),
         (("batch_size", "many"), ("batch_size = 'many'",)),
@@ -407,6 +414,12 @@ def test_a_key_that_is_a_reference_follows_the_command_line(tmp_path):
     assert load_text(tmp_path, lambdas, ("gnp.r", "0.2")).gnp.alpha == 1.6
 
 
+def test_a_part_that_is_a_reference_is_set_as_well(tmp_path):
+    line = "c.opt.opt_params = c.model.get_ref('model_params')"
+    config = load_text(tmp_path, line, ("opt.opt_params.eps", "0.1"))
+    assert dict(config.opt.opt_params) == {"eps": 0.1}
+
+
 def test_required_placeholders_are_satisfied_by_the_command_line(tmp_path):
     lines = """with c.unlocked():
         c.base_lr = config_dict.required_placeholder(float)
@@ -519,8 +532,8 @@ def test_a_file_at_home(tmp_path, monkeypatch):
 def test_from_flat_is_the_inverse_of_flatten():
     config = load(("opt.opt_params.eps", "1e-7"), ("gnp.lambda", "0.04"), ("gnp.alpha", "0"))
     assert config.gnp.alpha == pytest.approx(0.8)
-    flat = flatten(config, default.KEYS)
-    assert flatten(from_flat(flat), default.KEYS) == flat
+    flat = flatten(config)
+    assert flatten(from_flat(flat)) == flat
 
 
 NESTED: dict = {}
@@ -549,9 +562,9 @@ def test_keyword_arguments_may_hold_dicts():
 
 
 def test_a_run_that_does_not_know_a_key_has_its_default():
-    flat = flatten(load(("opt.opt_params.eps", "1e-7")), default.KEYS)
+    flat = flatten(load(("opt.opt_params.eps", "1e-7")))
     older = {name: value for name, value in flat.items() if not name.startswith("l2_by")}
-    assert flatten(from_flat(older), default.KEYS) == flat
+    assert flatten(from_flat(older)) == flat
     with pytest.raises(ConfigError, match="unknown config key a"):
         from_flat({**flat, "a": 1})
 
@@ -589,9 +602,9 @@ def test_a_run_that_knows_a_removed_key_goes_on():
 def test_rules_on_devices(keys, devices, words):
     config = load(("batch_size", "48"), *keys.items())
     assert problems(config) == []
-    lines = problems(config, Facts(devices=devices))
+    lines = problems(config, devices=devices)
     assert len(lines) == bool(words) and words in "".join(lines)
-    evaluating = problems(config, Facts(devices=devices, training=False))
+    evaluating = problems(config, devices=devices, training=False)
     assert evaluating == (lines if "mesh.fsdp" in keys or "mesh.data" in keys else [])
 
 
@@ -605,16 +618,16 @@ def test_rules_on_devices(keys, devices, words):
 )
 def test_groups_with_statistics_of_their_own_divide_what_the_model_is_given(keys, devices, name):
     config = load(*keys.items(), ("batch_size", "48"), ("model.model_params.batch_norm_group", "5"))
-    (line,) = problems(config, Facts(devices=devices))
+    (line,) = problems(config, devices=devices)
     assert f"batch_norm_group = 5 does not divide {name}, the examples" in line
     config = load(*keys.items(), ("batch_size", "48"), ("model.model_params.batch_norm_group", "4"))
-    assert problems(config, Facts(devices=devices)) == []
+    assert problems(config, devices=devices) == []
 
 
 def test_a_real_number_needs_the_loss_for_it():
     config = load()
-    assert problems(config, Facts(is_regression=False)) == []
-    (line,) = problems(config, Facts(is_regression=True))
+    assert problems(config, is_regression=False) == []
+    (line,) = problems(config, is_regression=True)
     assert line.endswith("the target of 'digits' is a real number: set loss to squared_error")
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from config import default, load_config
-from config.schema import flatten
+from config import as_json, load_config
 from gnp.main.command_line import parse
 from tests.recipe.experiments import experiments
 
@@ -29,7 +28,7 @@ def config_file(name: str) -> str:
 
 def flat(config) -> dict:
     """Dotted key -> JSON value; the free keyword arguments have keys of their own."""
-    values = json.loads(json.dumps(flatten(config, default.KEYS)))
+    values = json.loads(json.dumps(as_json(config)))
     for name in ("opt.opt_params", "model.model_params"):
         values |= {f"{name}.{key}": value for key, value in values.pop(name).items()}
     return values

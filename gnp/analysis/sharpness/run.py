@@ -73,7 +73,7 @@ def open_checkpoint(
     """
     devices = device_count()
     config = configs.on_devices(configs.from_flat(read_config(directory)), devices)
-    rules.check(config, rules.Facts(devices=devices, training=False))
+    rules.check(config, devices=devices, training=False)
     dataset = ds_pipeline.build_dataset(config, directory, known=read_data(directory) or None)
     experiment = build_experiment(exact(config), dataset)
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)

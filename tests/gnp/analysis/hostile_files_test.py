@@ -208,7 +208,7 @@ class Reading:
     def _check(self, flat: dict[str, Any]) -> None:
         """Check a stored config as eval and sharpness do."""
         config = configs.on_devices(configs.from_flat(flat), 1)
-        rules.check(config, rules.Facts(devices=1, training=False))
+        rules.check(config, devices=1, training=False)
 
     def dataset(self) -> None:
         """Go on with the data that it names, and evaluate on them."""

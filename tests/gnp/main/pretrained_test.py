@@ -70,6 +70,7 @@ def gnp(run_gnp_here, tmp_path):
     return gnp
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tmp_path):
     file = tmp_path / "weights.npz"
     np.savez(file, **weights)

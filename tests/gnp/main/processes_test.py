@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gnp.main.command_line import UsageError, parse
+from tests.marks import quick_first
 from tests.trees import assert_trees_close
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -279,7 +280,9 @@ sys.exit(main.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("who", "error", "code"),
-    [(0, "command_line.UsageError", 2), (1, "ds_pipeline.DataError", 1), (1, "KeyError", 1)],
+    quick_first(
+        [(1, "ds_pipeline.DataError", 1), (0, "command_line.UsageError", 2), (1, "KeyError", 1)]
+    ),
 )
 def test_an_error_of_one_ends_all(start, tmp_path, who, error, code):
     started = time.monotonic()

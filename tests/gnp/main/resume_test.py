@@ -149,28 +149,20 @@ def test_killed_once(start, whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
-def stop_and_go_on(start, directory, whole, number, code, *overrides):
-    process = start(directory, *overrides)
-    wait_for_row(process, directory)
+@pytest.mark.slow  # train_test.py has SIGTERM in a process that goes on
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=str)
+def test_a_signal_saves_and_ends(start, whole, tmp_path, number, code):
+    process = start(tmp_path)
+    wait_for_row(process, tmp_path)
     process.send_signal(number)
     status, _, err = finish(process)
     assert status == code, err
     assert f"stopped by {number.name} after step" in err
     assert "Traceback" not in err
     step = int(err.split("after step ")[1].split()[0])
-    assert steps_of(directory)[-1] == step
-    assert finish(start(directory, *overrides))[0] == 0
-    assert_same_run(whole, directory)
-
-
-def test_sigterm_saves_and_ends(start, digits_run, tmp_path):
-    number, epochs = signal.SIGTERM, "--config.total_epochs=3"
-    stop_and_go_on(start, tmp_path, digits_run.directory, number, 0, epochs)
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_and_ends(start, whole, tmp_path):
-    stop_and_go_on(start, tmp_path, whole, signal.SIGINT, 130)
+    assert steps_of(tmp_path)[-1] == step
+    assert finish(start(tmp_path))[0] == 0
+    assert_same_run(whole, tmp_path)
 
 
 @pytest.mark.slow

@@ -224,10 +224,6 @@ def znormalize(series: np.ndarray) -> np.ndarray:
 
     Args:
         series: [..., length], float64.
-
-    Example:
-        >>> znormalize(np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()
-        [[-1.0, 1.0], [0.0, 0.0]]
     """
     mean, std = series.mean(-1, keepdims=True), series.std(-1, keepdims=True)
     std = np.where(is_constant(mean, std, series.dtype), np.inf, std)

@@ -122,19 +122,16 @@ def normalized(name: str) -> str:
 
 
 def check_splits(name: str, splits: Splits) -> list[str]:
-    """Check what every data set must be, and return warnings, a line each.
+    """Check the classes, which every reader reads its own way; return warnings, a line each.
 
     Args:
         name: of the data set, for messages.
         splits: as a reader returned them.
 
     Raises:
-        DataError: a split has no examples; there are fewer than two classes, two of one name, or
-            one whose name is empty, very long or not `normalized`.
+        DataError: there are fewer than two classes, two of one name, or one whose name is empty,
+            very long or not `normalized`.
     """
-    for split, source in (("training", splits.train), (splits.evaluation_name, splits.evaluation)):
-        if source is not None and not len(source):
-            raise DataError(f"{name}: the {split} split has no examples")
     if not splits.class_names:
         targets = splits.train.labels()
         if (targets == targets[0]).all():

@@ -64,8 +64,7 @@ from gnp.training.run_directory import read_config, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-P", "-m", "gnp.main.main")
-# Besides the seeds of the data, `seeds` sets those of the first parameters, as recipe/experiment.sh
-# does.
+# A seed is both, as SEEDS of recipe/experiment.sh is.
 SEEDS, _ALSO = "seeds", "init_seeds"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _LONGEST_NAME = 200  # a file's name may have 255 bytes

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -130,7 +131,7 @@ def matched(known: Mapping[str, Any], splits: Splits) -> Splits:
         extra = sorted(set(splits.columns) - set(columns), key=place_of.__getitem__)
         if extra:
             warnings += (f"columns that the run was not trained on are left out: {listing(extra)}",)
-        splits = _mapped(splits, lambda source: View(source, lambda b: _columns(b, order)))
+        splits = _mapped(splits, lambda source: View(source, partial(_columns, order)))
         splits = replace(splits, shape=(len(columns),), columns=columns)
     return replace(splits, class_names=classes, warnings=warnings)
 
@@ -192,7 +193,7 @@ def _hash(digest: Any, source: Source, done: list[Source]) -> None:
         digest.update(np.ascontiguousarray(array))
 
 
-def _columns(batch: Batch, order: list[int]) -> Batch:
+def _columns(order: list[int], batch: Batch) -> Batch:
     return {**batch, "input": batch["input"][:, order]}
 
 

@@ -72,19 +72,6 @@ def build_dataset(
     Raises:
         DataError: an unknown name, data that are missing, damaged or of another kind, or that
             do not match the config or the run.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> keys = SimpleNamespace(
-        ...     dataset_name="digits", data_dir=None, train_split="train", target=None, task=None,
-        ...     validation_fraction=0.1, test_fraction=0.2, subset=None, label_noise=0.0,
-        ...     image_level_augmentations="none", batch_level_augmentations="none",
-        ...     autoaugment_policy=None, randaugment_layers=2, randaugment_magnitude=9.0,
-        ...     mixup_alpha=1.0, cutmix_alpha=1.0, cutout_size=16, image_size=8, num_classes=10,
-        ...     num_channels=None, mean=None, std=None, workers=None)
-        >>> data = build_dataset(SimpleNamespace(seeds=0, use_test_set=False, dataset=keys))
-        >>> data.evaluation_name, len(data.train), len(data.evaluation)
-        ('validation', 1294, 144)
     """
     keys = config.dataset
     splits = _read(keys, config.seeds, config.use_test_set, cache_dir)
@@ -176,20 +163,19 @@ def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
 def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> Splits:
     """Read the files of the kind of data set that its name says."""
     name = keys.dataset_name
+    is_regression = keys.task == "regression"
+    test = keys.test_fraction, seed
     if name in bundled.NAMES:
-        splits = bundled.load_bundled(name, keys.test_fraction, seed)
+        splits = bundled.load_bundled(name, *test)
     elif name == "image_folder":
         splits = load_image_folder(_named_path(keys, "the image folder"), use_test_set, cache_dir)
     elif name.startswith("ucr/"):
-        splits = load_ucr(
-            _named_path(keys, "the folder of the UCR sets"), name.removeprefix("ucr/")
-        )
+        folder = _named_path(keys, "the folder of the UCR sets")
+        splits = load_ucr(folder, name.removeprefix("ucr/"))
     elif name == "csv":
-        file, is_regression = _named_path(keys, "the CSV file"), keys.task == "regression"
-        splits = load_csv(file, keys.target, is_regression, keys.test_fraction, seed)
+        splits = load_csv(_named_path(keys, "the CSV file"), keys.target, is_regression, *test)
     elif name == "npz":
-        file, is_regression = _named_path(keys, "the .npz file"), keys.task == "regression"
-        splits = load_npz(file, is_regression, keys.test_fraction, seed)
+        splits = load_npz(_named_path(keys, "the .npz file"), is_regression, *test)
     else:
         data_dir = _tfds_dir(keys.data_dir)
         return load_tfds(name.removeprefix("tfds/"), data_dir, keys.train_split, use_test_set)
@@ -267,8 +253,7 @@ def _decoded(
 ) -> tuple[Source, Source, Augment | None]:
     """Bring encoded images to one size: (train, evaluation, crop of the training images)."""
     if level in _AFTER_CROP:
-        center = center_crop(size, size / (size + 32))
-        return train, DecodedSource(evaluation, center), inception_crop(size)
+        return train, DecodedSource(evaluation, center_crop(size)), inception_crop(size)
     center = center_crop(size, 1.0)
     return DecodedSource(train, center), DecodedSource(evaluation, center), None
 
@@ -276,10 +261,8 @@ def _decoded(
 def _policy(keys: Any) -> str:
     """Return AutoAugment's policy: the one named, or that of the data it was found on."""
     name = keys.dataset_name.removeprefix("tfds/")
-    for policy in ("cifar", "svhn"):
-        if keys.autoaugment_policy is None and name.startswith(policy):
-            return policy
-    return keys.autoaugment_policy or "imagenet"
+    found_on = next((each for each in ("cifar", "svhn") if name.startswith(each)), "imagenet")
+    return keys.autoaugment_policy or found_on
 
 
 def _subset(train: Source, subset: float, seed: int) -> Source:
@@ -303,12 +286,12 @@ def _statistics(keys: Any, splits: Splits, train: Source) -> tuple[np.ndarray, n
     if mean is not None and std is not None:
         return mean, std
     if splits.shape is None:
-        published = np.multiply(_IMAGENET_MEAN, levels), np.multiply(_IMAGENET_STD, levels)
+        other = np.multiply(_IMAGENET_MEAN, levels), np.multiply(_IMAGENET_STD, levels)
     elif splits.mean is not None and splits.std is not None:
-        published = splits.mean.astype(np.float64), splits.std.astype(np.float64)
+        other = splits.mean.astype(np.float64), splits.std.astype(np.float64)
     else:
-        published = channel_statistics(train)
-    return published[0] if mean is None else mean, published[1] if std is None else std
+        other = channel_statistics(train)
+    return other[0] if mean is None else mean, other[1] if std is None else std
 
 
 def _given(

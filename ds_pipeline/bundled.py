@@ -24,11 +24,6 @@ def load_bundled(name: str, test_fraction: float, seed: int) -> Splits:
     Returns:
         Images uint8 [n, 8, 8, 1], 0 to 16, for the digits; float32 [n, d] for the others.
 
-    Example:
-        >>> splits = load_bundled("digits", test_fraction=0.2, seed=0)
-        >>> len(splits.train), len(splits.evaluation)
-        (1438, 359)
-
     References:
         Alpaydin, Kaynak: Optical Recognition of Handwritten Digits, 1998. Fisher: Iris, 1936.
         Aeberhard, Forina: Wine, 1992. Wolberg et al.: Breast Cancer Wisconsin (Diagnostic), 1993.

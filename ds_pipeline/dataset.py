@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from ds_pipeline.augment import Augment, Mix
 from ds_pipeline.source import InMemorySource, Source, channel_statistics
-from ds_pipeline.splits import default_class_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +70,6 @@ class Dataset:
 
         Returns:
             float32 [b, ..., c].
-
-        Example:
-            >>> images, labels = np.full((4, 8, 8, 1), 3, np.uint8), np.zeros(4, int)
-            >>> data = from_arrays("three", (images, labels), (images, labels))
-            >>> float(data.normalize(images).max())
-            0.0
         """
         values = jnp.asarray(inputs).astype(jnp.float32)
         if self.standardized:
@@ -100,18 +93,12 @@ def from_arrays(
             to predict.
         evaluation: the same of the examples to evaluate on.
         augment: changes training batches; None: nothing does.
-
-    Example:
-        >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 0])
-        >>> from_arrays("mine", (images, labels), (images, labels)).num_classes
-        3
     """
     source, held_out = InMemorySource(*train), InMemorySource(*evaluation)
     class_names: tuple[str, ...] = ()
     if source.labels().dtype == np.int32:
-        class_names = default_class_names(
-            int(max(source.labels().max(), held_out.labels().max())) + 1
-        )
+        highest = max(source.labels().max(), held_out.labels().max())
+        class_names = tuple(map(str, range(highest + 1)))
     mean, std = channel_statistics(source)
     return Dataset(
         name=name,

@@ -8,11 +8,10 @@ import functools
 import warnings
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import PIL
 import PIL.Image
 import simplejpeg  # type: ignore[import-untyped]
@@ -20,7 +19,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from ds_pipeline.augment import Augment, random_bits
 from ds_pipeline.augment.random import uniform
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.source import Batch, EncodedImage, Indices, Source, View
+from ds_pipeline.source import Batch, EncodedImage, Indices, View
 
 _INCEPTION_TAG = 0x494E
 _ATTEMPTS = 10
@@ -55,7 +54,7 @@ class Window(NamedTuple):
     width: int
 
 
-def decode_image(encoded: EncodedImage) -> npt.NDArray[np.uint8]:
+def decode_image(encoded: EncodedImage) -> np.ndarray:
     """Decode a JPEG or PNG to pixels, uint8 [h, w, 3].
 
     - Grayscale: the same value in all three channels.
@@ -73,12 +72,6 @@ def decode_image(encoded: EncodedImage) -> npt.NDArray[np.uint8]:
 
     Raises:
         DataError: not a JPEG or PNG, empty, truncated or too damaged.
-
-    Example:
-        >>> file = BytesIO()
-        >>> PIL.Image.new("L", (3, 2), 7).save(file, "PNG")
-        >>> decode_image(EncodedImage(file.getvalue(), "seven.png"))[0, 0].tolist()
-        [7, 7, 7]
     """
     return _decode(encoded, 1)[0]
 
@@ -88,12 +81,6 @@ def image_size(encoded: EncodedImage) -> tuple[int, int]:
 
     Raises:
         DataError: the header cannot be read, or the image is too large.
-
-    Example:
-        >>> file = BytesIO()
-        >>> PIL.Image.new("L", (3, 2)).save(file, "PNG")
-        >>> image_size(EncodedImage(file.getvalue(), "a.png"))
-        (2, 3)
     """
     header = _jpeg_header(encoded)
     if header is None:
@@ -110,7 +97,7 @@ def image_size(encoded: EncodedImage) -> tuple[int, int]:
     return header
 
 
-def decode_window(encoded: EncodedImage, window: Window, size: int) -> npt.NDArray[np.uint8]:
+def decode_window(encoded: EncodedImage, window: Window, size: int) -> np.ndarray:
     """Decode a window of an image, resized to size x size.
 
     Args:
@@ -131,7 +118,7 @@ def decode_window(encoded: EncodedImage, window: Window, size: int) -> npt.NDArr
     return resize(pixels[window.top // factor : bottom, window.left // factor : right], size)
 
 
-def resize(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resize an image to size x size, without aliasing.
 
     Enlarged by bicubic interpolation. Shrunk by a factor s from 1 to 2, it is smoothed by
@@ -145,21 +132,17 @@ def resize(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
     Returns:
         uint8 [size, size, 3].
-
-    Example:
-        >>> resize(np.full((5, 9, 3), 4, np.uint8), 3)[:, :, 0].tolist()
-        [[4, 4, 4], [4, 4, 4], [4, 4, 4]]
     """
     height, width = image.shape[:2]
     rows, columns = max(1, height // size), max(1, width // size)
     if max(rows, columns) > 1:
         smaller = (width // columns, height // rows)
-        image = _as_uint8(cv2.resize(image, smaller, interpolation=cv2.INTER_AREA))
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
         height, width = image.shape[:2]
     if max(height, width) > size:
         across, down = _smoothing(width / size), _smoothing(height / size)
-        image = _as_uint8(cv2.sepFilter2D(image, -1, across, down))
-    return _as_uint8(cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC))
+        image = cv2.sepFilter2D(image, -1, across, down)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def inception_crop(size: int) -> Augment:
@@ -193,24 +176,11 @@ def center_crop(size: int, fraction: float | None = None) -> Callable[[Batch], B
         A function of batches whose "input" is a list of `EncodedImage`; it gives
         uint8 [b, size, size, 3].
     """
-    return functools.partial(_center, size, _fraction(size) if fraction is None else fraction)
+    return functools.partial(_center, size, fraction or _fraction(size))
 
 
 class DecodedSource(View):
-    """A source of encoded images whose batches are decoded.
-
-    Args:
-        source: batches with a list of `EncodedImage`.
-        decode: such as `center_crop` gives.
-    """
-
-    def __init__(self, source: Source, decode: Callable[[Batch], Batch]) -> None:
-        super().__init__(source)
-        self.decode = decode
-
-    def batch(self, indices: Indices) -> Batch:
-        """Return the examples at these indices, decoded."""
-        return self.decode(self.source.batch(indices))
+    """A source of encoded images whose batches are decoded, such as by `center_crop`."""
 
 
 def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> list[Window]:
@@ -237,12 +207,7 @@ def inception_windows(heights: Indices, widths: Indices, bits: np.ndarray) -> li
 
 
 def center_window(height: int, width: int, fraction: float) -> Window:
-    """Return the centered square whose side is `fraction` of the shorter side.
-
-    Example:
-        >>> center_window(256, 300, 0.875)
-        Window(top=16, left=38, height=224, width=224)
-    """
+    """Return the centered square whose side is `fraction` of the shorter side."""
     side = max(1, round(fraction * min(height, width)))
     return Window((height - side) // 2, (width - side) // 2, side, side)
 
@@ -300,7 +265,7 @@ def _jpeg_header(encoded: EncodedImage) -> tuple[int, int] | None:
     return (height, width) if colors in ("Gray", "YCbCr", "RGB") else None
 
 
-def _decode(encoded: EncodedImage, factor: int) -> tuple[npt.NDArray[np.uint8], int]:
+def _decode(encoded: EncodedImage, factor: int) -> tuple[np.ndarray, int]:
     """Return (pixels, their reduction): `factor`, or 1 where the format does not allow it."""
     height, width = image_size(encoded)
     if _jpeg_header(encoded) is not None:
@@ -311,10 +276,10 @@ def _decode(encoded: EncodedImage, factor: int) -> tuple[npt.NDArray[np.uint8], 
         except ValueError:
             pass  # Pillow tells harmless damage from a truncated file.
         else:
-            return _as_uint8(pixels), factor
+            return pixels, factor
     try:
         with load_image(encoded.data) as image:
-            return _as_uint8(_as_rgb(image)), 1
+            return _as_rgb(image), 1
     except ImageError as error:
         raise _undecodable(encoded, error) from error
 
@@ -351,10 +316,6 @@ def without_metadata(data: bytes) -> bytes:
     """Return a PNG without the chunks that do not change its pixels; other data as they are.
 
     Decoders unpack color profiles and texts, and refuse an image whose are large or damaged.
-
-    Example:
-        >>> without_metadata(b"no PNG")
-        b'no PNG'
     """
     if not data.startswith(_PNG_START):
         return data
@@ -380,10 +341,3 @@ def _undecodable(encoded: EncodedImage, error: ImageError) -> DataError:
     return DataError(
         f"{encoded.where}: the image cannot be decoded ({error}); replace or remove it"
     )
-
-
-def _as_uint8(pixels: Any) -> npt.NDArray[np.uint8]:
-    """Return the array with the type that the libraries' own annotations leave open."""
-    assert pixels.dtype == np.uint8
-    result: npt.NDArray[np.uint8] = pixels
-    return result

@@ -12,12 +12,6 @@ class DataError(ValueError):
     """Something is wrong with the data or with what was asked of them; the message is one line.
 
     Names of files and classes may hold line breaks and a terminal's commands: it has them escaped.
-
-    Example:
-        >>> raise DataError("unknown data set 'minst'")
-        Traceback (most recent call last):
-        ...
-        ds_pipeline.errors.DataError: unknown data set 'minst'
     """
 
     def __init__(self, message: str) -> None:
@@ -25,12 +19,7 @@ class DataError(ValueError):
 
 
 def escaped(text: str) -> str:
-    r"""Return a text as one printable line: names in data may hold anything, in any encoding.
-
-    Example:
-        >>> escaped("two\nlines")
-        'two\\nlines'
-    """
+    r"""Return a text as one printable line: names in data may hold anything, in any encoding."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

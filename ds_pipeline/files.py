@@ -28,19 +28,10 @@ _NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
 def opened(file: Path, meaning: str) -> Iterator[IO[bytes]]:
     """Open a regular file to read; a pipe or a device could give bytes for ever, or none.
 
-    Args:
-        file: to open.
-        meaning: what dataset.data_dir must name, for messages.
+    `meaning` is what dataset.data_dir must name, for messages.
 
     Raises:
         DataError: it is missing, no regular file or cannot be read, then or in the block.
-
-    Example:
-        >>> with opened(Path("no.csv"), "the CSV file"):
-        ...     pass
-        Traceback (most recent call last):
-        ...
-        ds_pipeline.errors.DataError: no.csv does not exist; set dataset.data_dir to the CSV file
     """
     advice = f"set dataset.data_dir to {meaning}"
     try:
@@ -58,10 +49,6 @@ def opened(file: Path, meaning: str) -> Iterator[IO[bytes]]:
 
 def text_lines(file: Path, meaning: str) -> Iterator[str]:
     r"""Yield the lines of a text in UTF-8 with their ends: \\n, \\r\\n or \\r.
-
-    Args:
-        file: to read.
-        meaning: what dataset.data_dir must name, for messages.
 
     Raises:
         DataError: as `opened`; it is no text.
@@ -90,10 +77,6 @@ def number(text: str) -> float:
 
     Raises:
         ValueError: it is none.
-
-    Example:
-        >>> number(" -1.5e3 ")
-        -1500.0
     """
     if _NO_NUMBER.search(text):
         raise ValueError(f"no number: {text}")

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,9 +14,8 @@ from ds_pipeline.dataset import Dataset
 from ds_pipeline.errors import DataError, escaped
 from ds_pipeline.image_folder import ImageFolder
 from ds_pipeline.label_noise import RelabeledSource
-from ds_pipeline.source import InMemorySource, Source, SubsetSource, View
+from ds_pipeline.source import Batch, InMemorySource, Source, SubsetSource, View
 from ds_pipeline.splits import Splits, listing
-from ds_pipeline.table import ColumnSource
 from ds_pipeline.tfds_source import TfdsSplit
 
 # Larger inputs are not hashed: a start would wait for it.
@@ -41,13 +41,6 @@ def identity(dataset: Dataset) -> dict[str, Any]:
     Its digest is of the labels and, in memory and up to 256 MiB, the inputs as they were read; of
     an image folder's file names; of the names and lengths of a large TFDS set's files. It does not
     depend on where the data lie, nor on augmentation and label noise.
-
-    Example:
-        >>> from ds_pipeline.dataset import from_arrays
-        >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1])
-        >>> found = identity(from_arrays("four", (images, labels), (images, labels)))
-        >>> found["train_examples"], found["classes"], found["dtype"]
-        (4, ['0', '1'], 'uint8')
     """
     digest = hashlib.sha256()
     done: list[Source] = []
@@ -138,7 +131,7 @@ def matched(known: Mapping[str, Any], splits: Splits) -> Splits:
         extra = sorted(set(splits.columns) - set(columns), key=place_of.__getitem__)
         if extra:
             warnings += (f"columns that the run was not trained on are left out: {listing(extra)}",)
-        splits = _mapped(splits, lambda source: ColumnSource(source, order))
+        splits = _mapped(splits, lambda source: View(source, partial(_columns, order)))
         splits = replace(splits, shape=(len(columns),), columns=columns)
     return replace(splits, class_names=classes, warnings=warnings)
 
@@ -170,13 +163,7 @@ def known_statistics(known: Mapping[str, Any], channels: int) -> tuple[np.ndarra
 
 
 def innermost(source: Source) -> Source:
-    """Return the source as it was read, without what changes its batches.
-
-    Example:
-        >>> source = InMemorySource(np.zeros((2, 3)), [0, 1])
-        >>> innermost(SubsetSource(source, np.array([1]))) is source
-        True
-    """
+    """Return the source as it was read, without what changes its batches."""
     while isinstance(source, View):
         source = source.source
     return source
@@ -204,6 +191,10 @@ def _hash(digest: Any, source: Source, done: list[Source]) -> None:
     for array in arrays:
         digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
+
+
+def _columns(order: list[int], batch: Batch) -> Batch:
+    return {**batch, "input": batch["input"][:, order]}
 
 
 def _mapped(splits: Splits, change: Callable[[Source], Source]) -> Splits:

@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +56,7 @@ class FolderIndex:
         return os.fsdecode(self.names[start : self.ends[index]].tobytes())
 
 
+@dataclass(frozen=True, eq=False)
 class ImageFolder:
     """Encoded images in class folders.
 
@@ -66,10 +66,9 @@ class ImageFolder:
         index: its files.
     """
 
-    def __init__(self, folder: Path, class_folders: tuple[str, ...], index: FolderIndex) -> None:
-        self.folder = folder
-        self.class_folders = class_folders
-        self.index = index
+    folder: Path
+    class_folders: tuple[str, ...]
+    index: FolderIndex
 
     def __len__(self) -> int:
         return len(self.index.labels)
@@ -125,12 +124,12 @@ def load_image_folder(folder: Path, use_test_set: bool, cache_dir: Path | None =
         raise DataError(
             f"{empty} holds no image ({', '.join(SUFFIXES)}); add some, or remove the folder"
         )
-    warnings = _ignored(train)
+    warnings = _warnings(train, class_names)
     evaluation, name = None, "validation"
     if use_test_set:
         evaluation_folder, name, folders = _evaluation_folder(folder)
         evaluation = _open_split(evaluation_folder, class_names, folders, cache_dir)
-        warnings += _ignored(evaluation) + _absent(evaluation, class_names)
+        warnings += _warnings(evaluation, class_names)
     return Splits(
         train=train,
         evaluation=evaluation,
@@ -228,24 +227,27 @@ def make_index(folder: Path, class_folders: tuple[str, ...]) -> FolderIndex:
     Raises:
         DataError: a folder cannot be read.
     """
-    buffer = bytearray()
+    images, others = _scan(folder)
+    others += [(True, os.path.join(folder, name)) for name in images]
+    others = [each for each in others if os.path.basename(each[1]) not in class_folders]
+    count, first = len(others), sorted(others)[:1]
+    names: list[bytes] = []
     ends: list[np.ndarray] = []
-    counts = []
-    others = _other_entries(folder, class_folders)
-    count, first = len(others), others[:1]
+    counts: list[int] = []
+    end = 0
     for class_folder in class_folders:
         images, others = _scan(folder / class_folder)
         count, first = count + len(others), sorted(first + others[:1])[:1]
         encoded = [os.fsencode(name) for name in images]
-        sizes = np.array([len(name) for name in encoded], np.int64)
-        ends.append(len(buffer) + np.cumsum(sizes))
+        ends.append(end + np.cumsum([len(name) for name in encoded], dtype=np.int64))
+        names.append(b"".join(encoded))
+        end += len(names[-1])
         counts.append(len(images))
-        buffer += b"".join(encoded)
     example = "".join(
         path + (", a link that leads nowhere" if not ok else "") for ok, path in first
     )
     return FolderIndex(
-        names=np.frombuffer(bytes(buffer), np.uint8),
+        names=np.frombuffer(b"".join(names), np.uint8),
         ends=np.concatenate(ends),
         labels=np.repeat(np.arange(len(class_folders), dtype=np.int32), counts),
         ignored=count,
@@ -277,13 +279,6 @@ def _scan(folder: Path) -> tuple[list[str], list[tuple[bool, str]]]:
     return sorted(images), sorted(others)
 
 
-def _other_entries(folder: Path, class_folders: tuple[str, ...]) -> list[tuple[bool, str]]:
-    """List files beside the class folders."""
-    images, others = _scan(folder)
-    others += [(True, os.path.join(folder, name)) for name in images]
-    return sorted(each for each in others if os.path.basename(each[1]) not in class_folders)
-
-
 def read_index(file: Path, key: str, class_count: int) -> FolderIndex | None:
     """Read an index that was written with this key; None: there is none, or it is damaged.
 
@@ -294,33 +289,26 @@ def read_index(file: Path, key: str, class_count: int) -> FolderIndex | None:
     """
     try:
         # Opened here: numpy leaves open what it finds damaged.
-        with (
-            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream,
-            np.load(_checked(stream), allow_pickle=False) as stored,
-        ):
-            # Stored as they are, the arrays are no larger than the file.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in stored.zip.infolist()):
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
                 return None
-            if stored["key"].tobytes() != key.encode():
-                return None
-            index = FolderIndex(
-                names=stored["names"],
-                ends=stored["ends"],
-                labels=stored["labels"],
-                ignored=int(stored["ignored"]),
-                example=os.fsdecode(stored["example"].tobytes()),
-            )
+            with np.load(stream, allow_pickle=False) as stored:
+                # Stored as they are, the arrays are no larger than the file.
+                if any(each.compress_type != zipfile.ZIP_STORED for each in stored.zip.infolist()):
+                    return None
+                if stored["key"].tobytes() != key.encode():
+                    return None
+                index = FolderIndex(
+                    names=stored["names"],
+                    ends=stored["ends"],
+                    labels=stored["labels"],
+                    ignored=int(stored["ignored"]),
+                    example=os.fsdecode(stored["example"].tobytes()),
+                )
     except (OSError, *NPZ_ERRORS):
         return None
     return index if _is_intact(index, class_count) else None
-
-
-def _checked(stream: IO[bytes]) -> IO[bytes]:
-    """Raise ValueError unless it is a regular file of a size that an index may have."""
-    status = os.fstat(stream.fileno())
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
-        raise ValueError("no index")
-    return stream
 
 
 def _is_intact(index: FolderIndex, class_count: int) -> bool:
@@ -361,21 +349,18 @@ def write_index(file: Path, key: str, index: FolderIndex) -> None:
             os.unlink(temporary)
 
 
-def _ignored(split: ImageFolder) -> list[str]:
-    if not split.index.ignored:
-        return []
-    return [
-        f"{split.folder}: entries ignored as they are no images ({', '.join(SUFFIXES)}): "
-        f"{split.index.ignored}, such as {split.index.example}"
-    ]
-
-
-def _absent(split: ImageFolder, class_names: tuple[str, ...]) -> list[str]:
+def _warnings(split: ImageFolder, class_names: tuple[str, ...]) -> list[str]:
+    warnings = []
+    if split.index.ignored:
+        warnings.append(
+            f"{split.folder}: entries ignored as they are no images ({', '.join(SUFFIXES)}): "
+            f"{split.index.ignored}, such as {split.index.example}"
+        )
     counts = np.bincount(split.index.labels, minlength=len(class_names))
     absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
-    if not absent:
-        return []
-    return [
-        f"{split.folder} has no images of {len(absent)} of {len(class_names)} classes: "
-        f"{listing(absent)}"
-    ]
+    if absent:
+        warnings.append(
+            f"{split.folder} has no images of {len(absent)} of {len(class_names)} classes: "
+            f"{listing(absent)}"
+        )
+    return warnings

@@ -14,12 +14,6 @@ class RelabeledSource(View):
     Args:
         source: where the inputs are.
         labels: [n], one for each of its examples.
-
-    Example:
-        >>> from ds_pipeline.source import InMemorySource
-        >>> source = InMemorySource(np.zeros((2, 3), np.float32), [0, 1])
-        >>> RelabeledSource(source, np.array([1, 1])).batch(np.array([0]))["label"]
-        array([1])
     """
 
     def __init__(self, source: Source, labels: np.ndarray) -> None:
@@ -48,12 +42,6 @@ def with_label_noise(source: Source, share: float, num_classes: int, seed: int) 
 
     Raises:
         DataError: there is no other class, as in a regression.
-
-    Example:
-        >>> from ds_pipeline.source import InMemorySource
-        >>> source = InMemorySource(np.zeros((10, 3), np.float32), [0] * 10)
-        >>> int((with_label_noise(source, 0.3, 5, seed=0).labels() > 0).sum())
-        3
 
     References:
         Foret et al.: Sharpness-Aware Minimization for Efficiently Improving Generalization,

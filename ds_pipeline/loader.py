@@ -76,10 +76,6 @@ def default_workers(encoded: bool) -> int:
 
     Args:
         encoded: images are decoded when they are read.
-
-    Example:
-        >>> default_workers(encoded=False)
-        0
     """
     cores = usable_cores()
     return cores - 2 if encoded and cores > _MOST_THREADS else 0

@@ -29,10 +29,6 @@ def epoch_order(count: int, seed: int, epoch: int) -> Indices:
         count: examples.
         seed: at least 0.
         epoch: at least 0.
-
-    Example:
-        >>> sorted(epoch_order(4, seed=0, epoch=0).tolist())
-        [0, 1, 2, 3]
     """
     order = np.random.default_rng((seed, epoch, _ORDER_TAG)).permutation(count)
     order.setflags(write=False)
@@ -44,10 +40,6 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> Ind
 
     Raises:
         DataError: the batch does not divide among the processes, or a number is out of range.
-
-    Example:
-        >>> process_rows(6, process_index=1, process_count=3).tolist()
-        [2, 3]
     """
     for name, value in (("batch_size", batch_size), ("process_count", process_count)):
         if value < 1:
@@ -78,11 +70,6 @@ def batch_indices(
 
     Returns:
         [(last - first) * r], step by step.
-
-    Example:
-        >>> both = batch_indices(5, 2, seed=0, first=2, last=4, rows=np.arange(2))
-        >>> both.tolist() == epoch_order(5, seed=0, epoch=1)[:4].tolist()
-        True
     """
     epoch, step = divmod(first, count // batch_size)
     starts = np.arange(step, step + last - first)[:, None] * batch_size
@@ -94,11 +81,6 @@ class Blocks:
     """Steps start to stop - 1 in blocks (first, last) of `size` steps at most.
 
     The borders are at multiples of `size` from an epoch's beginning, and at its end.
-
-    Example:
-        >>> blocks = Blocks(start=1, stop=7, steps_per_epoch=5, size=2)
-        >>> [blocks[i] for i in range(len(blocks))]
-        [(1, 2), (2, 4), (4, 5), (5, 7)]
     """
 
     start: int
@@ -131,10 +113,6 @@ def block_steps(shape: tuple[int, ...], rows: int) -> int:
 
     Small examples are made in blocks of several batches, since NumPy's and grain's cost a call
     would otherwise be larger than that of the work.
-
-    Example:
-        >>> block_steps((32, 32, 3), rows=64), block_steps((224, 224, 3), rows=64)
-        (16, 1)
     """
     examples = min(_BLOCK_EXAMPLES, _BLOCK_VALUES // max(1, int(np.prod(shape))))
     return max(1, examples // rows)

@@ -1,6 +1,6 @@
 """Random access to examples, whatever they are stored in."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -90,21 +90,24 @@ class InMemorySource:
 
 
 class View:
-    """Another source's examples, which a subclass changes in `batch`.
+    """Another source's examples, with batches that are changed by a function or by a subclass.
 
     Args:
         source: where the examples are.
+        change: takes a batch and returns a new one.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, change: Callable[[Batch], Batch] | None = None) -> None:
         self.source = source
+        self.change = change
 
     def __len__(self) -> int:
         return len(self.source)
 
     def batch(self, indices: Indices) -> Batch:
-        """Return the examples at these indices."""
-        return self.source.batch(indices)
+        """Return the examples at these indices, changed."""
+        batch = self.source.batch(indices)
+        return batch if self.change is None else self.change(batch)
 
     def labels(self) -> np.ndarray:
         """Return all labels in order, [n]."""
@@ -170,11 +173,6 @@ def stratified_split(
 
     Raises:
         DataError: a set would be empty.
-
-    Example:
-        >>> first, second = stratified_split(np.array([0, 1] * 10), 0.2, seed=0)
-        >>> len(first), np.array([0, 1] * 10)[second].tolist().count(0)
-        (16, 2)
     """
     total = len(labels)
     count = round(total * fraction)
@@ -197,14 +195,6 @@ def stratified_draw(labels: np.ndarray, count: int, seed: tuple[int, ...]) -> np
         labels: [n], integers, or floats.
         count: 1 to n.
         seed: of the shuffle, whole numbers of at least 0.
-
-    Returns:
-        [count], by label.
-
-    Example:
-        >>> labels = np.array([0, 1, 1, 1] * 5)
-        >>> labels[stratified_draw(labels, 4, seed=(0,))].tolist()
-        [0, 1, 1, 1]
     """
     if np.issubdtype(labels.dtype, np.floating):
         labels = np.zeros(len(labels), np.int32)
@@ -225,32 +215,24 @@ def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         (mean, std), float64 [c] each, in the units of the raw values.
-
-    Example:
-        >>> mean, std = channel_statistics(InMemorySource(np.array([[1, 3], [3, 3]]), [0, 1]))
-        >>> mean.tolist(), std.tolist()
-        ([2.0, 3.0], [1.0, 3.4028234663852886e+38])
     """
     # The first chunk's mean as the origin: no cancellation where the mean is far from 0.
     origin: np.ndarray | None = None
     count, total, squares = 0, np.zeros(1), np.zeros(1)
-    dtype = np.dtype(np.float64)
     for batch in chunks(source):
-        values = batch["input"].reshape(-1, batch["input"].shape[-1])
-        dtype = values.dtype
-        values = values.astype(np.float64)
+        raw = batch["input"].reshape(-1, batch["input"].shape[-1])
+        values = raw.astype(np.float64)
         if origin is None:
-            origin = values.mean(axis=0, keepdims=True)
-            total, squares = np.zeros(values.shape[-1]), np.zeros(values.shape[-1])
+            origin = values.mean(axis=0)
         values -= origin
         count += len(values)
-        total += values.sum(axis=0)
-        squares += np.square(values).sum(axis=0)
+        total = total + values.sum(axis=0)
+        squares = squares + np.square(values).sum(axis=0)
     assert origin is not None  # a source has at least one example
     shift = total / count
-    mean = origin[0] + shift
+    mean = origin + shift
     std = np.sqrt(np.maximum(squares / count - np.square(shift), 0))
-    return mean, np.where(is_constant(mean, std, dtype), CONSTANT, std)
+    return mean, np.where(is_constant(mean, std, raw.dtype), CONSTANT, std)
 
 
 def is_constant(mean: np.ndarray, std: np.ndarray, dtype: np.dtype) -> npt.NDArray[np.bool_]:
@@ -273,11 +255,10 @@ def lossless(values: npt.NDArray[np.float64]) -> np.ndarray:
         >>> lossless(1.7e9 + np.arange(4000.0)[:, None]).dtype.name  # a twentieth of the deviation
         'float64'
     """
-    with np.errstate(over="ignore"):
-        small = values.astype(np.float32)
-    rows = values.reshape(-1, values.shape[-1])
-    mean, std = rows.mean(axis=0), rows.std(axis=0)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite where float32 is too small
+        small = values.astype(np.float32)
+        rows = values.reshape(-1, values.shape[-1])
+        mean, std = rows.mean(axis=0), rows.std(axis=0)
         lost = np.abs(small.reshape(rows.shape) - rows).max(axis=0)
         lost += np.abs(mean.astype(np.float32) - mean)
     fits = np.isfinite(lost) & ((lost <= 1e-5 * std) | is_constant(mean, std, rows.dtype))

@@ -73,10 +73,6 @@ def encode_classes(
     Raises:
         DataError: all values are numbers, and some have a fraction; a value occurs in the test
             examples alone.
-
-    Example:
-        >>> encode_classes("a.csv", ["10", "9", "10"])[::2]
-        (array([1, 0, 1], dtype=int32), ('9', '10'))
     """
     name_of = {text: normalized(text) for text in {*train, *test}}
     train, test = ([name_of[text] for text in texts] for texts in (train, test))
@@ -126,19 +122,16 @@ def normalized(name: str) -> str:
 
 
 def check_splits(name: str, splits: Splits) -> list[str]:
-    """Check what every data set must be, and return warnings, a line each.
+    """Check the classes, which every reader reads its own way; return warnings, a line each.
 
     Args:
         name: of the data set, for messages.
         splits: as a reader returned them.
 
     Raises:
-        DataError: a split has no examples; there are fewer than two classes, two of one name, or
-            one whose name is empty, very long or not `normalized`.
+        DataError: there are fewer than two classes, two of one name, or one whose name is empty,
+            very long or not `normalized`.
     """
-    for split, source in (("training", splits.train), (splits.evaluation_name, splits.evaluation)):
-        if source is not None and not len(source):
-            raise DataError(f"{name}: the {split} split has no examples")
     if not splits.class_names:
         targets = splits.train.labels()
         if (targets == targets[0]).all():
@@ -166,18 +159,11 @@ def constant_columns(mean: np.ndarray, std: np.ndarray, columns: Sequence[str]) 
         mean: [c], from `channel_statistics` of the training split.
         std: [c], likewise.
         columns: their names; (): they have none, and are counted from 1.
-
-    Example:
-        >>> constant_columns(np.array([0.5, 7]), np.array([1, CONSTANT]), ("age", "day"))
-        ['constant in all training examples, so standardized to 0: column day (7)']
     """
     names = columns or [str(i + 1) for i in range(len(mean))]
-    found = [
-        f"column {names[i]} ({mean[i]:.17g})" for i in np.flatnonzero(std == CONSTANT).tolist()
-    ]
-    if not found:
-        return []
-    return [f"constant in all training examples, so standardized to 0: {listing(found)}"]
+    constant = np.flatnonzero(std == CONSTANT).tolist()
+    found = listing([f"column {names[i]} ({mean[i]:.17g})" for i in constant])
+    return [f"constant in all training examples, so standardized to 0: {found}"] * bool(constant)
 
 
 def duplicate(names: Sequence[str]) -> str | None:
@@ -227,12 +213,12 @@ def split_off_test(
 
     Args:
         where: the data set or file, for messages.
-        inputs: [n, ...], uint8, float32 or float64.
-        labels: [n], int32 or float32.
+        inputs: [n, ...], as for `InMemorySource`.
+        labels: [n], likewise.
         fraction: share of the test split, dataset.test_fraction.
         seed: of the shuffle, at least 0.
-        class_names: one a class; empty: a regression.
-        columns: as in `Splits`.
+        class_names: as in `Splits`.
+        columns: likewise.
         warnings: likewise.
 
     Raises:
@@ -261,11 +247,6 @@ def split_off_test(
         columns=columns,
         warnings=warnings,
     )
-
-
-def default_class_names(count: int) -> tuple[str, ...]:
-    """Return '0', '1', ...: names of classes that have none."""
-    return tuple(str(i) for i in range(count))
 
 
 def listing(names: Sequence[str], limit: int = 10) -> str:

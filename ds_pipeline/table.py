@@ -1,37 +1,17 @@
-"""Sources that change the columns of another's inputs."""
+"""Inputs that float32 does not hold."""
+
+import functools
 
 import numpy as np
 
 from ds_pipeline.errors import DataError
-from ds_pipeline.source import Batch, Indices, Source, View
-
-
-class ColumnSource(View):
-    """Some of the columns of a table, in another order.
-
-    Args:
-        source: examples with "input" [b, d].
-        columns: indices of the columns.
-
-    Example:
-        >>> from ds_pipeline.source import InMemorySource
-        >>> source = ColumnSource(InMemorySource(np.array([[1.0, 2, 3]]), [0]), [2, 0])
-        >>> source.batch(np.array([0]))["input"].tolist()
-        [[3.0, 1.0]]
-    """
-
-    def __init__(self, source: Source, columns: list[int]) -> None:
-        super().__init__(source)
-        self.columns = columns
-
-    def batch(self, indices: Indices) -> Batch:
-        """Return the examples at these indices, with these columns."""
-        batch = self.source.batch(indices)
-        return {**batch, "input": batch["input"][:, self.columns]}
+from ds_pipeline.source import Batch, Source, View
 
 
 class StandardizedSource(View):
     """Examples whose inputs are (x - mean) / std, computed in float64 and given as float32.
+
+    A batch with a result that is too large for float32 is a DataError.
 
     Args:
         source: examples with "input" [b, ..., c], which float32 does not hold.
@@ -46,23 +26,16 @@ class StandardizedSource(View):
     """
 
     def __init__(self, source: Source, mean: np.ndarray, std: np.ndarray) -> None:
-        super().__init__(source)
-        self.mean = mean
-        self.std = std
+        super().__init__(source, functools.partial(_standardized, mean, std))
 
-    def batch(self, indices: Indices) -> Batch:
-        """Return the examples at these indices, standardized.
 
-        Raises:
-            DataError: a result is too large for float32.
-        """
-        batch = self.source.batch(indices)
-        with np.errstate(over="ignore"):  # it is said below
-            inputs = ((batch["input"] - self.mean) / self.std).astype(np.float32)
-        if not np.isfinite(inputs).all():
-            column = int(np.argwhere(~np.isfinite(inputs))[0][-1])
-            raise DataError(
-                f"a value of column {column + 1} is too large for float32 once the mean "
-                f"{self.mean[column]:g} is subtracted and it is divided by {self.std[column]:g}"
-            )
-        return {**batch, "input": inputs}
+def _standardized(mean: np.ndarray, std: np.ndarray, batch: Batch) -> Batch:
+    with np.errstate(over="ignore"):  # it is said below
+        inputs = ((batch["input"] - mean) / std).astype(np.float32)
+    if not np.isfinite(inputs).all():
+        column = int(np.argwhere(~np.isfinite(inputs))[0][-1])
+        raise DataError(
+            f"a value of column {column + 1} is too large for float32 once the mean "
+            f"{mean[column]:g} is subtracted and it is divided by {std[column]:g}"
+        )
+    return {**batch, "input": inputs}

@@ -18,7 +18,6 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,42 +103,15 @@ _STATISTICS: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] 
 }
 
 
-@dataclass(frozen=True)
-class SetName:
-    """A parsed TFDS name: `name`, `name/config`, `name:version`, `name/config:version`."""
-
-    name: str
-    config: str | None = None
-    version: str | None = None
-
-    @property
-    def full(self) -> str:
-        """Return the name as TFDS and `recipe/prepare_data.sh` take it."""
-        config = f"/{self.config}" if self.config else ""
-        version = f":{self.version}" if self.version else ""
-        return f"{self.name}{config}{version}"
-
-
-def parse_name(text: str) -> SetName:
-    """Split a TFDS name into name, config and version.
-
-    Args:
-        text: such as `cifar10`, `emnist/letters`, `mnist:3.0.1` or `mnist:3.*.*`.
-
-    Raises:
-        DataError: it has another form.
-
-    Example:
-        >>> parse_name("emnist/letters:3.1.0")
-        SetName(name='emnist', config='letters', version='3.1.0')
-    """
+def parse_name(text: str) -> tuple[str, str | None, str | None]:
+    """Split a TFDS name, such as `emnist/letters:3.*.*`, into name, config and version."""
     match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::([\w.*]+))?", text)
     if match is None:
         raise DataError(
             f"'{text}' is no data set name; allowed: {', '.join(OTHER_NAMES)}, or NAME, "
             "NAME/CONFIG, NAME:VERSION of a TFDS set"
         )
-    return SetName(*match.groups())
+    return match[1], match[2], match[3]
 
 
 def prepared_names(data_dir: Path) -> tuple[str, ...]:
@@ -151,20 +123,21 @@ def prepared_names(data_dir: Path) -> tuple[str, ...]:
     )
 
 
-def find_directory(data_dir: Path, name: SetName) -> Path:
+def find_directory(data_dir: Path, text: str) -> Path:
     """Find the folder of a prepared set; of several versions, the newest that matches.
 
     Args:
         data_dir: where TFDS sets lie.
-        name: what to look for.
+        text: name of the set, as `parse_name` takes it.
 
     Raises:
         DataError: unknown name; a folder that is none or cannot be read; the set not prepared
             there, not in that version, or in several configs without one being named.
     """
-    root = data_dir / name.name
+    name, config, version = parse_name(text)
+    root = data_dir / name
     if not os.path.isdir(root):
-        _check_known(data_dir, name)
+        _check_known(data_dir, text, name)
     for folder in (data_dir, root) if os.path.isdir(root) else (data_dir,):
         try:
             os.scandir(folder).close()
@@ -174,40 +147,40 @@ def find_directory(data_dir: Path, name: SetName) -> Path:
                 "to the folder that holds the prepared TFDS sets (recipe/prepare_data.sh prepares "
                 "one)"
             ) from None
-    versions = _versions(root / name.config if name.config else root)
+    versions = _versions(root / (config or ""))
     configs = [folder.name for folder in _folders(root) if _versions(folder)]
     if not versions and configs:
         raise DataError(
-            f"data set '{name.full}' is prepared in {data_dir} in the configs "
-            f"{', '.join(configs)}; name one, such as '{name.name}/{configs[0]}'"
+            f"data set '{text}' is prepared in {data_dir} in the configs "
+            f"{', '.join(configs)}; name one, such as '{name}/{configs[0]}'"
         )
     if not versions:
         raise DataError(
-            f"data set '{name.full}' is not prepared in {data_dir} (prepared there: "
-            f"{listing(prepared_names(data_dir))}); run: bash recipe/prepare_data.sh {name.full} "
+            f"data set '{text}' is not prepared in {data_dir} (prepared there: "
+            f"{listing(prepared_names(data_dir))}); run: bash recipe/prepare_data.sh {text} "
             f"{shlex.quote(str(data_dir))}"
         )
-    wanted = [v for v in versions if fnmatch.fnmatchcase(v, name.version or "*")]
+    wanted = [v for v in versions if fnmatch.fnmatchcase(v, version or "*")]
     if not wanted:
         raise DataError(
-            f"data set '{name.full}' has no such version in {data_dir}; "
+            f"data set '{text}' has no such version in {data_dir}; "
             f"prepared there: {', '.join(versions)}"
         )
-    return root / (name.config or "") / wanted[-1]
+    return root / (config or "") / wanted[-1]
 
 
-def _check_known(data_dir: Path, name: SetName) -> None:
+def _check_known(data_dir: Path, text: str, name: str) -> None:
     import tensorflow_datasets as tfds
 
     prepared = prepared_names(data_dir)
     # Community sets would be looked up over the network, with TensorFlow.
     ours = tfds.list_builders(with_community_datasets=False)
     known = (*OTHER_NAMES, *prepared, *ours)
-    if name.name not in known:
+    if name not in known:
         raise DataError(
-            f"unknown data set '{name.full}'; allowed: {', '.join(OTHER_NAMES)}, the sets prepared "
+            f"unknown data set '{text}'; allowed: {', '.join(OTHER_NAMES)}, the sets prepared "
             f"in {data_dir} ({listing(prepared)}) and the classification sets of "
-            f"TFDS{nearest(name.name, known)}"
+            f"TFDS{nearest(name, known)}"
         )
 
 
@@ -239,8 +212,7 @@ def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -
     Raises:
         DataError: unknown or not prepared, damaged, no such split, or not classification.
     """
-    name = parse_name(text)
-    directory = find_directory(data_dir, name)
+    directory = find_directory(data_dir, text)
     train = TfdsSplit(directory, train_split)
     evaluation = _evaluation_split(directory, train) if use_test_set else None
     if evaluation is not None and evaluation.shape != train.shape:
@@ -248,10 +220,10 @@ def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -
             f"{directory}: inputs of shape {train.shape} in split '{train_split}' and "
             f"{evaluation.shape} in split '{evaluation.split}'"
         )
-    mean, std = _published(name.name, train)
+    mean, std = _published(parse_name(text)[0], train)
     return Splits(
-        train=in_memory(train, name.full),
-        evaluation=None if evaluation is None else in_memory(evaluation, name.full),
+        train=in_memory(train, text),
+        evaluation=None if evaluation is None else in_memory(evaluation, text),
         evaluation_name="validation" if evaluation is None else evaluation.split,
         shape=train.shape,
         dtype=train.dtype,
@@ -401,7 +373,7 @@ class TfdsSplit:
     def labels(self) -> np.ndarray:
         """Return all labels in order, int32 [n]: one pass over the data, no image decoded."""
         if self._label_cache is None:
-            chunks = []
+            chunks = []  # a damaged description may count more examples than fit into memory
             with _bar(len(self), f"reading labels of {self.split}") as bar:
                 for start in range(0, len(self), _CHUNK_EXAMPLES):
                     indices = np.arange(start, min(start + _CHUNK_EXAMPLES, len(self)))
@@ -454,34 +426,35 @@ class TfdsSplit:
     def _input(self, example: dict[str, Any], index: int) -> np.ndarray:
         value = self._stored(example, index)
         image = np.asarray(value) if self._image is None else self._pixels(value, index)
-        if image.dtype != np.uint8:
-            image = image.astype(np.float32)
-            if not np.isfinite(image).all():
-                raise DataError(
-                    f"{self._where(index)}: the input holds values that are NaN or infinite"
-                )
+        if image.dtype == np.uint8:
+            return image
+        image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise DataError(
+                f"{self._where(index)}: the input holds values that are NaN or infinite"
+            )
         return image
 
     def _pixels(self, encoded: bytes, index: int) -> np.ndarray:
         """Decode an image: of bytes twice as fast as TFDS does, and grayscale images to color."""
-        where = self._where
         if self._image.np_dtype == np.uint8:
             try:
                 image = load_image(encoded)
             except ImageError as error:
-                raise DataError(f"{where(index)}: the image cannot be decoded ({error})") from error
-            pixels = np.asarray(
-                image if self._mode in (None, image.mode) else image.convert(self._mode)
-            )
+                raise self._undecodable(index, error) from error
+            if self._mode not in (None, image.mode):
+                image = image.convert(self._mode)
+            pixels = np.asarray(image)
             return pixels[:, :, None] if pixels.ndim == 2 else pixels
         # 16 bits a channel, or float32 stored as a PNG: OpenCV, once it is known as one.
-        image_size(EncodedImage(encoded, where(index)))
+        image_size(EncodedImage(encoded, self._where(index)))
         try:
             return np.asarray(self._image.decode_example_np(without_metadata(encoded)))
         except _RECORD_ERRORS as error:
-            raise DataError(
-                f"{where(index)}: the image cannot be decoded ({one_line(error)})"
-            ) from error
+            raise self._undecodable(index, error) from error
+
+    def _undecodable(self, index: int, error: Exception) -> DataError:
+        return DataError(f"{self._where(index)}: the image cannot be decoded ({one_line(error)})")
 
     def _where(self, index: int) -> str:
         """Return `FILE, example 3 (17 of split 'train')`, the first counted in the file."""
@@ -582,16 +555,14 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
 
     Args:
         split: what to read.
-        name: of the data set, for the progress bar, which appears after a second, on a terminal.
+        name: of the data set, for the progress bar.
 
     Raises:
         DataError: as `TfdsSplit.batch`.
     """
     total = len(split)
-    if split.shape is None:
-        return split
-    example_bytes = int(np.prod(split.shape)) * split.dtype.itemsize
-    if total * example_bytes > IN_MEMORY_BYTES:
+    example_bytes = max(1, int(np.prod(split.shape or ())) * split.dtype.itemsize)
+    if split.shape is None or total * example_bytes > IN_MEMORY_BYTES:
         return split
     step = max(1, min(_CHUNK_EXAMPLES, _CHUNK_BYTES // example_bytes))
     inputs = np.empty((total, *split.shape), split.dtype)
@@ -600,14 +571,13 @@ def in_memory(split: TfdsSplit, name: str) -> Source:
     def read(start: int) -> int:
         indices = np.arange(start, min(start + step, total))
         batch = split.batch(indices)
-        inputs[indices[0] : indices[-1] + 1] = batch["input"]
-        labels[indices[0] : indices[-1] + 1] = batch["label"]
+        inputs[start : start + step] = batch["input"]
+        labels[start : start + step] = batch["label"]
         return len(indices)
 
-    bar = _bar(total, f"reading {name} {split.split}")
     pool = ThreadPoolExecutor(max_workers=min(8, usable_cores()))
     try:
-        with bar:
+        with _bar(total, f"reading {name} {split.split}") as bar:
             for count in pool.map(read, range(0, total, step)):
                 bar.update(count)
     finally:
@@ -632,21 +602,17 @@ def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
     """Return the names of input and label; raise DataError where the set has no such pair."""
     import tensorflow_datasets as tfds
 
-    features = info.features
-    images: list[str] = []
-    vectors: list[str] = []
-    labels: list[str] = []
-    if isinstance(features, tfds.features.FeaturesDict):
-        for key, feature in features.items():
-            is_tensor = type(feature) is tfds.features.Tensor and feature.np_dtype.kind in "iuf"
-            if isinstance(feature, tfds.features.ClassLabel):
-                labels.append(key)
-            elif isinstance(feature, tfds.features.Image) or (
-                is_tensor and len(feature.shape) == 3
-            ):
-                images.append(key)
-            elif is_tensor and len(feature.shape) == 1:
-                vectors.append(key)
+    Image, Tensor = tfds.features.Image, tfds.features.Tensor
+    features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    # By the class itself: a label is a kind of Tensor, too.
+    rank_of = {
+        key: len(feature.shape)
+        for key, feature in features.items()
+        if type(feature) is Tensor and feature.np_dtype.kind in "iuf"
+    }
+    images = [k for k, f in features.items() if isinstance(f, Image) or rank_of.get(k) == 3]
+    vectors = [key for key, rank in rank_of.items() if rank == 1]
+    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     supervised = info.supervised_keys
     if isinstance(supervised, tuple) and len(supervised) == 2:
         key, label = supervised
@@ -663,20 +629,20 @@ def _feature_keys(info: Any, directory: Path) -> tuple[str, str]:
 
 
 def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in shape)
+    return " x ".join(map(str, shape))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep TFDS' advice, such as to install OpenCV or TensorFlow, off the terminal."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
     logger = logging.getLogger("absl")
-    logger.addFilter(_is_error)
+    logger.addFilter(is_error)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.removeFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+        logger.removeFilter(is_error)

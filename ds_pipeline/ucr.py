@@ -4,6 +4,7 @@ A line is a series. In .tsv, its label and its values, with tabs between them. I
 and its label with colons between them, and commas between values; before them a header.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -72,30 +73,22 @@ def load_ucr(data_dir: Path, name: str) -> Splits:
 
 
 def _files(data_dir: Path, name: str) -> tuple[Path, Path]:
-    """Return the files of both splits, or where they would be."""
+    """Return the files of both splits; where there are none, raise DataError with what is there."""
     folder = data_dir / name if os.path.isdir(data_dir / name) else data_dir
     for suffix in _SUFFIXES:
         if os.path.exists(folder / f"{name}_TRAIN{suffix}"):
-            break
-    else:
-        _raise_missing(data_dir, name)
-    return folder / f"{name}_TRAIN{suffix}", folder / f"{name}_TEST{suffix}"
-
-
-def _raise_missing(data_dir: Path, name: str) -> None:
-    """Raise DataError with the sets that are there; not where the folder cannot be read."""
-    ends = [f"_TRAIN{suffix}" for suffix in _SUFFIXES]
-    try:
+            return folder / f"{name}_TRAIN{suffix}", folder / f"{name}_TEST{suffix}"
+    with contextlib.suppress(OSError):  # that the folder cannot be read is said when it is opened
+        ends = [f"_TRAIN{suffix}" for suffix in _SUFFIXES]
         files = [(f, end) for end in ends for g in ("", "*/") for f in data_dir.glob(f"{g}*{end}")]
-    except OSError:
-        return
-    if data_dir.is_dir():
         names = sorted({file.name.removesuffix(end) for file, end in files})
-        raise DataError(
-            f"{data_dir} has neither {name}/{name}_TRAIN.tsv nor {name}_TRAIN.tsv; UCR sets there: "
-            f"{listing(names)}{nearest(name, names)}; read are .tsv and .ts, not .arff; for "
-            "another folder set dataset.data_dir"
-        )
+        if data_dir.is_dir():
+            raise DataError(
+                f"{data_dir} has neither {name}/{name}_TRAIN.tsv nor {name}_TRAIN.tsv; UCR sets "
+                f"there: {listing(names)}{nearest(name, names)}; read are .tsv and .ts, not .arff; "
+                "for another folder set dataset.data_dir"
+            )
+    return folder / f"{name}_TRAIN.ts", folder / f"{name}_TEST.ts"
 
 
 def _read(file: Path) -> tuple[np.ndarray, list[str]]:
@@ -224,10 +217,6 @@ def znormalize(series: np.ndarray) -> np.ndarray:
 
     Args:
         series: [..., length], float64.
-
-    Example:
-        >>> znormalize(np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()
-        [[-1.0, 1.0], [0.0, 0.0]]
     """
     mean, std = series.mean(-1, keepdims=True), series.std(-1, keepdims=True)
     std = np.where(is_constant(mean, std, series.dtype), np.inf, std)

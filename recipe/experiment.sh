@@ -13,8 +13,6 @@ set -euo pipefail
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-SEED_KEYS=(init_seeds seeds) # the config keys that a seed sets; sweep.sh's `seeds=` too
-
 experiment() { # CONFIG [ARGUMENT...]: a file in config/ with its argument
   local config="$1" name directory seed optimizer="${OPTIMIZER:-SGDG}"
   shift
@@ -74,14 +72,13 @@ stop() { # SIGNAL
 }
 
 run_seeds() { # CONFIG DIR [ARGUMENT...]
-  local config="$1" directory="$2" seed status keys
+  local config="$1" directory="$2" seed status
   shift 2
   trap 'stop TERM' TERM
   trap 'stop INT' INT
   for seed in $SEEDS; do
     printf 'seed %s: %s\n' "$seed" "$directory/seed-$seed"
-    keys=("${SEED_KEYS[@]/#/--config.}")
-    run "$config" "$directory/seed-$seed" "$@" "${keys[@]/%/=$seed}" &
+    run "$config" "$directory/seed-$seed" "$@" --config.init_seeds="$seed" --config.seeds="$seed" &
     child=$!
     status=0
     wait "$child" || status=$?

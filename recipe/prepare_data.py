@@ -23,7 +23,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # The sets that recipes train on and that TFDS downloads by itself: what `all` stands for.
 RECIPES = ("mnist", "cifar10", "cifar100", "svhn_cropped", "horses_or_humans", "iris")
@@ -89,18 +89,33 @@ IMAGENET = """\
 
 
 class Wrong(Exception):
-    """A name or a folder that cannot be used; one line."""
+    """A name or a folder that cannot be used, in one line, and the exit code."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes what is wrong for a Wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error."""
+        usage = "bash recipe/prepare_data.sh [--data_dir=DIR] NAME... [DIR]"
+        raise Wrong(f"{message}; usage: {usage}")
 
 
 def main() -> int:
     """Prepare what is named and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data_dir")
     parser.add_argument("--without_tensorflow", action="store_true")
-    parser.add_argument("words", nargs="+")
-    arguments = parser.parse_args()
-    offline = arguments.without_tensorflow
+    parser.add_argument("words", nargs="+", metavar="NAME")
     try:
+        arguments = parser.parse_args()
+        if "" in arguments.words:
+            parser.error("an empty word")
+        offline = arguments.without_tensorflow
         names, data_dir = names_and_folder(arguments.words, arguments.data_dir, offline)
         by_hand = [name for name in names if is_by_hand(name, data_dir)]
         automatic = [name for name in names if name not in by_hand]
@@ -112,16 +127,13 @@ def main() -> int:
                 raise Wrong(f"unknown TFDS data set '{name}'{hint}")
         if automatic:
             check_folder(data_dir)
-    except Wrong as error:
-        return failed(str(error), 2)
-    missing = [name for name in by_hand if not is_in_place(name, data_dir)]
-    broken = []
-    try:
+        missing = [name for name in by_hand if not is_in_place(name, data_dir)]
+        broken = []
         if automatic:
             with locked(data_dir):
                 broken = prepare_all(automatic, data_dir)
     except Wrong as error:
-        return failed(str(error), 1)
+        return failed(str(error), error.code)
     except KeyboardInterrupt:
         return failed("stopped; the same command goes on where it was", 130)
     for name, reason in broken:
@@ -203,17 +215,14 @@ def locked(data_dir: Path) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise Wrong(f"another prepare_data is at work in {data_dir}; wait for its end") from error
+        line = f"another prepare_data is at work in {data_dir}; wait for its end"
+        raise Wrong(line, 1) from error
     finally:
         os.close(folder)
 
 
 def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
-    """Prepare the sets that are not there yet, whatever TFDS tells of the others.
-
-    Returns:
-        (name, reason) of each that could not be prepared.
-    """
+    """Prepare the sets that are not there yet; return (name, reason) of each that failed."""
     import tensorflow_datasets as tfds
 
     interrupted: list[int] = []
@@ -243,7 +252,7 @@ def prepare_all(names: Sequence[str], data_dir: Path) -> list[tuple[str, str]]:
             broken.append((name, one_line(error)))
     todo = {name: builder for name, builder in builders.items() if not is_prepared(builder)}
     if builders:
-        print_table(builders, data_dir)
+        print_table(list(builders.values()), data_dir)
     if not sys.stderr.isatty() and todo:
         tfds.disable_progress_bar()
     # A line for each of ten attempts says no more than the error at the end.
@@ -301,33 +310,27 @@ def prepare(name: str, builder: Any, data_dir: Path, interrupted: Sequence[int])
     )
 
 
-def print_table(builders: dict[str, Any], data_dir: Path) -> None:
+def print_table(builders: Sequence[Any], data_dir: Path) -> None:
     """Print what is about to be done: sizes, time, terms, and whether the disk has room."""
     rows = [("data set", "state", "download", "prepared", "time", "license")]
     needed = todo = 0
-    for builder in builders.values():
+    for builder in builders:
         info, done = builder.info, is_prepared(builder)
         urls = builder.url_infos.values()
         download = int(info.download_size or sum(url.size for url in urls))
         prepared = int(info.dataset_size or PREPARED_BYTES.get(builder.name, 0))
         stated = info.redistribution_info.license if info.redistribution_info else ""
         at_most = "at most " if builder.builder_configs and download else ""
-        rows.append(
-            (
-                info.full_name,
-                "there, skipped" if done else "to prepare",
-                at_most + size(download),
-                size(prepared),
-                "-" if done else time_class(download),
-                stated or LICENSES.get(builder.name) or "not stated by TFDS; see the home page",
-            )
-        )
+        license = stated or LICENSES.get(builder.name) or "not stated by TFDS; see the home page"
+        state, time = ("there, skipped", "-") if done else ("to prepare", time_class(download))
+        sizes = at_most + size(download), size(prepared)
+        rows.append((info.full_name, state, *sizes, time, license))
         needed += 0 if done else download + prepared
         todo += not done
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
-    for builder in builders.values():
+    for builder in builders:
         print(f"{builder.name}: {builder.info.homepage or 'no home page stated'}")
     free = shutil.disk_usage(data_dir).free
     print(

@@ -64,7 +64,8 @@ from gnp.training.run_directory import read_config, refuse_other_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-P", "-m", "gnp.main.main")
-SEEDS = "seeds"
+# A seed is both, as SEEDS of recipe/experiment.sh is.
+SEEDS, _ALSO = "seeds", "init_seeds"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _LONGEST_NAME = 200  # a file's name may have 255 bytes
 _POLL_SECONDS = 0.1
@@ -86,38 +87,20 @@ class Axis(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One point of the grid.
-
-    Attributes:
-        name: of its directory and its log.
-        directory: the run directory.
-        arguments: for gnp.main.main.
-    """
+    """One point of the grid: the name of its directory and log, and gnp.main.main's arguments."""
 
     name: str
     directory: Path
     arguments: tuple[str, ...]
 
 
-class Failure(NamedTuple):
-    """A run that did not finish by itself, why, and where its output is."""
-
-    run: Run
-    reason: str
-    log: Path
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run a sweep and return the exit code.
-
-    Args:
-        arguments: without the program's name.
-    """
+    """Run a sweep and return the exit code."""
     try:
         options, constants = _parse(arguments)
         axes = read_axes(options.grid, [key for key, _ in constants])
         file, directory = _locate(options.config, options.working_dir)
-        runs = plan(file, directory, axes, constants, options.seed_keys.split())
+        runs = plan(file, directory, axes, constants)
         check(runs)
         return _sweep(runs, directory, options.jobs)
     except (UsageError, ConfigError) as error:
@@ -141,7 +124,6 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
     parser.add_argument("grid", nargs="*", help=hidden)
     parser.add_argument("--working_dir", help=hidden)
     parser.add_argument("--jobs", default=os.environ.get("JOBS") or None, help=hidden)
-    parser.add_argument("--seed_keys", default=SEEDS, help=hidden)
     options = parser.parse_intermixed_args(rest)
     if options.jobs is not None:
         if not re.fullmatch(r"0*[1-9]\d*", options.jobs):
@@ -172,10 +154,10 @@ def _locate(config: str, working_dir: str | None) -> tuple[str, Path]:
 
 
 def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]:
-    """Read what varies.
+    """Read what varies, from `KEY=VALUE,VALUE` and `KEY,KEY=(A,B),(C,D)`.
 
     Args:
-        words: `KEY=VALUE,VALUE` or `KEY,KEY=(A,B),(C,D)`.
+        words: one for each axis of the grid.
         constants: keys that every run is given.
 
     Raises:
@@ -202,11 +184,7 @@ def read_axes(words: Sequence[str], constants: Sequence[str] = ()) -> list[Axis]
 
 
 def _read_axis(word: str) -> Axis:
-    """Read one word of the grid.
-
-    Raises:
-        ValueError: what is wrong with it, one line.
-    """
+    """Read one word of the grid; a ValueError says in one line what is wrong with it."""
     left, equals, right = word.partition("=")
     keys = tuple(key.strip() for key in left.split(","))
     if not equals or not all(keys) or left.startswith("-"):
@@ -233,10 +211,7 @@ def _read_axis(word: str) -> Axis:
 
 
 def split_values(text: str) -> list[str]:
-    """Split at the commas that are neither inside brackets nor inside quotes.
-
-    Raises:
-        ValueError: a bracket or a quote has no partner.
+    """Split at the commas inside neither brackets nor quotes, each of which needs a partner.
 
     Example:
         >>> split_values("(60,120), 'a,b', 3")
@@ -275,7 +250,6 @@ def plan(
     directory: Path,
     axes: Sequence[Axis],
     constants: Sequence[tuple[str, str]],
-    seed_keys: Sequence[str],
 ) -> list[Run]:
     """Return every combination of the values; the last axis varies fastest.
 
@@ -284,15 +258,13 @@ def plan(
         directory: the sweep's.
         axes: what varies.
         constants: (key, text) pairs of all runs.
-        seed_keys: what `seeds` sets, but for those that are given themselves.
 
     Example:
         >>> axes = read_axes(["gnp.r=0.1,0.2", "seeds=3"])
-        >>> [run.name for run in plan("config/digits.py", Path("runs"), axes, [], ["seeds"])]
+        >>> [run.name for run in plan("config/digits.py", Path("runs"), axes, [])]
         ['gnp.r=0.1,seeds=3', 'gnp.r=0.2,seeds=3']
     """
     given = {key for key, _ in constants} | {key for axis in axes for key in axis.keys}
-    also = [key for key in seed_keys if key not in given]
     runs = []
     for values in itertools.product(*(axis.values for axis in axes)):
         point = {
@@ -301,7 +273,8 @@ def plan(
             for key, text in zip(axis.keys, texts, strict=True)
         }
         pairs = [*constants, *point.items()]
-        pairs += [(key, point[SEEDS]) for key in also if SEEDS in point]
+        if SEEDS in point and _ALSO not in given:
+            pairs.append((_ALSO, point[SEEDS]))
         name = run_name(point)
         arguments = [f"--config={file}", *(f"--config.{key}={text}" for key, text in pairs)]
         own = directory / name
@@ -325,17 +298,12 @@ def run_name(point: Mapping[str, str]) -> str:
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Check every run as it will check itself.
-
-    Raises:
-        UsageError: a line for each problem.
-    """
+    """Check every run as it will check itself; raise UsageError with a line for each problem."""
     wrong: list[str] = []
     seen: dict[str, str] = {}
     for run in tqdm(runs, "checking", disable=None, delay=1.0, leave=False):
         try:
             config = _checked(run)
-            _refuse_other_run(run.directory, config)
         except (*USAGE_ERRORS, UsageError) as error:
             wrong += str(error).splitlines()
             continue
@@ -357,22 +325,18 @@ def _checked(run: Run) -> ml_collections.ConfigDict:
             "retrain=True does not go with a sweep, which goes on where it was; to start a run "
             "over, remove its directory"
         )
+    if (run.directory / "config.json").is_file():
+        stored = read_config(run.directory)
+        # Where the size of groups is open it is the stored one: jax is not asked for its devices.
+        resolved = configs.with_group_size(line.config, stored, devices=1)
+        refuse_other_config(
+            run.directory,
+            configs.as_json(resolved),
+            default.FREE_KEYS,
+            configs.as_json(default.get_config()),
+            advice="choose another directory for the sweep, or remove this one",
+        )
     return line.config
-
-
-def _refuse_other_run(directory: Path, config: ml_collections.ConfigDict) -> None:
-    if not (directory / "config.json").is_file():
-        return
-    stored = read_config(directory)
-    # Where the size of groups is open it is the stored one; jax is not asked for its devices here.
-    resolved = configs.with_group_size(config, stored, devices=1)
-    refuse_other_config(
-        directory,
-        configs.as_json(resolved),
-        default.FREE_KEYS,
-        configs.as_json(default.get_config()),
-        advice="choose another directory for the sweep, or remove this one",
-    )
 
 
 def is_finished(run: Run) -> bool:
@@ -381,9 +345,8 @@ def is_finished(run: Run) -> bool:
         found = read_run(run.directory)
     except (FileFormatError, OSError):
         return False  # none, or damaged: the run itself says so
-    if not found.is_finished:
-        return False
-    return (run.directory / "checkpoints" / str(found.rows[-1]["step"])).is_dir()
+    checkpoints = run.directory / "checkpoints"
+    return found.is_finished and (checkpoints / str(found.rows[-1]["step"])).is_dir()
 
 
 def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
@@ -402,7 +365,7 @@ def _sweep(runs: Sequence[Run], directory: Path, jobs: int | None) -> int:
     if failures:
         fail(f"{len(failures)} of {_count(len(runs))} failed; the same command tries again:", 1)
     for failure in failures:
-        fail(f"{failure.run.name}: {failure.reason}; see {failure.log}", 1)
+        fail(failure, 1)
     if signals:
         finished = sum(is_finished(run) for run in runs)
         print(
@@ -422,7 +385,7 @@ def run_all(
     logs: Path,
     signals: Sequence[signal.Signals],
     lock: int,
-) -> list[Failure]:
+) -> list[str]:
     """Run each in a process of its own, as many at a time as there are shares of the devices.
 
     Args:
@@ -434,11 +397,11 @@ def run_all(
         lock: open file, kept by the processes too.
 
     Returns:
-        Those that did not finish, unless a signal stopped them.
+        A line for each that did not finish, unless a signal stopped it.
     """
     waiting, free = list(runs), list(shares)
     running: list[Process] = []
-    failures: list[Failure] = []
+    failures: list[str] = []
     done = total - len(runs)
     bar = tqdm(total=total, initial=done, unit="run", disable=None, dynamic_ncols=True)
     handed_on = 0
@@ -448,19 +411,19 @@ def run_all(
                 running.append(Process(waiting.pop(0), free.pop(0), logs, lock))
             for number in signals[handed_on:]:
                 handed_on += 1
-                for process in running:
-                    process.send(number)
-            for process in [process for process in running if process.has_ended()]:
+                for process in running:  # of a terminal that went, SIGTERM
+                    process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            for process in [process for process in running if process.poll() is not None]:
                 running.remove(process)
                 free.append(process.share)
-                failure = process.failure(bool(signals))
-                if failure:
-                    failures.append(failure)
+                reason = process.failure(bool(signals))
+                if reason:
+                    failures.append(f"{process.run.name}: {reason}; see {process.log}")
                 elif signals and not is_finished(process.run):
                     continue
                 done += 1
                 bar.update()
-                what = f"failed: {failure.reason}" if failure else "done"
+                what = f"failed: {reason}" if reason else "done"
                 seconds = f"{time.monotonic() - process.started:.0f} s"
                 tqdm.write(f"[{done}/{total}] {process.run.name}: {seconds}, {what}")
                 sys.stdout.flush()
@@ -470,16 +433,16 @@ def run_all(
     finally:
         bar.close()
         for process in running:  # only where something here went wrong
-            process.send(signal.SIGTERM)
+            process.terminate()
             process.wait()
     return failures
 
 
-class Process:
-    """A run in a process of its own.
+class Process(subprocess.Popen[bytes]):
+    """A run in a process and a session of its own.
 
-    It is in a session of its own as well: Ctrl-C at the terminal reaches the sweep alone, which
-    hands it on once; a run ends at once where it comes twice.
+    So Ctrl-C at the terminal reaches the sweep alone, which hands it on once; a run ends at once
+    where it comes twice.
 
     Args:
         run: what it runs.
@@ -494,7 +457,7 @@ class Process:
         self.started = time.monotonic()
         with open(self.log, "ab") as log:
             self._from = log.tell()
-            self._process = subprocess.Popen(
+            super().__init__(
                 [*PROGRAM, *run.arguments],
                 # Unbuffered, so that the last line comes last.
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **share},
@@ -505,32 +468,18 @@ class Process:
                 stderr=subprocess.STDOUT,
             )
 
-    def send(self, number: signal.Signals) -> None:
-        """Hand a signal on where the process is still there; of a terminal that went, SIGTERM."""
-        self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    def has_ended(self) -> bool:
-        """Tell whether the run has ended, without waiting."""
-        return self._process.poll() is not None
-
-    def wait(self) -> None:
-        """Wait until the run has ended."""
-        self._process.wait()
-
-    def failure(self, stopped: bool) -> Failure | None:
-        """Return why it did not finish; None where it did, or was stopped and is to go on."""
-        code = self._process.returncode
+    def failure(self, stopped: bool) -> str:
+        """Say why it did not finish; nothing where it did, or was stopped and is to go on."""
+        code = self.returncode
+        if code == 0:
+            return "" if stopped or is_finished(self.run) else "it was stopped before its end"
+        if stopped and (code < 0 or code == 128 + signal.SIGINT):
+            return ""
         with open(self.log, "rb") as log:
             log.seek(self._from)
             last = last_line(log.read().decode(errors="replace"))
-        if code == 0:
-            if stopped or is_finished(self.run):
-                return None
-            return Failure(self.run, "it was stopped before its end", self.log)
-        if stopped and (code < 0 or code == 128 + signal.SIGINT):
-            return None
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Failure(self.run, f"{how}: {last}" if last else how, self.log)
+        return f"{how}: {last}" if last else how
 
 
 def last_line(text: str) -> str:
@@ -546,11 +495,7 @@ def last_line(text: str) -> str:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[int]:
-    """Open a file that belongs to this sweep alone, and to its runs should they survive it.
-
-    Raises:
-        SweepError: another one has it.
-    """
+    """Open a file that belongs to this sweep alone, and to its runs should they survive it."""
     with open(directory / ".lock", "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -582,11 +527,7 @@ def _catch_signals() -> Iterator[list[signal.Signals]]:
 
 
 def _shares(jobs: int | None, runs: int) -> list[dict[str, str]]:
-    """Return the environment variables that give each job its devices.
-
-    Raises:
-        UsageError: more jobs than devices that cannot be shared.
-    """
+    """Return the environment variables that give each job its devices."""
     if jobs == 1 or runs == 0:
         return [{}]
     return share_out(*_devices(), jobs, runs)
@@ -626,28 +567,17 @@ def share_out(
         )
     share = max(1, len(names) // jobs)
     at_once = min(jobs, runs)
-    shares = []
-    for job in range(at_once):
-        first = job * share % len(names)
-        shares.append({_VISIBLE: ",".join(names[first : first + share])})
     on_one = math.ceil(at_once / len(names))
-    if on_one > 1 and not _says_how_much_memory(os.environ):
-        shares = [each | {_FRACTIONS[0]: f"{_SHARED / on_one:.3f}"} for each in shares]
-    return shares
-
-
-def _says_how_much_memory(environment: Mapping[str, str]) -> bool:
-    """Tell whether jax would not take three quarters of a GPU by itself."""
-    grows = environment.get("XLA_PYTHON_CLIENT_PREALLOCATE", "") in ("false", "False", "0")
-    return grows or any(environment.get(name) for name in _FRACTIONS)
+    grows = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE") in ("false", "False", "0")
+    memory = {}
+    if on_one > 1 and not grows and not any(map(os.environ.get, _FRACTIONS)):
+        memory[_FRACTIONS[0]] = f"{_SHARED / on_one:.3f}"
+    firsts = [job * share % len(names) for job in range(at_once)]
+    return [{_VISIBLE: ",".join(names[first : first + share]), **memory} for first in firsts]
 
 
 def _devices() -> tuple[str, list[str]]:
-    """Ask another process, which gives the devices back, for jax's backend and their names.
-
-    Raises:
-        SweepError: jax finds none.
-    """
+    """Ask another process, which gives the devices back, for jax's backend and their names."""
     program = "import jax; print(jax.default_backend(), jax.local_device_count())"
     done = subprocess.run(
         [sys.executable, "-P", "-c", program], capture_output=True, check=False, text=True

@@ -6,10 +6,10 @@
 # The same command goes on where it was. The head of recipe/sweep.py says the rest; --help prints it.
 set -euo pipefail
 # shellcheck disable=SC1091
-source "$(dirname -- "${BASH_SOURCE[0]}")/experiment.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 if [[ -n "${SEEDS:-}" ]]; then
   printf 'SEEDS="%s" is for the recipes; here it is seeds=%s\n' "$SEEDS" "${SEEDS// /,}" >&2
   exit 2
 fi
-exec "$PYTHON" -P -m recipe.sweep --seed_keys="${SEED_KEYS[*]}" "$@"
+exec "$PYTHON" -P -m recipe.sweep "$@"

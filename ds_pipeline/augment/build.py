@@ -103,8 +103,9 @@ def get_erase(
     if batch_level not in ("cutout", "mixcut"):
         return None
     _check_images(f"batch_level_augmentations '{batch_level}'", shape)
-    mixed = np.dtype(np.float32)
-    return cutout(shape, cutout_size, mean, mixed if batch_level == "mixcut" else dtype)
+    if batch_level == "mixcut":
+        dtype = np.dtype(np.float32)
+    return cutout(shape, cutout_size, mean, dtype)
 
 
 def get_mix(

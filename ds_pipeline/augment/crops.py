@@ -19,11 +19,6 @@ def flipped(images: np.ndarray, flip: npt.NDArray[np.bool_]) -> np.ndarray:
     Args:
         images: [b, h, w, c], uint8 or float32.
         flip: [b], True where the image is mirrored.
-
-    Example:
-        >>> images = np.array([[[[1], [2]]], [[[1], [2]]]], np.uint8)
-        >>> flipped(images, np.array([True, False]))[..., 0].tolist()
-        [[[2, 1]], [[1, 2]]]
     """
     result = images.copy(order="C")
     chosen = np.flatnonzero(flip)
@@ -55,12 +50,6 @@ def shifted_crop(
 
     Returns:
         [b, h, w, c], a copy.
-
-    Example:
-        >>> image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1)
-        >>> corner = shifted_crop(image, np.array([0]), np.array([1]), np.array([False]), pad=1)
-        >>> corner[0, :, :, 0].tolist()
-        [[3, 4, 5], [0, 1, 2], [3, 4, 5]]
     """
     count, height, width, channels = images.shape
     if not count:

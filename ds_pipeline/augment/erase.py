@@ -27,14 +27,6 @@ def erased(
         center_column: [b], 0 to w - 1.
         size: side of the square in pixels, one or [b].
         fill: [c], in the images' dtype.
-
-    Example:
-        >>> images = np.ones((1, 4, 4, 1), np.uint8)
-        >>> erased(images, np.array([0]), np.array([3]), 2, np.zeros(1, np.uint8))[0, :, :, 0]
-        array([[1, 1, 0, 0],
-               [1, 1, 1, 1],
-               [1, 1, 1, 1],
-               [1, 1, 1, 1]], dtype=uint8)
     """
     size = np.broadcast_to(size, center_row.shape)
     rows = _within(center_row - size // 2, size, images.shape[1])

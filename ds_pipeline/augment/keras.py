@@ -42,12 +42,6 @@ def warped(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     Args:
         images: [b, h, w, c], uint8 or float32, up to 4 channels.
         matrices: float64 [b, 2, 3], (A | t), for points (x, y) with the first pixel's center at 0.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.float32).reshape(1, 2, 2, 1)
-        >>> half = np.array([[[1, 0, 0.5], [0, 1, 0]]])
-        >>> warped(images, half)[0, :, :, 0].tolist()
-        [[1.5, 2.0], [3.5, 4.0]]
     """
     height, width = images.shape[1:3]
     result = np.empty(images.shape, images.dtype)

@@ -36,13 +36,6 @@ def in_slices(augment: Augment) -> Augment:
 
     Args:
         augment: keeps the inputs' shape and dtype, and changes nothing but the inputs.
-
-    Example:
-        >>> def add_index(batch, seed, epoch, indices):
-        ...     return {**batch, "input": batch["input"] + indices[:, None]}
-        >>> batch = {"input": np.zeros((3, 10**5), np.int64)}
-        >>> in_slices(add_index)(batch, 0, 0, np.arange(3))["input"][:, 0].tolist()
-        [0, 1, 2]
     """
 
     def sliced(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:

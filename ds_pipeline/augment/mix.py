@@ -93,10 +93,6 @@ def mixed_labels(
 
     Returns:
         float32 [b, num_classes].
-
-    Example:
-        >>> mixed_labels(np.array([0]), np.array([2]), np.float32(0.75), 3)
-        array([[0.75, 0.  , 0.25]], dtype=float32)
     """
     rows = np.arange(len(labels))
     result = np.zeros((len(labels), num_classes), np.float32)

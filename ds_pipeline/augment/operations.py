@@ -68,13 +68,7 @@ def autocontrast(images: np.ndarray) -> np.ndarray:
 
 
 def equalize(images: np.ndarray) -> np.ndarray:
-    """Spread the values of each channel of each image to a nearly flat histogram.
-
-    Example:
-        >>> images = np.arange(100, 164, dtype=np.uint8).repeat(16).reshape(1, 32, 32, 1)
-        >>> np.unique(equalize(images))[:5].tolist()
-        [0, 5, 11, 16, 21]
-    """
+    """Spread the values of each channel of each image to a nearly flat histogram."""
     counts = _histograms(images)
     pixels = images.shape[1] * images.shape[2]
     # The highest value that occurs does not count.
@@ -112,14 +106,7 @@ def brightness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def sharpness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Move away from (factor > 1) or toward (< 1) the smoothed image; the border stays.
-
-    Example:
-        >>> images = np.zeros((1, 3, 3, 1), np.uint8)
-        >>> images[0, 1, 1] = 130
-        >>> sharpness(images, np.array([0.0]))[0, 1, 1, 0]
-        np.uint8(50)
-    """
+    """Move away from (factor > 1) or toward (< 1) the smoothed image; the border stays."""
     height, width, channels = images.shape[1:]
     # All in one call, as a tall image: what crosses from one to the next is border only. No
     # multiple of 1 / 13 lies halfway between two integers, so rounding errors do no harm.
@@ -133,13 +120,7 @@ def sharpness(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Rotate counter-clockwise around the center, to the nearest pixel, gray outside.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> rotate(images, np.array([90.0]))[0, :, :, 0].tolist()
-        [[2, 4], [1, 3]]
-    """
+    """Rotate counter-clockwise around the center, to the nearest pixel, gray outside."""
     height, width = images.shape[1:3]
     return _transformed(images, [_rotation(angle, height, width) for angle in degrees.tolist()])
 
@@ -152,11 +133,6 @@ def sheared_or_moved(images: np.ndarray, values: np.ndarray, row: int, column: i
         values: [b].
         row: of the affine matrix (x', y') = M (x, y, 1), 0 for x' and 1 for y'.
         column: of it, in which the value is added: 0 to 2; 2 are pixels, the others slopes.
-
-    Example:
-        >>> images = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-        >>> sheared_or_moved(images, np.array([1.0]), row=0, column=2)[0, :, :, 0].tolist()
-        [[2, 128], [4, 128]]
     """
     matrices = np.tile(np.eye(2, 3), (len(images), 1, 1))
     matrices[:, row, column] += values
@@ -248,10 +224,7 @@ def _luminance(images: np.ndarray) -> np.ndarray:
 def _blended(first: np.ndarray, second: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Clip first + factor * (second - first) and cut it to integers, as Pillow does.
 
-    Args:
-        first: values from 0 to 255, [b, ...] or [1, ...].
-        second: likewise, [b, ...] or [1, ...].
-        factor: [b].
+    The factor is [b], and the two of them hold values from 0 to 255, [b, ...] or [1, ...].
     """
     start = first.astype(np.float32)
     result = second.astype(np.float32) - start
@@ -300,11 +273,5 @@ def _rotation(degrees: float, height: int, width: int) -> _Matrix:
     angle = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = width / 2, height / 2
-    return (
-        cosine,
-        sine,
-        cosine * -x + sine * -y + x,
-        -sine,
-        cosine,
-        -sine * -x + cosine * -y + y,
-    )
+    first = (cosine, sine, cosine * -x + sine * -y + x)
+    return (*first, -sine, cosine, -sine * -x + cosine * -y + y)

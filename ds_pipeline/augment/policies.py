@@ -28,29 +28,18 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One half of a sub-policy.
-
-    Attributes:
-        operation: name.
-        probability: that it is applied, 0 to 1.
-        level: 0 to 10; 0 where the operation has no parameter.
-    """
+    """One half of a sub-policy: an operation, and the probability that it is applied."""
 
     operation: str
     probability: float
-    level: float
+    level: float  # 0 to 10; 0 where the operation has no parameter
 
 
 class Policy(NamedTuple):
-    """An AutoAugment policy: each image gets one of its sub-policies, all equally likely.
-
-    Attributes:
-        subpolicies: two steps each.
-        published: scales as in the published code; else as in the paper.
-    """
+    """An AutoAugment policy: each image gets one of its sub-policies, all equally likely."""
 
     subpolicies: tuple[tuple[Step, Step], ...]
-    published: bool
+    published: bool  # scales as in the published code; else as in the paper
 
 
 def _read_policies() -> dict[str, Policy]:
@@ -103,14 +92,6 @@ def parameter(operation: str, level: float, side: int, published: bool) -> float
 
     Returns:
         Degrees, slope, pixels, bits, threshold, addend, factor, or a square's side in pixels.
-
-    Example:
-        >>> parameter("Posterize", 10, 32, published=False)
-        4.0
-        >>> parameter("TranslateX", 9, 32, published=True)
-        225.0
-        >>> parameter("TranslateX", 9, 32, published=False)
-        13.0
     """
     share = level / 10
     match operation:

@@ -30,13 +30,10 @@ def autoaugment(shape: tuple[int, ...], policy: str | Policy) -> Augment:
         arXiv 1805.09501, 2018.
     """
     subpolicies, published = POLICIES[policy] if isinstance(policy, str) else policy
-    codes = np.array([[_CODES[step.operation] for step in pair] for pair in subpolicies])
-    chances = np.array([[step.probability for step in pair] for pair in subpolicies])
+    codes = np.array([[_CODES[name] for name, _, _ in pair] for pair in subpolicies])
+    chances = np.array([[chance for _, chance, _ in pair] for pair in subpolicies])
     values = np.array(
-        [
-            [_parameter(step.operation, step.level, shape, published) for step in pair]
-            for pair in subpolicies
-        ]
+        [[_parameter(name, v, shape, published) for name, _, v in pair] for pair in subpolicies]
     )
     draws = 1 + 2 * _DRAWS_A_STEP
 
@@ -89,11 +86,7 @@ def _parameter(operation: str, level: float, shape: tuple[int, ...], published: 
 def _apply(images: np.ndarray, operations: Indices, values: np.ndarray, bits: np.ndarray) -> None:
     """Change images in place, all those with the same operation together.
 
-    Args:
-        images: uint8 [b, h, w, c].
-        operations: codes [b].
-        values: their parameters [b], without sign.
-        bits: random words [3, b].
+    Codes of operations and their parameters, without sign, are [b], the random bits [3, b].
     """
     for code in np.unique(operations).tolist():
         name = _NAMES[code]
@@ -101,13 +94,10 @@ def _apply(images: np.ndarray, operations: Indices, values: np.ndarray, bits: np
             continue
         rows = np.flatnonzero(operations == code)
         mine, level = images[rows], values[rows]
+        if name in SIGNED:
+            level *= signs(bits[0, rows])
         if name == "Cutout":
-            row, column = (
-                below(bits[1, rows], images.shape[1]),
-                below(bits[2, rows], images.shape[2]),
-            )
+            row, column = below(bits[1, rows], mine.shape[1]), below(bits[2, rows], mine.shape[2])
             images[rows] = cutout_gray(mine, level, row, column)
         else:
-            images[rows] = OPERATIONS[name](
-                mine, level * signs(bits[0, rows]) if name in SIGNED else level
-            )
+            images[rows] = OPERATIONS[name](mine, level)

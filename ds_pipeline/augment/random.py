@@ -20,12 +20,6 @@ def random_bits(tag: int, seed: int, epoch: int, indices: Indices, draws: int) -
     Returns:
         uint64 [draws, b].
 
-    Example:
-        >>> both = random_bits(1, seed=0, epoch=0, indices=np.array([3, 7]), draws=2)
-        >>> one = random_bits(1, seed=0, epoch=0, indices=np.array([7]), draws=2)
-        >>> bool((both[:, 1:] == one).all())
-        True
-
     References:
         Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
     """

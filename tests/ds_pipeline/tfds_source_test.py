@@ -21,7 +21,6 @@ import pytest
 import ds_pipeline.tfds_source as tfds_source
 from ds_pipeline import DataError, InMemorySource
 from ds_pipeline.tfds_source import (
-    SetName,
     TfdsSplit,
     find_directory,
     in_memory,
@@ -117,7 +116,7 @@ def test_reading_needs_no_tensorflow_and_prints_nothing(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from ds_pipeline.tfds_source import *\n"
         "for name in ('quiet', 'floats', 'png'):\n"
-        "    split = TfdsSplit(find_directory(Path(sys.argv[1]), parse_name(name)), 'train')\n"
+        "    split = TfdsSplit(find_directory(Path(sys.argv[1]), name), 'train')\n"
         "    in_memory(split, name)\n"
         "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)\n"
     )
@@ -134,15 +133,14 @@ def test_reading_needs_no_tensorflow_and_prints_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("mnist", SetName("mnist")),
-        ("mnist:3.0.1", SetName("mnist", version="3.0.1")),
-        ("emnist/letters", SetName("emnist", "letters")),
-        ("a/b-c.d:1.*.*", SetName("a", "b-c.d", "1.*.*")),
+        ("mnist", ("mnist", None, None)),
+        ("mnist:3.0.1", ("mnist", None, "3.0.1")),
+        ("emnist/letters", ("emnist", "letters", None)),
+        ("a/b-c.d:1.*.*", ("a", "b-c.d", "1.*.*")),
     ],
 )
-def test_names(text: str, expected: SetName) -> None:
+def test_names(text: str, expected: tuple) -> None:
     assert parse_name(text) == expected
-    assert expected.full == text
 
 
 @pytest.mark.parametrize("text", ["", "../mnist", "a b", "mnist:", "/etc", "a/../b", "a/b/c"])
@@ -155,24 +153,22 @@ def test_the_newest_matching_version_is_read(tmp_path: Path) -> None:
     for version in ("2.0.0", "10.0.0", "10.1.0"):
         write_tfds_set(tmp_path, "many", n_train=2, n_test=1, version=version)
     (tmp_path / "many" / "incomplete.11.0.0").mkdir()
-    find = [
-        find_directory(tmp_path, parse_name(f"many{v}")).name for v in ("", ":2.0.0", ":10.0.*")
-    ]
+    find = [find_directory(tmp_path, f"many{v}").name for v in ("", ":2.0.0", ":10.0.*")]
     assert find == ["10.1.0", "2.0.0", "10.0.0"]
     with pytest.raises(DataError, match=r"no such version .*: 2\.0\.0, 10\.0\.0, 10\.1\.0"):
-        find_directory(tmp_path, parse_name("many:3.0.0"))
+        find_directory(tmp_path, "many:3.0.0")
 
 
 def test_configs_are_named(tmp_path: Path) -> None:
     for config in ("letters", "balanced"):
         write_tfds_set(tmp_path, "emnist", n_train=2, n_test=1, config=config)
-    found = find_directory(tmp_path, parse_name("emnist/letters"))
+    found = find_directory(tmp_path, "emnist/letters")
     assert found == tmp_path / "emnist" / "letters" / "1.0.0"
     assert len(TfdsSplit(found, "train")) == 2
     with pytest.raises(DataError, match="configs balanced, letters; name one"):
-        find_directory(tmp_path, parse_name("emnist"))
+        find_directory(tmp_path, "emnist")
     with pytest.raises(DataError, match="configs balanced, letters; name one"):
-        find_directory(tmp_path, parse_name("emnist/digits"))
+        find_directory(tmp_path, "emnist/digits")
 
 
 def test_prepared_names_are_the_folders_with_sets(tmp_path: Path) -> None:
@@ -196,7 +192,7 @@ def refusal(call: Callable[[], object]) -> str:
 def test_unknown_and_unprepared_names(tmp_path: Path) -> None:
     write_tfds_set(tmp_path, "my_flowers", n_train=1, n_test=1)
     find = {
-        name: refusal(functools.partial(find_directory, tmp_path, parse_name(name)))
+        name: refusal(functools.partial(find_directory, tmp_path, name))
         for name in ("mnsit", "MNIST", "my_flower", "digit", "cifar100")
     }
     assert "unknown data set 'mnsit'" in find["mnsit"] and "did you mean 'mnist'?" in find["mnsit"]
@@ -210,17 +206,16 @@ def test_unknown_and_unprepared_names(tmp_path: Path) -> None:
 def test_folders_that_are_none(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    mnist = SetName("mnist")
     for folder in (tmp_path / "none", file):
-        found = refusal(functools.partial(find_directory, folder, mnist))
+        found = refusal(functools.partial(find_directory, folder, "mnist"))
         assert (
             str(folder) in found and "cannot be read" in found and "set dataset.data_dir" in found
         )
-    assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, mnist))
+    assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, "mnist"))
     (tmp_path / "mnist").mkdir()
-    assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, mnist))
+    assert "prepared there: none" in refusal(lambda: find_directory(tmp_path, "mnist"))
     (tmp_path / "mnist" / "1.0.0").mkdir()
-    found = refusal(lambda: TfdsSplit(find_directory(tmp_path, mnist), "train"))
+    found = refusal(lambda: TfdsSplit(find_directory(tmp_path, "mnist"), "train"))
     assert "dataset_info.json" in found and "is missing" in found
 
 
@@ -233,7 +228,7 @@ def test_folders_without_permission(tmp_path: Path, place: str) -> None:
         folder.chmod(0o755)
         pytest.skip("this user may read everything")
     try:
-        message = refusal(lambda: TfdsSplit(find_directory(tmp_path, SetName("mnist")), "train"))
+        message = refusal(lambda: TfdsSplit(find_directory(tmp_path, "mnist"), "train"))
     finally:
         folder.chmod(0o755)
     assert "read" in message or "permission" in message
@@ -296,7 +291,7 @@ def test_damage_is_named(
     damage(folder)
 
     def read() -> None:
-        in_memory(TfdsSplit(find_directory(tmp_path, SetName("mnist")), "train"), "mnist")
+        in_memory(TfdsSplit(find_directory(tmp_path, "mnist"), "train"), "mnist")
 
     found = refusal(read)
     assert message in found and str(folder) in found
@@ -644,7 +639,7 @@ def test_records_without_a_feature_are_refused(tmp_path: Path, key: str) -> None
 
 
 def test_real_mnist(data_dir: Path) -> None:
-    folder = find_directory(data_dir, SetName("mnist"))
+    folder = find_directory(data_dir, "mnist")
     assert set(open_builder(folder).info.splits) == {"train", "test"}
     source = in_memory(TfdsSplit(folder, "test"), "mnist")
     assert isinstance(source, InMemorySource)

@@ -78,7 +78,7 @@ def run_sweep(tmp_path: Path, monkeypatch, capfd) -> Callable[..., subprocess.Co
     def call(*words: str):
         (tmp_path / "called").write_text("")
         line = ["digits", *words, f"--working_dir={tmp_path / 'sweep'}"]
-        line += ["--config.total_epochs=2", "--seed_keys=init_seeds seeds"]
+        line += ["--config.total_epochs=2"]
         capfd.readouterr()
         status = sweep.main(line)
         output = capfd.readouterr()
@@ -140,7 +140,7 @@ def test_what_cannot_vary(word, message):
 
 def test_the_runs_are_every_combination():
     axes = sweep.read_axes(["seeds=1,2", "gnp.r,gnp.alpha=(0,0),(0.1,1)"])
-    runs = sweep.plan("c.py", Path("d"), axes, [("base_lr", "1")], ["init_seeds", "seeds"])
+    runs = sweep.plan("c.py", Path("d"), axes, [("base_lr", "1")])
     assert [run.name for run in runs] == [
         f"gnp.alpha={alpha},gnp.r={r},seeds={seed}"
         for seed in (1, 2)
@@ -157,7 +157,7 @@ def test_the_runs_are_every_combination():
 def test_seeds_leave_an_init_seed_that_is_given(where):
     axes = sweep.read_axes(["seeds=1"] + ["init_seeds=5"] * (where == "grid"))
     constants = [("init_seeds", "5")] * (where == "constant")
-    [run] = sweep.plan("c.py", Path("d"), axes, constants, ["init_seeds", "seeds"])
+    [run] = sweep.plan("c.py", Path("d"), axes, constants)
     assert [word for word in run.arguments if "init_seeds=" in word][0].endswith("init_seeds=5")
     assert sum("--config.init_seeds=" in word for word in run.arguments) == 1
 
@@ -443,7 +443,7 @@ COMMANDS = re.findall(
 def test_a_command_on_the_pages_is_accepted(command, monkeypatch):
     planned = []
     monkeypatch.setattr(sweep, "_sweep", lambda runs, *_: planned.extend(runs) or 0)
-    assert sweep.main([*shlex.split(command), "--seed_keys=init_seeds seeds"]) == 0
+    assert sweep.main(shlex.split(command)) == 0
     assert len(planned) >= 6
 
 

@@ -4,15 +4,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from gnp.analysis.report.figures import Panel, figure, line, thinned, titled, value_axis
+from gnp.analysis.evolution_numbers import evenly_spaced
+from gnp.analysis.report.figures import Panel, figure, line, titled, value_axis
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import averaged, points
-from gnp.analysis.report.tables import Section
+from gnp.analysis.report.tables import Section, spread
 
 MOST_GROUPS = 16  # in the figures; the table has them all
 MOST_RUNS = 10  # thin lines of a group
+_MOST_POINTS = 250  # of a line
 _SWITCHED_ON = 7  # groups that are seen at first
 
 
@@ -71,37 +71,25 @@ def _dots(index: int, name: str, errors: Sequence[float]) -> list[dict[str, Any]
 def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
     """Draw a group's runs as thin lines, the band of mean ± standard deviation, and the mean."""
     measured = [found for run in group.measured if (found := points(run, name))]
-    middle = thinned(mean_curve(measured))
+    values = [dict(each) for each in measured]
+    shared = sorted(set.intersection(*map(set, values))) if values else []
+    middle = [(epoch, spread([each[epoch] for each in values])) for epoch in _thinned(shared)]
     traces: list[dict[str, Any]] = []
     if len(measured) > 1:
-        runs = filter(None, (thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
+        runs = filter(None, (_thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
         traces += [line(each, index) | {"opacity": 0.3} for each in runs]
         # Below zero there is no loss, and no place on a logarithmic axis.
         floor = min(y for each in measured for _, y in each) / 2
-        upper = [(e, mean + dev) for e, mean, dev in middle]
-        lower = [(e, mean - dev if mean > dev else floor) for e, mean, dev in reversed(middle)]
-        band = line([*upper, *lower], index)
+        edges = [(epoch, s.mean, s.deviation or 0.0) for epoch, s in middle]
+        upper = [(epoch, mean + dev) for epoch, mean, dev in edges]
+        lower = [(epoch, mean - dev if mean > dev else floor) for epoch, mean, dev in edges]
+        band = line([*upper, *reversed(lower)], index)
         traces.append(
             band | {"fill": "toself", "opacity": 0.3, "line": band["line"] | {"width": 0}}
         )
-    traces.append(line([(epoch, mean) for epoch, mean, _ in middle], index, group.name))
+    traces.append(line([(epoch, s.mean) for epoch, s in middle], index, group.name))
     return traces
 
 
-def mean_curve(lines: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float]]:
-    """Return (epoch, mean, standard deviation) at the epochs that all lines have.
-
-    Args:
-        lines: (epoch, value); the deviation of one alone is 0.
-
-    Example:
-        >>> mean_curve([[(1, 2.0), (2, 0.0)], [(1, 4.0)]])
-        [(1, 3.0, 1.4142135623730951)]
-    """
-    values = [dict(line) for line in lines]
-    epochs = sorted(set.intersection(*map(set, values))) if values else []
-    if not epochs:
-        return []
-    found = np.array([[each[epoch] for epoch in epochs] for each in values])
-    deviations = found.std(axis=0, ddof=min(1, len(lines) - 1))
-    return list(zip(epochs, found.mean(axis=0).tolist(), deviations.tolist(), strict=True))
+def _thinned(line: Sequence[Any]) -> list[Any]:
+    return [line[i] for i in evenly_spaced(len(line), _MOST_POINTS)]

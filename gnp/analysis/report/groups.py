@@ -186,9 +186,7 @@ def _penalty(config: Mapping[str, Any]) -> str:
     )
     words = [f"Look{name}" if config["gnp.reuse"] else name, f"r={radius:g}"]
     words += [] if sam else [f"α={weight:g}"]
-    words += [f"k={every}" if config["gnp.reuse"] else f"every {_ordinal(every)} step"] * (
-        every > 1
-    )
+    words += [f"k={every}" if config["gnp.reuse"] else f"every {every} steps"] * (every > 1)
     words += [f"hybrid p={config['hybrid_config.p']:g}"] * bool(config["use_hybrid_training"])
     words += [f"of {where}"] * (where != "all")
     words += ["normalized"] * bool(config["gnp.norm_perturbations"])
@@ -196,14 +194,3 @@ def _penalty(config: Mapping[str, Any]) -> str:
     warmup = config["gr_warmup_strategy"]
     words += [f"{warmup} warmup"] * (warmup != "none")
     return " ".join(words)
-
-
-def _ordinal(number: int) -> str:
-    """Return the ordinal of a number from 2 up.
-
-    Example:
-        >>> _ordinal(2), _ordinal(5), _ordinal(11), _ordinal(23)
-        ('2nd', '5th', '11th', '23rd')
-    """
-    teens = 10 <= number % 100 <= 20
-    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"

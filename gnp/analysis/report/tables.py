@@ -11,17 +11,8 @@ from typing import NamedTuple
 import config as configs
 from gnp.analysis.command_line import UsageError
 from gnp.analysis.report.groups import Group, data_of, differing_keys, show
-from gnp.analysis.report.runs import (
-    Run,
-    epoch_seconds,
-    final_value,
-    points,
-    step_seconds,
-    total_seconds,
-)  # fmt: skip
+from gnp.analysis.report.runs import Run, averaged, final_value, points, training_seconds
 from gnp.analysis.report.sharpness import value_of
-from gnp.analysis.sharpness.files import read_results
-from gnp.training.files import FileFormatError
 
 # Name in sharpness.json -> heading. The eigenvalues are a list, largest first.
 SHARPNESS = {
@@ -133,11 +124,7 @@ def _titles(keys: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def find_baseline(wanted: str, groups: Sequence[Group]) -> Group:
-    """Find the group that has a name, or a run directory.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Find the group that has a name, or a run directory; UsageError where there is none."""
     try:
         path = configs.local_path(wanted).resolve()
     except ValueError:  # it may be a group's name all the same
@@ -169,29 +156,18 @@ def measure(run: Run) -> dict[str, float]:
         parameters' average after the last; "total_seconds", "epoch_seconds", "step_seconds"; of
         the last checkpoint that was measured, what SHARPNESS names.
     """
-    try:
-        checkpoints = read_results(run.path / "sharpness.json")
-    except (FileFormatError, OSError):
-        checkpoints = []  # the page says so
     found = {
         "final": final_value(run, run.metric),
         "best": min((error for _, error in points(run, run.metric)), default=None),
-        "ema": final_value(run, run.averaged_metric),
-        "total_seconds": total_seconds(run) or None,
-        "epoch_seconds": epoch_seconds(run),
-        "step_seconds": step_seconds(run),
-        **{name: value_of(checkpoints[-1], name) for name in SHARPNESS if checkpoints},
+        "ema": final_value(run, averaged(run.metric)),
+        **training_seconds(run),
+        **{name: value_of(run.checkpoints[-1], name) for name in SHARPNESS if run.checkpoints},
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return mean, standard deviation and median of some values.
-
-    Example:
-        >>> spread([1.0, 3.0])
-        Spread(mean=2.0, deviation=1.4142135623730951, median=2.0)
-    """
+    """Return mean, standard deviation and median of some values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), deviation, statistics.median(values))
 
@@ -200,22 +176,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def counted(number: int, word: str, words: str = "") -> str:
-    """Return a number and its word.
-
-    Example:
-        >>> counted(1, "run"), counted(2, "run")
-        ('1 run', '2 runs')
-    """
+    """Return a number and its word: `1 run`, `2 runs`."""
     return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 def mean_and_deviation(found: Spread | None, number: Callable[[float], str]) -> str:
-    """Return `1.25 ± 0.10`, in the form that `number` gives.
-
-    Example:
-        >>> mean_and_deviation(spread([0.01, 0.02]), "{:.2%}".format)
-        '1.50 ± 0.71%'
-    """
+    """Return `1.25 ± 0.10`, in the form that `number` gives; a percent sign is at the end only."""
     if found is None:
         return DASH
     text = number(found.mean)
@@ -262,12 +228,7 @@ def duration(seconds: float) -> str:
 
 
 def state_in_words(group: Group) -> str:
-    """Say how far the runs are that did not end; nothing where all did.
-
-    Example:
-        >>> state_in_words(Group("", {}, ()))
-        ''
-    """
+    """Say how far the runs are that did not end; nothing where all did."""
     unfinished = [run for run in group.runs if not run.is_finished]
     if len(group.runs) == len(unfinished) == 1:
         return progress_in_words(unfinished[0])
@@ -290,12 +251,7 @@ class Column(NamedTuple):
 
 
 def column(heading: str, values: Sequence[float | None], form: Callable[[float], str]) -> Column:
-    """Return a column of numbers, of which those that are missing are dashes.
-
-    Example:
-        >>> column("time", [1.5, None], duration)
-        Column(heading='time', texts=['1.5 s', '–'], values=[1.5, None])
-    """
+    """Return a column of numbers, of which those that are missing are dashes."""
     texts = [DASH if value is None else form(value) for value in values]
     return Column(heading, texts, list(values))
 
@@ -315,9 +271,7 @@ def columns(section: Section) -> list[Column]:
         return [section.cost(s, unit) for s in groups]
 
     found = [
-        Column(
-            "runs", [str(len(s.group.runs)) for s in groups], [len(s.group.runs) for s in groups]
-        ),
+        column("runs", [len(s.group.runs) for s in groups], str),
         means(section.error, "final", number),
         medians("median", "final", number),
     ]
@@ -430,10 +384,5 @@ def comma_separated(found: Sequence[Section]) -> str:
 
 
 def _inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula.
-
-    Example:
-        >>> _inert("=1+1"), _inert("cifar10")
-        ("'=1+1", 'cifar10')
-    """
+    """Return text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

@@ -169,8 +169,8 @@ def read_evolution(directory: Path) -> dict[str, Any]:
             np.stack([epochs[k][f"map/{field}/{i}"] for k in shown])
             for i in range(len(first["names"]))
         ]
-    same = {"names": first["names"], "sizes": first["sizes"]}
-    return {**found, **same, "epochs": numbers, "map_epochs": numbers[shown]}
+    found |= {"names": first["names"], "sizes": first["sizes"]}
+    return found | {"epochs": numbers, "map_epochs": numbers[shown]}
 
 
 def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
@@ -232,7 +232,7 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
         for kind in ("mean", "max")
         for field in FIELDS
     }
-    maps: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
+    found |= {f"map/{field}": [] for field in FIELDS}
     bar = tqdm(total=layers * epochs, desc="reading gradients", unit="epoch", disable=None)
     for layer, file in enumerate(index.files):
         pictures: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
@@ -244,12 +244,10 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
                     pictures[field].append(cells(values))
             bar.update()
         for field in FIELDS:
-            maps[field].append(np.stack(pictures[field]))
+            found[f"map/{field}"].append(np.stack(pictures[field]))
     bar.close()
     numbers = np.arange(1, epochs + 1)
-    return {
-        **found,
-        **{f"map/{field}": maps[field] for field in FIELDS},
+    return found | {
         "names": np.array(index.names),
         "sizes": np.array([int(np.prod(shape)) for shape in index.shapes]),
         "epochs": numbers,

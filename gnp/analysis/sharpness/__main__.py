@@ -44,11 +44,7 @@ _RUN_ERRORS = (ds_pipeline.DataError, CheckpointError, DeviceError, SharpnessErr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code.
-
-    Args:
-        arguments: without the program's name; None: the process' own.
-    """
+    """Run a command line, None being the process' own, and return the exit code."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return run(lambda: _run(_parse(arguments)), _USAGE_ERRORS, _RUN_ERRORS)
@@ -92,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     config = read_config(options.directory)
     make_folder(out)
     read_results(out / "sharpness.json")
-    opened = open_checkpoint(
+    step, surface, warnings = open_checkpoint(
         options.directory,
         options.checkpoint,
         options.examples,
@@ -104,24 +100,24 @@ def _run(options: argparse.Namespace) -> None:
     settings = Settings(
         options.eigenvalues, radius, options.seed, options.steps, options.trace_samples
     )
-    for warning in opened.warnings:
+    for warning in warnings:
         warn(warning)
     bar = tqdm(unit="pass", disable=None, dynamic_ncols=True, leave=False)
-    surface = opened.surface._replace(passed=bar.update)
+    surface = surface._replace(passed=bar.update)
     with bar:
         if options.no_curves:
             found, arrays = measure_flatness(surface, settings, bar.set_description)[0], None
         else:
             found, arrays = measure_sharpness(surface, settings, bar.set_description)
     values = {
-        "step": opened.step,
+        "step": step,
         "regularized": not options.no_regularization,
         "seed": options.seed,
         **found,
         "seconds": round(time.perf_counter() - started, 1),
     }
     written = write_results(values, out, arrays)
-    print_table(f"{options.directory}, step {opened.step}", _rows(values))
+    print_table(f"{options.directory}, step {step}", _rows(values))
     if not values["hessian_eigenvalues_converged"]:
         warn(
             f"not all eigenvalues have converged after {values['hessian_products']} products (see "

@@ -175,12 +175,7 @@ def _name_outermost(
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights until they are `gap` from one another, between 0 and 1.
-
-    Example:
-        >>> [round(h, 2) for h in spread_out([0.1, 0.1, 0.99, 1.0], 0.05)]
-        [0.1, 0.15, 0.95, 1.0]
-    """
+    """Move ascending heights until they are `gap` from one another, between 0 and 1."""
     moved = [float(height) for height in heights]
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)

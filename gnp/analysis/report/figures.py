@@ -120,12 +120,7 @@ def titled(text: str) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float:
-    """Return a number with four digits, which make a small page.
-
-    Example:
-        >>> rounded(0.123456)
-        0.1235
-    """
+    """Return a number with four digits, which make a small page."""
     return float(f"{value:.4g}")
 
 

@@ -62,12 +62,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def shared_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config without the seeds and the keys that results do not depend on.
-
-    Example:
-        >>> shared_config({"seeds": 3, "retrain": True, "base_lr": 1.0})
-        {'base_lr': 1}
-    """
+    """Return a config without the seeds and the keys that results do not depend on."""
     left_out = {*SEEDS, *default.FREE_KEYS}
     if config.get("dataset.dataset_name") in OWN_FILES:  # only the path says which data these are
         left_out -= {"dataset.data_dir"}
@@ -84,12 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same in all, sorted.
-
-    Example:
-        >>> differing_keys([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
-        ['b']
-    """
+    """Return the keys whose values are not the same in all, sorted."""
     every = sorted({name for config in configs for name in config})
     return [name for name in every if any(c.get(name) != configs[0].get(name) for c in configs)]
 

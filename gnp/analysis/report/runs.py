@@ -148,12 +148,7 @@ def _find(path: Path) -> list[Path]:
 
 
 def points(run: Run, name: str) -> list[tuple[int, float]]:
-    """Return (epoch, value) wherever a metric was measured and is finite.
-
-    Example:
-        >>> points(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
-        [(1, 0.5)]
-    """
+    """Return (epoch, value) wherever a metric was measured and is finite."""
     values = ((row["epoch"], row.get(name)) for row in run.rows)
     return [(epoch, value) for epoch, value in values if is_number(value)]
 
@@ -184,11 +179,6 @@ def training_seconds(run: Run) -> dict[str, float | None]:
     """Return the seconds of training, without evaluations, and the median ones of an epoch, a step.
 
     Medians are without the first epoch, which compiles, unless it is the only one.
-
-    Example:
-        >>> rows = [{"epoch": e, "step": 4 * e, "epoch_seconds": 2.0 / e} for e in (1, 2)]
-        >>> training_seconds(Run(Path(), {}, rows))
-        {'total_seconds': 3.0, 'epoch_seconds': 1.0, 'step_seconds': 0.25}
     """
     epochs = [seconds for _, seconds in points(run, "epoch_seconds")]
     steps, before = [], 0

@@ -32,12 +32,7 @@ class Flatness(NamedTuple):
 
 
 def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
-    """Return a value of a checkpoint; of a list, the largest.
-
-    Example:
-        >>> value_of({"hessian_eigenvalues": [3.0, 2.0]}, "hessian_eigenvalues")
-        3.0
-    """
+    """Return a value of a checkpoint; of a list, the largest."""
     value = checkpoint.get(name)
     if isinstance(value, list):
         value = max(filter(is_number, value), default=None)
@@ -66,12 +61,7 @@ def read_flatness(groups: Sequence[Group], most: int) -> tuple[list[Flatness], l
 
 
 def unlike(checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line where checkpoints were measured in ways that do not compare.
-
-    Example:
-        >>> unlike([{"sam_radius": 0.05}, {"sam_radius": 0.1}, {}])
-        ['sharpness was measured with sam_radius = 0.05 and 0.1, which do not compare']
-    """
+    """Return a line where checkpoints were measured in ways that do not compare."""
     ways = []
     for name in ("sam_radius", "examples", "regularized"):
         values = sorted({str(each[name]) for each in checkpoints if name in each})

@@ -19,11 +19,7 @@ from gnp.training.files import write_atomic
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write a report and return the exit code.
-
-    Args:
-        arguments: without the program's name.
-    """
+    """Run a command line, without the program's name, and return the exit code."""
     return run(lambda: _report(_parse(arguments)))
 
 

@@ -8,7 +8,7 @@ from gnp.analysis.evolution_numbers import evenly_spaced
 from gnp.analysis.report.figures import Panel, figure, line, titled, value_axis
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import averaged, points
-from gnp.analysis.report.tables import Section, spread
+from gnp.analysis.report.tables import Section
 
 MOST_GROUPS = 16  # in the figures; the table has them all
 MOST_RUNS = 10  # thin lines of a group
@@ -48,7 +48,7 @@ def curves(section: Section) -> dict[str, Any] | None:
     dots = [
         trace
         for i, summary in enumerate(section.summaries[:MOST_GROUPS])
-        for trace in _dots(i, summary.group.name, summary.errors)
+        for trace in _dots(i, summary.group.name, summary.spreads["final"].values)
     ]
     if len(dots) > 1:
         title = f"{section.error.capitalize()} of each run\nand the mean, a line"
@@ -73,21 +73,22 @@ def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
     measured = [found for run in group.measured if (found := points(run, name))]
     values = [dict(each) for each in measured]
     shared = sorted(set.intersection(*map(set, values))) if values else []
-    middle = [(epoch, spread([each[epoch] for each in values])) for epoch in _thinned(shared)]
+    columns = {epoch: [each[epoch] for each in values] for epoch in _thinned(shared)}
+    mean = {epoch: statistics.fmean(found) for epoch, found in columns.items()}
     traces: list[dict[str, Any]] = []
     if len(measured) > 1:
         runs = filter(None, (_thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
         traces += [line(each, index) | {"opacity": 0.3} for each in runs]
         # Below zero there is no loss, and no place on a logarithmic axis.
         floor = min(y for each in measured for _, y in each) / 2
-        edges = [(epoch, s.mean, s.deviation or 0.0) for epoch, s in middle]
-        upper = [(epoch, mean + dev) for epoch, mean, dev in edges]
-        lower = [(epoch, mean - dev if mean > dev else floor) for epoch, mean, dev in edges]
+        deviation = {epoch: statistics.stdev(found) for epoch, found in columns.items()}
+        upper = [(epoch, y + deviation[epoch]) for epoch, y in mean.items()]
+        lower = [(e, y - deviation[e] if y > deviation[e] else floor) for e, y in mean.items()]
         band = line([*upper, *reversed(lower)], index)
         traces.append(
             band | {"fill": "toself", "opacity": 0.3, "line": band["line"] | {"width": 0}}
         )
-    traces.append(line([(epoch, s.mean) for epoch, s in middle], index, group.name))
+    traces.append(line(mean.items(), index, group.name))
     return traces
 
 

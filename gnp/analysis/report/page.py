@@ -249,7 +249,7 @@ def _runs(section: Section) -> str:
         ("time", "total_seconds", tables.duration),
         ("an epoch", "epoch_seconds", tables.duration),
     ):
-        columns.append(column(heading, [each.get(name) for each in measured], form))
+        columns.append(column(heading, [each[name] for each in measured], form))
     table = _table("directory", [(name, f"<code>{escape(name)}</code>") for name in names], columns)
     summary = f"{counted(len(runs), 'run')} in <code>{escape(parent)}</code>"
     return f"<details><summary>{summary}</summary>\n{table}</details>"

@@ -15,7 +15,7 @@ from gnp.analysis.command_line import UsageError
 from gnp.analysis.sharpness.files import read_results
 from gnp.terminal import describe
 from gnp.training.files import FileFormatError, read_rows
-from gnp.training.run_directory import KEYS_OF_A_RUN, OUTPUTS, RunDirectoryError, read_config
+from gnp.training.run_directory import OUTPUTS, RunDirectoryError, read_config
 
 _KEYS = {key.name: key for key in default.KEYS}
 _DEFAULTS = {name: key.default for name, key in _KEYS.items()}
@@ -103,9 +103,6 @@ def read_run(path: Path) -> Run:
     except RunDirectoryError as error:
         raise FileFormatError(str(error).removeprefix("--working_dir=")) from error
     rows = read_rows(path / "metrics.jsonl")
-    foreign = [name for name in sorted(KEYS_OF_A_RUN) if name not in config]
-    if foreign:
-        raise FileFormatError(f"{path}/config.json is not the config of a gnp run: no {foreign[0]}")
     wrong = [name for name, value in config.items() if name in _KEYS and not _fits(name, value)]
     if wrong:
         value = json.dumps(config[wrong[0]])

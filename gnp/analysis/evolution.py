@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp.analysis.command_line import Parser, local_path, make_folder, run
+from gnp.analysis.command_line import Parser, local_path, make_folder, run, whole
 from gnp.analysis.evolution_numbers import (
     Evolution,
     Verdict,
@@ -82,25 +82,22 @@ def _run(arguments: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m gnp.analysis.evolution", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=local_path, help="run directory")
     parser.add_argument("--out", type=local_path, help="folder for the files (default: DIR)")
-    parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="steps that count as an epoch (record.steps)"
-    )
+    every = "steps that count as an epoch (record.steps)"
+    parser.add_argument("--every", type=whole(1), metavar="STEPS", help=every)
     options = parser.parse_args(arguments)
-    directory, every = options.directory, options.every
-    if every is not None and every < 1:
-        parser.error(f"--every={every}: allowed is a whole number >= 1")
+    directory = options.directory
     if not directory.is_dir():
         raise FileFormatError(f"{directory} is not a run directory: there is no such folder")
     out = options.out or directory
     make_folder(out)
     if has_steps(directory):
-        evolution = load_from_steps(directory, every)
-    elif every is None:
+        evolution = load_from_steps(directory, options.every)
+    elif options.every is None:
         evolution = load_evolution(directory)
     else:
         raise FileFormatError(
-            f"--every={every} needs every step's gradient, which {directory} does not hold: train "
-            "it with --config.record.steps=True"
+            f"--every={options.every} needs every step's gradient, which {directory} does not "
+            "hold: train it with --config.record.steps=True"
         )
     show_evolution(evolution, directory, out)
 

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +26,7 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.analysis.command_line import Parser, local_path, make_folder, run
+from gnp.analysis.command_line import Parser, local_path, make_folder, run, whole
 from gnp.analysis.results import print_table
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
@@ -55,20 +55,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add, defaults = parser.add_argument, Settings()
     # fmt: off
     add("directory", metavar="DIR", type=local_path, help="run directory")
-    add("--checkpoint", type=_whole(0), metavar="STEP", help="default: the newest")
-    add("--examples", type=_whole(1), metavar="N",
+    add("--checkpoint", type=whole(0), metavar="STEP", help="default: the newest")
+    add("--examples", type=whole(1), metavar="N",
         help="training examples, drawn at random (default: 2000, or all where there are fewer)")
-    add("--eigenvalues", type=_whole(1), metavar="K", default=defaults.eigenvalues,
+    add("--eigenvalues", type=whole(1), metavar="K", default=defaults.eigenvalues,
         help="largest eigenvalues (default: %(default)s)")
-    add("--steps", type=_whole(2), metavar="N", default=defaults.eigenvalue_steps,
+    add("--steps", type=whole(2), metavar="N", default=defaults.eigenvalue_steps,
         help="Lanczos steps at most; each keeps a vector in memory (default: %(default)s)")
-    add("--trace_samples", type=_whole(2), metavar="N", default=defaults.trace_samples,
+    add("--trace_samples", type=whole(2), metavar="N", default=defaults.trace_samples,
         help="random vectors for the trace (default: %(default)s)")
-    add("--batch_size", type=_whole(1), metavar="B", default=BATCH_SIZE,
+    add("--batch_size", type=whole(1), metavar="B", default=BATCH_SIZE,
         help="examples at a time; results do not depend on it (default: %(default)s)")
     add("--radius", type=_positive, metavar="R",
         help="of SAM's ball (default: the run's gnp.r, else 0.05)")
-    add("--seed", type=_whole(0), default=0, help="of the examples and of every random vector")
+    add("--seed", type=whole(0), default=0, help="of the examples and of every random vector")
     add("--no_regularization", action="store_true",
         help="the data's loss alone, without l2_regularization and the like")
     add("--no_curves", action="store_true", help="numbers alone: no density, curves or pictures")
@@ -150,19 +150,6 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  of its first-order step", finite(values["sam_sharpness_first_order"])),
         ("seconds", f"{values['seconds']:,}"),
     ]
-
-
-def _whole(at_least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = at_least - 1
-        if not at_least <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"{text}: a whole number >= {at_least} is needed")
-        return value
-
-    return whole
 
 
 def _positive(text: str) -> float:

@@ -26,19 +26,13 @@ _COLUMNS = 6
 _LEVEL = 9
 # Decimals and unit of each operation's parameter.
 _UNITS: dict[str, tuple[int, str]] = {
-    "Posterize": (0, " bits"),
-    "Solarize": (0, " threshold"),
-    "SolarizeAdd": (0, " added"),
-    "Color": (2, " times"),
-    "Contrast": (2, " times"),
-    "Brightness": (2, " times"),
-    "Sharpness": (2, " times"),
-    "Rotate": (0, " degrees"),
-    "ShearX": (2, " slope"),
-    "ShearY": (2, " slope"),
-    "TranslateX": (0, " pixels"),
-    "TranslateY": (0, " pixels"),
-    "Cutout": (0, " pixels"),
+    "Posterize": (0, "bits"),
+    "Solarize": (0, "threshold"),
+    "SolarizeAdd": (0, "added"),
+    "Rotate": (0, "degrees"),
+    **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), (2, "times")),
+    **dict.fromkeys(("ShearX", "ShearY"), (2, "slope")),
+    **dict.fromkeys(("TranslateX", "TranslateY", "Cutout"), (0, "pixels")),
 }
 
 
@@ -100,33 +94,26 @@ def _operation(name: str, image: np.ndarray) -> Panel:
     if name not in _UNITS:
         return Panel(name, "no parameter", result)
     decimals, unit = _UNITS[name]
-    return Panel(name, f"level {_LEVEL}: {value:.{decimals}f}{unit}", result)
+    return Panel(name, f"level {_LEVEL}: {value:.{decimals}f} {unit}", result)
 
 
 def _named(image: np.ndarray, partner: np.ndarray) -> list[Panel]:
-    shape, dtype = image.shape, image.dtype
-    mean = image.mean(axis=(0, 1))
-    single = {
-        name: get_augment(name, shape=shape, dtype=dtype)
-        for name in ("basic", "autoaugment", "randaugment", "keras")
-    }
-    single["cutout"] = get_erase(
-        "cutout", shape=shape, mean=mean, dtype=dtype, cutout_size=_SIDE // 2
-    )
-    mixes = {name: get_mix(name, num_classes=2) for name in ("mixup", "cutmix")}
-    strengths = {
-        "basic": "flip, pad 4, crop",
-        "autoaugment": "cifar, then basic",
-        "randaugment": "2 of level 9, flip",
-        "keras": "flips, turn, zoom",
-        "cutout": f"{_SIDE // 2} pixels, mean",
-    }
     batch, other = (
         {"input": x[None], "label": np.array([y])} for x, y in ((image, 0), (partner, 1))
     )
-    panels = [
-        Panel(name, strengths[name], _changed(augment, batch)) for name, augment in single.items()
-    ]
+    panels, shape, dtype = list[Panel](), image.shape, image.dtype
+    for name, strength in (
+        ("basic", "flip, pad 4, crop"),
+        ("autoaugment", "cifar, then basic"),
+        ("randaugment", "2 of level 9, flip"),
+        ("keras", "flips, turn, zoom"),
+    ):
+        augment = get_augment(name, shape=shape, dtype=dtype)
+        panels.append(Panel(name, strength, _changed(augment, batch)))
+    side, mean = _SIDE // 2, image.mean(axis=(0, 1))
+    cutout = get_erase("cutout", shape=shape, mean=mean, dtype=dtype, cutout_size=side)
+    panels.append(Panel("cutout", f"{side} pixels, mean", _changed(cutout, batch)))
+    mixes = {name: get_mix(name, num_classes=2) for name in ("mixup", "cutmix")}
     return panels + [_mixed(name, mix, batch, other) for name, mix in mixes.items()]
 
 

@@ -39,6 +39,21 @@ def local_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text} {error}") from error
 
 
+def whole(at_least: int) -> Callable[[str], int]:
+    """Return the type, for argparse, of whole numbers from one up."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
+        if not at_least <= value < 2**32:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number >= {at_least} is needed")
+        return value
+
+    return parse
+
+
 def run(
     action: Callable[[], None],
     usage: tuple[type[Exception], ...] = (),

@@ -28,19 +28,10 @@ from absl import flags
 
 import config as configs
 import ds_pipeline
+from gnp.analysis import data_numbers
 from gnp.analysis import data_pictures as pictures
 from gnp.analysis.command_line import UsageError, make_folder, run
 from gnp.analysis.data_examples import plot_examples
-from gnp.analysis.data_numbers import (
-    decoded,
-    image_sizes,
-    kind,
-    label_facts,
-    measure,
-    size_facts,
-    speed,
-    statistics_facts,
-)
 from gnp.analysis.figure_files import drawn
 from gnp.analysis.names import dataset_title
 from gnp.analysis.results import print_table
@@ -52,15 +43,7 @@ FILES = ("data.json", "class_counts.png", "targets.png", "sizes.png", "examples.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command line and return the exit code.
-
-    Args:
-        arguments: without the program's name.
-
-    Example:
-        >>> main(["--split=train"])
-        2
-    """
+    """Run a command line, without the program's name, and return the exit code."""
 
     def command() -> None:
         if any(argument in ("-h", "--help", "-help") for argument in arguments):
@@ -78,15 +61,8 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, flags.FlagValues]:
     """Return the config, checked and complete, the folder to write to, and the other flags.
 
-    Args:
-        arguments: without the program's name.
-
     Raises:
-        UsageError, ConfigError: what is wrong, a line each.
-
-    Example:
-        >>> parse(["--config=config/digits.py", "--out=pictures"])[2].split
-        'train'
+        UsageError: what is wrong, a line each.
     """
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "config file", flag_values=values)
@@ -142,7 +118,7 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         "dataset": dataset.name,
         "split": name,
         "examples": len(source),
-        "input": kind(dataset, source),
+        "input": data_numbers.kind(dataset, source),
         "shape": list(dataset.shape),
         "task": "regression" if dataset.is_regression else "classification",
         "augmentation": {
@@ -150,7 +126,7 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
             "batch_level": keys.batch_level_augmentations,
         },
         "warnings": list(dataset.warnings),
-        **label_facts(labels, classes),
+        **data_numbers.label_facts(labels, classes),
     }
     _print_overview(facts)
     if classes:
@@ -160,19 +136,21 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
     else:
         drawn(pictures.plot_targets, labels, title, out / "targets.png")
     if facts["input"] == "encoded images":
-        sizes = image_sizes(source)
-        facts["sizes"] = size_facts(sizes)
+        sizes = data_numbers.image_sizes(source)
+        facts["sizes"] = data_numbers.size_facts(sizes)
         _print_sizes(facts["sizes"])
         if len(facts["sizes"]["counts"]) > 1:
             part = f"; {len(sizes):,} of them" if len(sizes) < len(source) else ""
             drawn(pictures.plot_sizes, sizes, title + part, out / "sizes.png")
-    facts["statistics"] = statistics_facts(measure(decoded(source, dataset.shape)), dataset)
+    facts["statistics"] = data_numbers.statistics_facts(source, dataset)
     _print_statistics(facts)
     changes = [name for name in facts["augmentation"].values() if name != "none"]
     title += f"; {', '.join(changes)}" if split == "train" and changes else ""
     drawn(plot_examples, dataset, source, split, config.seeds, title, out / "examples.png")
     if seconds > 0:
-        facts["speed"] = speed(dataset, split, config.batch_size, config.seeds, seconds)
+        facts["speed"] = data_numbers.speed(
+            dataset, split, config.batch_size, config.seeds, seconds
+        )
         _print_speed(facts["speed"], "images" if "images" in facts["input"] else "examples")
     write_json(out / "data.json", facts)
     print(f"in {one_line(out)}: {', '.join(file for file in FILES if (out / file).exists())}")

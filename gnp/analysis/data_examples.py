@@ -63,13 +63,7 @@ def plot_examples(
 
 
 def choose(labels: npt.NDArray[Any], count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw indices of examples, of as many classes as there are, sorted by class.
-
-    Example:
-        >>> labels = np.array([0] * 98 + [1, 2])
-        >>> labels[choose(labels, 4, seed=0)].tolist()
-        [0, 0, 1, 2]
-    """
+    """Draw indices of examples, of as many classes as there are, sorted by class."""
     rng = np.random.default_rng((seed, _SEED_TAG))
     shuffled = rng.permutation(len(labels))
     if labels.dtype.kind == "f":
@@ -134,10 +128,6 @@ def as_pixels(
         image: [h, w, c]; of other than 1, 3 or 4 channels the mean is shown.
         low: shown as black.
         high: shown as white.
-
-    Example:
-        >>> as_pixels(np.array([[[0.0], [8.0]]]), 0, 16)[0, 1].tolist()
-        [128, 128, 128]
     """
     scaled = (np.asarray(image, np.float64) - low) * (255 / max(high - low, 1e-12))
     pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
@@ -150,17 +140,13 @@ def as_pixels(
 def _originals(
     source: ds_pipeline.Source, indices: npt.NDArray[np.int64], shape: Sequence[int]
 ) -> list[npt.NDArray[np.uint8]]:
-    """Return images as they are stored; encoded ones whole, not only their center."""
+    """Return images as they are stored; encoded ones whole, in the middle of a light square."""
     if not is_encoded(source):
         limits = _limits(source)
         return [as_pixels(image, *limits) for image in source.batch(indices)["input"]]
-    whole = encoded(source).batch(indices)["input"]
-    return [np.asarray(_square(decode_image(image), shape[0])) for image in whole]
-
-
-def _square(image: npt.NDArray[np.uint8], side: int) -> PIL.Image.Image:
-    """Return the whole image in the middle of a light square."""
-    return PIL.ImageOps.pad(PIL.Image.fromarray(image), (side, side), color="#eeeeee")
+    square, images = (shape[0], shape[0]), encoded(source).batch(indices)["input"]
+    whole = [PIL.Image.fromarray(decode_image(image)) for image in images]
+    return [np.asarray(PIL.ImageOps.pad(image, square, color="#eeeeee")) for image in whole]
 
 
 def _limits(source: ds_pipeline.Source) -> tuple[float, float]:

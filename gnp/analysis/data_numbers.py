@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +22,7 @@ _CHUNK_BYTES = 2**25
 
 
 class Statistics(NamedTuple):
-    """Mean, deviation and extremes of each channel, or of each column of a table.
-
-    Attributes:
-        examples: that were read.
-        mean: float64 [c].
-        std: float64 [c].
-        low: float64 [c], the smallest.
-        high: float64 [c], the largest.
-    """
+    """Examples that were read; of each channel, or of each column of a table, what they have."""
 
     examples: int
     mean: npt.NDArray[np.float64]
@@ -44,12 +36,6 @@ def measure(source: ds_pipeline.Source) -> Statistics:
 
     Args:
         source: with inputs [b, ..., c].
-
-    Example:
-        >>> inputs = np.array([[1, 10], [3, 10]], np.float32)
-        >>> result = measure(ds_pipeline.InMemorySource(inputs, [0, 1]))
-        >>> result.mean.tolist(), result.std.tolist(), result.high.tolist()
-        ([2.0, 10.0], [1.0, 0.0], [3.0, 10.0])
     """
     from sklearn.preprocessing import MinMaxScaler, StandardScaler  # late: they take a second
 
@@ -60,7 +46,7 @@ def measure(source: ds_pipeline.Source) -> Statistics:
     indices = evenly(len(source), most)
     moments, limits = StandardScaler(), MinMaxScaler()
     rows = max(1, _CHUNK_BYTES // (8 * one.size))
-    for part in _with_bar([indices[i : i + rows] for i in range(0, most, rows)], "reading"):
+    for part in _parts(indices, rows, "reading"):
         values = source.batch(part)["input"].reshape(-1, one.shape[-1]).astype(np.float64)
         moments.partial_fit(values)
         limits.partial_fit(values)
@@ -77,7 +63,7 @@ def image_sizes(source: ds_pipeline.Source) -> npt.NDArray[np.int64]:
     """
     indices = evenly(len(source), _ENCODED_EXAMPLES)
     sizes = []
-    for part in _with_bar([indices[i : i + 64] for i in range(0, len(indices), 64)], "headers"):
+    for part in _parts(indices, 64, "headers"):
         sizes += [image_size(image) for image in encoded(source).batch(part)["input"]]
     return np.array(sizes, np.int64)
 
@@ -171,9 +157,10 @@ def kind(dataset: ds_pipeline.Dataset, source: ds_pipeline.Source) -> str:
     return {1: "vectors", 2: "series", 3: "images"}[len(dataset.shape)]
 
 
-def _with_bar(items: Sequence[Any], name: str) -> Iterator[Any]:
-    """Yield the items, with a bar on a terminal if it takes longer than a second."""
-    yield from tqdm(items, desc=name, delay=1, disable=None, leave=False)
+def _parts(indices: npt.NDArray[np.int64], size: int, name: str) -> Iterable[Any]:
+    """Return indices in parts, with a bar on a terminal if it takes longer than a second."""
+    parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+    return tqdm(parts, name, delay=1, disable=None, leave=False)
 
 
 def label_facts(labels: npt.NDArray[Any], class_names: Sequence[str]) -> dict[str, Any]:
@@ -206,13 +193,9 @@ def _range(values: npt.NDArray[Any]) -> dict[str, float]:
     return {"min": low, "median": middle, "max": high}
 
 
-def statistics_facts(statistics: Statistics, dataset: ds_pipeline.Dataset) -> dict[str, Any]:
-    """Return data.json's entries on the values: as they are, and what normalizes them.
-
-    Args:
-        statistics: as measured.
-        dataset: has the mean and deviation that training divides by, and the columns' names.
-    """
+def statistics_facts(source: ds_pipeline.Source, dataset: ds_pipeline.Dataset) -> dict[str, Any]:
+    """Return data.json's entries on a split's raw values, and what normalizes them in training."""
+    statistics = measure(decoded(source, dataset.shape))
     keys = ("mean", "std", "min", "max", "normalizing_mean", "normalizing_std")
     columns = np.broadcast_arrays(*statistics[1:], dataset.mean, dataset.std)
     each: list[dict[str, Any]] = [

@@ -24,14 +24,7 @@ MOST_PANELS = 30
 
 
 def plot_class_counts(names: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
-    """Draw the number of examples of each class; above 50 classes sorted and without names.
-
-    Args:
-        names: of the classes.
-        counts: of examples, one a class.
-        title: of the picture.
-        path: the PNG to write.
-    """
+    """Draw the number of examples of each class; above 50 classes sorted and without names."""
     many = len(names) > MOST_NAMED_CLASSES
     with picture(path, (9, 4.5) if many else (8, 1.2 + 0.3 * max(len(names), 4))) as figure:
         axis = figure.subplots()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp.analysis.command_line import Parser, local_path, make_folder, run
+from gnp.analysis.command_line import Parser, local_path, make_folder, run, whole
 from gnp.analysis.evolution_numbers import (
     Evolution,
     Verdict,
@@ -40,15 +40,14 @@ __all__ = ["Evolution", "Verdict", "load_evolution", "load_from_steps", "verdict
 def write_evolution(
     evolution: Evolution, rows: Sequence[Mapping[str, Any]], out: Path
 ) -> list[str]:
-    """Write numbers and pictures into a folder.
+    """Write numbers and pictures into a folder, and return the names of the files.
+
+    A picture that cannot be drawn is a warning.
 
     Args:
         evolution: of a run.
         rows: the objects of its metrics.jsonl; none: no loss_and_metrics.png.
         out: is there.
-
-    Returns:
-        The names of the files; a picture that cannot be drawn is a warning.
 
     Raises:
         OSError: the numbers cannot be written.
@@ -65,31 +64,17 @@ def write_evolution(
     return ["evolution.npz", "evolution.csv", *shown]
 
 
-def report(evolution: Evolution, written: Sequence[str], out: Path) -> str:
-    """Return what is printed: what the article reports, whether it holds here, where all is."""
-    words = {True: "yes", False: "no", None: "?"}
-    lines = [
-        f"{words[each.holds]:<3}  {each.claim}: {each.numbers}" for each in verdicts(evolution)
-    ]
-    return "\n".join([*lines, f"in {one_line(out)}: {', '.join(written)}"])
-
-
-def show_evolution(directory: Path) -> None:
-    """Write the evolution of a run that ends into its directory; print what it says."""
-    _show(load_evolution(directory), directory, directory)
-
-
-def _show(evolution: Evolution, directory: Path, out: Path) -> None:
+def show_evolution(evolution: Evolution, directory: Path, out: Path) -> None:
+    """Write the evolution of a run into a folder; print whether what the article reports holds."""
     written = write_evolution(evolution, read_rows(directory / "metrics.jsonl"), out)
-    print(report(evolution, written, out), flush=True)
+    words = {True: "yes", False: "no", None: "?"}
+    for each in verdicts(evolution):
+        print(f"{words[each.holds]:<3}  {each.claim}: {each.numbers}")
+    print(f"in {one_line(out)}: {', '.join(written)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code.
-
-    Args:
-        arguments: without the program's name; None: the process' own.
-    """
+    """Run a command line, None being the process' own, and return the exit code."""
     return run(lambda: _run(arguments))
 
 
@@ -97,27 +82,24 @@ def _run(arguments: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m gnp.analysis.evolution", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=local_path, help="run directory")
     parser.add_argument("--out", type=local_path, help="folder for the files (default: DIR)")
-    parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="steps that count as an epoch (record.steps)"
-    )
+    every = "steps that count as an epoch (record.steps)"
+    parser.add_argument("--every", type=whole(1), metavar="STEPS", help=every)
     options = parser.parse_args(arguments)
-    directory, every = options.directory, options.every
-    if every is not None and every < 1:
-        parser.error(f"--every={every}: allowed is a whole number >= 1")
+    directory = options.directory
     if not directory.is_dir():
         raise FileFormatError(f"{directory} is not a run directory: there is no such folder")
     out = options.out or directory
     make_folder(out)
     if has_steps(directory):
-        evolution = load_from_steps(directory, every)
-    elif every is None:
+        evolution = load_from_steps(directory, options.every)
+    elif options.every is None:
         evolution = load_evolution(directory)
     else:
         raise FileFormatError(
-            f"--every={every} needs every step's gradient, which {directory} does not hold: train "
-            "it with --config.record.steps=True"
+            f"--every={options.every} needs every step's gradient, which {directory} does not "
+            "hold: train it with --config.record.steps=True"
         )
-    _show(evolution, directory, out)
+    show_evolution(evolution, directory, out)
 
 
 if __name__ == "__main__":

@@ -118,19 +118,14 @@ def has_steps(directory: Path) -> bool:
     return (directory / GRADIENTS / INDEX).exists()
 
 
-def map_epochs(epochs: int, most: int = MAPS) -> list[int]:
-    """Choose the epochs, counted from 0, whose pictures are read: all, or evenly spaced ones.
-
-    Args:
-        epochs: How many there are.
-        most: How many are read, the first and the last among them.
+def evenly_spaced(count: int, most: int = MAPS) -> list[int]:
+    """Return at most so many of the indices below count, the first and the last among them.
 
     Example:
-        >>> map_epochs(3), map_epochs(9, most=3)
+        >>> evenly_spaced(3), evenly_spaced(9, most=3)
         ([0, 1, 2], [0, 4, 8])
     """
-    chosen = np.linspace(0, epochs - 1, min(epochs, most)).round().astype(int)
-    return list(map(int, chosen))
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def read_evolution(directory: Path) -> dict[str, Any]:
@@ -155,7 +150,7 @@ def read_evolution(directory: Path) -> dict[str, Any]:
                 f"{directory / FOLDER} lacks epoch {expected}: put its file back, or record the "
                 "run anew"
             )
-    shown = map_epochs(len(files))
+    shown = evenly_spaced(len(files))
     epochs = [_read_epoch(path, number in shown) for number, path in enumerate(files.values())]
     first, numbers = epochs[0], np.array(list(files))
     for path, epoch in zip(files.values(), epochs, strict=True):
@@ -174,8 +169,8 @@ def read_evolution(directory: Path) -> dict[str, Any]:
             np.stack([epochs[k][f"map/{field}/{i}"] for k in shown])
             for i in range(len(first["names"]))
         ]
-    same = {"names": first["names"], "sizes": first["sizes"]}
-    return {**found, **same, "epochs": numbers, "map_epochs": numbers[shown]}
+    found |= {"names": first["names"], "sizes": first["sizes"]}
+    return found | {"epochs": numbers, "map_epochs": numbers[shown]}
 
 
 def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
@@ -231,13 +226,13 @@ def _evolution(found: dict[str, Any]) -> Evolution:
 def _from_steps(index: Index, every: int) -> dict[str, Any]:
     """Compute what `read_evolution` gives from the steps' gradients."""
     epochs, layers = index.steps // every, len(index.names)
-    shown = map_epochs(epochs)
+    shown = evenly_spaced(epochs)
     found: dict[str, Any] = {
         f"{kind}/{field}": np.zeros((epochs, layers))
         for kind in ("mean", "max")
         for field in FIELDS
     }
-    maps: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
+    found |= {f"map/{field}": [] for field in FIELDS}
     bar = tqdm(total=layers * epochs, desc="reading gradients", unit="epoch", disable=None)
     for layer, file in enumerate(index.files):
         pictures: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
@@ -249,12 +244,10 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
                     pictures[field].append(cells(values))
             bar.update()
         for field in FIELDS:
-            maps[field].append(np.stack(pictures[field]))
+            found[f"map/{field}"].append(np.stack(pictures[field]))
     bar.close()
     numbers = np.arange(1, epochs + 1)
-    return {
-        **found,
-        **{f"map/{field}": maps[field] for field in FIELDS},
+    return found | {
         "names": np.array(index.names),
         "sizes": np.array([int(np.prod(shape)) for shape in index.shapes]),
         "epochs": numbers,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gnp.analysis.evolution_numbers import Evolution
+from gnp.analysis.evolution_numbers import Evolution, evenly_spaced
 from gnp.analysis.figure_files import (
     BLUE,
     COLORS,
@@ -55,9 +55,8 @@ def natural_order(names: Sequence[str]) -> list[int]:
         [1, 0, 2]
     """
 
-    def key(index: int) -> list[tuple[int, int, str]]:
-        pieces = re.findall(r"\d+|\D+", names[index])
-        return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
+    def key(index: int) -> list[int | str]:  # text and numbers take turns
+        return [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", names[index]))]
 
     return sorted(range(len(names)), key=key)
 
@@ -89,12 +88,7 @@ def plot_norms(evolution: Evolution, path: Path) -> None:
 
 
 def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw loss_and_metrics.png: training and evaluation over the epochs.
-
-    Args:
-        rows: the objects of metrics.jsonl, at least one.
-        path: the PNG to write.
-    """
+    """Draw loss_and_metrics.png, training and evaluation over the epochs, of metrics.jsonl."""
     names = ["loss"] + [
         name
         for name in ("error_rate", "top_5_error_rate", "mean_absolute_error")
@@ -181,12 +175,7 @@ def _name_outermost(
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights until they are `gap` from one another, between 0 and 1.
-
-    Example:
-        >>> [round(h, 2) for h in spread_out([0.1, 0.1, 0.99, 1.0], 0.05)]
-        [0.1, 0.15, 0.95, 1.0]
-    """
+    """Move ascending heights until they are `gap` from one another, between 0 and 1."""
     moved = [float(height) for height in heights]
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)
@@ -244,7 +233,7 @@ def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[i
         return order
     matrices = [i for i in order if evolution.maps["gradient"][i].shape[1] > 1]
     order = matrices if len(matrices) >= most else order
-    return [order[i] for i in np.linspace(0, len(order) - 1, most).round().astype(int)]
+    return [order[i] for i in evenly_spaced(len(order), most)]
 
 
 def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict[Any, Any]]:

@@ -1,8 +1,7 @@
 """The results of a run on the screen, and the tables there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -50,46 +49,29 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
     from gnp.analysis.figure_files import drawn
 
     drawn(plot_curves, rows, working_dir / "curves.png")
-    epochs = ("first epoch", "best", "last epoch")
-    print_table(str(working_dir), _results(rows), ("", *epochs), numbers=epochs)
+    epochs, shown = ("first epoch", "best", "last epoch"), []
+    for name in rows[-1]:
+        # Single parameters' costs, with a / in their names, are in metrics.jsonl.
+        if name.split("_")[0] in ("train", "test", "validation") and "/" not in name:
+            values = [row[name] for row in rows if name in row]
+            three = (values[0], min(values), values[-1])
+            shown.append([name.replace("_", " "), *(number(name, value) for value in three)])
+    print_table(str(working_dir), shown, ("", *epochs), numbers=epochs)
     seconds, count = sum(row["epoch_seconds"] for row in rows), rows[-1]["epoch"]
-    files = ", ".join(
-        name
-        for name in ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
-        if (working_dir / name).exists()
-    )
+    names = ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
+    files = ", ".join(name for name in names if (working_dir / name).exists())
     print(
         f"{count} epoch{'s' if count > 1 else ''}, {rows[-1]['step']} steps, "
         f"{seconds:.1f} s of training"
     )
     print(f"in {working_dir}: {files}", flush=True)
     if has_evolution:
-        from gnp.analysis.evolution import show_evolution
+        from gnp.analysis.evolution import load_evolution, show_evolution
 
         try:
-            show_evolution(working_dir)
+            show_evolution(load_evolution(working_dir), working_dir, working_dir)
         except FileFormatError as error:
             warn(f"no evolution of the gradients: {error}")
-
-
-def _results(rows: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
-    """Yield a row a metric: its name, and the values of the first, the best and the last epoch."""
-    for name in rows[-1]:
-        # Single parameters' costs, with a / in their names, are in metrics.jsonl.
-        if name.split("_")[0] in ("train", "test", "validation") and "/" not in name:
-            values = [row[name] for row in rows if name in row]
-            shown = (values[0], min(values), values[-1])
-            yield words(name), *(number(name, value) for value in shown)
-
-
-def words(name: str) -> str:
-    """Return a name as people read it.
-
-    Example:
-        >>> words("test_error_rate")
-        'test error rate'
-    """
-    return name.replace("_", " ")
 
 
 def number(name: str, value: float | None) -> str:

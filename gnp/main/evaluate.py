@@ -11,7 +11,7 @@ import ml_collections
 import config as configs
 import ds_pipeline
 from config import default, rules
-from gnp.analysis.results import number, print_table, words
+from gnp.analysis.results import number, print_table
 from gnp.experiment import build_experiment, device_count
 from gnp.terminal import warn
 from gnp.training.checkpoint import read_checkpoint
@@ -64,7 +64,7 @@ def run(
     }
     print_table(
         f"{config.dataset.dataset_name}, {dataset.evaluation_name} set",
-        [(words(name), number(name, value)) for name, value in result.items()],
+        [(name.replace("_", " "), number(name, value)) for name, value in result.items()],
     )
     print(json.dumps(result))
     return 0

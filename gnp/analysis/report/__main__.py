@@ -8,7 +8,6 @@ report.csv.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from gnp.analysis.command_line import Parser, local_path, make_folder, run
 from gnp.analysis.report.groups import Group, group_runs
@@ -20,11 +19,7 @@ from gnp.training.files import write_atomic
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write a report and return the exit code.
-
-    Args:
-        arguments: without the program's name.
-    """
+    """Run a command line, without the program's name, and return the exit code."""
     return run(lambda: _report(_parse(arguments)))
 
 
@@ -46,7 +41,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _report(options: argparse.Namespace) -> None:
     out, baseline = options.out, options.baseline
     runs, skipped = read_runs(options.runs)
-    for _, reason in skipped[:10]:
+    for reason in skipped[:10]:
         warn(one_line(f"skipped: {reason}"))
     if len(skipped) > 10:
         warn(f"and {len(skipped) - 10} more were skipped")
@@ -66,9 +61,7 @@ def _report(options: argparse.Namespace) -> None:
     print(f"in {one_line(out)}: report.html, report.md, report.csv")
 
 
-def _notes(
-    runs: Sequence[Run], groups: Sequence[Group], skipped: Sequence[tuple[Path, str]]
-) -> list[str]:
+def _notes(runs: Sequence[Run], groups: Sequence[Group], skipped: Sequence[str]) -> list[str]:
     """Return what a reader must know before the numbers."""
     notes = []
     unfinished = [run for run in runs if not run.is_finished]
@@ -93,7 +86,7 @@ def _notes(
     if skipped:
         notes.append(
             f"{counted(len(skipped), 'directory', 'directories')} skipped: "
-            + "; ".join(reason for _, reason in skipped[:3])
+            + "; ".join(skipped[:3])
             + ("; ..." if len(skipped) > 3 else ".")
         )
     return notes

@@ -4,15 +4,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from gnp.analysis.report.figures import Panel, figure, line, thinned, titled, value_axis
+from gnp.analysis.evolution_numbers import evenly_spaced
+from gnp.analysis.report.figures import Panel, figure, line, titled, value_axis
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import averaged, points
 from gnp.analysis.report.tables import Section
 
 MOST_GROUPS = 16  # in the figures; the table has them all
 MOST_RUNS = 10  # thin lines of a group
+_MOST_POINTS = 250  # of a line
 _SWITCHED_ON = 7  # groups that are seen at first
 
 
@@ -48,7 +48,7 @@ def curves(section: Section) -> dict[str, Any] | None:
     dots = [
         trace
         for i, summary in enumerate(section.summaries[:MOST_GROUPS])
-        for trace in _dots(i, summary.group.name, summary.errors)
+        for trace in _dots(i, summary.group.name, summary.spreads["final"].values)
     ]
     if len(dots) > 1:
         title = f"{section.error.capitalize()} of each run\nand the mean, a line"
@@ -71,37 +71,26 @@ def _dots(index: int, name: str, errors: Sequence[float]) -> list[dict[str, Any]
 def _lines(name: str, group: Group, index: int) -> list[dict[str, Any]]:
     """Draw a group's runs as thin lines, the band of mean ± standard deviation, and the mean."""
     measured = [found for run in group.measured if (found := points(run, name))]
-    middle = thinned(mean_curve(measured))
+    values = [dict(each) for each in measured]
+    shared = sorted(set.intersection(*map(set, values))) if values else []
+    columns = {epoch: [each[epoch] for each in values] for epoch in _thinned(shared)}
+    mean = {epoch: statistics.fmean(found) for epoch, found in columns.items()}
     traces: list[dict[str, Any]] = []
     if len(measured) > 1:
-        runs = filter(None, (thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
+        runs = filter(None, (_thinned(points(run, name)) for run in group.runs[:MOST_RUNS]))
         traces += [line(each, index) | {"opacity": 0.3} for each in runs]
         # Below zero there is no loss, and no place on a logarithmic axis.
         floor = min(y for each in measured for _, y in each) / 2
-        upper = [(e, mean + dev) for e, mean, dev in middle]
-        lower = [(e, mean - dev if mean > dev else floor) for e, mean, dev in reversed(middle)]
-        band = line([*upper, *lower], index)
+        deviation = {epoch: statistics.stdev(found) for epoch, found in columns.items()}
+        upper = [(epoch, y + deviation[epoch]) for epoch, y in mean.items()]
+        lower = [(e, y - deviation[e] if y > deviation[e] else floor) for e, y in mean.items()]
+        band = line([*upper, *reversed(lower)], index)
         traces.append(
             band | {"fill": "toself", "opacity": 0.3, "line": band["line"] | {"width": 0}}
         )
-    traces.append(line([(epoch, mean) for epoch, mean, _ in middle], index, group.name))
+    traces.append(line(mean.items(), index, group.name))
     return traces
 
 
-def mean_curve(lines: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float]]:
-    """Return (epoch, mean, standard deviation) at the epochs that all lines have.
-
-    Args:
-        lines: (epoch, value); the deviation of one alone is 0.
-
-    Example:
-        >>> mean_curve([[(1, 2.0), (2, 0.0)], [(1, 4.0)]])
-        [(1, 3.0, 1.4142135623730951)]
-    """
-    values = [dict(line) for line in lines]
-    epochs = sorted(set.intersection(*map(set, values))) if values else []
-    if not epochs:
-        return []
-    found = np.array([[each[epoch] for epoch in epochs] for each in values])
-    deviations = found.std(axis=0, ddof=min(1, len(lines) - 1))
-    return list(zip(epochs, found.mean(axis=0).tolist(), deviations.tolist(), strict=True))
+def _thinned(line: Sequence[Any]) -> list[Any]:
+    return [line[i] for i in evenly_spaced(len(line), _MOST_POINTS)]

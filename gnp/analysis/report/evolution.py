@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gnp.analysis.evolution_numbers import Evolution, load_evolution
-from gnp.analysis.report.figures import Panel, figure, label, line, thinned, titled
+from gnp.analysis.evolution_numbers import Evolution, evenly_spaced, load_evolution
+from gnp.analysis.report.figures import Panel, figure, label, line, titled
 from gnp.analysis.report.groups import Group
 from gnp.terminal import describe
 from gnp.training.evolution import epoch_files
@@ -24,22 +24,23 @@ _MAPS = {
 
 
 def evolutions(groups: Sequence[Group]) -> tuple[list[tuple[Group, Evolution]], list[str]]:
-    """Read a recorded run of each group; and say what could not be read, or is not shown.
+    """Read the first recorded run of each group; and say what could not be read, or is not shown.
 
     Args:
         groups: of the page; the first MOST_RUNS that recorded are taken.
     """
-    recorded = [
-        (group, next((run for run in group.measured if epoch_files(run.path)), None))
+    recorded = {
+        group.name: (group, run.path)
         for group in groups
-    ]
-    there = [(group, run) for group, run in recorded if run is not None]
+        for run in reversed(group.measured)
+        if epoch_files(run.path)
+    }
     found, warnings = [], []
-    if (more := len(there) - MOST_RUNS) > 0:
+    if (more := len(recorded) - MOST_RUNS) > 0:
         warnings.append(f"gradients are shown of {MOST_RUNS} groups; {more} more recorded theirs")
-    for group, run in there[:MOST_RUNS]:
+    for group, path in list(recorded.values())[:MOST_RUNS]:
         try:
-            found.append((group, load_evolution(run.path)))
+            found.append((group, load_evolution(path)))
         except (FileFormatError, OSError) as error:
             warnings.append(f"no gradient evolution: {describe(error)}")
     return found, warnings
@@ -48,13 +49,11 @@ def evolutions(groups: Sequence[Group]) -> tuple[list[tuple[Group, Evolution]], 
 def heatmaps(recorded: Evolution, most_cells: int) -> dict[str, Any]:
     """Draw |G|, D and |A| of a layer, with a menu of the layers and a slider over the epochs.
 
-    Args:
-        recorded: of a run.
-        most_cells: of all its heatmaps; epochs are left out beyond.
+    Epochs are left out where the heatmaps would have more cells than `most_cells`.
     """
     layers = shown_layers(recorded)
     cells = sum(recorded.maps[field][i][0].size for field in _MAPS for i in layers)
-    shown = thinned(range(len(recorded.map_epochs)), max(2, most_cells // max(cells, 1)))
+    shown = evenly_spaced(len(recorded.map_epochs), max(2, most_cells // max(cells, 1)))
     first = int(np.argmax(recorded.sizes[layers]))
     names = [str(epoch) for epoch in recorded.map_epochs[shown]]
     frames: list[dict[str, Any]] = [{"name": name, "data": []} for name in names]
@@ -85,7 +84,8 @@ def heatmaps(recorded: Evolution, most_cells: int) -> dict[str, Any]:
     menu = {
         "active": first, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
         "buttons": [
-            {"label": _title(recorded, i), "method": "restyle",
+            {"label": label(f"{recorded.names[i]}: {recorded.sizes[i]:,} values"),
+             "method": "restyle",
              "args": ["visible", [each == at for each in range(len(layers))] * len(_MAPS)]}
             for at, i in enumerate(layers)
         ],
@@ -114,10 +114,6 @@ def shown_layers(recorded: Evolution) -> list[int]:
     return sorted(np.argsort(-recorded.sizes, kind="stable")[:MOST_LAYERS].tolist())
 
 
-def _title(recorded: Evolution, layer: int) -> str:
-    return label(f"{recorded.names[layer]}: {recorded.sizes[layer]:,} values")
-
-
 def _in_percent(frames: np.ndarray) -> tuple[np.ndarray, float]:
     """Return frames in percent of the largest value of all of them, a byte each; and that value."""
     frames = np.nan_to_num(frames.astype(np.float64), posinf=0.0)
@@ -126,12 +122,7 @@ def _in_percent(frames: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _encoded(values: np.ndarray) -> dict[str, str]:
-    """Return bytes as plotly writes arrays in JSON.
-
-    Example:
-        >>> _encoded(np.array([[0, 255]], np.uint8))
-        {'dtype': 'u1', 'bdata': 'AP8=', 'shape': '1, 2'}
-    """
+    """Return bytes as plotly writes arrays in JSON."""
     text = base64.b64encode(values.tobytes()).decode()
     return {"dtype": "u1", "bdata": text, "shape": ", ".join(map(str, values.shape))}
 

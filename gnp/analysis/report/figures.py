@@ -3,17 +3,14 @@
 import html
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from plotly.colors import qualitative
-
-_T = TypeVar("_T")
 
 # Seen on white and on black. Neighbors differ in all three, and no two of the first 30 are alike.
 _COLORS = qualitative.D3
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _MARKERS = ("circle", "square", "triangle-up")
-_MOST_POINTS = 250  # of a line
 
 
 class Panel(NamedTuple):
@@ -123,26 +120,8 @@ def titled(text: str) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float:
-    """Return a number with four digits, which make a small page.
-
-    Example:
-        >>> rounded(0.123456)
-        0.1235
-    """
+    """Return a number with four digits, which make a small page."""
     return float(f"{value:.4g}")
-
-
-def thinned(line: Sequence[_T], most: int = _MOST_POINTS) -> list[_T]:
-    """Return at most so many, evenly, with the first and the last.
-
-    Example:
-        >>> thinned(range(9), 3)
-        [0, 4, 8]
-    """
-    number = len(line)
-    if number <= most:
-        return list(line)
-    return [line[round(i * (number - 1) / (most - 1))] for i in range(most)]
 
 
 def value_axis(traces: Iterable[dict[str, Any]], ratio: float = 10) -> dict[str, Any]:

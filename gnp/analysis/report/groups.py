@@ -62,12 +62,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def shared_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config without the seeds and the keys that results do not depend on.
-
-    Example:
-        >>> shared_config({"seeds": 3, "retrain": True, "base_lr": 1.0})
-        {'base_lr': 1}
-    """
+    """Return a config without the seeds and the keys that results do not depend on."""
     left_out = {*SEEDS, *default.FREE_KEYS}
     if config.get("dataset.dataset_name") in OWN_FILES:  # only the path says which data these are
         left_out -= {"dataset.data_dir"}
@@ -84,12 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same in all, sorted.
-
-    Example:
-        >>> differing_keys([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
-        ['b']
-    """
+    """Return the keys whose values are not the same in all, sorted."""
     every = sorted({name for config in configs for name in config})
     return [name for name in every if any(c.get(name) != configs[0].get(name) for c in configs)]
 
@@ -186,9 +176,7 @@ def _penalty(config: Mapping[str, Any]) -> str:
     )
     words = [f"Look{name}" if config["gnp.reuse"] else name, f"r={radius:g}"]
     words += [] if sam else [f"α={weight:g}"]
-    words += [f"k={every}" if config["gnp.reuse"] else f"every {_ordinal(every)} step"] * (
-        every > 1
-    )
+    words += [f"k={every}" if config["gnp.reuse"] else f"every {every} steps"] * (every > 1)
     words += [f"hybrid p={config['hybrid_config.p']:g}"] * bool(config["use_hybrid_training"])
     words += [f"of {where}"] * (where != "all")
     words += ["normalized"] * bool(config["gnp.norm_perturbations"])
@@ -196,14 +184,3 @@ def _penalty(config: Mapping[str, Any]) -> str:
     warmup = config["gr_warmup_strategy"]
     words += [f"{warmup} warmup"] * (warmup != "none")
     return " ".join(words)
-
-
-def _ordinal(number: int) -> str:
-    """Return the ordinal of a number from 2 up.
-
-    Example:
-        >>> _ordinal(2), _ordinal(5), _ordinal(11), _ordinal(23)
-        ('2nd', '5th', '11th', '23rd')
-    """
-    teens = 10 <= number % 100 <= 20
-    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"

@@ -1,9 +1,9 @@
 """The page: one HTML file with its styles, its script, plotly.js and its data inside."""
 
 import datetime
-import html
 import os
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,22 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
     """
     parts, warnings = list[tuple[str, str]](), list[str]()
     for section in sections:
-        of_data, missing = _parts(section)
+        recorded, missing = evolutions(section.groups)
+        flatness, damaged = read_flatness(section.groups, MOST_GROUPS)
+        warnings += missing + damaged
+        bodies = {
+            "Results": _results(section),
+            "Learning curves": _curves(section),
+            "What differs": _differences(section),
+            "Gradients": _gradients(recorded, section.title),
+            "Sharpness": _sharpness(section, flatness),
+            "All runs": _runs(section),
+        }
         data = f"{section.title}: " if len(sections) > 1 else ""
-        parts += [(data + title, body) for title, body in of_data if body]
-        warnings += missing
-    links = "".join(f'<a href="#{i}">{safe(title)}</a>' for i, (title, _) in enumerate(parts))
-    bodies = "".join(
-        f'<section id="{i}">\n<h2>{safe(title)}</h2>\n{body}\n</section>\n'
+        parts += [(data + heading, body) for heading, body in bodies.items() if body]
+    links = "".join(f'<a href="#{i}">{escape(title)}</a>' for i, (title, _) in enumerate(parts))
+    main = "".join(
+        f'<section id="{i}">\n<h2>{escape(title)}</h2>\n{body}\n</section>\n'
         for i, (title, body) in enumerate(parts)
     )
     groups = [group for section in sections for group in section.groups]
@@ -60,7 +69,7 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
         f"{counted(len(groups), 'group')} of runs that differ in their seeds alone. "
         f"{'Model' if len(models) == 1 else 'Models'}: {listed(models)}."
     )
-    items = "".join(f"<li>{safe(note)}</li>" for note in [*notes, *warnings])
+    items = "".join(f"<li>{escape(note)}</li>" for note in [*notes, *warnings])
     templates = {scheme: plotly.io.templates[name] for scheme, name in _SCHEMES.items()}
     made = datetime.datetime.now().astimezone()
     text = f"""<!doctype html>
@@ -70,19 +79,19 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> tuple[str, list[s
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <link rel="icon" href="data:,">
-<title>{safe(title)}</title>
+<title>{escape(title)}</title>
 <style>
 {(_HERE / "style.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <header>
-<h1>{safe(title)}</h1>
-<p>{safe(lead)}</p>
+<h1>{escape(title)}</h1>
+<p>{escape(lead)}</p>
 {f'<ul class="notes">{items}</ul>' if items else ""}
 <nav>{links}</nav>
 </header>
 <main>
-{bodies}
+{main}
 </main>
 <footer>
 <p>Made by <code>gnp.analysis.report</code> on <time
@@ -99,16 +108,6 @@ table sort it. Dragging in a figure zooms; a double click brings everything back
     return text, warnings
 
 
-def safe(text: str) -> str:
-    """Return text as HTML.
-
-    Example:
-        >>> safe("a < b")
-        'a &lt; b'
-    """
-    return html.escape(text)
-
-
 def listed(words: Sequence[str], most: int = 4) -> str:
     """Join words as in a sentence.
 
@@ -121,48 +120,27 @@ def listed(words: Sequence[str], most: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _parts(section: Section) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return a data set's headings with what is below each, and what was not shown."""
-    recorded, warnings = evolutions(section.groups)
-    flatness, damaged = read_flatness(section.groups, MOST_GROUPS)
-    parts = [
-        ("Results", _results(section)),
-        ("Learning curves", _curves(section)),
-        ("What differs", _differences(section)),
-        ("Gradients", _gradients(recorded, section.title)),
-        ("Sharpness", _sharpness(section, flatness)),
-        ("All runs", _runs(section)),
-    ]
-    return parts, warnings + damaged
-
-
 def _results(section: Section) -> str:
     names = []
     for summary in section.summaries:
         tags = ["baseline"] * (summary is section.baseline)
         tags += filter(None, [tables.state_in_words(summary.group)])
-        tag = "".join(f" <small>{safe(words)}</small>" for words in tags)
-        names.append((summary.group.name, safe(summary.group.name) + tag))
+        tag = "".join(f" <small>{escape(words)}</small>" for words in tags)
+        names.append((summary.group.name, escape(summary.group.name) + tag))
     table = _table("group", names, tables.columns(section))
-    return f"{table}\n<p>{safe(tables.legend(section))}</p>"
+    return f"{table}\n<p>{escape(tables.legend(section))}</p>"
 
 
 def _table(first: str, names: Sequence[tuple[str, str]], columns: Sequence[Column]) -> str:
-    """Return a table that its headings sort.
-
-    Args:
-        first: heading of the names.
-        names: of the rows: text, and HTML.
-        columns: the others.
-    """
+    """Return a table that its headings sort; names are each row's text and HTML, under `first`."""
     headings = [first, *(each.heading for each in columns)]
-    head = "".join(f'<th scope="col"><button>{safe(words)}</button></th>' for words in headings)
+    head = "".join(f'<th scope="col"><button>{escape(words)}</button></th>' for words in headings)
     rows = []
     for row, (name, shown) in enumerate(names):
-        cells = [f'<th scope="row" data-value="{safe(name)}">{shown}</th>']
+        cells = [f'<th scope="row" data-value="{escape(name)}">{shown}</th>']
         for each in columns:
             value = "" if each.values[row] is None else str(each.values[row])
-            cells.append(f'<td data-value="{safe(value)}">{safe(each.texts[row])}</td>')
+            cells.append(f'<td data-value="{escape(value)}">{escape(each.texts[row])}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>\n")
     return (
         f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
@@ -177,7 +155,7 @@ def _figure(figure: dict[str, Any] | None, description: str) -> str:
     data = to_json_plotly(figure, engine="json")  # in which < is \u003c
     return (
         f'<figure><script type="application/json">{data}</script>'
-        f'<div class="plot" role="img" aria-label="{safe(description)}"></div></figure>'
+        f'<div class="plot" role="img" aria-label="{escape(description)}"></div></figure>'
     )
 
 
@@ -198,7 +176,7 @@ def _curves(section: Section) -> str:
 
 
 def _differences(section: Section) -> str:
-    names = [(group.name, safe(group.name)) for group in section.groups]
+    names = [(group.name, escape(group.name)) for group in section.groups]
     different = tables.differences(section)
     return f'<div class="words">{_table("group", names, different)}</div>' if different else ""
 
@@ -210,16 +188,16 @@ def _gradients(recorded: Sequence[tuple[Group, Evolution]], data: str) -> str:
     parts = list[str]()
     for group, evolution in recorded:
         claims = "".join(
-            f"<li>{safe(each.claim)}: <strong>{_VERDICTS[each.holds]}</strong> "
-            f"({safe(each.numbers)})</li>"
+            f"<li>{escape(each.claim)}: <strong>{_VERDICTS[each.holds]}</strong> "
+            f"({escape(each.numbers)})</li>"
             for each in verdicts(evolution)
         )
         left_out = len(evolution.names) - len(shown_layers(evolution))
         note = f"Of {counted(left_out, 'smaller layer')} there is no picture." if left_out else ""
         maps = heatmaps(evolution, MOST_CELLS // len(recorded))
         parts.append(
-            f'<details name="{safe(data)}"{"" if parts else " open"}>'
-            f"<summary>{safe(group.name)}</summary>\n"
+            f'<details name="{escape(data)}"{"" if parts else " open"}>'
+            f"<summary>{escape(group.name)}</summary>\n"
             "<p>Does this run behave as the article on gradient evolution reports?</p>\n"
             f"<ul>{claims}</ul>\n"
             f'<div class="pair">{_figure(maps, "Heatmaps of a layer, epoch by epoch.")}'
@@ -271,9 +249,7 @@ def _runs(section: Section) -> str:
         ("time", "total_seconds", tables.duration),
         ("an epoch", "epoch_seconds", tables.duration),
     ):
-        columns.append(column(heading, [each.get(name) for each in measured], form))
-    table = _table("directory", [(name, f"<code>{safe(name)}</code>") for name in names], columns)
-    return (
-        f"<details><summary>{counted(len(runs), 'run')} in <code>{safe(parent)}</code></summary>\n"
-        f"{table}</details>"
-    )
+        columns.append(column(heading, [each[name] for each in measured], form))
+    table = _table("directory", [(name, f"<code>{escape(name)}</code>") for name in names], columns)
+    summary = f"{counted(len(runs), 'run')} in <code>{escape(parent)}</code>"
+    return f"<details><summary>{summary}</summary>\n{table}</details>"

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from config import default
 from gnp.analysis.command_line import UsageError
+from gnp.analysis.sharpness.files import read_results
 from gnp.terminal import describe
 from gnp.training.files import FileFormatError, read_rows
-from gnp.training.run_directory import KEYS_OF_A_RUN, OUTPUTS, RunDirectoryError, read_config
+from gnp.training.run_directory import OUTPUTS, RunDirectoryError, read_config
 
 _KEYS = {key.name: key for key in default.KEYS}
 _DEFAULTS = {name: key.default for name, key in _KEYS.items()}
@@ -27,11 +28,15 @@ class Run(NamedTuple):
         path: the directory.
         config: dotted key -> JSON value; keys that an older run does not know at their defaults.
         rows: the objects of metrics.jsonl.
+        checkpoints: those of sharpness.json, by step; of what it did not measure, none.
+        damage: why sharpness.json cannot be read, if so.
     """
 
     path: Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
+    checkpoints: Sequence[dict[str, Any]] = ()
+    damage: str = ""
 
     @property
     def epochs(self) -> int:
@@ -50,14 +55,9 @@ class Run(NamedTuple):
         squared = self.config["loss"] == "squared_error"
         return f"{split}_{'mean_absolute_error' if squared else 'error_rate'}"
 
-    @property
-    def averaged_metric(self) -> str:
-        """The same of the average of the parameters, which runs with `ema_decay` have."""
-        return averaged(self.metric)
-
 
 def averaged(metric: str) -> str:
-    """Return the name of a metric of the average of the parameters.
+    """Return the name of a metric of the average of the parameters, where `ema_decay` keeps one.
 
     Example:
         >>> averaged("test_error_rate")
@@ -67,17 +67,11 @@ def averaged(metric: str) -> str:
     return f"{split}_ema_{name}"
 
 
-def read_runs(
-    paths: Sequence[Path], *, progress: bool = True
-) -> tuple[list[Run], list[tuple[Path, str]]]:
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Read the runs in run directories and in folders that hold some.
 
-    Args:
-        paths: directories.
-        progress: show a bar where there is a terminal.
-
     Returns:
-        The runs, each once, and what was left out of the folders: directory and reason.
+        The runs, each once, and why others in the folders were skipped, a line each.
 
     Raises:
         UsageError: a path is neither.
@@ -85,16 +79,14 @@ def read_runs(
     """
     directories = {path.resolve(): path for each in paths for path in _find(each)}
     runs, skipped = [], []
-    shown = None if progress else True
-    for path in tqdm(directories.values(), "reading", disable=shown, unit="run", leave=False):
+    for path in tqdm(directories.values(), "reading", disable=None, unit="run", leave=False):
         try:
             runs.append(read_run(path))
         except (FileFormatError, OSError) as error:
-            skipped.append((path, describe(error)))
+            skipped.append(describe(error))
     if not runs:
-        _, reason = skipped[0]
         several = f"none of {len(skipped)} directories can be read; " if len(skipped) > 1 else ""
-        raise FileFormatError(several + reason)
+        raise FileFormatError(several + skipped[0])
     return runs, skipped
 
 
@@ -102,7 +94,8 @@ def read_run(path: Path) -> Run:
     """Read one run directory.
 
     Raises:
-        FileFormatError: it is damaged, or of another program.
+        FileFormatError: it is damaged, or of another program. A sharpness.json that is damaged is
+            no error: `damage` has it.
         OSError: it cannot be read.
     """
     try:
@@ -110,14 +103,15 @@ def read_run(path: Path) -> Run:
     except RunDirectoryError as error:
         raise FileFormatError(str(error).removeprefix("--working_dir=")) from error
     rows = read_rows(path / "metrics.jsonl")
-    foreign = [name for name in sorted(KEYS_OF_A_RUN) if name not in config]
-    if foreign:
-        raise FileFormatError(f"{path}/config.json is not the config of a gnp run: no {foreign[0]}")
     wrong = [name for name, value in config.items() if name in _KEYS and not _fits(name, value)]
     if wrong:
         value = json.dumps(config[wrong[0]])
         raise FileFormatError(f"{path}/config.json is not of a gnp run: {wrong[0]} = {value}")
-    return Run(path, {**_DEFAULTS, **config}, rows)
+    try:
+        checkpoints, damage = read_results(path / "sharpness.json"), ""
+    except (FileFormatError, OSError) as error:
+        checkpoints, damage = [], describe(error)
+    return Run(path, {**_DEFAULTS, **config}, rows, checkpoints, damage)
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -131,11 +125,7 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def _find(path: Path) -> list[Path]:
-    """Find the directories with a config.json in a folder, itself among them.
-
-    Raises:
-        UsageError: there is none, or no such folder.
-    """
+    """Find the directories with a config.json in a folder, itself among them."""
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UsageError(f"{path} {what}; name run directories, or folders that hold some")
@@ -155,12 +145,7 @@ def _find(path: Path) -> list[Path]:
 
 
 def points(run: Run, name: str) -> list[tuple[int, float]]:
-    """Return (epoch, value) wherever a metric was measured and is finite.
-
-    Example:
-        >>> points(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
-        [(1, 0.5)]
-    """
+    """Return (epoch, value) wherever a metric was measured and is finite."""
     values = ((row["epoch"], row.get(name)) for row in run.rows)
     return [(epoch, value) for epoch, value in values if is_number(value)]
 
@@ -187,37 +172,19 @@ def is_number(value: Any) -> TypeGuard[float]:
     return is_one and math.isfinite(value) and abs(value) < 1e150
 
 
-def total_seconds(run: Run) -> float:
-    """Return the seconds of training, without evaluations."""
-    return sum(seconds for _, seconds in points(run, "epoch_seconds"))
+def training_seconds(run: Run) -> dict[str, float | None]:
+    """Return the seconds of training, without evaluations, and the median ones of an epoch, a step.
 
-
-def epoch_seconds(run: Run) -> float | None:
-    """Return the median seconds of an epoch's training, if possible without the first's.
-
-    Example:
-        >>> rows = [{"epoch": e, "epoch_seconds": s} for e, s in ((1, 9.0), (2, 1.0), (3, 3.0))]
-        >>> epoch_seconds(Run(Path(), {}, rows))
-        2.0
+    Medians are without the first epoch, which compiles, unless it is the only one.
     """
-    return _usual([seconds for _, seconds in points(run, "epoch_seconds")])
-
-
-def step_seconds(run: Run) -> float | None:
-    """Return the same of a step.
-
-    Example:
-        >>> step_seconds(Run(Path(), {}, [{"epoch": 1, "step": 4, "epoch_seconds": 2.0}]))
-        0.5
-    """
-    seconds, before = [], 0
+    epochs = [seconds for _, seconds in points(run, "epoch_seconds")]
+    steps, before = [], 0
     for row in run.rows:
-        steps, before = row["step"] - before, row["step"]
-        if steps > 0 and is_number(row.get("epoch_seconds")):
-            seconds.append(row["epoch_seconds"] / steps)
-    return _usual(seconds)
-
-
-def _usual(values: Sequence[float]) -> float | None:
-    """Return the median without the first, which compiles, unless it is the only one."""
-    return statistics.median(values[1:] or values) if values else None
+        count, before = row["step"] - before, row["step"]
+        if count > 0 and is_number(row.get("epoch_seconds")):
+            steps.append(row["epoch_seconds"] / count)
+    return {
+        "total_seconds": sum(epochs) or None,
+        "epoch_seconds": statistics.median(epochs[1:] or epochs) if epochs else None,
+        "step_seconds": statistics.median(steps[1:] or steps) if steps else None,
+    }

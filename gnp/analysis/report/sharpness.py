@@ -9,7 +9,7 @@ import numpy as np
 from gnp.analysis.report.figures import Panel, figure, line, rounded, titled, value_axis
 from gnp.analysis.report.groups import Group
 from gnp.analysis.report.runs import is_number
-from gnp.analysis.sharpness.files import read_drawn_arrays, read_results
+from gnp.analysis.sharpness.files import read_drawn_arrays
 from gnp.terminal import describe
 from gnp.training.files import FileFormatError
 
@@ -27,17 +27,12 @@ class Flatness(NamedTuple):
 
     place: int
     group: Group
-    checkpoints: list[dict[str, Any]]
+    checkpoints: Sequence[dict[str, Any]]
     arrays: dict[str, np.ndarray]
 
 
 def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
-    """Return a value of a checkpoint; of a list, the largest.
-
-    Example:
-        >>> value_of({"hessian_eigenvalues": [3.0, 2.0]}, "hessian_eigenvalues")
-        3.0
-    """
+    """Return a value of a checkpoint; of a list, the largest."""
     value = checkpoint.get(name)
     if isinstance(value, list):
         value = max(filter(is_number, value), default=None)
@@ -45,37 +40,28 @@ def value_of(checkpoint: Mapping[str, Any], name: str) -> float | None:
 
 
 def read_flatness(groups: Sequence[Group], most: int) -> tuple[list[Flatness], list[str]]:
-    """Read a measured run of each group; and return a line for each file that is damaged.
+    """Read a measured run of each of the first groups; and return a line for each damaged file.
 
     Args:
-        groups: of a data set. All their runs are read, for the warnings.
+        groups: of a data set; the warnings are of all.
         most: groups that are shown.
     """
-    found: list[Flatness] = []
-    warnings: list[str] = []
-    last: list[dict[str, Any]] = []
-    for place, group in enumerate(groups):
-        is_shown = place >= most
-        for run in group.runs:
+    runs = [run for group in groups for run in group.runs]
+    found, warnings = list[Flatness](), [run.damage for run in runs if run.damage]
+    for place, group in enumerate(groups[:most]):
+        for run in filter(lambda run: run.checkpoints, group.runs):
             try:
-                checkpoints = read_results(run.path / "sharpness.json")
-                last += checkpoints[-1:]
-                if checkpoints and not is_shown:
-                    arrays = read_drawn_arrays(run.path / "sharpness.npz")
-                    found.append(Flatness(place, group, checkpoints, arrays))
-                    is_shown = True
+                arrays = read_drawn_arrays(run.path / "sharpness.npz")
             except (FileFormatError, OSError) as error:
                 warnings.append(describe(error))
-    return found, warnings + unlike(last)
+                continue
+            found.append(Flatness(place, group, run.checkpoints, arrays))
+            break
+    return found, warnings + unlike([run.checkpoints[-1] for run in runs if run.checkpoints])
 
 
 def unlike(checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line where checkpoints were measured in ways that do not compare.
-
-    Example:
-        >>> unlike([{"sam_radius": 0.05}, {"sam_radius": 0.1}, {}])
-        ['sharpness was measured with sam_radius = 0.05 and 0.1, which do not compare']
-    """
+    """Return a line where checkpoints were measured in ways that do not compare."""
     ways = []
     for name in ("sam_radius", "examples", "regularized"):
         values = sorted({str(each[name]) for each in checkpoints if name in each})

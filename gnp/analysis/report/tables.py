@@ -11,17 +11,8 @@ from typing import NamedTuple
 import config as configs
 from gnp.analysis.command_line import UsageError
 from gnp.analysis.report.groups import Group, data_of, differing_keys, show
-from gnp.analysis.report.runs import (
-    Run,
-    epoch_seconds,
-    final_value,
-    points,
-    step_seconds,
-    total_seconds,
-)  # fmt: skip
+from gnp.analysis.report.runs import Run, averaged, final_value, points, training_seconds
 from gnp.analysis.report.sharpness import value_of
-from gnp.analysis.sharpness.files import read_results
-from gnp.training.files import FileFormatError
 
 # Name in sharpness.json -> heading. The eigenvalues are a list, largest first.
 SHARPNESS = {
@@ -33,11 +24,12 @@ DASH = "–"
 
 
 class Spread(NamedTuple):
-    """Mean, standard deviation (None of a single value) and median of some values."""
+    """Some values, their mean, standard deviation (None of one alone) and median; None of none."""
 
-    mean: float
-    deviation: float | None
-    median: float
+    values: tuple[float, ...]
+    mean: float | None = None
+    deviation: float | None = None
+    median: float | None = None
 
 
 class Summary(NamedTuple):
@@ -45,21 +37,11 @@ class Summary(NamedTuple):
 
     Attributes:
         group: whose they are.
-        errors: of each run after its last epoch.
-        spreads: over the runs, of what `measure` returns; without what no run has.
+        spreads: over the runs, of each that `measure` returns.
     """
 
     group: Group
-    errors: tuple[float, ...]
     spreads: dict[str, Spread]
-
-    def mean(self, name: str) -> float | None:
-        """Return the mean over the runs; None where nothing was measured."""
-        return self.spreads[name].mean if name in self.spreads else None
-
-    def median(self, name: str) -> float | None:
-        """Return the median over the runs; None where nothing was measured."""
-        return self.spreads[name].median if name in self.spreads else None
 
 
 class Section(NamedTuple):
@@ -94,8 +76,9 @@ class Section(NamedTuple):
 
     def cost(self, summary: Summary, unit: str) -> float | None:
         """Return a group's seconds of a "step" or an "epoch" over the baseline's."""
-        seconds = summary.median(f"{unit}_seconds")
-        base = self.baseline.median(f"{unit}_seconds") if self.baseline else None
+        name = f"{unit}_seconds"
+        seconds = summary.spreads[name].median
+        base = self.baseline.spreads[name].median if self.baseline else None
         return seconds / base if seconds is not None and base else None
 
 
@@ -111,12 +94,14 @@ def sections(groups: Sequence[Group], baseline: Group | None = None) -> list[Sec
     for group in groups:
         data = (show(group.config.get(f"dataset.{key}")) for key in ("data_dir", "target"))
         key = group.runs[0].metric, data_of(group.config), *data
-        found.setdefault(key, []).append(summarize(group))
+        measured = [measure(run) for run in group.measured]
+        spreads = {name: spread([each[name] for each in measured]) for name in measured[0]}
+        found.setdefault(key, []).append(Summary(group, spreads))
     made = []
     for title, (key, members) in zip(_titles(list(found)), found.items(), strict=True):
         named = [summary for summary in members if summary.group is baseline]
         plain = named or [summary for summary in members if summary.group.is_plain]
-        members.sort(key=lambda s: (s.mean("final") is None, s.mean("final") or 0.0))
+        members.sort(key=lambda s: (not s.spreads["final"].values, s.spreads["final"].mean or 0.0))
         made.append(Section(title, key[0], tuple(members), plain[0] if len(plain) == 1 else None))
     return made
 
@@ -133,11 +118,7 @@ def _titles(keys: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def find_baseline(wanted: str, groups: Sequence[Group]) -> Group:
-    """Find the group that has a name, or a run directory.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Find the group that has a name, or a run directory; UsageError where there is none."""
     try:
         path = configs.local_path(wanted).resolve()
     except ValueError:  # it may be a group's name all the same
@@ -152,71 +133,44 @@ def find_baseline(wanted: str, groups: Sequence[Group]) -> Group:
     )
 
 
-def summarize(group: Group) -> Summary:
-    """Return the numbers of a group."""
-    measured = [measure(run) for run in group.measured]
-    errors = [each["final"] for each in measured if "final" in each]
-    names = {name: None for each in measured for name in each}
-    values = {name: [each[name] for each in measured if name in each] for name in names}
-    return Summary(group, tuple(errors), {name: spread(each) for name, each in values.items()})
-
-
-def measure(run: Run) -> dict[str, float]:
-    """Return what is compared of a run, without what was not measured.
+def measure(run: Run) -> dict[str, float | None]:
+    """Return what is compared of a run; None is what was not measured.
 
     Returns:
         "final", "best" and "ema": the error after the last epoch, in its smallest one, and of the
         parameters' average after the last; "total_seconds", "epoch_seconds", "step_seconds"; of
         the last checkpoint that was measured, what SHARPNESS names.
     """
-    try:
-        checkpoints = read_results(run.path / "sharpness.json")
-    except (FileFormatError, OSError):
-        checkpoints = []  # the page says so
-    found = {
+    last = run.checkpoints[-1] if run.checkpoints else {}
+    return {
         "final": final_value(run, run.metric),
         "best": min((error for _, error in points(run, run.metric)), default=None),
-        "ema": final_value(run, run.averaged_metric),
-        "total_seconds": total_seconds(run) or None,
-        "epoch_seconds": epoch_seconds(run),
-        "step_seconds": step_seconds(run),
-        **{name: value_of(checkpoints[-1], name) for name in SHARPNESS if checkpoints},
+        "ema": final_value(run, averaged(run.metric)),
+        **training_seconds(run),
+        **{name: value_of(last, name) for name in SHARPNESS},
     }
-    return {name: value for name, value in found.items() if value is not None}
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return mean, standard deviation and median of some values.
-
-    Example:
-        >>> spread([1.0, 3.0])
-        Spread(mean=2.0, deviation=1.4142135623730951, median=2.0)
-    """
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), deviation, statistics.median(values))
+def spread(values: Sequence[float | None]) -> Spread:
+    """Return the values that are not None, with mean, standard deviation and median."""
+    found = tuple(value for value in values if value is not None)
+    if not found:
+        return Spread(found)
+    deviation = statistics.stdev(found) if len(found) > 1 else None
+    return Spread(found, statistics.fmean(found), deviation, statistics.median(found))
 
 
 # Words.
 
 
 def counted(number: int, word: str, words: str = "") -> str:
-    """Return a number and its word.
-
-    Example:
-        >>> counted(1, "run"), counted(2, "run")
-        ('1 run', '2 runs')
-    """
+    """Return a number and its word: `1 run`, `2 runs`."""
     return f"{number} {word if number == 1 else words or word + 's'}"
 
 
-def mean_and_deviation(found: Spread | None, number: Callable[[float], str]) -> str:
-    """Return `1.25 ± 0.10`, in the form that `number` gives.
-
-    Example:
-        >>> mean_and_deviation(spread([0.01, 0.02]), "{:.2%}".format)
-        '1.50 ± 0.71%'
-    """
-    if found is None:
+def mean_and_deviation(found: Spread, number: Callable[[float], str]) -> str:
+    """Return `1.25 ± 0.10`, in the form that `number` gives; a percent sign is at the end only."""
+    if found.mean is None:
         return DASH
     text = number(found.mean)
     if found.deviation is None:
@@ -242,7 +196,7 @@ def error_format(section: Section) -> Callable[[float], str]:
     """Return the form in which an error of this section is written."""
     if section.is_rate:
         return "{:.2%}".format
-    return three_digits([error for summary in section.summaries for error in summary.errors])
+    return three_digits([error for s in section.summaries for error in s.spreads["final"].values])
 
 
 def duration(seconds: float) -> str:
@@ -262,12 +216,7 @@ def duration(seconds: float) -> str:
 
 
 def state_in_words(group: Group) -> str:
-    """Say how far the runs are that did not end; nothing where all did.
-
-    Example:
-        >>> state_in_words(Group("", {}, ()))
-        ''
-    """
+    """Say how far the runs are that did not end; nothing where all did."""
     unfinished = [run for run in group.runs if not run.is_finished]
     if len(group.runs) == len(unfinished) == 1:
         return progress_in_words(unfinished[0])
@@ -290,12 +239,7 @@ class Column(NamedTuple):
 
 
 def column(heading: str, values: Sequence[float | None], form: Callable[[float], str]) -> Column:
-    """Return a column of numbers, of which those that are missing are dashes.
-
-    Example:
-        >>> column("time", [1.5, None], duration)
-        Column(heading='time', texts=['1.5 s', '–'], values=[1.5, None])
-    """
+    """Return a column of numbers, of which those that are missing are dashes."""
     texts = [DASH if value is None else form(value) for value in values]
     return Column(heading, texts, list(values))
 
@@ -305,25 +249,23 @@ def columns(section: Section) -> list[Column]:
     groups, number = section.summaries, error_format(section)
 
     def means(heading: str, name: str, form: Callable[[float], str]) -> Column:
-        texts = [mean_and_deviation(s.spreads.get(name), form) for s in groups]
-        return Column(heading, texts, [s.mean(name) for s in groups])
+        texts = [mean_and_deviation(s.spreads[name], form) for s in groups]
+        return Column(heading, texts, [s.spreads[name].mean for s in groups])
 
     def medians(heading: str, name: str, form: Callable[[float], str]) -> Column:
-        return column(heading, [s.median(name) for s in groups], form)
+        return column(heading, [s.spreads[name].median for s in groups], form)
 
     def costs(unit: str) -> list[float | None]:
         return [section.cost(s, unit) for s in groups]
 
     found = [
-        Column(
-            "runs", [str(len(s.group.runs)) for s in groups], [len(s.group.runs) for s in groups]
-        ),
+        column("runs", [len(s.group.runs) for s in groups], str),
         means(section.error, "final", number),
         medians("median", "final", number),
     ]
-    if any(s.spreads.get("best") != s.spreads.get("final") for s in groups):
+    if any(s.spreads["best"] != s.spreads["final"] for s in groups):
         found.append(means("best epoch", "best", number))
-    if any("ema" in s.spreads for s in groups):
+    if any(s.spreads["ema"].values for s in groups):
         found.append(means("of the average", "ema", number))
     found.append(medians("time", "total_seconds", duration))
     found.append(medians("an epoch", "epoch_seconds", duration))
@@ -334,7 +276,7 @@ def columns(section: Section) -> list[Column]:
     if any(a and b and abs(a - b) > 0.01 * a for a, b in zip(epoch, step, strict=True)):
         found.append(column("cost of a step", step, "{:.2f}".format))
     for name, heading in SHARPNESS.items():
-        if known := [mean for s in groups if (mean := s.mean(name)) is not None]:
+        if known := [mean for s in groups if (mean := s.spreads[name].mean) is not None]:
             found.append(means(heading, name, three_digits(known)))
     return found
 
@@ -430,10 +372,5 @@ def comma_separated(found: Sequence[Section]) -> str:
 
 
 def _inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula.
-
-    Example:
-        >>> _inert("=1+1"), _inert("cifar10")
-        ("'=1+1", 'cifar10')
-    """
+    """Return text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +26,7 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.analysis.command_line import Parser, local_path, make_folder, run
+from gnp.analysis.command_line import Parser, local_path, make_folder, run, whole
 from gnp.analysis.results import print_table
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
@@ -44,11 +44,7 @@ _RUN_ERRORS = (ds_pipeline.DataError, CheckpointError, DeviceError, SharpnessErr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code.
-
-    Args:
-        arguments: without the program's name; None: the process' own.
-    """
+    """Run a command line, None being the process' own, and return the exit code."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return run(lambda: _run(_parse(arguments)), _USAGE_ERRORS, _RUN_ERRORS)
@@ -59,20 +55,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add, defaults = parser.add_argument, Settings()
     # fmt: off
     add("directory", metavar="DIR", type=local_path, help="run directory")
-    add("--checkpoint", type=_whole(0), metavar="STEP", help="default: the newest")
-    add("--examples", type=_whole(1), metavar="N",
+    add("--checkpoint", type=whole(0), metavar="STEP", help="default: the newest")
+    add("--examples", type=whole(1), metavar="N",
         help="training examples, drawn at random (default: 2000, or all where there are fewer)")
-    add("--eigenvalues", type=_whole(1), metavar="K", default=defaults.eigenvalues,
+    add("--eigenvalues", type=whole(1), metavar="K", default=defaults.eigenvalues,
         help="largest eigenvalues (default: %(default)s)")
-    add("--steps", type=_whole(2), metavar="N", default=defaults.eigenvalue_steps,
+    add("--steps", type=whole(2), metavar="N", default=defaults.eigenvalue_steps,
         help="Lanczos steps at most; each keeps a vector in memory (default: %(default)s)")
-    add("--trace_samples", type=_whole(2), metavar="N", default=defaults.trace_samples,
+    add("--trace_samples", type=whole(2), metavar="N", default=defaults.trace_samples,
         help="random vectors for the trace (default: %(default)s)")
-    add("--batch_size", type=_whole(1), metavar="B", default=BATCH_SIZE,
+    add("--batch_size", type=whole(1), metavar="B", default=BATCH_SIZE,
         help="examples at a time; results do not depend on it (default: %(default)s)")
     add("--radius", type=_positive, metavar="R",
         help="of SAM's ball (default: the run's gnp.r, else 0.05)")
-    add("--seed", type=_whole(0), default=0, help="of the examples and of every random vector")
+    add("--seed", type=whole(0), default=0, help="of the examples and of every random vector")
     add("--no_regularization", action="store_true",
         help="the data's loss alone, without l2_regularization and the like")
     add("--no_curves", action="store_true", help="numbers alone: no density, curves or pictures")
@@ -92,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     config = read_config(options.directory)
     make_folder(out)
     read_results(out / "sharpness.json")
-    opened = open_checkpoint(
+    step, surface, warnings = open_checkpoint(
         options.directory,
         options.checkpoint,
         options.examples,
@@ -104,24 +100,24 @@ def _run(options: argparse.Namespace) -> None:
     settings = Settings(
         options.eigenvalues, radius, options.seed, options.steps, options.trace_samples
     )
-    for warning in opened.warnings:
+    for warning in warnings:
         warn(warning)
     bar = tqdm(unit="pass", disable=None, dynamic_ncols=True, leave=False)
-    surface = opened.surface._replace(passed=bar.update)
+    surface = surface._replace(passed=bar.update)
     with bar:
         if options.no_curves:
             found, arrays = measure_flatness(surface, settings, bar.set_description)[0], None
         else:
             found, arrays = measure_sharpness(surface, settings, bar.set_description)
     values = {
-        "step": opened.step,
+        "step": step,
         "regularized": not options.no_regularization,
         "seed": options.seed,
         **found,
         "seconds": round(time.perf_counter() - started, 1),
     }
     written = write_results(values, out, arrays)
-    print_table(f"{options.directory}, step {opened.step}", _rows(values))
+    print_table(f"{options.directory}, step {step}", _rows(values))
     if not values["hessian_eigenvalues_converged"]:
         warn(
             f"not all eigenvalues have converged after {values['hessian_products']} products (see "
@@ -154,19 +150,6 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  of its first-order step", finite(values["sam_sharpness_first_order"])),
         ("seconds", f"{values['seconds']:,}"),
     ]
-
-
-def _whole(at_least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = at_least - 1
-        if not at_least <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"{text}: a whole number >= {at_least} is needed")
-        return value
-
-    return whole
 
 
 def _positive(text: str) -> float:

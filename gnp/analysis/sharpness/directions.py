@@ -57,11 +57,6 @@ def filter_normalized(params: Any, seed: int, number: int) -> Vector:
     Returns:
         [p], in the order of the leaves.
 
-    Example:
-        >>> direction = filter_normalized({"kernel": np.full((8, 2), 3.0)}, seed=0, number=0)
-        >>> bool(np.isclose(np.linalg.norm(direction), np.sqrt(16 * 9)))
-        True
-
     References:
         Li, Xu, Taylor, Studer, Goldstein (2018), arXiv 1712.09913.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,7 +17,7 @@ from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.pictures import draw
-from gnp.analysis.sharpness.surface import SharpnessError, Surface, at_checkpoint, build_products
+from gnp.analysis.sharpness.surface import SharpnessError, Surface, build_products, flatten
 from gnp.experiment import Experiment, build_experiment, device_count
 from gnp.training.checkpoint import read_checkpoint
 from gnp.training.evolution import write_npz
@@ -35,20 +35,6 @@ PROBE_EXAMPLES = 500
 _PROBE = Settings(eigenvalues=1, eigenvalue_steps=20, trace_samples=5)
 
 
-class Measured(NamedTuple):
-    """A checkpoint's surface.
-
-    Attributes:
-        step: of the checkpoint.
-        surface: around it.
-        warnings: of the data set, and a line for each damaged newer checkpoint.
-    """
-
-    step: int
-    surface: Surface
-    warnings: list[str]
-
-
 def open_checkpoint(
     directory: Path,
     step: int | None = None,
@@ -56,7 +42,7 @@ def open_checkpoint(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     regularized: bool = True,
-) -> Measured:
+) -> tuple[int, Surface, list[str]]:
     """Open the loss around a checkpoint of a run directory.
 
     Args:
@@ -66,6 +52,10 @@ def open_checkpoint(
         batch_size: examples at a time.
         seed: of the draw.
         regularized: add the run's own costs of the parameters (l2_regularization, ...).
+
+    Returns:
+        The checkpoint's step; the surface around it; warnings of the data set, and of each newer
+        checkpoint that is damaged.
 
     Raises:
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
@@ -79,7 +69,7 @@ def open_checkpoint(
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)
     restored = read_checkpoint(directory, experiment.abstract_state, step)
     warnings = [*dataset.warnings, *restored.warnings]
-    return Measured(restored.step, surface_of(restored.state), warnings)
+    return restored.step, surface_of(restored.state), warnings
 
 
 def exact(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -98,12 +88,7 @@ def surfaces(
 ) -> Callable[[TrainState], Surface]:
     """Return state -> surface around it, over one draw of training examples, not augmented.
 
-    Args:
-        experiment: Of an `exact` config.
-        examples: As in `open_checkpoint`.
-        batch_size: Likewise.
-        seed: Likewise.
-        regularized: Likewise.
+    The experiment is of an `exact` config; the others are as in `open_checkpoint`.
 
     Raises:
         DataError: there are not so many examples.
@@ -128,9 +113,11 @@ def surfaces(
     def whole(tree: Any) -> Any:
         return replicate(tree, mesh)
 
-    return lambda state: at_checkpoint(
-        products, whole(state.params), state.model_state, batches, len(source), whole
-    )
+    def surface(state: TrainState) -> Surface:
+        flat = flatten(whole(state.params))
+        return Surface(products, flat, state.model_state, batches, len(source), whole)
+
+    return surface
 
 
 def build_probe(

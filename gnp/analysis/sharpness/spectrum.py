@@ -54,11 +54,6 @@ def lanczos(
             several dimensions show only so, and `done` is asked no more.
         done: asked after each step; None: takes all steps.
 
-    Example:
-        >>> found = lanczos(lambda v: [1, 2, 5] * v, np.ones(3), 3, np.random.default_rng(0))
-        >>> found.values.round(5).tolist()
-        [1.0, 2.0, 5.0]
-
     References:
         Lanczos (1950), An iteration method for the solution of the eigenvalue problem;
         Parlett (1980), The Symmetric Eigenvalue Problem.
@@ -154,13 +149,6 @@ def trace(product: Product, ritz: Ritz, samples: int, seed: int) -> tuple[float,
         samples: products to take, at least 2.
         seed: of the signs.
 
-    Example:
-        >>> product = lambda v: np.repeat([9.0, 4.0, 1.0, 0.0], 5) * v
-        >>> ends = extremes(product, 20, count=2, steps=20, seed=0)
-        >>> mean, error = trace(product, ends.ritz, samples=9, seed=0)
-        >>> abs(mean - 70) < 3 * error + 0.001
-        True
-
     References:
         Hutchinson (1989), A stochastic estimator of the trace of the influence matrix;
         Meyer, Musco, Musco, Woodruff (2021), Hutch++, arXiv 2010.09649.
@@ -191,13 +179,6 @@ def spectrum(
         Eigenvalues [n]; their shares of all p as each probe has them [probes, n], whose rows sum
         to 1.
 
-    Example:
-        >>> product = lambda v: np.arange(4.0) * v
-        >>> ends = extremes(product, 4, count=2, steps=4, seed=0)
-        >>> values, weights = spectrum(product, ends.ritz, probes=1, steps=4, seed=0)
-        >>> np.abs(values.round(3)).tolist(), weights.round(3).tolist()
-        ([0.0, 1.0, 2.0, 3.0], [[0.25, 0.25, 0.25, 0.25]])
-
     References:
         Golub, Meurant (2010), Matrices, Moments and Quadrature with Applications;
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
@@ -225,10 +206,6 @@ def smooth(values: Vector, weights: Vector, width: float, points: Vector) -> tup
         weights: [probes, n], probes at least 2.
         width: the Gaussians' standard deviation, in units of the eigenvalues.
         points: [g], where.
-
-    Example:
-        >>> smooth(np.zeros(1), np.ones((2, 1)), 1.0, np.zeros(1))[0].round(4).tolist()
-        [0.3989]
     """
     distances = (points - values[:, None]) / width
     each = weights @ np.exp(-0.5 * distances**2) / (width * np.sqrt(2 * np.pi))

@@ -28,8 +28,8 @@ class Derivatives(NamedTuple):
     Attributes:
         value: (flat, *rest) -> [].
         gradient: (flat, *rest) -> [p].
-        hessian: (flat, direction, *rest) -> [p]. It is the derivative of the gradient in a
-            direction, (d/dt) g(theta + t v) at t = 0: exact, for about two gradients.
+        hessian: (flat, direction, *rest) -> [p], the derivative of the gradient in a direction,
+            (d/dt) g(theta + t v) at t = 0: exact, for about two gradients.
     """
 
     value: Function
@@ -147,15 +147,8 @@ class Surface(NamedTuple):
         return total / self.examples + np.asarray(costs(*inputs) if costs else 0.0, np.float64)
 
 
-def at_checkpoint(
-    products: Products,
-    params: Params,
-    model_state: ModelState,
-    batches: Callable[[], Iterable[Batch]],
-    examples: int,
-    to_devices: Callable[[Any], Any] = jnp.asarray,
-) -> Surface:
-    """Return the surface around parameters.
+def flatten(params: Params) -> Vector:
+    """Return parameters as one vector [p], in the order of the leaves.
 
     Raises:
         SharpnessError: a parameter is NaN or infinite.
@@ -169,5 +162,4 @@ def at_checkpoint(
                 f"{wrong} of {np.size(leaf)} values of {name} are NaN or infinite: the run had "
                 "diverged; choose an earlier step with --checkpoint"
             )
-    flat = np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(host)])
-    return Surface(products, flat, model_state, batches, examples, to_devices)
+    return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(host)])

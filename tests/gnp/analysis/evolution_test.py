@@ -284,7 +284,7 @@ def test_the_command(golden, tmp_path, capsys):
         (["{golden}", "--every=99"], 1, "holds 24 steps, and an epoch has 99"),
         (["{golden}", "--out=/dev/null/x"], 1, "Not a directory"),
         (["{golden}", "--out=/dev/null"], 2, "--out=/dev/null is a file; a directory is needed"),
-        (["{golden}", "--every=0"], 2, "--every=0: allowed is a whole number >= 1"),
+        (["{golden}", "--every=0"], 2, "--every: 0: a whole number >= 1 is needed"),
         ([], 2, "the following arguments are required: DIR"),
         (["{golden}", "--outt=x"], 2, "unrecognized arguments: --outt=x"),
     ],

@@ -23,7 +23,7 @@ from gnp.analysis.sharpness.directions import contour, curve, filter_normalized,
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
 from gnp.analysis.sharpness.run import surfaces
 from gnp.analysis.sharpness.spectrum import extremes, lanczos, smooth, spectrum, trace
-from gnp.analysis.sharpness.surface import SharpnessError, at_checkpoint, build_products
+from gnp.analysis.sharpness.surface import SharpnessError, Surface, build_products, flatten
 from gnp.experiment import build_experiment
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
@@ -66,7 +66,7 @@ def surface_of(apply, params, model_state, source, batch_size=30, regularize=Non
     objective = build_objective("softmax_cross_entropy", label_smoothing=0.1)
     products = build_products(apply, objective, regularize, params)
     batches = list(evaluation_batches(source, batch_size))
-    return at_checkpoint(products, params, model_state, lambda: batches, len(source))
+    return Surface(products, flatten(params), model_state, lambda: batches, len(source))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def quadratic(eigenvalues, center):
     params = {"theta": np.zeros(len(center), np.float32)}
     products = build_products(apply, objective, None, params)
     batches = list(evaluation_batches(source, 1))
-    return at_checkpoint(products, params, {}, lambda: batches, 2)
+    return Surface(products, flatten(params), {}, lambda: batches, 2)
 
 
 def largest_rise(eigenvalues, gradient, radius):

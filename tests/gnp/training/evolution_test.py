@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp.analysis.evolution_numbers import map_epochs, read_evolution
+from gnp.analysis.evolution_numbers import evenly_spaced, read_evolution
 from gnp.training.evolution import (
     FIELDS,
     EvolutionWriter,
@@ -171,7 +171,7 @@ def test_another_process_reads_the_recorder_and_writes_nothing(recorded, tmp_pat
 
 @pytest.mark.parametrize("epochs", [1, 2, 39, 40, 41, 1000])
 def test_pictures_are_of_at_most_forty_epochs(epochs):
-    shown = map_epochs(epochs)
+    shown = evenly_spaced(epochs)
     assert len(shown) == min(epochs, 40) == len(set(shown))
     assert shown[0] == 0 and shown[-1] == epochs - 1
 

@@ -82,7 +82,7 @@ def encode_classes(
     elif fraction := _fraction(values):
         raise DataError(
             f"{where}: label {fraction[:40]} is no class: allowed are text and whole numbers; "
-            "numbers to predict, in a CSV or .npz file, need dataset.task=regression"
+            "numbers to predict need dataset.task=regression"
         )
     names = tuple(values)
     label_of = {name: label for label, name in enumerate(names)}

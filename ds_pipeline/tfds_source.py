@@ -30,6 +30,7 @@ from tqdm import tqdm
 from ds_pipeline import bundled
 from ds_pipeline.decode import ImageError, image_size, load_image, without_metadata
 from ds_pipeline.errors import DataError, nearest, one_line
+from ds_pipeline.files import OWN_FILES
 from ds_pipeline.loader import usable_cores
 from ds_pipeline.source import Batch, EncodedImage, Indices, InMemorySource, Source
 from ds_pipeline.splits import Splits, listing, normalized
@@ -74,7 +75,7 @@ _TEMPLATE = re.compile(
 _MOST_CLASSES = 2**20
 
 # What dataset.dataset_name may be besides a TFDS name.
-OTHER_NAMES = (*bundled.NAMES, "image_folder", "ucr/NAME", "csv", "npz")
+OTHER_NAMES = (*bundled.NAMES, *OWN_FILES, "ucr/NAME")
 
 # Mean and standard deviation of the training split's channels, for values from 0 to 1, as they
 # are in common use; those of mnist and cifar10 agree with the files of TFDS to all digits.

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-# Kinds whose name does not say which data they are: dataset.data_dir does.
-OWN_FILES = ("image_folder", "csv", "npz")
+from ds_pipeline import OWN_FILES
 
 
 def dataset_title(name: str, data_dir: str | None) -> str:

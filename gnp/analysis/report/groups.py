@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config import default
-from gnp.analysis.names import OWN_FILES, dataset_title
+from ds_pipeline import OWN_FILES
+from gnp.analysis.names import dataset_title
 from gnp.analysis.report.runs import Run
 
 SEEDS = ("init_seeds", "seeds")

@@ -11,6 +11,7 @@ import pytest
 
 from gnp.analysis import figure_files, results
 from gnp.analysis.curves import plot_curves
+from tests.marks import quick_first
 
 ROW = {"train_loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0, "alpha": 0.8, "r": 0.05}
 
@@ -105,7 +106,7 @@ def usual(draw):
     return draw()[0]
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize("name", quick_first(tuple(SURROUNDINGS)))
 def test_the_users_matplotlib_changes_nothing(draw, usual, name):
     assert draw(**SURROUNDINGS[name]) == (usual, "")
 

@@ -354,7 +354,7 @@ def write_images(folder):
     ("write", "name", "loss"),
     [
         (write_table, "EvolutionBostonMLP", "squared_error"),
-        (write_images, "DigitsCNN", "softmax_cross_entropy"),
+        pytest.param(write_images, "DigitsCNN", "softmax_cross_entropy", marks=pytest.mark.slow),
     ],
 )
 def test_any_kind_of_data_without_augmentation(tmp_path, write, name, loss):

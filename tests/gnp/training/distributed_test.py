@@ -15,6 +15,7 @@ from gnp.training.distributed import ProcessError, catch_signals
 FIRST = """
 import signal, sys
 from gnp.training.distributed import catch_signals
+from tests.marks import quick_first
 
 with catch_signals() as interrupt:
     signal.raise_signal(signal.Signals[sys.argv[1]])
@@ -24,7 +25,7 @@ with catch_signals() as interrupt:
 """
 
 
-@pytest.mark.parametrize("first", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("first", quick_first(["SIGTERM", "SIGINT"]))
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
 def test_a_second_signal_ends_at_once(gnp_environment, first, second):
     with subprocess.Popen(
@@ -112,7 +113,7 @@ distributed.finish()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="asks Linux")
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+@pytest.mark.parametrize("host", quick_first(["localhost", "127.0.0.1", "[::1]"]))
 def test_processes_listen_only_where_they_were_told(gnp_environment, host):
     """A stranger on the network could join, or end, a run."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -265,7 +266,8 @@ distributed.finish()
 
 
 @pytest.mark.parametrize(
-    ("who", "name", "begins"), [(1, "SIGTERM", 0), (0, "SIGINT", 0), (1, "SIGTERM", 3)]
+    ("who", "name", "begins"),
+    quick_first([(1, "SIGTERM", 3), (1, "SIGTERM", 0), (0, "SIGINT", 0)]),
 )
 def test_a_signal_to_one_stops_all_after_one_step(gnp_environment, who, name, begins):
     """Also to one that is faster, or slower, or has not begun."""

@@ -105,7 +105,7 @@ def build_step(
     return jax.jit(build_train_step(gradient_of, chain, penalize=penalize, **options)), chain
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def backend(request, monkeypatch):
     """Compute unrolled, and in a loop as on accelerators."""
     monkeypatch.setattr(cpu, "is_target", lambda: request.param == "cpu")

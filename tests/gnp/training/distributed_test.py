@@ -11,11 +11,11 @@ import pytest
 
 from gnp.training import distributed
 from gnp.training.distributed import ProcessError, catch_signals
+from tests.marks import quick_first
 
 FIRST = """
 import signal, sys
 from gnp.training.distributed import catch_signals
-from tests.marks import quick_first
 
 with catch_signals() as interrupt:
     signal.raise_signal(signal.Signals[sys.argv[1]])

@@ -61,7 +61,6 @@ class Experiment:
         scalars: step -> learning_rate, alpha, r as numbers.
         mesh: The devices.
         abstract_state: Shapes, dtypes and shardings of the state.
-        shardings: Where each array of the state lives.
         initialize: () -> (the state before the first step, what became of pretrained weights).
         train_batches: (first step, whether a signal is to end the run) -> batches from that step
             on, sent to the devices when asked for.
@@ -83,7 +82,6 @@ class Experiment:
     scalars: Callable[[int], dict[str, float]]
     mesh: Mesh
     abstract_state: TrainState
-    shardings: TrainState
     initialize: Callable[[], tuple[TrainState, Report | None]]
     train_batches: Callable[..., Iterator[Batch]]
     train_step: Callable[[TrainState, Batch, jax.Array, int], tuple[TrainState, Metrics]]
@@ -290,7 +288,6 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         },
         mesh=mesh,
         abstract_state=abstract_state,
-        shardings=shardings,
         initialize=initialize,
         train_batches=train_batches,
         train_step=train_step,

@@ -1,26 +1,27 @@
 """Class-attention in image transformers, CaiT (Touvron et al., 2021)."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, StochasticDepth, check_images, checkpointed
+from model.layers import DType, check_images, check_rates, check_sizes, checkpointed
 from model.registry import ModelError, register
 from model.transformer import (
     NORMAL,
+    Block,
     Mlp,
     PatchEmbed,
+    SelfAttention,
     check_heads,
-    check_rates,
-    check_sizes,
     dense,
+    scaled,
     softmax,
     split_heads,
 )
 
-_EPSILON = 1e-6
 # Channels of a token -> number of blocks -> rate of stochastic depth, from the paper's table of
 # models.
 _STOCHASTIC_DEPTH = {
@@ -31,66 +32,8 @@ _STOCHASTIC_DEPTH = {
 }
 
 
-class MixHeads(nn.Module):
-    """y_g = sum_h kernel_hg x_h + bias_g, between the heads of an attention.
-
-    Attributes:
-        dtype: of the computation and the output.
-    """
-
-    dtype: DType
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, heads, q, k] -> [b, heads, q, k]."""
-        b, heads = x.shape[:2]
-        kernel = self.param("kernel", NORMAL, (heads, heads)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (heads,)).astype(self.dtype)
-        # The kernel is repeated for each image: a product in batches leaves the heads where they
-        # are, one over all images would move them outwards and back.
-        kernels = jnp.broadcast_to(kernel, (b, heads, heads))
-        return jnp.einsum("bhg,bhqk->bgqk", kernels, x) + bias.reshape(1, heads, 1, 1)
-
-
-class TalkingHeads(nn.Module):
-    """Self-attention whose heads are mixed before (`proj_l`) and after the softmax (`proj_w`).
-
-    Attributes:
-        num_heads: number of heads.
-        dropout_rate: share of the outputs that is dropped in training.
-        attention_dropout_rate: share of the mixed weights that is dropped in training.
-        dtype: of the computation and the output.
-
-    References:
-        Shazeer et al., 2020: https://arxiv.org/abs/2003.02436
-    """
-
-    num_heads: int
-    dropout_rate: float
-    attention_dropout_rate: float
-    dtype: DType
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[b, n, c] -> [b, n, c]."""
-        qkv = dense(3 * x.shape[-1], self.dtype, "qkv")(x)
-        query, key, value = split_heads(qkv, 3, self.num_heads)
-        query = query * query.shape[-1] ** -0.5
-        scores = MixHeads(self.dtype, name="proj_l")(jnp.einsum("bqhd,bkhd->bhqk", query, key))
-        weights = MixHeads(self.dtype, name="proj_w")(softmax(scores, self.dtype))
-        weights = nn.Dropout(self.attention_dropout_rate, deterministic=not train)(weights)
-        y = jnp.einsum("bkhd,bhqk->bqhd", value, weights).reshape(x.shape)
-        y = dense(x.shape[-1], self.dtype, "proj")(y)
-        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-
-
 class ClassAttention(nn.Module):
-    """Attention of the class token alone, to itself and to all patches; without dropout.
-
-    Attributes:
-        num_heads: number of heads.
-        dtype: of the computation and the output.
-    """
+    """Attention of the class token alone, to itself and to all patches; without dropout."""
 
     num_heads: int
     dtype: DType
@@ -108,55 +51,10 @@ class ClassAttention(nn.Module):
         return dense(c, self.dtype, "proj")(y)
 
 
-class Block(nn.Module):
-    """x <- x + gamma_1 attention(norm(x)); x <- x + gamma_2 mlp(norm(x)), gamma by channel.
-
-    Attributes:
-        num_heads: number of heads.
-        mlp_ratio: hidden units of the MLP over channels of a token.
-        layer_scale: initial value of gamma_1 and gamma_2.
-        dropout_rate: share dropped behind each product, in training.
-        attention_dropout_rate: share of the attention's weights dropped in training.
-        stochastic_depth_rate: probability that an example goes round a branch in training.
-        dtype: of the computation; x and the output are float32.
-    """
-
-    num_heads: int
-    mlp_ratio: int
-    layer_scale: float
-    dropout_rate: float
-    attention_dropout_rate: float
-    stochastic_depth_rate: float
-    dtype: DType
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[b, n, c] -> [b, n, c]."""
-        attention = TalkingHeads(
-            self.num_heads,
-            self.dropout_rate,
-            self.attention_dropout_rate,
-            self.dtype,
-            name="attn",
-        )
-        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dropout_rate, self.dtype, name="mlp")
-        gamma_1, gamma_2 = _layer_scales(self, x.shape[-1], self.layer_scale)
-        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm1")(x)
-        x = x + StochasticDepth(self.stochastic_depth_rate)(gamma_1 * attention(y, train), train)
-        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm2")(x)
-        return x + StochasticDepth(self.stochastic_depth_rate)(gamma_2 * mlp(y, train), train)
-
-
 class ClassBlock(nn.Module):
-    """The block for the class token alone; the patches are read and stay as they are.
+    """`Block` for the class token alone; the patches are read and stay as they are.
 
     As the authors have it, nothing is dropped here, whatever the model's rates.
-
-    Attributes:
-        num_heads: number of heads.
-        mlp_ratio: hidden units of the MLP over channels of a token.
-        layer_scale: initial value of gamma_1 and gamma_2.
-        dtype: of the computation; x and the output are float32.
     """
 
     num_heads: int
@@ -166,26 +64,13 @@ class ClassBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[b, 1 + n, c], the class token first -> the class token [b, 1, c]."""
+        """[b, 1 + n, c], the class token first -> the class token [b, 1, c], float32."""
         attention = ClassAttention(self.num_heads, self.dtype, name="attn")
         mlp = Mlp(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp")
-        gamma_1, gamma_2 = _layer_scales(self, x.shape[-1], self.layer_scale)
-        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm1")(x)
-        token = x[:, :1] + gamma_1 * attention(y)
-        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm2")(token)
-        return token + gamma_2 * mlp(y, train)
-
-
-def _layer_scales(block: nn.Module, channels: int, start: float) -> tuple[jax.Array, jax.Array]:
-    """Return the block's parameters gamma_1 and gamma_2, [1, 1, c].
-
-    They are float32, and make what they multiply float32: so are the tokens from block to block.
-    In bfloat16, a branch times 1e-5 would be lost in the sum.
-    """
-    constant = nn.initializers.constant(start)
-    gamma_1 = block.param("gamma_1", constant, (channels,))
-    gamma_2 = block.param("gamma_2", constant, (channels,))
-    return gamma_1.reshape(1, 1, channels), gamma_2.reshape(1, 1, channels)
+        y = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
+        token = x[:, :1] + scaled(self, "gamma_1", attention(y))
+        y = nn.LayerNorm(dtype=self.dtype, name="norm2")(token)
+        return token + scaled(self, "gamma_2", mlp(y, train))
 
 
 class CaiT(nn.Module):
@@ -194,7 +79,6 @@ class CaiT(nn.Module):
     The subclasses are the published sizes.
 
     Attributes:
-        num_classes: number of logits.
         depth: number of blocks of self-attention.
         class_depth: number of blocks of class-attention.
         patch_size: side of a patch in pixels; must divide the image's sides.
@@ -212,13 +96,11 @@ class CaiT(nn.Module):
             not larger (0.05 to 0.4), 0 for smaller ones.
         dtype: of the computation; parameters, softmax, the tokens from block to block and logits
             are float32.
-        remat: compute each block's activations again in the backward pass, to save memory.
+        num_classes, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        >>> model = CaiTXXS(1000, depth=24)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(CaiTXXS(1000, depth=24), (224, 224, 3))
         11956264
 
     References:
@@ -269,35 +151,30 @@ class CaiT(nn.Module):
         x = x.reshape(b, h * w, c)
         x = x + self.param("pos_embed", NORMAL, (1, h * w, c))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        shared = {
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "layer_scale": initial_layer_scale(self.depth)
-            if self.layer_scale is None
-            else self.layer_scale,
-            "dtype": self.dtype,
-        }
-        rate = (
-            published_stochastic_depth(self.embed_dim, self.depth)
-            if self.stochastic_depth_rate is None
-            else self.stochastic_depth_rate
-        )
+        layer_scale, rate = self.layer_scale, self.stochastic_depth_rate
+        if layer_scale is None:
+            layer_scale = initial_layer_scale(self.depth)
+        if rate is None:
+            rate = published_stochastic_depth(self.embed_dim, self.depth)
+        shared = {"mlp_ratio": self.mlp_ratio, "layer_scale": layer_scale, "dtype": self.dtype}
+        rates = self.dropout_rate, self.attention_dropout_rate
+        attention = partial(SelfAttention, self.num_heads, *rates, self.dtype, talking=True)
+        block, class_block = (checkpointed(each, self.remat) for each in (Block, ClassBlock))
         for index in range(self.depth):
-            block = checkpointed(Block, self.remat)
             x = block(
-                **shared,
+                attention,
                 dropout_rate=self.dropout_rate,
-                attention_dropout_rate=self.attention_dropout_rate,
                 stochastic_depth_rate=rate,
+                **shared,
                 name=f"blocks_{index}",
             )(x, train)
-        token = self.param("cls_token", NORMAL, (1, 1, c))
-        token = jnp.broadcast_to(token, (b, 1, c))
+        token = jnp.broadcast_to(self.param("cls_token", NORMAL, (1, 1, c)), (b, 1, c))
         for index in range(self.class_depth):
-            class_block = checkpointed(ClassBlock, self.remat)
             tokens = jnp.concatenate([token, x], axis=1)
-            token = class_block(**shared, name=f"blocks_token_only_{index}")(tokens, train)
-        token = nn.LayerNorm(_EPSILON, name="norm")(token[:, 0])
+            token = class_block(self.num_heads, **shared, name=f"blocks_token_only_{index}")(
+                tokens, train
+            )
+        token = nn.LayerNorm(name="norm")(token[:, 0])
         return dense(self.num_classes, jnp.float32, "head")(token)
 
 

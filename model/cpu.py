@@ -1,7 +1,8 @@
 """Formulations that are faster on the CPU, behind one switch: `is_target` says when they apply.
 
-Each has the value and the derivatives of the plain formulation that other devices use, but for
-the gradient of pixels that tie for a maximum (see `max_pool`).
+Each has the arguments of its namesake in `model.layers`, and the value and the derivatives of the
+plain formulation that other devices use, but for the gradient of pixels that tie for a maximum
+(see `max_pool`).
 """
 
 from collections.abc import Callable
@@ -98,16 +99,6 @@ def conv(
     that of the plain one. For the others, the kernel's gradient takes the images from a copy of
     their own (see `_channels_first`). Forward and reverse differentiation, and one over the other,
     work in every case.
-
-    Args:
-        x: [b, h, w, c].
-        kernel: [kh, kw, c, o], of the same dtype.
-        strides: step in pixels, in both directions.
-        padding: as in `plain_conv`.
-
-    Example:
-        >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
-        [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
     # In bfloat16 a sum of products would round at each term.
     one_channel = x.shape[-1] == 1 and x.dtype == jnp.float32
@@ -124,18 +115,9 @@ def plain_conv(
     groups: int = 1,
     axes: str = "NHWC",
 ) -> jax.Array:
-    """Convolve with `lax.conv_general_dilated`, as other devices do it.
+    """Convolve with `lax.conv_general_dilated`, as other devices do it; see `model.layers.conv`.
 
-    Args:
-        x: images, with the axes that `axes` names.
-        kernel: [kh, kw, c / groups, o], of the same dtype.
-        strides: step in pixels, in both directions.
-        padding: "SAME", "VALID", or the pixels of zeros at each edge.
-        groups: groups of channels, each convolved on its own.
-        axes: of x, in the letters of `lax.conv_general_dilated`.
-
-    Returns:
-        [b, h, w, o].
+    The axes are those of x, in the letters of `lax.conv_general_dilated`.
     """
     edges = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return lax.conv_general_dilated(
@@ -230,16 +212,6 @@ def max_pool(x: jax.Array) -> jax.Array:
     Its gradient is cheaper on the CPU than that of `nn.max_pool`. Pixels of a window that share
     the maximum share its gradient: the two of a pair in equal parts, then the two pairs.
     `nn.max_pool` gives all of it to the first.
-
-    Args:
-        x: [b, h, w, c].
-
-    Returns:
-        [b, h // 2, w // 2, c].
-
-    Example:
-        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
-        [[5.0, 7.0], [13.0, 15.0]]
     """
     b, h, w, c = x.shape
     even = x[:, : h // 2 * 2, : w // 2 * 2]
@@ -254,16 +226,6 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
     First of rows, then of columns: a quarter of the comparisons of `nn.max_pool`, and no scatter
     in the gradient, which is slow on the CPU. Pixels that share a maximum share its gradient (see
     `max_pool`).
-
-    Args:
-        x: [b, h, w, c].
-
-    Returns:
-        [b, ceil(h / 2), ceil(w / 2), c].
-
-    Example:
-        >>> overlapping_max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
-        [[5.0, 7.0], [13.0, 15.0]]
     """
     return _maxima_of_threes(_maxima_of_threes(x, axis=1), axis=2)
 

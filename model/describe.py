@@ -1,9 +1,12 @@
 """The layers and parameters of a model, by shapes alone."""
 
+from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class Layer(NamedTuple):
@@ -13,6 +16,18 @@ class Layer(NamedTuple):
     layer: str
     shape: tuple[int, ...]
     parameters: int
+
+
+def count_parameters(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the number of a model's parameters, computing nothing.
+
+    Args:
+        module: called as `module(x, train)`.
+        shape: of one input.
+    """
+    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), inputs)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list[Layer]]:
@@ -27,7 +42,6 @@ def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list
         the model itself last, in the order in which they finish.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> class Linear(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, x, train):
@@ -50,19 +64,12 @@ def describe(module: nn.Module, inputs: jax.ShapeDtypeStruct) -> tuple[Any, list
             return module.init({"params": key, "dropout": key}, x, train=False)
 
     variables = jax.eval_shape(initialize, jax.random.key(0), inputs)
-    own = _own_parameters(variables["params"])
+    own: Counter[str] = Counter()
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        own[jax.tree_util.keystr(keys[:-1], simple=True, separator="/")] += leaf.size
     layers = [
-        Layer(path, name, tuple(outputs.shape), own.get(path, 0))
+        Layer(path, name, tuple(outputs.shape), own[path])
         for path, name, outputs in calls
         if path in own or path == ""
     ]
     return variables["params"], layers
-
-
-def _own_parameters(params: Any) -> dict[str, int]:
-    """Map the path of each module to the count of parameters that it holds itself."""
-    own: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        module = "/".join(str(key.key) for key in path[:-1])
-        own[module] = own.get(module, 0) + leaf.size
-    return own

@@ -16,10 +16,10 @@ from model.layers import (
     DType,
     at_least_float32,
     check_batch_norm_group,
-    check_dropout_rate,
     check_images,
-    check_positive,
+    check_rates,
     check_series,
+    check_sizes,
     max_pool,
 )
 from model.perceptron import MLP
@@ -40,18 +40,14 @@ class HorsesOrHumansCNN(nn.Module):
     sigmoid_cross_entropy.
 
     Attributes:
-        num_classes: number of logits.
         features: channels of each convolution.
         dense: width of the dense layer.
         dropout_rate: share dropped at each of the three, in training.
-        dtype: of the computation; parameters and logits are float32.
-        remat: compute each convolution again in the backward pass, for less memory.
+        num_classes, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
-        >>> model = HorsesOrHumansCNN(1)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(HorsesOrHumansCNN(1), (300, 300, 3))
         1704097
 
     References:
@@ -66,9 +62,8 @@ class HorsesOrHumansCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("features", self.features)
-        check_positive("dense", (self.dense,))
-        check_dropout_rate(self.dropout_rate)
+        check_sizes(features=self.features, dense=self.dense)
+        check_rates(dropout_rate=self.dropout_rate)
         super().__post_init__()
 
     @nn.compact
@@ -99,17 +94,13 @@ class EvolutionMnistCNN(nn.Module):
     For MNIST (28 x 28 x 1).
 
     Attributes:
-        num_classes: number of logits.
         features: channels of each convolution.
         dropout_rate: share of the flattened image that is dropped in training.
-        dtype: of the computation; parameters and logits are float32.
-        remat: compute each convolution again in the backward pass, for less memory.
+        num_classes, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
-        >>> model = EvolutionMnistCNN(10)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(EvolutionMnistCNN(10), (28, 28, 1))
         34826
 
     References:
@@ -123,8 +114,8 @@ class EvolutionMnistCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("features", self.features)
-        check_dropout_rate(self.dropout_rate)
+        check_sizes(features=self.features)
+        check_rates(dropout_rate=self.dropout_rate)
         super().__post_init__()
 
     @nn.compact
@@ -152,19 +143,15 @@ class EvolutionCifarCNN(nn.Module):
     behind the dense layer.
 
     Attributes:
-        num_classes: number of logits.
         features: channels of each block.
         dense: width of the dense layer.
         block_dropout_rate: share of each block's outputs that is dropped in training.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
-        dtype: of the computation; parameters and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        >>> model = EvolutionCifarCNN(10)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(EvolutionCifarCNN(10), (32, 32, 3))
         1250858
 
     References:
@@ -180,10 +167,8 @@ class EvolutionCifarCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("features", self.features)
-        check_positive("dense", (self.dense,))
-        check_dropout_rate(self.block_dropout_rate, "block_dropout_rate")
-        check_dropout_rate(self.dropout_rate)
+        check_sizes(features=self.features, dense=self.dense)
+        check_rates(block_dropout_rate=self.block_dropout_rate, dropout_rate=self.dropout_rate)
         super().__post_init__()
 
     @nn.compact
@@ -213,18 +198,13 @@ class EvolutionFordACNN(nn.Module):
     For FordA (500 values of one sensor, 2 classes) and other time series.
 
     Attributes:
-        num_classes: number of logits.
         features: channels of each convolution.
         window: width of the convolutions, in time steps.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each convolution's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 500, 1), jnp.float32)
-        >>> model = EvolutionFordACNN(2)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(EvolutionFordACNN(2), (500, 1))
         25474
 
     References:
@@ -240,8 +220,7 @@ class EvolutionFordACNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("features", self.features)
-        check_positive("window", (self.window,))
+        check_sizes(features=self.features, window=self.window)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 

@@ -21,6 +21,8 @@ from model.registry import ModelError, registered_name
 Initializer = Callable[..., jax.Array]
 DType = Any
 Module = TypeVar("Module", bound=nn.Module)
+# Kernels in front of ReLU (He et al., 2015): the variance is 2 over the outputs of a pixel.
+HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(
@@ -258,61 +260,6 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def drop_path(x: jax.Array, rate: float, train: bool, key: jax.Array | None) -> jax.Array:
-    """Return y[b] = x[b] k[b] / (1 - rate), where k[b] is 1 with probability 1 - rate, else 0.
-
-    Stochastic depth: x is the branch of a residual block, which is left out for whole examples.
-    The division keeps the expectation, so evaluation returns x as it is.
-
-    Args:
-        x: [b, ...].
-        rate: probability that an example's branch is dropped, at least 0 and below 1.
-        train: False: return x.
-        key: of the draw; None where nothing is drawn (rate 0, or evaluation).
-
-    Returns:
-        [b, ...], of the dtype of x.
-
-    Example:
-        >>> y = drop_path(jnp.ones((6, 2)), 0.5, True, jax.random.key(0))
-        >>> sorted(set(y.ravel().tolist()))
-        [0.0, 2.0]
-
-    References:
-        Huang et al., 2016: https://arxiv.org/abs/1603.09382
-    """
-    if not train or rate == 0:
-        return x
-    if key is None:
-        raise ModelError("stochastic depth in training needs a random key")
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    # The mask has x's shape before the product: a select of one, and dtypes stay.
-    return jnp.where(jnp.broadcast_to(keep, x.shape), x / (1 - rate), jnp.zeros_like(x))
-
-
-class StochasticDepth(nn.Module):
-    """`drop_path` with a key of the stream `dropout`; holds no parameters.
-
-    Attributes:
-        rate: probability that an example's branch is dropped in training.
-
-    Example:
-        >>> StochasticDepth(0.1).apply({}, jnp.ones((1, 2)), train=False).tolist()
-        [[1.0, 1.0]]
-
-    References:
-        Huang et al., 2016: https://arxiv.org/abs/1603.09382
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[b, ...] -> [b, ...]."""
-        key = self.make_rng("dropout") if train and self.rate > 0 else None
-        return drop_path(x, self.rate, train, key)
-
-
 def checkpointed(block: type[Module], remat: bool) -> type[Module]:
     """Return the block's class, or one that computes its activations again in the backward pass.
 
@@ -323,62 +270,47 @@ def checkpointed(block: type[Module], remat: bool) -> type[Module]:
         remat: False: return the class itself.
 
     Example:
-        >>> checkpointed(StochasticDepth, False) is StochasticDepth
+        >>> checkpointed(Conv, False) is Conv
         True
     """
     return nn.remat(block, static_argnums=(2,)) if remat else block
 
 
-def check_dropout_rate(rate: float, name: str = "dropout_rate") -> None:
-    """Raise ModelError unless 0 <= rate < 1.
-
-    Args:
-        rate: a probability.
-        name: of the model's parameter, for the message.
+def check_rates(**rates: float) -> None:
+    """Raise ModelError unless each 0 <= rate < 1; keywords are the model's parameters.
 
     Example:
-        >>> check_dropout_rate(0.5)
+        >>> check_rates(dropout_rate=0.1, stochastic_depth_rate=0.0)
     """
-    if not 0 <= rate < 1:
-        raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
 
 
 def check_batch_norm_group(group: int | None) -> None:
-    """Raise ModelError unless the group is None or at least 1.
-
-    Args:
-        group: examples that share batch statistics.
-
-    Example:
-        >>> check_batch_norm_group(32)
-    """
+    """Raise ModelError unless the group of examples is None or at least 1."""
     if group is not None and group < 1:
         raise ModelError(
             f"model_params.batch_norm_group = {group}: must be at least 1, or None for the batch"
         )
 
 
-def check_positive(name: str, sizes: tuple[int, ...]) -> None:
-    """Raise ModelError unless there are sizes, each of at least 1.
+def check_sizes(**sizes: int | tuple[int, ...]) -> None:
+    """Raise ModelError unless each is at least 1; keywords are the model's parameters.
 
-    Args:
-        name: of the model's parameter, for the message.
-        sizes: the parameter's value.
+    Of a tuple, there must be a first one, and each must be.
 
     Example:
-        >>> check_positive("widths", (300, 100))
+        >>> check_sizes(patch_size=4, widths=(300, 100))
     """
-    if not sizes or min(sizes) < 1:
-        raise ModelError(f"model_params.{name} = {sizes}: must be whole numbers of at least 1")
+    for name, size in sizes.items():
+        if min(size, default=0) < 1 if isinstance(size, tuple) else size < 1:
+            allowed = "whole numbers of at least 1" if isinstance(size, tuple) else "at least 1"
+            raise ModelError(f"model_params.{name} = {size}: must be {allowed}")
 
 
 def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
     """Raise ModelError unless x is a batch of images, with sides of at least `least` pixels.
-
-    Args:
-        model: the module that is given x, for the message.
-        x: should be [b, h, w, c].
-        least: pixels.
 
     Example:
         >>> check_images(nn.Dense(3), jnp.ones((2, 4)))
@@ -400,15 +332,7 @@ def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
 
 
 def check_series(model: nn.Module, x: jax.Array) -> None:
-    """Raise ModelError unless x is a batch of series, [b, length, channels] or [b, length].
-
-    Args:
-        model: the module that is given x, for the message.
-        x: the batch.
-
-    Example:
-        >>> check_series(nn.Dense(3), jnp.ones((2, 500, 1)))
-    """
+    """Raise ModelError unless x is a batch of series, [b, length, channels] or [b, length]."""
     shape = x.shape[1:]
     if len(shape) not in (1, 2):
         raise _cannot_take(model, shape, f"{_kind(shape)}, not a series")
@@ -416,15 +340,7 @@ def check_series(model: nn.Module, x: jax.Array) -> None:
 
 
 def check_not_empty(model: nn.Module, x: jax.Array) -> None:
-    """Raise ModelError where an example of the batch x has no values.
-
-    Args:
-        model: the module that is given x, for the message.
-        x: [b, ...].
-
-    Example:
-        >>> check_not_empty(nn.Dense(3), jnp.ones((2, 4)))
-    """
+    """Raise ModelError where an example of the batch x has no values."""
     if 0 in x.shape[1:]:
         raise _cannot_take(model, x.shape[1:], "it is empty")
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, at_least_float32, check_dropout_rate, check_not_empty
-from model.registry import ModelError, register
+from model.layers import DType, at_least_float32, check_not_empty, check_rates, check_sizes
+from model.registry import register
 
 
 @register("MLP")
@@ -15,11 +15,9 @@ class MLP(nn.Module):
     """Dense layers with ReLU and dropout of a flattened input, then logits.
 
     Attributes:
-        num_classes: number of logits.
         widths: outputs of each hidden layer; empty: a linear model.
         dropout_rate: share of each hidden layer's outputs that is dropped in training.
-        dtype: of the computation; parameters and logits are float32.
-        remat: compute each hidden layer again in the backward pass, for less memory.
+        num_classes, dtype, remat: see `get_model`.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
@@ -36,11 +34,9 @@ class MLP(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        if any(width < 1 for width in self.widths):
-            raise ModelError(
-                f"model_params.widths = {self.widths}: must be whole numbers of at least 1"
-            )
-        check_dropout_rate(self.dropout_rate)
+        if self.widths:
+            check_sizes(widths=self.widths)
+        check_rates(dropout_rate=self.dropout_rate)
         super().__post_init__()
 
     @nn.compact

@@ -1,5 +1,6 @@
 """Published weights in a freshly initialized model."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -20,7 +21,8 @@ _INDEX = re.compile(r"_(\d+)(?=/)")
 _GROUPS_SHOWN = 12
 
 
-class Report(NamedTuple):
+@dataclasses.dataclass
+class Report:
     """The outcome for each array of a file and of a model.
 
     The model's arrays are named by their paths (`blocks_0/attn/qkv/kernel`), the file's as the
@@ -35,12 +37,12 @@ class Report(NamedTuple):
         wrong_shape: arrays of both that differ in shape, left as initialized, with both shapes.
     """
 
-    loaded: tuple[str, ...]
-    resized: tuple[str, ...]
-    replaced: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    wrong_shape: tuple[str, ...]
+    loaded: list[str] = dataclasses.field(default_factory=list)
+    resized: list[str] = dataclasses.field(default_factory=list)
+    replaced: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    wrong_shape: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -51,7 +53,7 @@ class Report(NamedTuple):
         """List the mismatches, a line each kind; arrays that differ in an index share an entry.
 
         Example:
-            >>> Report((), (), (), ("blocks_0/gamma_1", "blocks_1/gamma_1"), (), ()).lines()
+            >>> Report(missing=["blocks_0/gamma_1", "blocks_1/gamma_1"]).lines()
             ['missing: blocks_*/gamma_1 (2)']
         """
         kinds = (
@@ -122,15 +124,27 @@ def load_pretrained(
         ([0.0, 1.0], '2 arrays loaded')
     """
     targets = _targets(params) + _targets(model_state)
-    weights = to_timm(read_weights(path), {target.name for target in targets})
-    found = {target.name for target in targets} & set(weights)
+    expected = {target.name for target in targets}
+    weights = to_timm(read_weights(path), expected)
     kernels = _kernels(targets)
-    if not any(target.name in found for target in kernels):
-        raise ModelError(_no_match(path, weights, targets))
-    fitted = _Fitting(weights)
-    values = [fitted.value(target) for target in targets]
-    report = fitted.report(found)
-    _check_finite(path, targets, values)
+    if not any(target.name in weights for target in kernels):
+        raise ModelError(
+            f"pretrained weights {path}: nothing in it fits the model; its names "
+            f"{_looks(weights)}, the model's {_looks([target.name for target in targets])}"
+        )
+    report = Report()
+    values = [_fitted(weights.get(target.name), target, report) for target in targets]
+    for target, value in zip(targets, values, strict=True):
+        if value is not None and not np.isfinite(value).all():
+            raise ModelError(
+                f"pretrained weights {path}: {target.name} holds NaN or infinite values; "
+                "the file is damaged, or its run diverged"
+            )
+    for name in weights:
+        if name not in expected and not is_buffer(name):
+            # ViT's layer before the logits goes with them.
+            has_gone = report.replaced and name.startswith("pre_logits.")
+            (report.replaced if has_gone else report.unexpected).append(name)
     if not set(report.loaded) & {target.path for target in kernels} or (strict and not report.fits):
         message = _mismatch(path, report, weights, targets)
         if strict:
@@ -148,83 +162,52 @@ def load_pretrained(
     )
 
 
-class _Fitting:
-    """A file's arrays, brought into a model's shapes, and the record of each."""
-
-    def __init__(self, weights: dict[str, np.ndarray]) -> None:
-        self._weights = weights
-        self._loaded: list[str] = []
-        self._resized: list[str] = []
-        self._replaced: list[str] = []
-        self._missing: list[str] = []
-        self._wrong_shape: list[str] = []
-
-    def value(self, target: _Target) -> np.ndarray | None:
-        """Return the file's array in the target's shape; None where there is none."""
-        if target.name not in self._weights:
-            self._missing.append(target.path)
-            return None
-        array = self._weights[target.name]
-        shape = tuple(target.leaf.shape)
-        # Of one byte they would be quantized, with scales that are not applied here.
-        is_number = array.dtype.kind in "fiu" and array.dtype.itemsize > 1
-        if not is_number and array.dtype != jnp.bfloat16:
-            self._wrong_shape.append(f"{target.path} ({array.dtype} is no type of weights)")
-            return None
-        with np.errstate(over="ignore"):  # what overflows is infinite, and said to be
-            array = array.astype(np.float32)
-        if target.path.endswith("kernel"):
-            array = self._kernel(array, target)
-        fitting = array if array.shape == shape else self._other_size(array, target)
-        if fitting is not None:
-            self._loaded.append(target.path)
-        return fitting
-
-    def report(self, found: Collection[str]) -> Report:
-        """Return the record, once every target was asked for."""
-        unexpected = [name for name in self._weights if name not in found and not is_buffer(name)]
-        if self._replaced:  # ViT's layer before the logits goes with them
-            self._replaced += [name for name in unexpected if name.startswith("pre_logits.")]
-            unexpected = [name for name in unexpected if not name.startswith("pre_logits.")]
-        return Report(
-            loaded=tuple(self._loaded),
-            resized=tuple(self._resized),
-            replaced=tuple(self._replaced),
-            missing=tuple(self._missing),
-            unexpected=tuple(unexpected),
-            wrong_shape=tuple(self._wrong_shape),
-        )
-
-    def _kernel(self, array: np.ndarray, target: _Target) -> np.ndarray:
-        """Transpose PyTorch's (out, in, ...) to Flax's (..., in, out)."""
-        wanted = target.leaf.ndim
-        # timm has VGG's dense layers as convolutions that see all pixels, its inputs in the order
-        # of torchvision's flattened ones: channels, rows, columns.
-        if array.ndim == 4 and wanted == 2:
-            array = array.reshape(array.shape[0], -1)
-        if array.ndim == 2 and wanted == 4:
-            array = array[:, :, None, None]
-        if array.ndim < 2:
-            return array
-        return np.transpose(array, (*range(2, array.ndim), 1, 0))
-
-    def _other_size(self, array: np.ndarray, target: _Target) -> np.ndarray | None:
-        shape = tuple(target.leaf.shape)
+def _fitted(array: np.ndarray | None, target: _Target, report: Report) -> np.ndarray | None:
+    """Return a file's array in the target's shape, None where that cannot be, and report it."""
+    if array is None:
+        report.missing.append(target.path)
+        return None
+    # Of one byte they would be quantized, with scales that are not applied here.
+    is_number = array.dtype.kind in "fiu" and array.dtype.itemsize > 1
+    if not is_number and array.dtype != jnp.bfloat16:
+        report.wrong_shape.append(f"{target.path} ({array.dtype} is no type of weights)")
+        return None
+    with np.errstate(over="ignore"):  # what overflows is infinite, and said to be
+        array = array.astype(np.float32)
+    shape = tuple(target.leaf.shape)
+    if target.path.endswith("kernel"):
+        array = _flax_kernel(array, len(shape))
+    if array.shape != shape:
         module, _, leaf = target.name.rpartition(".")
-        if leaf == "pos_embed" or target.name == "pos_embed":
+        resized = None
+        if leaf == "pos_embed":
             resized = _resized_positions(array, shape)
         elif leaf == "relative_position_bias_table":
             resized = _resized_table(array, shape)
-        else:
-            resized = None
-        if resized is not None:
-            self._resized.append(f"{target.path} {array.shape} to {shape}")
-            return resized
-        if module in HEADS and array.ndim and array.shape[:-1] == shape[:-1]:
-            self._replaced.append(f"{target.path} (file {array.shape[-1]}, model {shape[-1]})")
-        else:
-            self._wrong_shape.append(f"{target.path} (file {array.shape}, model {shape})")
-        return None
+        if resized is None:
+            if module in HEADS and array.ndim and array.shape[:-1] == shape[:-1]:
+                counts = f"file {array.shape[-1]}, model {shape[-1]}"
+                report.replaced.append(f"{target.path} ({counts})")
+            else:
+                report.wrong_shape.append(f"{target.path} (file {array.shape}, model {shape})")
+            return None
+        report.resized.append(f"{target.path} {array.shape} to {shape}")
+        array = resized
+    report.loaded.append(target.path)
+    return array
+
+
+def _flax_kernel(array: np.ndarray, ndim: int) -> np.ndarray:
+    """Transpose PyTorch's (out, in, ...) to Flax's (..., in, out), of `ndim` axes."""
+    # timm has VGG's dense layers as convolutions that see all pixels, its inputs in the order of
+    # torchvision's flattened ones: channels, rows, columns.
+    if array.ndim == 4 and ndim == 2:
+        array = array.reshape(array.shape[0], -1)
+    if array.ndim == 2 and ndim == 4:
+        array = array[:, :, None, None]
+    if array.ndim < 2:
+        return array
+    return np.transpose(array, (*range(2, array.ndim), 1, 0))
 
 
 def _resized_positions(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -284,24 +267,6 @@ def _kernels(targets: list[_Target]) -> list[_Target]:
     return [t for t in kernels if t.name.removesuffix(".weight") not in HEADS] or kernels
 
 
-def _check_finite(
-    path: str | Path, targets: list[_Target], values: list[np.ndarray | None]
-) -> None:
-    for target, value in zip(targets, values, strict=True):
-        if value is not None and not np.isfinite(value).all():
-            raise ModelError(
-                f"pretrained weights {path}: {target.name} holds NaN or infinite values; "
-                "the file is damaged, or its run diverged"
-            )
-
-
-def _no_match(path: str | Path, names: Collection[str], targets: list[_Target]) -> str:
-    return (
-        f"pretrained weights {path}: nothing in it fits the model; its names "
-        f"{_looks(names)}, the model's {_looks([target.name for target in targets])}"
-    )
-
-
 def _looks(names: Collection[str]) -> str:
     known = family(names)
     examples = ", ".join(sorted(names, key=len)[:2] if known is None else sorted(names)[:1])
@@ -311,14 +276,14 @@ def _looks(names: Collection[str]) -> str:
 def _mismatch(
     path: str | Path, report: Report, names: Collection[str], targets: list[_Target]
 ) -> str:
-    lines = [
+    here, there = family([target.name for target in targets]), family(names)
+    line = (
         f"pretrained weights {path} do not match the model: {len(report.loaded)} of its "
         f"{len(targets)} arrays fit"
-    ]
-    here, there = family([target.name for target in targets]), family(names)
+    )
     if here != there:
-        lines[0] += f"; the file looks like {there or 'no known family'}, the model is {here}"
-    return "\n".join(lines + report.lines())
+        line += f"; the file looks like {there or 'no known family'}, the model is {here}"
+    return "\n".join([line, *report.lines()])
 
 
 def _grouped(names: Iterable[str]) -> str:

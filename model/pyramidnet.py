@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from model.layers import (
+    HE,
     BatchNorm,
     Conv,
     DType,
@@ -18,7 +19,6 @@ from model.layers import (
 )
 from model.registry import ModelError, register
 
-_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _STEM = 16  # channels that the first block starts from
 
 
@@ -65,15 +65,8 @@ class Bottleneck(nn.Module):
     """shortcut(x) + shake_drop(bn(1x1(relu(bn(3x3(relu(bn(1x1(bn(x)))))))))).
 
     The shortcut has no parameters: an average over 2 x 2 pixels where the block has strides of 2,
-    and channels of zeros for those that x does not have.
-
-    Attributes:
-        features: channels inside; the output has four times as many.
-        strides: step of the 3 x 3 convolution, in pixels.
-        survival: probability that the branch is kept as it is; at 1 nothing is drawn.
-        alphas: bounds of the factor otherwise; see `shake_drop`.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
+    and channels of zeros for those that x does not have. The 3 x 3 convolution has the strides.
+    At a survival of 1 nothing is drawn.
     """
 
     features: int
@@ -86,7 +79,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), 4 features]."""
-        conv = partial(Conv, kernel_init=_HE, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=HE, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = conv(self.features, (1, 1), name="conv_1")(norm(name="norm_1")(x, train))
         y = nn.relu(norm(name="norm_2")(y, train))
@@ -124,22 +117,17 @@ class PyramidNet(nn.Module):
     convolution (`stem_norm`), and so are the sizes of this class.
 
     Attributes:
-        num_classes: number of logits.
         depth: number of convolutions and the dense layer, 9 n + 2.
         alpha: channels that the bottlenecks gain in all.
         stem_norm: batch norm behind the first convolution, as in the paper's code.
         survival: probability that the last branch is kept as it is in training; that of
             bottleneck k is 1 - (1 - survival) k / (3n). 1: no ShakeDrop.
         alphas: bounds of ShakeDrop's factor where a branch is not kept; see `shake_drop`.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        >>> model = PyramidNet(10, depth=164, alpha=48)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(PyramidNet(10, depth=164, alpha=48), (32, 32, 3))
         1715410
 
     References:
@@ -182,7 +170,7 @@ class PyramidNet(nn.Module):
         block_class = checkpointed(Bottleneck, self.remat)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         blocks = (self.depth - 2) // 9
-        x = Conv(_STEM, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
+        x = Conv(_STEM, kernel_init=HE, dtype=self.dtype, name="stem")(x)
         if self.stem_norm:
             x = norm(name="stem_norm")(x, train)
         for index in range(1, 3 * blocks + 1):

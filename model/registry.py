@@ -81,7 +81,10 @@ def get_model(name: str, num_classes: int, dtype: Any = jnp.float32, **params: A
         name: such as "WideResNet_28_10"; see `model_names`.
         num_classes: number of logits, at least 1.
         dtype: of the computation. Parameters, statistics, softmax and logits are float32 anyway.
-        params: the model's own keyword arguments, such as dropout_rate or remat.
+        params: the model's own keyword arguments. Those of this package all have remat: compute
+            each block's activations again in the backward pass, for less memory; and those with
+            batch norms batch_norm_group: examples of a group with batch statistics of its own;
+            None: the batch.
 
     Raises:
         ModelError: an unknown name or parameter, a wrong type, or a value that is not allowed.
@@ -163,18 +166,11 @@ def _build(name: str, num_classes: int, dtype: Any, params: Mapping[str, Any]) -
     checked = {key: _checked(name, key, value, own[key]) for key, value in params.items()}
     if not _fits(num_classes, int) or num_classes < 1:
         raise ModelError(f"num_classes = {num_classes!r}: choose a whole number of at least 1")
-    return entry.build(
-        num_classes=num_classes, **fields, **checked, **_precision(entry, name, dtype)
-    )
-
-
-def _precision(entry: Entry, name: str, dtype: Any) -> dict[str, Any]:
-    """Return the keyword argument for the dtype, which a user's own model need not have."""
-    if "dtype" in inspect.signature(entry.build).parameters:
-        return {"dtype": dtype}
-    if jnp.dtype(dtype) != jnp.float32:
+    if "dtype" in inspect.signature(entry.build).parameters:  # a user's own model need not have it
+        checked["dtype"] = dtype
+    elif jnp.dtype(dtype) != jnp.float32:
         raise ModelError(f"{name} computes in float32 alone: set precision to float32")
-    return {}
+    return entry.build(num_classes=num_classes, **fields, **checked)
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
@@ -219,8 +215,9 @@ def _checked(model: str, key: str, value: Any, kind: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not _fits(value, kind):
+        wanted = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
         raise ModelError(
-            f"model_params.{key} = {value!r} for {model}: must be {_readable(kind)}, "
+            f"model_params.{key} = {value!r} for {model}: must be {wanted}, "
             f"is {type(value).__name__}"
         )
     return value
@@ -236,7 +233,3 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, (int, float))
     return isinstance(value, typing.get_origin(kind) or kind)
-
-
-def _readable(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)

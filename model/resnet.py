@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from model.layers import (
+    HE,
     BatchNorm,
     Conv,
     DType,
     check_batch_norm_group,
     check_images,
+    check_sizes,
     checkpointed,
     mean_of_pixels,
     overlapping_max_pool,
@@ -25,19 +27,13 @@ _STEMS = ("cifar", "imagenet")
 # Images up to this width get the CIFAR stem, in pixels.
 _SMALL = 64
 
-_conv = partial(Conv, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+_conv = partial(Conv, kernel_init=HE)
 
 
 class BasicBlock(nn.Module):
     """relu(x + bn(conv(relu(bn(conv(x)))))), both convolutions of 3 x 3.
 
     Where the shape changes, x goes through a convolution of 1 x 1 and a batch norm.
-
-    Attributes:
-        features: channels.
-        strides: step of the first convolution, in pixels.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
@@ -58,14 +54,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """relu(x + bn(conv1(relu(bn(conv3(relu(bn(conv1(x))))))))), convN of N x N pixels.
 
-    The 3 x 3 convolution has the stride and the last one four times the channels. Where the
+    The 3 x 3 convolution has the strides and the last one four times the features. Where the
     shape changes, x goes through a convolution of 1 x 1 and a batch norm.
-
-    Attributes:
-        features: channels of the first two convolutions.
-        strides: step of the 3 x 3 convolution, in pixels.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
@@ -114,21 +104,16 @@ class ResNet(nn.Module):
     every convolution of its blocks has in front of its batch norm, where they change nothing.
 
     Attributes:
-        num_classes: number of logits.
         depth: 18, 34, 50, 101, 152 or 200.
         stem: "cifar", "imagenet", or None: the first for images up to 64 pixels wide.
         stages: blocks of each stage; empty: those of the depth.
         widths: `features` of each stage's blocks.
         stem_features: channels of the stem.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        >>> model = ResNet(1000, depth=50)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(ResNet(1000, depth=50), (224, 224, 3))
         25557032
 
     References:
@@ -160,11 +145,7 @@ class ResNet(nn.Module):
                 f"model_params.stages = {stages} and model_params.widths = {self.widths}: "
                 "must be of the same length"
             )
-        if min(*stages, *self.widths, self.stem_features, self.num_classes) < 1:
-            raise ModelError(
-                f"model_params.stages = {stages}, widths = {self.widths}, "
-                f"stem_features = {self.stem_features}: must be whole numbers of at least 1"
-            )
+        check_sizes(stages=stages, widths=self.widths, stem_features=self.stem_features)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 

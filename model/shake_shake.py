@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from model.layers import (
+    HE,
     BatchNorm,
     Conv,
     DType,
@@ -16,8 +17,6 @@ from model.layers import (
     mean_of_pixels,
 )
 from model.registry import ModelError, register
-
-_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -48,14 +47,7 @@ def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array
 
 
 class Branch(nn.Module):
-    """bn(conv(relu(bn(conv(relu(x)))))).
-
-    Attributes:
-        features: output channels.
-        strides: step of the first convolution, in pixels.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
-    """
+    """bn(conv(relu(bn(conv(relu(x)))))); the first convolution has the strides."""
 
     features: int
     strides: int
@@ -65,7 +57,7 @@ class Branch(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
-        conv = partial(Conv, self.features, kernel_init=_HE, dtype=self.dtype)
+        conv = partial(Conv, self.features, kernel_init=HE, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = conv(strides=self.strides, name="conv_1")(nn.relu(x))
         y = nn.relu(norm(name="norm_1")(y, train))
@@ -76,12 +68,6 @@ class Shortcut(nn.Module):
     """Batch norm of two halves: 1 x 1 convolutions of x and of x moved up and left by one pixel.
 
     With strides of 2, the two read the even and the odd pixels of each direction.
-
-    Attributes:
-        features: output channels, an even number.
-        strides: step of both convolutions, in pixels.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
     """
 
     features: int
@@ -93,7 +79,7 @@ class Shortcut(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
         half = partial(
-            Conv, self.features // 2, (1, 1), self.strides, kernel_init=_HE, dtype=self.dtype
+            Conv, self.features // 2, (1, 1), self.strides, kernel_init=HE, dtype=self.dtype
         )
         zero = jnp.zeros((), x.dtype)
         moved = jax.lax.pad(x, zero, ((0, 0, 0), (-1, 1, 0), (-1, 1, 0), (0, 0, 0)))
@@ -103,14 +89,7 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mix(branch_1(x), branch_2(x)); a `Shortcut` of x where the number of channels changes.
-
-    Attributes:
-        features: output channels, an even number.
-        strides: step in pixels.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
-    """
+    """x + mix(branch_1(x), branch_2(x)); a `Shortcut` of x where the number of channels changes."""
 
     features: int
     strides: int
@@ -138,19 +117,14 @@ class ShakeShake(nn.Module):
     gradient-norm penalty were published with; their 2 x 96 has 26,192,922 parameters.
 
     Attributes:
-        num_classes: number of logits.
         width: channels of the first group, an even number.
         depth: number of convolutions on a path from the image to the logits and the dense layer,
             6 n + 2.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        >>> model = ShakeShake(10, width=96)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(ShakeShake(10, width=96), (32, 32, 3))
         26192922
 
     References:
@@ -181,7 +155,7 @@ class ShakeShake(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
         block_class = checkpointed(Block, self.remat)
-        x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
+        x = Conv(16, kernel_init=HE, dtype=self.dtype, name="stem")(x)
         norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="norm")
         x = norm(x, train)
         for group in range(3):

@@ -1,8 +1,6 @@
 """Small convolutional networks for small images."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,9 +12,9 @@ from model.layers import (
     DType,
     at_least_float32,
     check_batch_norm_group,
-    check_dropout_rate,
     check_images,
-    check_positive,
+    check_rates,
+    check_sizes,
     max_pool,
 )
 from model.registry import register
@@ -29,21 +27,15 @@ class DigitsCNN(nn.Module):
     For scikit-learn's digits (8 x 8 x 1); any image of at least 4 x 4 pixels works.
 
     Attributes:
-        num_classes: number of logits.
         features: channels of each block.
         dense: width of the dense layer.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
-        >>> def initialize(x):
-        ...     return DigitsCNN(10).init_with_output(jax.random.key(0), x, train=False)
-        >>> jax.eval_shape(initialize, x)[0].shape
-        (2, 10)
+        >>> from model.describe import count_parameters
+        >>> count_parameters(DigitsCNN(10), (8, 8, 1))
+        53098
     """
 
     num_classes: int
@@ -55,9 +47,8 @@ class DigitsCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("features", self.features)
-        check_positive("dense", (self.dense,))
-        check_dropout_rate(self.dropout_rate)
+        check_sizes(features=self.features, dense=self.dense)
+        check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -66,25 +57,21 @@ class DigitsCNN(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x, 2 ** len(self.features))
         he = nn.initializers.he_normal()
+
+        def block(module: nn.Module, x: jax.Array, *, features: int, index: int) -> jax.Array:
+            conv = Conv(features, kernel_init=he, dtype=self.dtype, name=f"Conv_{index}")
+            norm = BatchNorm(
+                dtype=self.dtype, group=self.batch_norm_group, name=f"BatchNorm_{index}"
+            )
+            return max_pool(nn.relu(norm(conv(x), train)))
+
         for i, features in enumerate(self.features):
-            x = _run(partial(_digits_block, features=features, index=i, train=train), self, x)
+            body = partial(block, features=features, index=i)
+            x = (nn.remat(body) if self.remat else body)(self, x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.dense, kernel_init=he, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(at_least_float32(x))
-
-
-def _digits_block(
-    model: DigitsCNN, x: jax.Array, features: int, index: int, train: bool
-) -> jax.Array:
-    conv = Conv(
-        features,
-        kernel_init=nn.initializers.he_normal(),
-        dtype=model.dtype,
-        name=f"Conv_{index}",
-    )
-    norm = BatchNorm(dtype=model.dtype, group=model.batch_norm_group, name=f"BatchNorm_{index}")
-    return max_pool(nn.relu(norm(conv(x), train)))
 
 
 @register("MnistTutorialCNN")
@@ -96,19 +83,13 @@ class MnistTutorialCNN(nn.Module):
     batch norm and dropout. Initialization and batch norm have Keras' defaults.
 
     Attributes:
-        num_classes: number of logits.
         dropout_rate: share of the dense layer's outputs that is dropped in training.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> x = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
-        >>> def initialize(x):
-        ...     return MnistTutorialCNN(10).init_with_output(jax.random.key(0), x, train=False)
-        >>> jax.eval_shape(initialize, x)[0].shape
-        (2, 10)
+        >>> from model.describe import count_parameters
+        >>> count_parameters(MnistTutorialCNN(10), (28, 28, 1))
+        257738
     """
 
     num_classes: int
@@ -118,7 +99,7 @@ class MnistTutorialCNN(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_dropout_rate(self.dropout_rate)
+        check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -127,46 +108,20 @@ class MnistTutorialCNN(nn.Module):
         """[b, h, w, c] -> [b, num_classes]; h and w at least 8."""
         check_images(self, x, 8)
         glorot = nn.initializers.glorot_uniform()
-        first = 0
-        for features, convolutions in ((16, 1), (32, 2), (64, 3)):
-            indices = range(first, first + convolutions)
-            x = _run(
-                partial(_mnist_block, features=features, indices=indices, train=train), self, x
-            )
-            first += convolutions
+        conv = partial(Conv, use_bias=True, kernel_init=glorot, dtype=self.dtype)
+        norm = partial(BatchNorm, 0.99, 1e-3, dtype=self.dtype, group=self.batch_norm_group)
+
+        def block(module: nn.Module, x: jax.Array, *, features: int, indices: range) -> jax.Array:
+            for i in indices:
+                x = nn.relu(conv(features, name=f"Conv_{i}")(x))
+                x = norm(name=f"BatchNorm_{i}")(x, train)
+            return max_pool(x)
+
+        for features, indices in ((16, range(1)), (32, range(1, 3)), (64, range(3, 6))):
+            body = partial(block, features=features, indices=indices)
+            x = (nn.remat(body) if self.remat else body)(self, x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(256, kernel_init=glorot, dtype=self.dtype)(x))
-        x = _keras_batch_norm(self, first)(x, train)
+        x = norm(name="BatchNorm_6")(x, train)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=glorot)(at_least_float32(x))
-
-
-def _mnist_block(
-    model: MnistTutorialCNN, x: jax.Array, features: int, indices: range, train: bool
-) -> jax.Array:
-    for index in indices:
-        conv = Conv(
-            features,
-            use_bias=True,
-            kernel_init=nn.initializers.glorot_uniform(),
-            dtype=model.dtype,
-            name=f"Conv_{index}",
-        )
-        x = _keras_batch_norm(model, index)(nn.relu(conv(x)), train)
-    return max_pool(x)
-
-
-def _keras_batch_norm(model: MnistTutorialCNN, index: int) -> BatchNorm:
-    return BatchNorm(
-        momentum=0.99,
-        epsilon=1e-3,
-        dtype=model.dtype,
-        group=model.batch_norm_group,
-        name=f"BatchNorm_{index}",
-    )
-
-
-def _run(block: Callable[..., jax.Array], model: Any, x: jax.Array) -> jax.Array:
-    """Run a block inside a model; it names its modules itself, as `remat` counts them anew."""
-    run = nn.remat(block) if model.remat else block
-    return run(model, x)

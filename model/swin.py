@@ -1,25 +1,19 @@
 """Swin transformers: attention within shifted windows (Liu et al., 2021)."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.layers import (
-    DType,
-    StochasticDepth,
-    check_images,
-    checkpointed,
-    mean_of_pixels,
-)
+from model.layers import DType, check_images, check_rates, check_sizes, checkpointed, mean_of_pixels
 from model.registry import ModelError, register
 from model.transformer import (
     NORMAL,
-    Mlp,
+    Block,
     PatchEmbed,
     check_heads,
-    check_rates,
-    check_sizes,
     dense,
     growing_rates,
     softmax,
@@ -36,8 +30,8 @@ class WindowAttention(nn.Module):
 
     Attributes:
         window: height and width of a window in tokens.
-        shift: by how many tokens the map was moved up and left; windows that then hold tokens from
-            both ends of the map attend to each region on its own.
+        shift: by how many tokens the map is moved up and left, and back in the end; windows that
+            then hold tokens from both ends of the map attend to each region on its own.
         num_heads: number of heads.
         dropout_rate: share of the outputs that is dropped in training.
         attention_dropout_rate: share of the softmax's values that is dropped in training.
@@ -61,6 +55,9 @@ class WindowAttention(nn.Module):
             NORMAL,
             ((2 * rows - 1) * (2 * columns - 1), self.num_heads),
         )
+        if any(self.shift):
+            down, right = self.shift
+            x = jnp.roll(x, (-down, -right), axis=(1, 2))
         qkv = dense(3 * c, self.dtype, "qkv")(x)
         # Axes: b image, n and m window, i and j query's row and column, k and l the key's, h head.
         # The windows stay where they are in the map: nothing is cut out and put back.
@@ -80,7 +77,8 @@ class WindowAttention(nn.Module):
         weights = nn.Dropout(self.attention_dropout_rate, deterministic=not train)(weights)
         y = jnp.einsum("bnkmlhd,bnmhijkl->bnimjhd", value, weights.reshape(shape))
         y = dense(c, self.dtype, "proj")(y.reshape(x.shape))
-        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+        y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+        return jnp.roll(y, self.shift, axis=(1, 2)) if any(self.shift) else y
 
 
 def relative_positions(window: tuple[int, int]) -> np.ndarray:
@@ -135,73 +133,8 @@ def same_region(
     return same
 
 
-class Block(nn.Module):
-    """x <- x + attention(norm(x)); x <- x + mlp(norm(x)), attention within windows.
-
-    Where the map is no larger than the window, the window is the map, and nothing is shifted.
-
-    Attributes:
-        window_size: side of a window in tokens.
-        shifted: move the windows by half of their side.
-        num_heads: number of heads.
-        mlp_ratio: hidden units of the MLP over channels of a token.
-        dropout_rate: share dropped behind each product, in training.
-        attention_dropout_rate: share of the softmax's values dropped in training.
-        stochastic_depth_rate: probability that an example goes round a branch in training.
-        dtype: of the computation and the output.
-    """
-
-    window_size: int
-    shifted: bool
-    num_heads: int
-    mlp_ratio: int
-    dropout_rate: float
-    attention_dropout_rate: float
-    stochastic_depth_rate: float
-    dtype: DType
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[b, h, w, c] -> [b, h, w, c]."""
-        (rows, down), (columns, right) = (self._window_and_shift(side) for side in x.shape[1:3])
-        attention = WindowAttention(
-            (rows, columns),
-            (down, right),
-            self.num_heads,
-            self.dropout_rate,
-            self.attention_dropout_rate,
-            self.dtype,
-            name="attn",
-        )
-        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dropout_rate, self.dtype, name="mlp")
-        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm1")(x)
-        y = attention(_roll(y, -down, -right), train)
-        x = x + StochasticDepth(self.stochastic_depth_rate)(_roll(y, down, right), train)
-        y = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm2")(x)
-        return x + StochasticDepth(self.stochastic_depth_rate)(mlp(y, train), train)
-
-    def _window_and_shift(self, side: int) -> tuple[int, int]:
-        if side <= self.window_size:
-            return side, 0
-        if side % self.window_size:
-            raise ModelError(
-                f"a map with a side of {side} tokens does not divide into windows of "
-                f"{self.window_size}: choose another image size, model_params.patch_size or "
-                "model_params.window_size"
-            )
-        return self.window_size, self.window_size // 2 if self.shifted else 0
-
-
-def _roll(x: jax.Array, down: int, right: int) -> jax.Array:
-    return jnp.roll(x, (down, right), axis=(1, 2)) if down or right else x
-
-
 class PatchMerging(nn.Module):
-    """Each 2 x 2 tokens, concatenated, to one of twice the channels: norm, then a matrix.
-
-    Attributes:
-        dtype: of the computation and the output.
-    """
+    """Each 2 x 2 tokens, concatenated, to one of twice the channels: norm, then a matrix."""
 
     dtype: DType
 
@@ -221,19 +154,23 @@ class PatchMerging(nn.Module):
         return dense(2 * c, self.dtype, "reduction", use_bias=False)(x)
 
 
+def _window_and_shift(side: int, window_size: int, is_shifted: bool) -> tuple[int, int]:
+    """Return the side of a map's windows and half of it or 0; the map, unmoved, if it is small."""
+    if side <= window_size:
+        return side, 0
+    if side % window_size:
+        raise ModelError(
+            f"a map with a side of {side} tokens does not divide into windows of {window_size}: "
+            "choose another image size, model_params.patch_size or model_params.window_size"
+        )
+    return window_size, window_size // 2 if is_shifted else 0
+
+
 class Stage(nn.Module):
     """Blocks on a map of one size, every second one with shifted windows; first, merging.
 
-    Attributes:
-        merge: begin with `PatchMerging`.
-        window_size: side of a window in tokens.
-        num_heads: number of heads.
-        mlp_ratio: hidden units of an MLP over channels of a token.
-        dropout_rate: share dropped behind each product, in training.
-        attention_dropout_rate: share of the softmax's values dropped in training.
-        stochastic_depth_rates: of each block.
-        dtype: of the computation and the output.
-        remat: compute each block's activations again in the backward pass.
+    Attributes are those of `Swin`, but for this stage alone, and `merge`: begin with
+    `PatchMerging`.
     """
 
     merge: bool
@@ -251,27 +188,29 @@ class Stage(nn.Module):
         """[b, h, w, c] -> the same, or with merging [b, h / 2, w / 2, 2 c]."""
         if self.merge:
             x = PatchMerging(self.dtype, name="downsample")(x)
+        block = checkpointed(Block, self.remat)
         for index, rate in enumerate(self.stochastic_depth_rates):
-            x = checkpointed(Block, self.remat)(
-                self.window_size,
-                index % 2 == 1,
-                self.num_heads,
+            is_shifted = index % 2 == 1
+            window, shift = zip(
+                *(_window_and_shift(side, self.window_size, is_shifted) for side in x.shape[1:3]),
+                strict=True,
+            )
+            rates = self.dropout_rate, self.attention_dropout_rate
+            attention = partial(WindowAttention, window, shift, self.num_heads, *rates, self.dtype)
+            x = block(
+                attention,
                 self.mlp_ratio,
                 self.dropout_rate,
-                self.attention_dropout_rate,
                 rate,
                 self.dtype,
+                epsilon=_EPSILON,
                 name=f"blocks_{index}",
             )(x, train)
         return x
 
 
 class Head(nn.Module):
-    """Logits in float32 from the mean over a map, as the layer `fc`.
-
-    Attributes:
-        num_classes: number of logits.
-    """
+    """Logits in float32 from the mean over a map, as the layer `fc`."""
 
     num_classes: int
 
@@ -288,7 +227,6 @@ class Swin(nn.Module):
     whose sides are multiples of 224; 32 x 32 pixels go with patch_size=2 and window_size=4.
 
     Attributes:
-        num_classes: number of logits.
         patch_size: side of a patch in pixels; must divide the image's sides.
         window_size: side of a window in tokens; must divide each stage's map unless the map is
             smaller, when the window is the map.
@@ -300,14 +238,11 @@ class Swin(nn.Module):
         attention_dropout_rate: share of the softmax's values dropped in training.
         stochastic_depth_rate: probability that an example goes round a branch of the last block,
             in training; it grows in equal steps from 0 at the first.
-        dtype: of the computation; parameters, softmax and logits are float32.
-        remat: compute each block's activations again in the backward pass, to save memory.
+        num_classes, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        >>> model = SwinTiny(1000)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(SwinTiny(1000), (224, 224, 3))
         28288354
 
     References:
@@ -338,7 +273,7 @@ class Swin(nn.Module):
         check_sizes(
             patch_size=self.patch_size,
             window_size=self.window_size,
-            depths=min(self.depths),
+            depths=self.depths,
             mlp_ratio=self.mlp_ratio,
         )
         check_rates(

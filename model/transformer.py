@@ -1,15 +1,18 @@
-"""Layers that the vision transformers share: patches, heads, softmax, the MLP, checks.
+"""What the vision transformers share: patches, attention, the MLP, their block, checks.
 
 Tokens are [b, n, c], maps of them [b, h, w, c]. Names of parameters are PyTorch's, so that
 published weights fit. Precision: matrix products and activations are of the model's dtype;
 parameters, softmax and the statistics of layer norm are float32.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import Conv, DType, at_least_float32, check_dropout_rate
+from model.layers import Conv, DType, at_least_float32, check_sizes
 from model.registry import ModelError
 
 # The published code cuts this distribution at -2 and 2, a hundred standard deviations: not at all.
@@ -53,6 +56,110 @@ class PatchEmbed(nn.Module):
         return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x) if self.norm else x
 
 
+class SelfAttention(nn.Module):
+    """y = W concat_h(softmax(q_h k_h^T / sqrt(d)) v_h), with q, k, v linear in x; d = c / heads.
+
+    Attributes:
+        num_heads: number of heads.
+        dropout_rate: share of the outputs that is dropped in training.
+        attention_dropout_rate: share of the weights of the values that is dropped in training.
+        dtype: of the computation and the output.
+        talking: mix the heads before (`proj_l`) and after the softmax (`proj_w`).
+
+    References:
+        Vaswani et al., 2017: https://arxiv.org/abs/1706.03762
+        Shazeer et al., 2020 (talking heads): https://arxiv.org/abs/2003.02436
+    """
+
+    num_heads: int
+    dropout_rate: float
+    attention_dropout_rate: float
+    dtype: DType
+    talking: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, n, c] -> [b, n, c]."""
+        qkv = dense(3 * x.shape[-1], self.dtype, "qkv")(x)
+        query, key, value = split_heads(qkv, 3, self.num_heads)
+        query = query * query.shape[-1] ** -0.5
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+        if self.talking:
+            scores = MixHeads(self.dtype, name="proj_l")(scores)
+        weights = softmax(scores, self.dtype)
+        if self.talking:
+            weights = MixHeads(self.dtype, name="proj_w")(weights)
+        weights = nn.Dropout(self.attention_dropout_rate, deterministic=not train)(weights)
+        y = jnp.einsum("bkhd,bhqk->bqhd", value, weights).reshape(x.shape)
+        y = dense(x.shape[-1], self.dtype, "proj")(y)
+        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+
+
+class MixHeads(nn.Module):
+    """y_g = sum_h kernel_hg x_h + bias_g, between the heads of an attention."""
+
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, heads, q, k] -> [b, heads, q, k]."""
+        b, heads = x.shape[:2]
+        kernel = self.param("kernel", NORMAL, (heads, heads)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (heads,)).astype(self.dtype)
+        # The kernel is repeated for each image: a product in batches leaves the heads where they
+        # are, one over all images would move them outwards and back.
+        kernels = jnp.broadcast_to(kernel, (b, heads, heads))
+        return jnp.einsum("bhg,bhqk->bgqk", kernels, x) + bias.reshape(1, heads, 1, 1)
+
+
+class Block(nn.Module):
+    """x <- x + gamma_1 attention(norm(x)); x <- x + gamma_2 mlp(norm(x)), gamma by channel.
+
+    Attributes:
+        attention: name -> the attention, a module that is called as `module(x, train)`.
+        mlp_ratio: hidden units of the MLP over channels of a token.
+        dropout_rate: share dropped behind each product of the MLP, in training.
+        stochastic_depth_rate: probability that an example goes round a branch in training.
+        dtype: of the computation and, without layer scale, of the output.
+        layer_scale: initial value of gamma_1 and gamma_2; None: there are none. See `scaled`.
+        epsilon: of the layer norms.
+    """
+
+    attention: Callable[..., nn.Module]
+    mlp_ratio: int
+    dropout_rate: float
+    stochastic_depth_rate: float
+    dtype: DType
+    layer_scale: float | None = None
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, ..., c] -> [b, ..., c]."""
+        attention = self.attention(name="attn")
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dropout_rate, self.dtype, name="mlp")
+        norm = partial(nn.LayerNorm, self.epsilon, dtype=self.dtype)
+        # Stochastic depth drops a branch for whole examples; masks depend on the layer's name.
+        rate, axes = self.stochastic_depth_rate, tuple(range(1, x.ndim))
+        drop = partial(nn.Dropout, rate, axes, deterministic=not train)
+        y = scaled(self, "gamma_1", attention(norm(name="norm1")(x), train))
+        x = x + drop(name="StochasticDepth_0")(y)
+        y = scaled(self, "gamma_2", mlp(norm(name="norm2")(x), train))
+        return x + drop(name="StochasticDepth_1")(y)
+
+
+def scaled(block: nn.Module, name: str, y: jax.Array) -> jax.Array:
+    """Return y times the block's parameter of that name, if `block.layer_scale` is a number.
+
+    The factors are float32, and make what they multiply float32: so are the tokens from block to
+    block. In bfloat16, a branch times 1e-5 would be lost in the sum.
+    """
+    if block.layer_scale is None:
+        return y
+    gamma = block.param(name, nn.initializers.constant(block.layer_scale), y.shape[-1:])
+    return gamma.reshape((1,) * (y.ndim - 1) + gamma.shape) * y
+
+
 class Mlp(nn.Module):
     """y = W_2 gelu(W_1 x + b_1) + b_2, for each token; gelu(x) = x Phi(x), the exact one.
 
@@ -93,10 +200,6 @@ def dense(features: int, dtype: DType, name: str, use_bias: bool = True) -> nn.D
         dtype: of the computation and the output.
         name: of the layer.
         use_bias: add a bias.
-
-    Example:
-        >>> dense(3, jnp.float32, "proj").features
-        3
     """
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=NORMAL, name=name)
 
@@ -123,16 +226,7 @@ def split_heads(x: jax.Array, count: int, num_heads: int) -> tuple[jax.Array, ..
 
 
 def softmax(scores: jax.Array, dtype: DType) -> jax.Array:
-    """Return exp(s_k) / sum_l exp(s_l) over the last axis, computed in float32.
-
-    Args:
-        scores: [..., k].
-        dtype: of the result.
-
-    Example:
-        >>> softmax(jnp.zeros((1, 4), jnp.bfloat16), jnp.bfloat16).tolist()
-        [[0.25, 0.25, 0.25, 0.25]]
-    """
+    """Return exp(s_k) / sum_l exp(s_l) over the last axis, computed in float32, in a dtype."""
     return nn.softmax(at_least_float32(scores)).astype(dtype)
 
 
@@ -147,27 +241,6 @@ def growing_rates(rate: float, depth: int) -> tuple[float, ...]:
         Huang et al., 2016: https://arxiv.org/abs/1603.09382
     """
     return tuple(rate * block / max(depth - 1, 1) for block in range(depth))
-
-
-def check_rates(**rates: float) -> None:
-    """Raise ModelError unless each 0 <= rate < 1; keywords are the model's parameters.
-
-    Example:
-        >>> check_rates(dropout_rate=0.1, stochastic_depth_rate=0.0)
-    """
-    for name, rate in rates.items():
-        check_dropout_rate(rate, name)
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ModelError unless each is at least 1; keywords are the model's parameters.
-
-    Example:
-        >>> check_sizes(patch_size=4)
-    """
-    for name, size in sizes.items():
-        if size < 1:
-            raise ModelError(f"model_params.{name} = {size}: must be at least 1")
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:

@@ -1,6 +1,5 @@
 """VGG networks (Simonyan and Zisserman, 2015), and the variant of the Riemannian optimizers."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -9,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.layers import (
+    HE,
     BatchNorm,
     Conv,
     DType,
     at_least_float32,
     check_batch_norm_group,
-    check_dropout_rate,
     check_images,
+    check_rates,
+    check_sizes,
     max_pool,
     mean_of_pixels,
 )
@@ -31,7 +32,7 @@ _SMALL = 64
 # Side of the ImageNet head's input, in pixels.
 _POOLED = 7
 
-_conv = partial(Conv, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+_conv = partial(Conv, kernel_init=HE)
 _dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
 
 
@@ -70,22 +71,9 @@ def _check_groups(name: str, depth: int, widths: tuple[int, ...], dense: int) ->
     if depth not in _GROUPS:
         allowed = ", ".join(map(str, _GROUPS))
         raise ModelError(f"{name}: the depth must be one of {allowed}")
-    if len(widths) != 5 or min(*widths, dense) < 1:
-        raise ModelError(
-            f"model_params.widths = {widths}, dense = {dense}: must be five whole numbers and "
-            "one, of at least 1"
-        )
-
-
-def _group(
-    module: nn.Module, body: Callable[[nn.Module, jax.Array], jax.Array], remat: bool, x: jax.Array
-) -> jax.Array:
-    """Run body(module, x); with remat its activations are computed again in the backward pass.
-
-    The body ends with its group's pooling: in front of it, the next group's input is four times
-    as large, and would be kept.
-    """
-    return (nn.remat(body) if remat else body)(module, x)
+    if len(widths) != 5:
+        raise ModelError(f"model_params.widths = {widths}: must be five numbers, one a group")
+    check_sizes(widths=widths, dense=dense)
 
 
 @register("VGG{depth:int}", examples=tuple(f"VGG{depth}" for depth in _GROUPS))
@@ -99,22 +87,17 @@ class VGG(nn.Module):
     so that its kernel is the transposed weight.
 
     Attributes:
-        num_classes: number of logits.
         depth: 11, 13, 16 or 19.
         batch_norm: a batch norm behind each convolution.
         head: "cifar", "imagenet", or None: the first for images up to 64 pixels wide.
         widths: channels of each group's convolutions.
         dense: width of the ImageNet head's dense layers.
         dropout_rate: share of each dense layer's outputs that is dropped in training.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each group's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        >>> model = VGG(1000, depth=16)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(VGG(1000, depth=16), (224, 224, 3))
         138357544
 
     References:
@@ -143,7 +126,7 @@ class VGG(nn.Module):
                 f"model_params.batch_norm_group = {self.batch_norm_group}: VGG{self.depth} has no "
                 f"batch norm; VGG{self.depth}BN has"
             )
-        check_dropout_rate(self.dropout_rate)
+        check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -152,11 +135,27 @@ class VGG(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x, _LEAST)
         head = self.head or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
-        first = 0
+        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
+
+        # It ends with its pooling: in front of that, the next group's input, which `remat` keeps,
+        # is four times as large.
+        def group(
+            module: nn.Module, x: jax.Array, *, first: int, count: int, features: int
+        ) -> jax.Array:
+            for index in range(first, first + count * step, step):
+                conv = _conv(features, use_bias=True, dtype=self.dtype, name=f"features_{index}")
+                x = conv(x)
+                if self.batch_norm:
+                    x = norm(name=f"features_{index + 1}")(x, train)
+                x = nn.relu(x)
+            return max_pool(x)
+
+        # The layers' indices are PyTorch's, which count activations and poolings too.
+        first, step = 0, 3 if self.batch_norm else 2
         for count, features in zip(_GROUPS[self.depth], self.widths, strict=True):
-            body = partial(_convolutions, train=train, first=first, count=count, features=features)
-            x = _group(self, body, self.remat, x)
-            first += count * (3 if self.batch_norm else 2) + 1
+            body = partial(group, first=first, count=count, features=features)
+            x = (nn.remat(body) if self.remat else body)(self, x)
+            first += count * step + 1
         if head == "cifar":
             return nn.Dense(self.num_classes, name="classifier")(mean_of_pixels(x))
         x = adaptive_mean_pool(x, _POOLED)
@@ -165,24 +164,6 @@ class VGG(nn.Module):
             x = nn.relu(_dense(self.dense, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return _dense(self.num_classes, name="classifier_6")(at_least_float32(x))
-
-
-def _convolutions(
-    vgg: VGG, x: jax.Array, *, train: bool, first: int, count: int, features: int
-) -> jax.Array:
-    """Apply one group and its pooling; `first` is the first layer's index in PyTorch."""
-    index = first
-    for _ in range(count):
-        conv = _conv(features, use_bias=True, dtype=vgg.dtype, name=f"features_{index}")
-        x = conv(x)
-        if vgg.batch_norm:
-            norm = BatchNorm(
-                dtype=vgg.dtype, group=vgg.batch_norm_group, name=f"features_{index + 1}"
-            )
-            x = norm(x, train)
-        x = nn.relu(x)
-        index += 3 if vgg.batch_norm else 2
-    return max_pool(x)
 
 
 @register("VGG{depth:int}BN", examples=tuple(f"VGG{depth}BN" for depth in _GROUPS))
@@ -213,20 +194,15 @@ class VGGRiemannian(nn.Module):
     the authors' code has it, and their published command for VGG leaves it off.
 
     Attributes:
-        num_classes: number of logits.
         depth: 11, 13, 16 or 19.
         widths: channels of each group's convolutions.
         dense: width of the dense layers.
         dropout_rate: share of each group's outputs that is dropped in training.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each group's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        >>> model = VGGRiemannian(10, depth=13)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(VGGRiemannian(10, depth=13), (32, 32, 3))
         9935434
 
     References:
@@ -245,7 +221,7 @@ class VGGRiemannian(nn.Module):
 
     def __post_init__(self) -> None:
         _check_groups(registered_name(self), self.depth, self.widths, self.dense)
-        check_dropout_rate(self.dropout_rate)
+        check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -272,7 +248,7 @@ class VGGRiemannian(nn.Module):
         sizes = zip(_GROUPS[self.depth], self.widths, strict=True)
         for group, (count, features) in enumerate(sizes):
             body = partial(convolutions, group=f"group_{group + 1}", n=count, c=features)
-            x = _group(self, body, self.remat, x)
+            x = (nn.remat(body) if self.remat else body)(self, x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         for name in ("dense_1", "dense_2"):

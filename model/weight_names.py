@@ -55,8 +55,9 @@ _GOOGLE_BLOCK = (
     (r"MlpBlock_\d/Dense_1/bias", "mlp.fc2.bias"),
     (r"MultiHeadDotProductAttention_\d/out/kernel", "attn.proj.weight"),
     (r"MultiHeadDotProductAttention_\d/out/bias", "attn.proj.bias"),
+    (r"MultiHeadDotProductAttention_\d/(query|key|value)/kernel", r"attn.\1.weight"),
+    (r"MultiHeadDotProductAttention_\d/(query|key|value)/bias", r"attn.\1.bias"),
 )
-_GOOGLE_QKV = re.compile(r"MultiHeadDotProductAttention_\d/(query|key|value)/(kernel|bias)")
 
 _MERGING = re.compile(r"layers\.(\d+)\.downsample\.")
 # torchvision's and timm's names of the two dense layers before the logits.
@@ -203,7 +204,7 @@ def _from_google(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tail = name.removeprefix(prefix)
         new = _GOOGLE_NAMES.get(tail, tail)
         if match := re.fullmatch(_GOOGLE_ENCODER + r"_(\d+)/(.+)", tail):
-            new = _google_block(f"blocks.{match[1]}.", match[2])
+            new = f"blocks.{match[1]}.{_rename(match[2], _GOOGLE_BLOCK)}"
         named[new] = _torch_layout(tail, array)
     return _with_joined_qkv(named)
 
@@ -215,12 +216,6 @@ def _unstacked(weights: Mapping[str, np.ndarray], encoder: str) -> Iterator[tupl
                 yield name.replace(encoder, f"{encoder}_{index}", 1), block
         else:
             yield name, array
-
-
-def _google_block(block: str, tail: str) -> str:
-    if match := _GOOGLE_QKV.fullmatch(tail):
-        return f"{block}attn.{match[1]}.{'weight' if match[2] == 'kernel' else 'bias'}"
-    return block + _rename(tail, _GOOGLE_BLOCK)
 
 
 def _torch_layout(name: str, array: np.ndarray) -> np.ndarray:

@@ -7,31 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from model.layers import (
+    HE,
     BatchNorm,
     Conv,
     DType,
     check_batch_norm_group,
-    check_dropout_rate,
     check_images,
+    check_rates,
     checkpointed,
     mean_of_pixels,
 )
 from model.registry import ModelError, register
 
-_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
 
 class Block(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))), with a 1 x 1 convolution of relu(bn(x)) for x where
-    the shape changes, and dropout before the second convolution.
+    """x + conv(dropout(relu(bn(conv(relu(bn(x))))))); the first convolution has the strides.
 
-    Attributes:
-        features: output channels.
-        strides: step of the first convolution, in pixels.
-        dropout_rate: share of the inputs of the second convolution that is dropped in training.
-        dtype: of the computation.
-        batch_norm_group: of its batch norms; see `BatchNorm`.
-    """  # noqa: D205
+    Where the shape changes, x is a 1 x 1 convolution of relu(bn(x)).
+    """
 
     features: int
     strides: int
@@ -42,7 +35,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, h / strides, w / strides, features]."""
-        conv = partial(Conv, kernel_init=_HE, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=HE, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = nn.relu(norm(name="norm_1")(x, train))
         if x.shape[-1] != self.features or self.strides != 1:
@@ -61,19 +54,14 @@ class WideResNet(nn.Module):
     """Three groups of (depth - 4) / 6 pre-activation blocks of 16, 32 and 64 times width channels.
 
     Attributes:
-        num_classes: number of logits.
         depth: number of convolutions, 6 n + 4.
         width: factor of the channels.
         dropout_rate: share dropped between the convolutions of a block, in training.
-        batch_norm_group: examples of a group with batch statistics of its own; None: the batch.
-        dtype: of the computation; parameters, statistics and logits are float32.
-        remat: compute each block's activations again in the backward pass, for less memory.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
-        >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        >>> model = WideResNet(10, depth=28, width=10)
-        >>> shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        >>> from model.describe import count_parameters
+        >>> count_parameters(WideResNet(10, depth=28, width=10), (32, 32, 3))
         36479194
 
     References:
@@ -95,7 +83,7 @@ class WideResNet(nn.Module):
                 f"WideResNet_{self.depth}_{self.width}: the depth must be 6n + 4, at least 10; "
                 f"nearest: {lower if self.depth - lower <= 3 else lower + 6}"
             )
-        check_dropout_rate(self.dropout_rate)
+        check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -105,7 +93,7 @@ class WideResNet(nn.Module):
         check_images(self, x)
         block_class = checkpointed(Block, self.remat)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
-        x = Conv(16, kernel_init=_HE, dtype=self.dtype, name="stem")(x)
+        x = Conv(16, kernel_init=HE, dtype=self.dtype, name="stem")(x)
         for group in range(3):
             for block in range((self.depth - 4) // 6):
                 x = block_class(

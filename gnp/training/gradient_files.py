@@ -42,16 +42,6 @@ class Index(NamedTuple):
     steps: int
 
 
-def needed_bytes(parameters: int, steps: int) -> int:
-    """Return the size of the files: 4 bytes a parameter and step.
-
-    Example:
-        >>> needed_bytes(34826, 2340)
-        325971360
-    """
-    return parameters * steps * _DTYPE.itemsize
-
-
 def size_line(directory: Path, parameters: int, steps: int) -> str:
     """Return how much room the gradients are going to take, for the user.
 
@@ -59,7 +49,7 @@ def size_line(directory: Path, parameters: int, steps: int) -> str:
         >>> size_line(Path("runs/a"), 34826, 2340)
         '34,826 parameters x 2,340 steps x 4 bytes = 0.304 GiB in runs/a/gradients'
     """
-    gib = needed_bytes(parameters, steps) / 2**30
+    gib = parameters * steps * _DTYPE.itemsize / 2**30
     return (
         f"{parameters:,} parameters x {steps:,} steps x {_DTYPE.itemsize} bytes = {gib:.3g} GiB "
         f"in {directory / FOLDER}"
@@ -79,7 +69,7 @@ def check_space(directory: Path, parameters: int, steps: int) -> None:
     """
     there = sum(file.stat().st_blocks * 512 for file in (directory / FOLDER).glob("*.npy"))
     free = shutil.disk_usage(directory).free
-    if needed_bytes(parameters, steps) - there > free:
+    if parameters * steps * _DTYPE.itemsize - there > free:
         raise DiskSpaceError(
             f"record.steps = True needs {size_line(directory, parameters, steps)}, and "
             f"{(free + there) / 2**30:.3g} GiB are free there: choose another --working_dir, fewer "

@@ -94,12 +94,10 @@ def build_gradient(loss: Loss) -> Gradient:
 def gathered(gradient: Gradient) -> Gradient:
     """Gather parameters that are split over the mesh, and split their gradients alike."""
 
-    def gathered_gradient(
-        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[Grads, Metrics, ModelState]:
+    def gathered_gradient(params: Params, *rest: Any) -> tuple[Grads, Metrics, ModelState]:
         # Not differentiated through: the devices' shares of a gradient are added up where they
         # stay.
-        grads, metrics, new_state = gradient(mesh.gather(params), model_state, batch, key)
+        grads, metrics, new_state = gradient(mesh.gather(params), *rest)
         return mesh.split(grads), metrics, new_state
 
     return gathered_gradient
@@ -112,13 +110,11 @@ def penalized(gradient: Gradient, penalize: Penalize) -> Gradient:
     perturbed pass says of metrics and batch statistics is dropped.
     """
 
-    def penalized_gradient(
-        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[Grads, Metrics, ModelState]:
+    def penalized_gradient(params: Params, *rest: Any) -> tuple[Grads, Metrics, ModelState]:
         def grad_fn(params: Params) -> Params:
-            return gradient(params, model_state, batch, key)[0].clean
+            return gradient(params, *rest)[0].clean
 
-        grads, metrics, new_state = gradient(params, model_state, batch, key)
+        grads, metrics, new_state = gradient(params, *rest)
         return Grads(grads.clean, penalize(grad_fn, params, grads.clean)), metrics, new_state
 
     return penalized_gradient
@@ -176,9 +172,7 @@ def grouped(gradient: Gradient, size: int) -> Gradient:
         means, _ = mean_in_turn(group_gradient, count, None)
         return jax.tree.map(lambda x: x if _is_counter(x) else jax.lax.pmean(x, mesh.AXES), means)
 
-    def grouped_gradient(
-        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[Grads, Metrics, ModelState]:
+    def grouped_gradient(*args: Any) -> tuple[Grads, Metrics, ModelState]:
         shared = jax.shard_map(
             on_each_device,
             in_specs=(mesh.WHOLE, mesh.WHOLE, mesh.BATCH, mesh.WHOLE),
@@ -187,7 +181,7 @@ def grouped(gradient: Gradient, size: int) -> Gradient:
             # its own, and what leaves is a mean over the devices or was computed from one.
             check_vma=False,
         )
-        grads, metrics, new_state = shared(params, model_state, batch, key)
+        grads, metrics, new_state = shared(*args)
         return mesh.split(grads), metrics, new_state
 
     return grouped_gradient

@@ -5,8 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -17,41 +16,11 @@ from gnp.terminal import printable
 from gnp.training.files import FileFormatError, naming, read_rows, write_atomic
 
 
-class _Events:
-    """Write TensorBoard's event file at once: a thread of its own would hide a full disk.
-
-    Args:
-        folder: Made where it is missing.
-        from_step: Points of this step and later ones, in older files, are hidden.
-    """
-
-    def __init__(self, folder: Path, from_step: int) -> None:
-        folder.mkdir(exist_ok=True)
-        self._folder = folder
-        with naming(folder):
-            self._writer = EventsWriter(str(folder / "events"))
-        self._add(step=from_step, session_log=SessionLog(status=SessionLog.START))
-
-    def point(self, step: int, name: str, value: float) -> None:
-        self._add(step=step, summary=scalar(name, value))
-
-    def flush(self) -> None:
-        with naming(self._folder):
-            self._writer.flush()
-
-    def close(self) -> None:
-        with naming(self._folder):
-            self._writer.close()
-
-    def _add(self, **values: Any) -> None:
-        with naming(self._folder):
-            self._writer.write_event(Event(wall_time=time.time(), **values))
-
-
 class Log:
     """Write a run's metrics, and say what happens; only process 0 does.
 
-    Use it in a `with` statement, which ends the bar and the event file.
+    Use it in a `with` statement, which ends the bar and the event file. TensorBoard's events are
+    written at once: a thread of their own would hide a full disk.
 
     Args:
         directory: The run directory.
@@ -73,20 +42,21 @@ class Log:
         self._bar: tqdm | None = None
         if active:
             self._write_rows()
-            self._events = _Events(directory / "tensorboard", step + 1)
+            self._folder = directory / "tensorboard"
+            self._folder.mkdir(exist_ok=True)
+            with naming(self._folder):
+                self._events = EventsWriter(str(self._folder / "events"))
+            # The mark hides later points in older files.
+            self._write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close_bar()
         if self.active:
-            self._events.close()
+            with naming(self._folder):
+                self._events.close()
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Open the epoch's progress bar (on a terminal only)."""
@@ -110,7 +80,7 @@ class Log:
         """Write TensorBoard points of a step."""
         if self.active:
             for name, value in values.items():
-                self._events.point(step, name, value)
+                self._write_event(step=step, summary=scalar(name, value))
 
     def end_epoch(self, row: dict[str, Any], line: str) -> None:
         """Write the epoch's row into metrics.jsonl and TensorBoard, and its line to the screen."""
@@ -123,7 +93,8 @@ class Log:
         # A name with a folder of its own keeps it.
         named = {k if k.startswith("sharpness/") else f"epoch/{k}": v for k, v in numbers.items()}
         self.points(row["step"], named)
-        self._events.flush()
+        with naming(self._folder):
+            self._events.flush()
         print(line, flush=True)
 
     def say(self, line: str) -> None:
@@ -136,6 +107,10 @@ class Log:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _write_event(self, **values: Any) -> None:
+        with naming(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), **values))
 
     def _write_rows(self) -> None:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))

@@ -50,7 +50,7 @@ def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False
             outputs, optax.smooth_labels(targets(outputs, labels), label_smoothing)
         ),
         "sigmoid_cross_entropy": lambda outputs, labels: optax.sigmoid_binary_cross_entropy(
-            outputs, _smooth_binary(targets(outputs, labels), label_smoothing)
+            outputs, (1 - label_smoothing) * targets(outputs, labels) + label_smoothing / 2
         ).sum(-1),
         "squared_error": lambda outputs, labels: jnp.square(
             outputs - targets(outputs, labels)
@@ -95,10 +95,6 @@ def targets(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 def _classes(labels: jax.Array) -> jax.Array:
     """Return the class [b] of labels [b], or the largest share's of labels [b, classes]."""
     return labels.argmax(-1) if labels.ndim == 2 else labels
-
-
-def _smooth_binary(target: jax.Array, share: float) -> jax.Array:
-    return (1 - share) * target + share / 2
 
 
 def error(outputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """The state that a train step changes, and the model as plain functions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +30,10 @@ class TrainState(NamedTuple):
     ema: Params | None = None
 
 
-class Apply(Protocol):
-    """(params, model_state, inputs, train, key) -> (outputs [b, k], new model_state)."""
-
-    def __call__(
-        self,
-        params: Params,
-        model_state: ModelState,
-        inputs: jax.Array,
-        train: bool,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, ModelState]:
-        """Return the outputs and the new model state."""
+# (params, model_state, inputs, train, key) -> (outputs [b, k], new model_state).
+Apply = Callable[
+    [Params, ModelState, jax.Array, bool, jax.Array | None], tuple[jax.Array, ModelState]
+]
 
 
 class Model(NamedTuple):
@@ -81,8 +73,8 @@ def from_linen(
 
     def initialize(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = normalize(jnp.zeros((1, *shape), jnp.float32))
-        variables = module.init({"params": key, "dropout": key}, inputs, train=False)
-        return variables["params"], _without_params(variables)
+        variables = dict(module.init({"params": key, "dropout": key}, inputs, train=False))
+        return variables.pop("params"), variables
 
     def apply(
         params: Params,
@@ -104,10 +96,6 @@ def from_linen(
         return outputs, dict(updated)
 
     return Model(initialize, apply)
-
-
-def _without_params(variables: Any) -> dict[str, Any]:
-    return {name: value for name, value in variables.items() if name != "params"}
 
 
 def leaf_names(tree: Any) -> tuple[str, ...]:

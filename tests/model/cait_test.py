@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from model import ModelError, get_model
-from model.cait import Block, ClassAttention, ClassBlock, TalkingHeads
-from model.layers import StochasticDepth
+from model.cait import ClassAttention, ClassBlock
+from model.transformer import Block, SelfAttention
 from tests.marks import quick_first
 
 SIZES = [
@@ -93,7 +93,7 @@ def test_stochastic_depth_is_the_published_one_unless_given():
         module, found = get_model(name, 10, patch_size=4, **params), []
 
         def record(call, args, kwargs, context):
-            if isinstance(context.module, StochasticDepth):
+            if isinstance(context.module, nn.Dropout) and context.module.broadcast_dims:
                 found.append(context.module.rate)
             return call(*args, **kwargs)
 
@@ -111,7 +111,7 @@ def test_stochastic_depth_is_the_published_one_unless_given():
 
 def test_talking_heads_against_the_definition():
     x, heads = tokens(), 2
-    module = TalkingHeads(heads, 0.0, 0.0, jnp.float32)
+    module = SelfAttention(heads, 0.0, 0.0, jnp.float32, talking=True)
     variables = drawn(module, x, False)
     p = variables["params"]
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from model import ModelError, PretrainedError, get_model, load_pretrained
-from model.vit import SelfAttention
+from model.transformer import SelfAttention
 from model.weight_files import read_weights
 from model.weight_names import to_timm
 

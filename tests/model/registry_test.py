@@ -78,7 +78,7 @@ def test_a_parameter_that_the_name_or_the_data_set(key):
         ({"dropout_rate": True}, "must be float, is bool"),
         ({"dropout_rate": 1}, "must be at least 0 and below 1"),
         ({"dense": 1.5}, "must be int, is float"),
-        ({"dense": 0}, "must be whole numbers of at least 1"),
+        ({"dense": 0}, "must be at least 1"),
         ({"features": 32}, "model_params.features = 32"),
         ({"features": (32, "64")}, "must be int, is str"),
         ({"features": ()}, "must be whole numbers of at least 1"),

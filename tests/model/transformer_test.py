@@ -16,7 +16,14 @@ from gnp.training.step import build_train_step
 from model import ModelError, get_model
 from model.cait import CaiT
 from model.swin import Swin
-from model.transformer import PatchEmbed, growing_rates, softmax, split_heads
+from model.transformer import (
+    Block,
+    PatchEmbed,
+    SelfAttention,
+    growing_rates,
+    softmax,
+    split_heads,
+)
 from model.vit import ViT
 from optimizer import gradient_norm_penalty
 from tests.marks import quick_first
@@ -373,3 +380,22 @@ def test_heads_come_part_by_part():
     np.testing.assert_array_equal(key, x[:, 8:16].reshape(1, 2, 4))
     np.testing.assert_array_equal(value[0, 1], np.arange(20, 24))
     assert query.shape == (1, 2, 4)
+
+
+def test_stochastic_depth_drops_the_branches_of_whole_examples():
+    attention = functools.partial(SelfAttention, 2, 0.0, 0.0, jnp.float32)
+    block = Block(attention, 1, 0.0, 0.5, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (64, 3, 4))
+    variables = jax.jit(functools.partial(block.init, train=False))(jax.random.key(1), x)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def kept(seed, train):
+        y = block.apply(variables, x, train=train, rngs={"dropout": jax.random.key(seed)})
+        return (y == x).all((1, 2))
+
+    # Both branches of a quarter.
+    first, again, other = (kept(seed, train=True) for seed in (1, 1, 2))
+    assert 5 < first.sum() < 30
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not kept(1, train=False).any()

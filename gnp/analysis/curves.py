@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gnp.analysis.figure_files import BLUE, GREEN, ORANGE, picture
+from gnp.training.objective import METRICS, metric
 
 _TRAIN: dict[str, Any] = {"color": BLUE, "linestyle": "-"}
 _EVALUATION: dict[str, Any] = {"color": ORANGE, "linestyle": "--"}
@@ -20,7 +21,7 @@ _STYLES = {
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw loss, error, learning rate, gradient norm, alpha and r over steps.
+    """Draw loss, metrics, learning rate, gradient norm, alpha and r over steps.
 
     Args:
         rows: the objects of metrics.jsonl.
@@ -29,14 +30,18 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    regression = any("train_mean_absolute_error" in row for row in rows)
-    error = "mean_absolute_error" if regression else "error_rate"
-    with picture(path, (12, 6.5), mathtext=True) as figure:
-        axes = figure.subplots(2, 3, sharex=True)
-        panels = ("loss", error, "learning_rate", "gradient_norm", "alpha", "r")
-        for axis, panel in zip(axes.flat, panels, strict=True):
+    found = {metric(name) for row in rows for name in row}
+    measured = ("loss", *(name for name in reversed(METRICS) if name in found))
+    panels = (*measured, "learning_rate", "gradient_norm", "alpha", "r")
+    columns = -(-len(panels) // 2)
+    with picture(path, (4 * columns, 6.5), mathtext=True) as figure:
+        axes = figure.subplots(2, columns, sharex=True)
+        if len(panels) % 2:
+            axes[-1, -1].set_axis_off()
+            axes[0, -1].tick_params(labelbottom=True)
+        for axis, panel in zip(axes.flat, panels, strict=False):
             values: list[float] = []
-            for split, style in _STYLES.items() if panel in ("loss", error) else [("", _TRAIN)]:
+            for split, style in _STYLES.items() if panel in measured else [("", _TRAIN)]:
                 name = f"{split} {panel}".strip().replace(" ", "_")
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 values += [value for _, value in points]

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from gnp.terminal import one_line, warn
 from gnp.training.files import FileFormatError, read_rows
+from gnp.training.metrics import number
 
 
 def print_table(
@@ -72,17 +73,3 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
             show_evolution(load_evolution(working_dir), working_dir, working_dir)
         except FileFormatError as error:
             warn(f"no evolution of the gradients: {error}")
-
-
-def number(name: str, value: float | None) -> str:
-    """Return a metric's value as people read it.
-
-    Example:
-        >>> number("test_error_rate", 0.0084), number("examples", 10000)
-        ('0.84%', '10,000')
-    """
-    if value is None:
-        return "not finite"
-    if name.endswith("error_rate"):
-        return f"{value:.2%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -11,12 +11,12 @@ import ml_collections
 import config as configs
 import ds_pipeline
 from config import default, rules
-from gnp.analysis.results import number, print_table
+from gnp.analysis.results import print_table
 from gnp.experiment import build_experiment, device_count
 from gnp.terminal import warn
 from gnp.training.checkpoint import read_checkpoint
 from gnp.training.distributed import is_first
-from gnp.training.metrics import evaluate
+from gnp.training.metrics import evaluate, number
 from gnp.training.run_directory import read_config, read_data, refuse_other_config
 
 

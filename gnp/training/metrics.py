@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from gnp.training.files import FileFormatError
+from gnp.training.objective import METRICS, metric
 from gnp.training.state import TrainState
 from gnp.training.step import EvalStep
 
@@ -223,11 +224,23 @@ def _sums(eval_step: EvalStep, state: TrainState, batch: Any) -> dict[str, jax.A
 
 def _show(values: dict[str, float]) -> str:
     """Return `loss 0.123, error rate 4.56 %`, without the gradient norm."""
-    shown = []
-    for name, value in values.items():
-        words = name.replace("_", " ")
-        if name.endswith("error_rate"):
-            shown.append(f"{words} {value:.2%}")
-        elif name.endswith(("loss", "absolute_error")):
-            shown.append(f"{words} {value:.4f}")
-    return ", ".join(shown)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {number(name, value)}"
+        for name, value in values.items()
+        if name.endswith("loss") or metric(name)
+    )
+
+
+def number(name: str, value: float | None) -> str:
+    """Return a number of a run as people read it; None is one that is not finite.
+
+    Example:
+        >>> number("test_error_rate", 0.0084), number("test_loss", 0.5), number("examples", 10000)
+        ('0.84%', '0.5000', '10,000')
+    """
+    if value is None:
+        return "not finite"
+    if isinstance(value, int):
+        return f"{value:,}"
+    found = metric(name)
+    return f"{value:.2%}" if found and METRICS[found].is_rate else f"{value:.4f}"

@@ -57,12 +57,10 @@ def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False
         ).mean(-1),
     }
     if loss == "squared_error":
-        metrics: dict[str, PerExample] = {"mean_absolute_error": absolute_error}
+        names = ["mean_absolute_error"]
     else:
-        metrics = {"error_rate": error}
-        if top_5:
-            metrics["top_5_error_rate"] = top_5_error
-    return Objective(losses[loss], metrics)
+        names = ["error_rate", *["top_5_error_rate"] * top_5]
+    return Objective(losses[loss], {name: METRICS[name].of_example for name in names})
 
 
 def output_size(loss: str, num_classes: int) -> int:
@@ -114,3 +112,33 @@ def top_5_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 def absolute_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Return |z - y| of each example, averaged over outputs."""
     return jnp.abs(outputs - targets(outputs, labels)).mean(-1)
+
+
+class Metric(NamedTuple):
+    """A number of each example whose mean is reported; the smaller, the better.
+
+    Attributes:
+        of_example: (outputs [b, k], labels) -> [b], float32.
+        is_rate: Its mean is shown in percent.
+    """
+
+    of_example: PerExample
+    is_rate: bool = False
+
+
+# `metric` finds a name at the end of test_ema_error_rate: a name that ends as another comes first.
+METRICS: dict[str, Metric] = {
+    "top_5_error_rate": Metric(top_5_error, is_rate=True),
+    "error_rate": Metric(error, is_rate=True),
+    "mean_absolute_error": Metric(absolute_error),
+}
+
+
+def metric(name: str) -> str | None:
+    """Return which of METRICS a number of a run is a mean of; None: of none.
+
+    Example:
+        >>> metric("test_ema_error_rate"), metric("test_loss")
+        ('error_rate', None)
+    """
+    return next((each for each in METRICS if name.endswith(each)), None)

@@ -41,21 +41,39 @@ def test_draws(tmp_path, extra):
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
 
 
-def test_the_average_has_a_line_of_its_own(tmp_path, monkeypatch):
-    drawn = {}
+@pytest.fixture
+def lines(tmp_path, monkeypatch):
+    """Draw a row; return title -> label -> (color, style) of each line."""
 
-    @contextlib.contextmanager
-    def keep(path, figsize, **options):
-        with figure_files.picture(path, figsize, **options) as figure:
-            yield figure
-        for axis in figure.axes:
-            drawn[axis.get_title(loc="left")] = {
-                line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines
-            }
+    def draw(row):
+        drawn = {}
 
-    monkeypatch.setattr("gnp.analysis.curves.picture", keep)
+        @contextlib.contextmanager
+        def keep(path, figsize, **options):
+            with figure_files.picture(path, figsize, **options) as figure:
+                yield figure
+            for axis in figure.axes:
+                drawn[axis.get_title(loc="left")] = {
+                    line.get_label(): (line.get_color(), line.get_linestyle())
+                    for line in axis.lines
+                }
+
+        monkeypatch.setattr("gnp.analysis.curves.picture", keep)
+        plot_curves([ROW | row | {"step": 1}], tmp_path / "curves.png")
+        return drawn
+
+    return draw
+
+
+def test_every_metric_has_a_panel(lines):
+    errors = {"train_error_rate": 0.5, "test_top_5_error_rate": 0.4}
+    assert list(lines(errors))[:3] == ["loss", "error rate", "top 5 error rate"]
+    assert "mean absolute error" in lines({"train_mean_absolute_error": 2.0})
+
+
+def test_the_average_has_a_line_of_its_own(lines):
     errors = {"train_error_rate": 0.5, "test_error_rate": 0.4, "test_ema_error_rate": 0.3}
-    plot_curves([ROW | errors | {"step": 1}], tmp_path / "curves.png")
+    drawn = lines(errors)
     assert list(drawn["error rate"]) == ["train", "test", "test ema"]
     assert len(set(drawn["error rate"].values())) == 3
 

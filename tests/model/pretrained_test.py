@@ -19,6 +19,7 @@ from model import ModelError, PretrainedError, get_model, load_pretrained
 from model.transformer import SelfAttention
 from model.weight_files import read_weights
 from model.weight_names import to_timm
+from tests.marks import quick_first
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "models"
 # Archive -> model, and the parameters that make it the archive's.
@@ -106,7 +107,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(array, second[path], err_msg=path)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick_first(tuple(MODELS)))
 def test_logits_are_those_of_pytorch(name, tmp_path):
     x, in_evaluation, in_training, weights = archive(name)
     module, params, state = model_of(name, x.shape[1])
@@ -368,6 +369,7 @@ def vgg_in_numpy(weights, x):
     return x
 
 
+@pytest.mark.slow
 def test_vgg_flattens_as_pytorch_does(tmp_path):
     module = get_model("VGG11", 10, widths=(4, 4, 6, 8, 8), dense=16, head="imagenet")
     params, state = shapes_of(module, 96)

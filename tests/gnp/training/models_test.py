@@ -100,7 +100,7 @@ RANDOM = [
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "shape"), quick_first(RANDOM), ids=[each[0] for each in RANDOM]
+    ("name", "params", "shape"), quick_first(RANDOM, 0), ids=[each[0] for each in RANDOM]
 )
 def test_both_passes_draw_the_same_masks(name, params, shape):
     """The step is g(theta + r g / |g|) of one function, whose masks are fixed by the step's key."""

@@ -90,7 +90,7 @@ def skip_fields(_: Any, __: str, ___: str, member: Any, *____: Any) -> bool | No
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
+    """Connect the hooks; Sphinx calls this."""
     app.connect("source-read", link_files)
     app.connect("autodoc-process-docstring", edit_docstring, priority=300)  # before napoleon
     app.connect("autodoc-process-signature", edit_signature)

@@ -533,9 +533,10 @@ def _check_classes(entries: dict[str, Any]) -> dict[str, Any]:
                 f"names {value}, which is none of TFDS' own feature classes: nothing of it is "
                 "run; prepare the set again with recipe/prepare_data.sh"
             )
-        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-            with contextlib.suppress(json.JSONDecodeError):  # older files have JSON in strings
-                json.loads(value, object_hook=_check_classes)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
+                with contextlib.suppress(json.JSONDecodeError):  # older files have JSON in strings
+                    json.loads(text, object_hook=_check_classes)
     return entries
 
 

@@ -9,15 +9,14 @@
 set -euo pipefail
 
 folder="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
-chosen="two_steps"
+chosen=""
 for name in "$@"; do
   if [[ ! -f "$folder/$name.sh" ]] || ! grep -q '^experiment ' "$folder/$name.sh"; then
     printf '%s is no recipe of an experiment: those are in %s and call `experiment`\n' "$name" "$folder" >&2
     exit 2
   fi
+  # A Riemannian recipe has a test an optimizer.
+  chosen+="${chosen:+ or }[$name] or [$name-SGD] or [$name-SGDG] or [$name-AdamG]"
 done
-if (($#)); then
-  printf -v chosen ' or [%s' "$@" # the names of the tests that begin so
-  chosen="two_steps and (${chosen# or })"
-fi
-exec bash "$folder/test.sh" --slow "$folder/../tests/recipe/all_smoke_test.py" -v --durations=0 -k "$chosen"
+exec bash "$folder/test.sh" --slow "$folder/../tests/recipe/all_smoke_test.py" -v --durations=0 \
+  -k "two_steps${chosen:+ and ($chosen)}"

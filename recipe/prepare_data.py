@@ -212,11 +212,14 @@ def locked(data_dir: Path) -> Iterator[None]:
     """Keep a second preparation out of a folder; raise Wrong where one is at work there."""
     folder = os.open(data_dir, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            line = f"another prepare_data is at work in {data_dir}; wait for its end"
+            raise Wrong(line, 1) from error
+        except OSError as error:
+            raise Wrong(f"{data_dir} cannot be locked: {error.strerror}", 1) from error
         yield
-    except BlockingIOError as error:
-        line = f"another prepare_data is at work in {data_dir}; wait for its end"
-        raise Wrong(line, 1) from error
     finally:
         os.close(folder)
 

@@ -300,21 +300,8 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 def add_models(to: argparse.ArgumentParser) -> None:
     """Add --models, --batch_size and --dtype to a parser."""
     to.add_argument("--models", nargs="+", default=list(MODELS))
-    to.add_argument("--batch_size", type=positive, default=64)
+    to.add_argument("--batch_size", type=command_line.whole(1), default=64)
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1, for argparse.
-
-    Example:
-        >>> positive("3")
-        3
-    """
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
 
 
 def run(bench: Callable[[], None]) -> int:

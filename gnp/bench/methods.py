@@ -27,7 +27,7 @@ from tqdm import tqdm
 import config as configs
 import optimizer
 from config import default, load_config
-from gnp.analysis.command_line import Parser, local_path, make_folder
+from gnp.analysis.command_line import Parser, local_path, make_folder, whole
 from gnp.bench.measure import (
     PENALTY,
     ROOT,
@@ -35,7 +35,6 @@ from gnp.bench.measure import (
     build_steps,
     half_spread,
     measure_in_turn,
-    positive,
     report,
     run,
 )
@@ -144,20 +143,22 @@ def train(runs: Sequence[Run], jobs: int) -> list[str]:
     failures = []
     bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", disable=None)
     with catch_signals() as interrupt, bar:
-        while (waiting or running) and not interrupt.signal:
-            while waiting and len(running) < jobs:
-                each = waiting.pop(0)
-                running[each] = each.start()
-            time.sleep(0.1)
-            for each in [each for each in running if running[each].poll() is not None]:
-                del running[each]
-                bar.update()
-                if each.error() is None:
-                    failures.append(f"{each.name}: {each.last_words()}")
-        for process in running.values():  # a signal came: they save, and go on there the next time
-            process.terminate()
-        for process in running.values():
-            process.wait()
+        try:
+            while (waiting or running) and not interrupt.signal:
+                while waiting and len(running) < jobs:
+                    each = waiting.pop(0)
+                    running[each] = each.start()
+                time.sleep(0.1)
+                for each in [each for each in running if running[each].poll() is not None]:
+                    del running[each]
+                    bar.update()
+                    if each.error() is None:
+                        failures.append(f"{each.name}: {each.last_words()}")
+        finally:  # after a signal: they save, and go on there the next time
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     if interrupt.signal:
         raise KeyboardInterrupt
     return failures
@@ -224,9 +225,9 @@ def _bench(arguments: Sequence[str] | None) -> None:
     parser = Parser("python -m gnp.bench.methods", __doc__)
     parser.add_argument("--data_dir", required=True, help="folder with MNIST as TFDS prepares it")
     parser.add_argument("--out", type=local_path, required=True, help="folder for runs and results")
-    parser.add_argument("--seeds", type=positive, default=5)
-    parser.add_argument("--runs", type=positive, default=7, help="measurements of each step")
-    parser.add_argument("--jobs", type=positive, default=1, help="training runs at a time")
+    parser.add_argument("--seeds", type=whole(1), default=5)
+    parser.add_argument("--runs", type=whole(1), default=7, help="measurements of each step")
+    parser.add_argument("--jobs", type=whole(1), default=1, help="training runs at a time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args(arguments)
     runs = {

@@ -28,7 +28,8 @@ from ds_pipeline import build_dataset, train_batches
 from ds_pipeline.augment import get_augment, get_erase, get_mix
 from ds_pipeline.dataset import Dataset
 from ds_pipeline.source import SubsetSource
-from gnp.bench.measure import half_spread, in_turn, noise, parser, positive, report, run
+from gnp.analysis.command_line import whole
+from gnp.bench.measure import half_spread, in_turn, noise, parser, report, run
 
 BATCH_SIZE = 64
 # The most batches that are made ahead; not counted.
@@ -110,7 +111,7 @@ def _bench(arguments: Sequence[str] | None) -> None:
     flags = parser("pipeline", __doc__)
     flags.add_argument("--data_dir", help="folder with cifar10 as TFDS prepares it")
     flags.add_argument("--images", help="image folder, with train/CLASS/*.JPEG")
-    flags.add_argument("--runs", type=positive, default=5, help="measurements of each pipeline")
+    flags.add_argument("--runs", type=whole(1), default=5, help="measurements of each pipeline")
     flags.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     options = flags.parse_args(arguments)
     if not options.seconds > 0:

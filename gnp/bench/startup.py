@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gnp.analysis.command_line import whole
 from gnp.bench.measure import (
     ROOT,
     BenchError,
@@ -31,7 +32,6 @@ from gnp.bench.measure import (
     noise,
     paired_ratio,
     parser,
-    positive,
     report,
     run,
     step_config,
@@ -126,8 +126,8 @@ def _bench(arguments: Sequence[str] | None) -> None:
     flags = parser("startup", __doc__)
     flags.add_argument("--config", default=f"{ROOT / 'config' / 'original.py'}:wideresnet_cifar")
     flags.add_argument("--model", default="WideResNet_28_10")
-    flags.add_argument("--batch_size", type=positive, default=2)
-    flags.add_argument("--runs", type=positive, default=3, help="measurements of each")
+    flags.add_argument("--batch_size", type=whole(1), default=2)
+    flags.add_argument("--runs", type=whole(1), default=3, help="measurements of each")
     options, others = flags.parse_known_args(arguments)
     for other in others:
         if not other.startswith("--config."):

@@ -46,6 +46,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 import model
+from gnp.analysis.command_line import whole
 from gnp.bench.measure import (
     PENALTY,
     BenchError,
@@ -57,7 +58,6 @@ from gnp.bench.measure import (
     measure_in_turn,
     paired_ratio,
     parser,
-    positive,
     report,
     run,
     step_config,
@@ -276,9 +276,9 @@ def _bench(arguments: Sequence[str] | None) -> None:
     add_models(flags)
     names = [*VARIANTS, OPTAX_SAM]
     flags.add_argument("--steps", nargs="+", choices=names, default=names)
-    flags.add_argument("--runs", type=positive, default=15, help="measurements of each")
+    flags.add_argument("--runs", type=whole(1), default=15, help="measurements of each")
     flags.add_argument("--torch_python", help="interpreter of an environment with PyTorch")
-    flags.add_argument("--torch_threads", type=positive, default=os.cpu_count() or 1)
+    flags.add_argument("--torch_threads", type=whole(1), default=os.cpu_count() or 1)
     options = flags.parse_args(arguments)
     if options.torch_python and options.dtype != "float32":
         flags.error("--torch_python measures float32 alone")

@@ -95,7 +95,6 @@ def test_chain_is_penalty_clipping_base(make_config: MakeConfig) -> None:
 
 
 GC = optimizer.centralize()
-GC_CONV = optimizer.centralize(optimizer.is_convolution)
 
 
 @pytest.mark.parametrize(

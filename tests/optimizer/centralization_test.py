@@ -454,7 +454,7 @@ def test_dtypes_are_kept(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_mean_is_wide(dtype: str) -> None:
-    # The mean of two neighbouring numbers is none of the dtype's.
+    # The mean of two neighboring numbers is none of the dtype's.
     step = jnp.finfo(dtype).eps
     result = update(centralize(), jnp.array([[1.0], [1.0 + step]], dtype))
     np.testing.assert_array_equal(result, jnp.array([[-step / 2], [step / 2]], dtype))

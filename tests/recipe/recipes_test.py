@@ -139,13 +139,16 @@ def test_sweep(checkout: Checkout):
 
 
 def test_all_smoke(checkout: Checkout):
+    def tests_of(recipe: str) -> str:
+        return " or ".join(f"[{recipe}{end}]" for end in ("", "-SGD", "-SGDG", "-AdamG"))
+
     tests = f"{checkout.root}/recipe/../tests/recipe/all_smoke_test.py"
     (checkout.root / "tests/recipe").mkdir(parents=True)
     Path(tests).touch()
     _, [call] = checkout.run("all-smoke.sh", "mnist-tutorial", "riemannian-svhn")
     assert call[call.index("-m", 3) :] == [
         *("-m", "", tests, "-v", "--durations=0"),
-        *("-k", "two_steps and ([mnist-tutorial or [riemannian-svhn)"),
+        *("-k", f"two_steps and ({tests_of('mnist-tutorial')} or {tests_of('riemannian-svhn')})"),
     ]
     done, calls = checkout.run("all-smoke.sh", "quickstart")
     assert (done.returncode, calls) == (2, [])

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config import default
-from ds_pipeline import OWN_FILES
-from gnp.analysis.names import dataset_title
+from gnp.analysis.names import OWN_FILES, dataset_title
 from gnp.analysis.report.runs import Run
 
 SEEDS = ("init_seeds", "seeds")
@@ -177,7 +176,7 @@ def _penalty(config: Mapping[str, Any]) -> str:
     )
     words = [f"Look{name}" if config["gnp.reuse"] else name, f"r={radius:g}"]
     words += [] if sam else [f"α={weight:g}"]
-    words += [f"k={every}" if config["gnp.reuse"] else f"every {every} steps"] * (every > 1)
+    words += [f"k={every}" if config["gnp.reuse"] else _every(every)] * (every > 1)
     words += [f"hybrid p={config['hybrid_config.p']:g}"] * bool(config["use_hybrid_training"])
     words += [f"of {where}"] * (where != "all")
     words += ["normalized"] * bool(config["gnp.norm_perturbations"])
@@ -185,3 +184,10 @@ def _penalty(config: Mapping[str, Any]) -> str:
     warmup = config["gr_warmup_strategy"]
     words += [f"{warmup} warmup"] * (warmup != "none")
     return " ".join(words)
+
+
+def _every(count: int) -> str:
+    """Return "every 2nd step"."""
+    teen = count % 100 in (11, 12, 13)
+    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"every {count}{ending} step"

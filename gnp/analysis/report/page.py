@@ -143,7 +143,8 @@ def _table(first: str, names: Sequence[tuple[str, str]], columns: Sequence[Colum
             cells.append(f'<td data-value="{escape(value)}">{escape(each.texts[row])}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>\n")
     return (
-        f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
+        '<div class="table" tabindex="0" role="region" aria-label="table">'
+        f"<table><thead><tr>{head}</tr></thead>\n"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -63,7 +63,7 @@ def test_what_was_made_ahead_is_not_counted():
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--runs=0"], 2, "--runs: 0 is below 1"),
+        (["--runs=0"], 2, "--runs: 0: a whole number >= 1 is needed"),
         (["--seconds=0"], 2, "--seconds must be above 0"),
         (["--images=/nonexistent/photographs"], 1, "/nonexistent/photographs"),
     ],

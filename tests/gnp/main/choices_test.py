@@ -2,10 +2,12 @@
 
 import pytest
 
+import ds_pipeline
 import ds_pipeline.augment
 import model
 import optimizer
 from config import default
+from gnp.analysis import names
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,7 @@ from config import default
 def test_names(key, known):
     (kind,) = (each.kind for each in default.KEYS if each.name == key)
     assert set(kind.names) == set(known)
+
+
+def test_kinds_that_only_their_path_identifies():
+    assert names.OWN_FILES == ds_pipeline.OWN_FILES

@@ -26,7 +26,7 @@ from tests.trees import assert_trees_close
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = f"--config={ROOT / 'config' / 'digits.py'}"
-# Five steps an epoch, all penalised.
+# Five steps an epoch, all penalized.
 SHORT = ("--config.batch_size=284", "--config.total_epochs=2", "--config.keep_checkpoints=9")
 # The same with what compiles quickly.
 QUICK = (

@@ -64,9 +64,11 @@ def unlike(checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line where checkpoints were measured in ways that do not compare."""
     ways = []
     for name in ("sam_radius", "examples", "regularized"):
-        values = sorted({str(each[name]) for each in checkpoints if name in each})
+        values = {str(each[name]) for each in checkpoints if name in each}
         if len(values) > 1:
-            ways.append(f"{name} = {' and '.join(values)}")
+            ways.append(
+                f"{name} = {' and '.join(sorted(values, key=lambda text: (len(text), text)))}"
+            )
     return [f"sharpness was measured with {way}, which do not compare" for way in ways]
 
 

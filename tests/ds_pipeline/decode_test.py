@@ -418,6 +418,9 @@ def test_the_windows_fill_their_ranges() -> None:
     assert abs(np.log(aspect).mean()) < 0.01
     assert abs((top / np.maximum(1000 - height, 1)).mean() - 0.5) < 0.01
     assert abs((left / np.maximum(1000 - width, 1)).mean() - 0.5) < 0.01
+    for first, size in ((top, height), (left, width)):  # as far as it goes
+        moved = size < 1000
+        assert first.min() == 0 and (first[moved] == 1000 - size[moved]).any()
 
 
 def test_where_no_attempt_fits_the_center_is_taken() -> None:

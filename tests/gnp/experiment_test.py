@@ -125,3 +125,12 @@ def test_the_average_of_the_grassmann_group_stays_on_the_manifold(monkeypatch):
 )
 def test_fractions_of_epochs_and_many_are_allowed_before_the_data_are_known(overrides):
     assert name_problems(load_config(CONFIG, overrides)) == []
+
+
+def test_the_parameters_are_drawn_from_init_seeds_alone():
+    kernels = [
+        np.asarray(first_state(*words).params["Dense_0"]["kernel"])
+        for words in ((), (("seeds", "1"),), (("init_seeds", "1"),))
+    ]
+    np.testing.assert_array_equal(kernels[1], kernels[0])
+    assert not np.array_equal(kernels[2], kernels[0])

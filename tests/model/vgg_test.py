@@ -224,3 +224,15 @@ def test_errors_say_what_is_allowed(name, params, message):
 def test_small_images_are_an_error(name):
     with pytest.raises(ModelError, match=f" {name} .* at least 32 x 32 pixels, is 28 x 28"):
         shapes(name, 28)
+
+
+def test_the_riemannian_batch_statistics_move_by_a_hundredth():
+    module, x = get_model("VGG11Riemannian", 3, **TINY), jnp.zeros((1, 32, 32, 3))
+
+    @jax.jit
+    def statistics():
+        variables = module.init(jax.random.key(0), x, train=False)
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    for norm in statistics().values():  # of zeros, whose variance is 0
+        np.testing.assert_allclose(norm["var"], 0.99, rtol=1e-6)

@@ -171,3 +171,14 @@ def test_numbers_of_any_size_are_drawn(tmp_path, capsys):
     rows = [ROW | {"step": 10**18 * i, "train_loss": loss} for i, loss in enumerate(losses)]
     assert figure_files.drawn(plot_curves, rows, tmp_path / "curves.png")
     assert capsys.readouterr().err == ""
+
+
+def test_the_table_has_the_first_the_smallest_and_the_last_value(tmp_path, capsys):
+    rows = [
+        {"epoch": i, "step": i, "epoch_seconds": 1.0, "test_loss": loss}
+        for i, loss in enumerate((3.0, 1.0, 2.0), 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results.show_results(tmp_path, False)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "test loss" in line)
+    assert [word for word in line.split() if word[0].isdigit()] == ["3.0000", "1.0000", "2.0000"]

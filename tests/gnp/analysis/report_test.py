@@ -655,3 +655,19 @@ def _check_sorting(page):
         page.locator("section:first-of-type th[aria-sort]").get_attribute("aria-sort")
         == "descending"
     )
+
+
+def test_a_data_sets_name_is_only_text(tmp_path, make, page):
+    write_run(tmp_path / "runs/a", {"dataset.dataset_name": "<b>D"})
+    write_run(tmp_path / "runs/b")
+    assert make(tmp_path / "runs")[0] == 0
+    assert "b" not in {tag for tag, _ in page().tags}
+    assert "<b>D: Results" in page().texts
+
+
+def test_the_first_epoch_which_compiles_does_not_count(tmp_path, make, results):
+    write_run(tmp_path / "run", errors=(0.2, 0.1))
+    assert make(tmp_path / "run")[0] == 0
+    (row,) = results()
+    seconds = [float(row[name]) for name in ("total_seconds", "epoch_seconds", "step_seconds")]
+    assert seconds == pytest.approx([10.0, 1.0, 0.1])

@@ -503,3 +503,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_out_takes_the_results(
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["sharpness.json"]
     (found,) = json.loads((tmp_path / "o" / "sharpness.json").read_text())
     assert found["step"] == steps[-2]
+
+
+def test_a_run_in_bfloat16_is_measured_in_float32():
+    from config import default
+    from gnp.analysis.sharpness.run import exact
+
+    config = default.get_config()
+    config.precision = "bfloat16"
+    assert (exact(config).precision, config.precision) == ("float32", "bfloat16")

@@ -1,6 +1,7 @@
 """Common to the benchmarks: steps are taken, measured in turn, and reported."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -73,3 +74,11 @@ def test_a_file_that_cannot_be_written_ends_in_a_line(tmp_path, capsys):
 
     assert measure.run(bench) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_cycles_seconds_are_those_of_a_step(steps, monkeypatch):
+    monkeypatch.setattr(steps, "program", lambda penalize: None)
+    monkeypatch.setattr(steps, "take", lambda *penalize: None)
+    clock = SimpleNamespace(perf_counter=iter((10.0, 22.0)).__next__)
+    monkeypatch.setattr(measure, "time", clock)
+    assert steps.cycle(True, False, False)(4) == 2.0  # 12 s, two cycles of three

@@ -247,3 +247,23 @@ def test_points_of_steps_are_metrics_and_schedules_alone(small_run, tmp_path, mo
     assert {name for name in names if not name.startswith("epoch/")} == {
         *steps, "learning_rate", "alpha", "r"
     }  # fmt: skip
+
+
+def test_a_step_is_logged_with_the_rate_that_it_took(small_run, tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(Log, "points", lambda *a: rates.append(a[2].get("learning_rate")))
+    small_run(tmp_path, lr_schedule_type="exponential", log_every_n_steps="5")
+    assert [rate for rate in rates if rate] == [row["learning_rate"] for row in rows_of(tmp_path)]
+
+
+def test_the_steps_random_masks_are_those_of_the_seed(small_run, tmp_path):
+    keys = []
+
+    def listening(train_step):
+        return lambda state, batch, key, step: (
+            keys.append(key),
+            train_step(state, batch, key, step),
+        )[1]
+
+    small_run(tmp_path, wrap=listening, seeds="3", total_epochs="1")
+    assert keys == [jax.random.key(3)] * 5

@@ -44,3 +44,8 @@ def test_progress_that_no_run_wrote_is_refused(change):
             continue  # a key that older runs do not write
         with pytest.raises(FileFormatError, match="progress/metadata is not what a run writes"):
             Progress(each)
+
+
+def test_a_checkpoint_of_before_has_learned_where_it_took_steps():
+    old = {"step": 5, "sums": {}, "count": 0, "seconds": 0.0, "skipped": 0}
+    assert Progress(old).has_learned and not Progress(old | {"step": 0}).has_learned

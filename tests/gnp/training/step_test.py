@@ -182,3 +182,12 @@ def test_padding_may_hold_anything(setup):
     image = batch["input"].at[9:].set(jnp.nan)
     sums = step(params, model_state, {**batch, "input": image, "mask": mask})
     assert np.isfinite(sums["loss"])
+
+
+def test_an_update_that_is_not_finite_is_dropped_too(setup):
+    """The loss and the clean gradient are finite: it is the second one, or what follows it."""
+    optimizer = optax.with_extra_args_support(optax.scale(jnp.inf))
+    state, metrics = take_step(setup, optimizer, penalize=False, skip_nonfinite=True)
+    assert np.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    assert metrics["finite"] == 0
+    assert_trees_equal(state.params, setup[1])

@@ -239,6 +239,7 @@ def test_numbers_that_float32_does_not_hold(tmp_path: Path) -> None:
         load(file, "time")
 
 
+@pytest.mark.slow
 def test_a_million_columns(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     count = 1_000_000

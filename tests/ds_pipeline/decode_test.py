@@ -167,6 +167,7 @@ def test_what_a_png_holds_besides_pixels_is_ignored(
     np.testing.assert_array_equal(found, picture(20, 30))
 
 
+@pytest.mark.slow
 def test_pillow_prints_nothing(tmp_path: Path) -> None:
     """Neither what it warns of in harmless images, nor of damaged and very large ones."""
     palette = PIL.Image.fromarray(picture(20, 30)).quantize(16)

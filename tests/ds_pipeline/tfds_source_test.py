@@ -592,6 +592,7 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path) -> None:
     assert "neither a split 'test' nor 'validation' with labels" in found
 
 
+@pytest.mark.slow
 def test_memory_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most half of the images' bytes besides them, for a set of many chunks."""
     monkeypatch.setattr(tfds_source, "_CHUNK_EXAMPLES", 16)

@@ -18,6 +18,7 @@ from model.layers import (
     mean_of_pixels,
 )
 from model.registry import ModelError
+from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
 
 # [b, h, w, c], window, strides; the ones with one channel have a formulation of their own.
@@ -31,7 +32,7 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "window", "strides"), CONVOLUTIONS)
+@pytest.mark.parametrize(("shape", "window", "strides"), quick_first(CONVOLUTIONS, 2))
 def test_conv_equals_flax(key, shape, window, strides):
     x = jax.random.normal(key, shape)
     ours = Conv(6, window, strides, use_bias=True)

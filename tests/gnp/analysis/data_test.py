@@ -19,6 +19,7 @@ from gnp.analysis.data_pictures import (
     plot_targets,
 )
 from gnp.analysis.figure_files import drawn
+from tests.marks import quick_first
 
 ROOT = Path(__file__).parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
@@ -138,7 +139,7 @@ def test_series(tmp_path, look):
     picture(tmp_path / "out" / "examples.png")
 
 
-@pytest.mark.parametrize("level", ["none", "inception"])
+@pytest.mark.parametrize("level", quick_first(["inception", "none"]))
 def test_a_folder_of_images(tmp_path, look, level):
     write_folder(tmp_path / "photos", [(20, 30), (20, 30), (40, 25)])
     words = [
@@ -172,6 +173,7 @@ def test_images_of_one_size_need_no_picture_of_sizes(tmp_path, look):
     assert "sizes.png" not in written(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_many_classes(tmp_path, look):
     x = np.random.default_rng(0).normal(size=(180, 4, 4, 2))
     np.savez(tmp_path / "many.npz", x=x, y=np.arange(180) % 60)
@@ -193,7 +195,7 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", quick_first(tuple(COLUMNS)))
 def test_values_of_any_kind_are_drawn(tmp_path, capsys, name):
     column = COLUMNS[name]
     classes = {"zeros": 12, "two neighbors": 0, "large": 0}.get(name, 2)
@@ -248,7 +250,7 @@ def test_statistics_in_parts_and_of_a_part(monkeypatch):
 # What is shown.
 
 
-@pytest.mark.parametrize("level", ["cutout", "mixup"])
+@pytest.mark.parametrize("level", quick_first(["cutout", "mixup"]))
 def test_augmented_images(tmp_path, look, level):
     words = [
         "--config.dataset.image_level_augmentations=basic",

@@ -265,6 +265,7 @@ def test_a_short_run_has_no_verdicts(tmp_path):
     assert [verdict.holds for verdict in verdicts(load_evolution(tmp_path))] == [None] * 3
 
 
+@pytest.mark.slow
 def test_the_command(golden, tmp_path, capsys):
     before = sorted(p.name for p in golden.iterdir())
     assert evolution.main([str(golden), f"--out={tmp_path / 'new' / 'folder'}"]) == 0

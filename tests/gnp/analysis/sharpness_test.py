@@ -491,6 +491,7 @@ def test_no_run(tmp_path, capfd):
     assert capfd.readouterr().err == f"gnp: {tmp_path} holds no run (no config.json in it)\n"
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_and_out_takes_the_results(
     run_copy, tmp_path, capfd
 ):

@@ -36,6 +36,7 @@ def test_measures_and_writes(tmp_path, capsys):
     assert "| MLP   | penalized |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_optax_takes_our_sam_step(plain):
     ours = build_steps(step_config("MLP", 4, step.VARIANTS["sam"][0]))
     optax = Steps(step.with_optax_sam(plain.experiment), 4)

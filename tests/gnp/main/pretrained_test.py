@@ -120,6 +120,7 @@ def test_the_state_before_the_first_step(weights, tmp_path):
     assert described(state) == described(experiment.abstract_state)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_claim_nothing(gnp, weights, tmp_path):
     file = tmp_path / "weights.npz"
     np.savez(file, **{name: weights[name] for name in weights if "fc2" not in name}, extra=1)

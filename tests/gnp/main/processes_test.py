@@ -143,7 +143,7 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("arguments", "layout", "steps"),
     [
-        (QUICK, (), 5),
+        pytest.param(QUICK, (), 5, marks=pytest.mark.slow),
         pytest.param(SHORT, (), 10, marks=pytest.mark.slow),
         pytest.param(SHORT, FSDP, 10, marks=pytest.mark.slow),
         pytest.param((*SHORT, *GROUPS), FSDP, 10, marks=pytest.mark.slow),

@@ -208,6 +208,7 @@ def check(trained, variants, layouts):
         assert_close(trained[f"{variant} {layout}"][1], trained[f"{variant} (1, 1)"][1])
 
 
+@pytest.mark.slow
 def test_devices_and_layouts_change_nothing(found):
     """After 5 penalized steps: parameters, statistics, optimizer state and metrics."""
     check(found[0], ["momentum"], QUICK)
@@ -215,6 +216,7 @@ def test_devices_and_layouts_change_nothing(found):
     assert whole / 4 < quarter < whole / 3  # what is small is not split
 
 
+@pytest.mark.slow
 def test_groups_on_devices_and_layouts_change_nothing(found):
     check(found[0], ["groups"], QUICK)
 
@@ -229,6 +231,7 @@ def test_batch_norm_groups_change_nothing_on_more_devices(gnp_environment):
     assert not np.allclose(whole[0], groups[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_in_another_layout(found):
     assert len(found[1]) == len(QUICK) ** 2
     for leaves in found[1].values():

@@ -130,6 +130,7 @@ def test_the_accumulated_step_is_that_of_the_large_batch(backend, penalize):
     assert float(whole[1]["weight_cost"]) > 0.1
 
 
+@pytest.mark.slow
 def test_the_exact_derivative_goes_through_all_micro_batches(backend):
     exact, nearly = (
         take_step(alone, "micro", backend, method=method)[0].params

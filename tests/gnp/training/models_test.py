@@ -67,7 +67,7 @@ def test_every_family_is_here(registered_models):
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "shape"), quick_first(MODELS), ids=[each[0] for each in MODELS]
+    ("name", "params", "shape"), quick_first(MODELS, 0), ids=[each[0] for each in MODELS]
 )
 def test_a_penalized_step_is_finite_and_changes_everything(name, params, shape):
     initialize, apply = from_linen(get_model(name, num_classes=10, **params), lambda x: x, shape)

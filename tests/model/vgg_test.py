@@ -101,6 +101,7 @@ def test_first_dense_layer_reads_channel_by_channel():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"),
     [

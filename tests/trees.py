@@ -13,7 +13,7 @@ def assert_trees_equal(actual: Any, expected: Any) -> None:
     _compare(actual, expected, np.testing.assert_array_equal)
 
 
-def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-6, atol: float = 1e-6) -> None:
     """Assert the same of leaves that may differ by `atol + rtol * abs(expected)`."""
 
     def close(a: Any, e: Any, err_msg: str) -> None:

@@ -180,7 +180,8 @@ class Torch:
             np.savez(given, **weights, **{"/input": inputs, "/label": batch["label"]})  # type: ignore[arg-type]
             script = Path(__file__).with_name("torch_step.py")
             words = [name, given, logits, PENALTY["gnp.r"], threads]
-            device = {"CUDA_VISIBLE_DEVICES": ""} if jax.default_backend() == "cpu" else {}
+            platform = experiment.mesh.devices.flat[0].platform
+            device = {"CUDA_VISIBLE_DEVICES": ""} if platform == "cpu" else {}
             try:
                 self._process = subprocess.Popen(
                     [python, script, *map(str, words)],

@@ -1,5 +1,6 @@
 """The CPU's formulations against the plain ones, and the switch between them."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -12,6 +13,8 @@ from jax.test_util import check_grads
 
 from model import cpu, layers
 from tests.trees import assert_trees_close
+
+assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5, atol=1e-5)
 
 
 def on(platform):

@@ -1,5 +1,6 @@
 """The layers against their counterparts in flax.linen."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -20,6 +21,8 @@ from model.layers import (
 from model.registry import ModelError
 from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
+
+assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5, atol=1e-5)
 
 # [b, h, w, c], window, strides; the ones with one channel have a formulation of their own.
 CONVOLUTIONS = [

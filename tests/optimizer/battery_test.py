@@ -14,6 +14,7 @@ that drops an argument or some of the state is seen. Some do not fit by nature:
   with holes and gives one.
 """
 
+import functools
 import os
 import pickle
 import subprocess
@@ -47,6 +48,8 @@ from optimizer import (
     sgdg,
 )
 from tests.trees import assert_trees_close
+
+assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5)
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -446,7 +449,7 @@ def test_schedule_free(name: str) -> None:
         x = jax.tree.map(lambda x, z, c=count: x + (z - x) / c, x, z)
         y = jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, x, z)
         expected.append(y)
-    assert_trees_close(path, expected, 1e-4, 1e-5)
+    assert_trees_close(path, expected, rtol=1e-4, atol=1e-5)
 
 
 # Under the transformations of JAX.
@@ -461,7 +464,9 @@ def test_vmap_over_seeds(name: str) -> None:
     step = stepper(case, opt)
     path, state = run(jax.jit(jax.vmap(step)), stacked, jax.jit(jax.vmap(opt.init))(stacked))
     alone = [run(step, params, opt.init(params)) for params in seeds]
-    assert_trees_close(path, jax.tree.map(lambda *x: jnp.stack(x), *[p for p, _ in alone]), 1e-4)
+    assert_trees_close(
+        path, jax.tree.map(lambda *x: jnp.stack(x), *[p for p, _ in alone]), rtol=1e-4
+    )
     assert jax.tree.structure(state) == jax.tree.structure(alone[0][1])
 
 
@@ -595,7 +600,7 @@ def test_orbax_gives_the_state_back(
 ) -> None:
     case = CASES[name]
     opt = case.whole()
-    assert_trees_close(restored[name], states[name], 0, 0)
+    assert_trees_close(restored[name], states[name], rtol=0, atol=0)
     assert_trees_close(stepper(case, opt)(plain(name)[0], restored[name])[0], plain(name)[1])
 
 
@@ -614,8 +619,9 @@ def test_dtypes(name: str, dtype: str) -> None:
         exact = dtype == "float64"
         tolerance = (1e-4, 1e-5) if exact else (0.05, 0.05)
         for actual, expected in zip(path, plain(name), strict=False):
-            assert_trees_close(jax.tree.map(lambda x: np.asarray(x, np.float32), actual),
-                         jax.tree.map(np.asarray, expected), *tolerance)  # fmt: skip
+            rounded = jax.tree.map(lambda x: np.asarray(x, np.float32), actual)
+            rtol, atol = tolerance
+            assert_trees_close(rounded, jax.tree.map(np.asarray, expected), rtol=rtol, atol=atol)
         kept = {x.dtype.name for x in jax.tree.leaves(new)} - {"int32"}
         assert kept <= ({"float64"} if exact else {dtype, "float32"})
 

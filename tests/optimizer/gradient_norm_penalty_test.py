@@ -4,6 +4,7 @@ closed_forms_test.py has what is known exactly, golden_test.py the authors' numb
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from optimizer import (
 )
 from optimizer._tree import norm_and_inverse
 from tests.trees import assert_trees_close, assert_trees_equal
+
+assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5, atol=1e-7)
 
 METHODS = ("finite_difference", "hvp")
 
@@ -119,7 +122,7 @@ def test_linear_in_alpha(alpha: float, r: float, seed: int, normalize: bool) -> 
     ends = [penalized(curved, params, r, a, normalize=normalize) for a in (0.0, 1.0)]
     expected = jax.tree.map(lambda a, b: (1 - alpha) * a + alpha * b, *ends)
     result = penalized(curved, params, r, alpha, normalize=normalize)
-    assert_trees_close(result, expected, 1e-4, 1e-4)
+    assert_trees_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -703,7 +706,7 @@ def test_wrong_arguments(arguments: Any, options: Any, message: str) -> None:
 @pytest.mark.parametrize("number", [np.float32, np.array, jnp.asarray])
 def test_a_number_may_be_an_array(params: Any, number: Any) -> None:
     result = penalized(curved, params, number(0.25), number(0.5))
-    assert_trees_close(result, penalized(curved, params, 0.25, 0.5), 1e-6)
+    assert_trees_close(result, penalized(curved, params, 0.25, 0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("r", [0.1, 0.0, lambda t: 0.0])
@@ -770,7 +773,7 @@ def test_the_pure_function_takes_traced_numbers(r: float, alpha: float, seed: in
         lambda r, alpha: penalized_gradient(grad_fn, params, grad_fn(params), r, alpha)
     )
     expected = penalized_gradient(grad_fn, params, grad_fn(params), r, alpha)
-    assert_trees_close(traced(r, alpha), expected, 1e-4)
+    assert_trees_close(traced(r, alpha), expected, rtol=1e-4)
 
 
 def test_the_mean_over_micro_batches_that_are_penalized_alone() -> None:

@@ -1,5 +1,7 @@
 """The train step: what the penalty sees, what is kept, what is reported."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_eval_step, build_train_step
 from optimizer import gradient_norm_penalty
 from tests.trees import assert_trees_close, assert_trees_equal
+
+assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5)
 
 OBJECTIVE = build_objective("softmax_cross_entropy")
 

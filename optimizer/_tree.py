@@ -40,28 +40,83 @@ def widen(x: Any) -> jax.Array:
     return jnp.asarray(x, wide_dtype(x))
 
 
-def norm_and_inverse(tree: Any) -> tuple[jax.Array, jax.Array]:
+def is_differentiable(x: Any) -> bool:
+    """Return whether a leaf holds floating-point numbers, not whole ones, keys or flags."""
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def only_differentiable(tree: Any) -> Any:
+    """Return the tree with None in place of the leaves that have no gradient."""
+    return map_present(lambda x: x if is_differentiable(x) else None, tree)
+
+
+def fill(tree: Any, rest: Any) -> Any:
+    """Return the tree with the leaves of `rest` where it has None."""
+    return jax.tree.map(
+        lambda x, other: other if x is None else x, tree, rest, is_leaf=lambda x: x is None
+    )
+
+
+def norm_and_inverse(tree: Any, axis_name: Any = None) -> tuple[jax.Array, jax.Array]:
     """Return ‖tree‖ and 1/‖tree‖, both 0 where no element is a normal number.
 
     1/‖tree‖ is 0 too where it would be no normal number: for a norm above 8.5e37 in float32.
-    `widen` the leaves first.
+    `widen` the leaves first. With `axis_name` the norm is that of the whole tree, whose leaves are
+    split over that axis of `jax.shard_map`.
     """
     leaves = jax.tree.leaves(tree)
     if not leaves:
         return jnp.zeros([]), jnp.zeros([])
     # Dividing by the largest element first keeps the squares of tiny and of huge ones in range.
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+    if axis_name is not None:
+        # The largest of all is a constant here: it only scales, and pmax has no derivative.
+        largest = jax.lax.pmax(jax.lax.stop_gradient(largest), axis_name)
     tiny = float(jnp.finfo(largest.dtype).tiny)
     is_zero = largest < tiny
     scale = jnp.minimum(largest, 1.0 / tiny)  # whose inverse is normal
     inverse = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, scale))
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(x * inverse)) for x in leaves))
+    scaled = map_present(lambda x: x * inverse, tree)
+    total = inner(scaled, scaled, axis_name)
+    # The root has no derivative at 0: there it is that of a constant.
+    norm = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, total)))
     return scale * norm, inverse / jnp.maximum(norm, 1.0)  # norm is 0 or at least 1
 
 
-def unit(tree: Any) -> Any:
-    """Divide the tree by its norm; zeros stay zeros."""
+def inner(a: Any, b: Any, axis_name: Any = None) -> jax.Array:
+    """Return the inner product over the whole tree.
+
+    With `axis_name` the leaves are split over that axis of `jax.shard_map`; a leaf that is known to
+    be the same on all its devices is counted once.
+    """
+    products = jax.tree.leaves(map_present(lambda x, y: jnp.sum(x * y), a, b))
+    if axis_name is None:
+        return jnp.asarray(sum(products, 0.0))
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    # One sum over the devices for all leaves that are split alike.
+    groups: dict[tuple[str, ...], jax.Array] = {}
+    for product in products:
+        split_over = tuple(axis for axis in axes if is_split(product, axis))
+        groups[split_over] = groups.get(split_over, 0.0) + product
+    sums = [
+        jax.lax.psum(part, split_over) if split_over else part
+        for split_over, part in groups.items()
+    ]
+    return jnp.asarray(sum(sums, 0.0))
+
+
+def is_split(x: jax.Array, axis: str) -> bool:
+    """Return whether an array differs over an axis of shard_map, as far as that keeps track."""
+    tracks = axis in jax.typeof(jax.lax.axis_index(axis)).manual_axis_type.varying
+    return not tracks or axis in jax.typeof(x).manual_axis_type.varying
+
+
+def unit(tree: Any, axis_name: Any = None, eps: float = 0.0) -> Any:
+    """Divide the tree by its norm, to which eps is added; zeros stay zeros."""
     # One factor for all: XLA goes through the chain of scalars in every loop that reads it, and a
     # division or a selection per element there made the step of a small network half as long again.
-    _, factor = norm_and_inverse(tree)
+    norm, factor = norm_and_inverse(tree, axis_name)
+    if eps:
+        factor = 1.0 / (norm + eps)
     return map_present(lambda x: (x * factor).astype(x.dtype), tree)

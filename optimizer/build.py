@@ -14,9 +14,10 @@ from ._tree import mixing_types
 from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
-from .gradient_norm_penalty import METHODS, gradient_norm_penalty, penalized_gradient
+from .gradient_norm_penalty import gradient_norm_penalty, penalized_gradient
 from .looksam import looksam
 from .parameters import is_normalization
+from .perturbation import METHODS
 from .recorder import record_gradient_evolution
 from .schedules import STRATEGIES, count_steps, gnp_warmup, learning_rate_schedule
 from .sgdg import sgdg

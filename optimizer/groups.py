@@ -10,7 +10,7 @@ import optax
 
 from ._checks import OptimizerError, check_flag
 from ._tree import map_present, widen
-from .gradient_norm_penalty import check_penalize, check_penalized, check_penalized_step
+from .perturbation import check_penalize, check_penalized, check_penalized_step
 
 
 def map_groups(f: Callable[[Any], Any], count: int, *, unroll: bool = True) -> Any:

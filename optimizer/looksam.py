@@ -6,21 +6,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, ScalarOrSchedule, check_scalar
-from ._tree import map_present, norm_and_inverse, wide_dtype, widen
-from .gradient_norm_penalty import GradientNormPenaltyState, check_penalize, check_real
+from ._checks import OptimizerError, ScalarOrSchedule, check_flag, check_scalar
+from ._tree import fill, inner, map_present, norm_and_inverse, only_differentiable, widen
+from .perturbation import GradientNormPenaltyState, check_penalize, check_real
 
 
 class LookSAMState(NamedTuple):
     """State of `looksam`: the part that is reused and the state of the penalty inside."""
 
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
-    direction: optax.Updates  # like params, float32 (float64 for float64); g_v / ‖g_v‖
+    direction: optax.Updates  # like params, float32 or wider; g_v / ‖g_v‖, None where no gradient
     penalty: optax.OptState
 
 
 def looksam(
-    penalty: optax.GradientTransformationExtraArgs, weight: ScalarOrSchedule
+    penalty: optax.GradientTransformationExtraArgs,
+    weight: ScalarOrSchedule,
+    *,
+    per_layer: bool = False,
+    eps: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Reuse the part of the penalized gradient that is orthogonal to the plain one.
 
@@ -40,18 +44,22 @@ def looksam(
     where g or g_v is zero, the other steps are plain ones; so they are where ‖g‖ is not finite. A
     g_v that is not finite is not kept: the direction before it stays. One that is not longer than
     eps·‖u‖ counts as zero, as the rounding of u to its dtype makes about that; eps is the dtype's
-    (0.8 % in bfloat16). The arithmetic is in float32 (float64 for float64 trees), the result has
-    the dtypes of the gradient. Parameters are real.
+    (0.8 % in bfloat16). Arithmetic and result are in float32 (float64 for float64 trees).
+    Parameters are real; whole numbers, keys and flags among them pass untouched.
 
     The state holds one more copy of the parameters: in float32 for bfloat16 and float16 ones, so
     twice their bytes.
 
     Args:
-        penalty: The transformation that penalizes: `gradient_norm_penalty(...)`, `per_group` of
-          one, or any other that calls `grad_fn` at penalized steps, gives the plain gradient with
-          `penalize=False`, and keeps no arrays like params. It is asked for both.
+        penalty: The transformation that penalizes: `gradient_norm_penalty(...)` or one of its
+          relatives, `per_group` of one, or any other that calls `grad_fn` at penalized steps, gives
+          the plain gradient with `penalize=False`, and keeps no arrays like params. It is asked for
+          both.
         weight: Length of the reused part, in units of ‖g‖; >= 0. A number, an array of one or a
           schedule of the step.
+        per_layer: Take norms and products leaf by leaf, as some implementations do, in place of
+          the whole tree's.
+        eps: Added to ‖g_v‖ before it divides, as some implementations do; >= 0.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `LookSAMState`. Its `update` takes
@@ -83,6 +91,9 @@ def looksam(
         <https://arxiv.org/abs/2203.02714>`_, 2022.
     """
     check_scalar("weight", weight, schedule=True)
+    check_flag("per_layer", per_layer)
+    check_scalar("eps", eps)
+    each = _map_leaves if per_layer else _map_whole
     if not isinstance(penalty, optax.GradientTransformationExtraArgs):
         raise OptimizerError(
             "penalty must take grad_fn and penalize, as gradient_norm_penalty(...) does, "
@@ -90,22 +101,17 @@ def looksam(
         )
 
     def init_fn(params: optax.Params) -> LookSAMState:
-        def nothing(p: Any) -> jax.Array:
-            # x + -0.0 is x to the bit, also for x = -0.0.
-            return jnp.full_like(p, -0.0, dtype=wide_dtype(p))
-
         check_real("looksam", params)
         inner = penalty.init(params)
-        if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(inner)):
+        others = jax.tree.leaves(inner, is_leaf=_is_penalty)
+        if any(jnp.ndim(leaf) for leaf in others if not _is_penalty(leaf)):
             raise OptimizerError(
                 "looksam takes no penalty that keeps arrays from step to step, as momentum does: "
                 "put it behind, optax.chain(looksam(penalty, weight), optax.sgd(...))"
             )
-        return LookSAMState(
-            count=jnp.zeros([], jnp.int32),
-            direction=jax.tree.map(nothing, params),
-            penalty=inner,
-        )
+        # x + -0.0 is x to the bit, also for x = -0.0.
+        nothing = map_present(lambda p: jnp.full_like(widen(p), -0.0), only_differentiable(params))
+        return LookSAMState(jnp.zeros([], jnp.int32), nothing, inner)
 
     def update_fn(
         updates: optax.Updates,
@@ -120,19 +126,35 @@ def looksam(
         count = optax.safe_increment(state.count)
         if penalize:
             u, inner = _penalized(penalty, updates, state.penalty, params, extra_args)
-            return u, LookSAMState(count, _orthogonal_unit(u, plain, state.direction), inner)
+            direction = each(_orthogonal_unit, only_differentiable(plain), u, state.direction, eps)
+            return u, LookSAMState(count, fill(direction, state.direction), inner)
 
         length = weight(state.count) if callable(weight) else weight
-        norm, _ = norm_and_inverse(map_present(widen, plain))
-        factor = jnp.where(jnp.isfinite(norm), jnp.asarray(length, norm.dtype) * norm, 0.0)
-
-        def reuse(g: jax.Array, d: jax.Array) -> jax.Array:
-            return (widen(g) + factor.astype(d.dtype) * d).astype(jnp.result_type(g))
-
-        new_state = state._replace(count=count, penalty=inner)
-        return map_present(reuse, plain, state.direction), new_state
+        reused = each(_reuse, only_differentiable(plain), state.direction, length)
+        return fill(reused, plain), state._replace(count=count, penalty=inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _map_whole(f: Any, plain: Any, *rest: Any) -> Any:
+    return f(plain, *rest)
+
+
+def _map_leaves(f: Any, plain: Any, *rest: Any) -> Any:
+    """Call f for each leaf as if it were the whole tree; the last of the rest is a number."""
+    *trees, number = rest
+    return map_present(lambda g, *leaves: f(g, *leaves, number), plain, *trees)
+
+
+def _is_penalty(node: Any) -> bool:
+    return isinstance(node, GradientNormPenaltyState)
+
+
+def _reuse(plain: Any, direction: Any, length: Any) -> Any:
+    """Return g + length·‖g‖·direction."""
+    norm, _ = norm_and_inverse(map_present(widen, plain))
+    factor = jnp.where(jnp.isfinite(norm), jnp.asarray(length, norm.dtype) * norm, 0.0)
+    return map_present(lambda g, d: widen(g) + factor.astype(d.dtype) * d, plain, direction)
 
 
 def _penalized(penalty: Any, updates: Any, state: Any, params: Any, extra_args: Any) -> Any:
@@ -147,43 +169,32 @@ def _penalized(penalty: Any, updates: Any, state: Any, params: Any, extra_args: 
     more = extra_args if grad_fn is None else extra_args | {"grad_fn": counted}
     result = penalty.update(updates, state, params, penalize=True, **more)
     # Our own needs no second gradient where r or alpha is 0, or where `penalized` is given.
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, GradientNormPenaltyState))
-    if not calls and not any(isinstance(node, GradientNormPenaltyState) for node in nodes):
+    if not calls and not any(map(_is_penalty, jax.tree.leaves(state, is_leaf=_is_penalty))):
         raise OptimizerError(
             "penalty calls no grad_fn at a penalized step, so there is nothing to reuse: looksam "
-            "needs gradient_norm_penalty(...), or per_group of one"
+            "needs gradient_norm_penalty(...) or one of its relatives, or per_group of one"
         )
     return result
 
 
-def _orthogonal_unit(penalized: Any, plain: Any, before: Any) -> Any:
+def _orthogonal_unit(plain: Any, penalized: Any, before: Any, eps: float) -> Any:
     """Return g_v / ‖g_v‖; zeros where g_v is rounding, `before` where it is not finite."""
-    u, g = map_present(widen, penalized), map_present(widen, plain)
+    g = map_present(widen, plain)
+    u = map_present(lambda g, u: jnp.asarray(u, g.dtype), g, penalized)
     _, inverse_g = norm_and_inverse(g)
     _, inverse_u = norm_and_inverse(u)
-
-    def total(f: Any, *trees: Any) -> jax.Array:
-        return jnp.asarray(sum(jax.tree.leaves(map_present(f, *trees)), 0.0), inverse_u.dtype)
-
     # ⟨u, g⟩/‖g‖², with g scaled to length 1 so that no square leaves the range.
-    along = total(lambda a, b: jnp.sum(a * (b * inverse_g)), u, g) * inverse_g
+    along = inner(u, map_present(lambda x: x * inverse_g, g)) * inverse_g
     part = map_present(lambda a, b: a - along * b, u, g)
-    # Lengths below are relative to ‖u‖. Both u and g have been rounded to the dtype that came in.
-    length = total(lambda x: jnp.sum(jnp.square(x * inverse_u)), part)
-    noise = total(
-        lambda raw, x: (
-            float(jnp.finfo(jnp.result_type(raw)).eps) ** 2 * jnp.sum(jnp.square(x * inverse_u))
-        ),
-        penalized,
-        u,
+    # Lengths below are relative to ‖u‖. g, and so u, has been rounded to the dtype that came in.
+    scaled = map_present(lambda x: x * inverse_u, part)
+    length = inner(scaled, scaled)
+    rounding = map_present(
+        lambda raw, x: float(jnp.finfo(jnp.result_type(raw)).eps) * (x * inverse_u), plain, u
     )
-    _, inverse = norm_and_inverse(part)
-    factor = jnp.where(length > noise, inverse, 0.0)
+    norm, inverse = norm_and_inverse(part)
+    if eps:
+        inverse = 1.0 / (norm + eps)
+    factor = jnp.where(length > inner(rounding, rounding), inverse, 0.0)
     is_finite = jnp.isfinite(length)
-
-    def leaf(old: Any, x: Any) -> Any:
-        if old is None or x is None:
-            return old
-        return jnp.where(is_finite, (x * factor).astype(old.dtype), old)
-
-    return jax.tree.map(leaf, before, part, is_leaf=lambda x: x is None)
+    return map_present(lambda x, old: jnp.where(is_finite, x * factor, old), part, before)

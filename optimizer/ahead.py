@@ -1,0 +1,195 @@
+r"""Methods whose perturbation is known before the gradient, so that a step takes one.
+
+The gradient is taken at θ + ε from the start: ask `perturbed_params` where that is. Loss and batch
+statistics are those of this one pass.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._checks import OptimizerError, check_number
+from ._tree import fill, map_present, only_differentiable, widen
+from .perturbation import (
+    Metric,
+    Penalty,
+    Values,
+    check_real,
+    check_values,
+    euclidean,
+    mix,
+    move,
+    sharpness_aware,
+    unnormalized,
+    values_at,
+)
+
+
+class AheadState(NamedTuple):
+    """State of a method that perturbs ahead of the gradient."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
+    direction: optax.OptState
+    perturbation: optax.Updates  # the next step's ε, like params, float32 or wider
+
+
+def perturbed_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+    """Return θ + ε, at which the next step takes its gradient; θ where no method is one of these.
+
+    Args:
+        opt_state: Of a chain, or of a method itself.
+        params: θ.
+
+    Returns:
+        A pytree like params, in float32 or wider where they are perturbed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from optimizer import momentum_sam, perturbed_params
+        >>> opt = optax.chain(momentum_sam(rho=1.0), optax.sgd(0.1, momentum=0.9))
+        >>> params = jnp.array([3.0, 4.0])
+        >>> state = opt.init(params)
+        >>> for step in range(2):
+        ...     at = perturbed_params(state, params)
+        ...     print(at.round(2))
+        ...     updates, state = opt.update(at, state, params)  # the gradient of ½‖θ‖²
+        ...     params = optax.apply_updates(params, updates)
+        [3. 4.]
+        [2.1 2.8]
+    """
+    is_ahead = lambda node: isinstance(node, AheadState)  # noqa: E731
+    for node in jax.tree.leaves(opt_state, is_leaf=is_ahead):
+        if is_ahead(node):
+            point = map_present(widen, only_differentiable(params))
+            params = fill(move(point, node.perturbation, 1.0), params)
+    return params
+
+
+def perturb_ahead(
+    r: Values, direction: optax.GradientTransformation, metric: Metric | None = None
+) -> Penalty:
+    """Make a method that takes its one gradient at θ + ε, ε = r·metric(d) known from the past.
+
+    Args:
+        r: Radius; >= 0, see `sharpness_aware`.
+        direction: An Optax transformation from the gradients up to the last step to d. It begins
+          with a gradient of zeros.
+        metric: See `sharpness_aware`; it is given the parameters before the last step.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` that hands the gradient on, with the state
+        `AheadState`. It takes the arguments of `gradient_norm_penalty`'s update and needs none.
+    """
+    check_values("r", r)
+    metric = euclidean() if metric is None else metric
+
+    def next_state(count: jax.Array, grads: Any, memory: Any, params: Any) -> AheadState:
+        point = map_present(widen, only_differentiable(params))
+        d, memory = direction.update(map_present(widen, only_differentiable(grads)), memory, point)
+        radius = jax.tree.broadcast(values_at("r", r, count, params), point)
+        epsilon = map_present(
+            lambda e, r: jnp.asarray(r, e.dtype) * e, metric(d, point, None), radius
+        )
+        return AheadState(count, memory, epsilon)
+
+    def init_fn(params: optax.Params) -> AheadState:
+        check_real("perturb_ahead", params)
+        point = map_present(widen, only_differentiable(params))
+        zeros = map_present(jnp.zeros_like, point)
+        return next_state(jnp.zeros([], jnp.int32), zeros, direction.init(point), params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: AheadState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AheadState]:
+        del extra_args
+        if params is None:
+            raise OptimizerError("the next perturbation needs params: update(grads, state, params)")
+        new = next_state(optax.safe_increment(state.count), updates, state.direction, params)
+        kept = fill(new.perturbation, state.perturbation)  # of parameters without a gradient
+        return updates, new._replace(perturbation=kept)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def momentum_sam(rho: Values = 0.3, momentum: float = 0.9) -> Penalty:
+    r"""Make MSAM: the gradient at θ - ρ·m/‖m‖, with m the momentum of the gradients so far.
+
+    Args:
+        rho: ρ, in the units of θ. It acts against the last steps' direction, so values are larger
+          than SAM's.
+        momentum: Decay of m, best that of the optimizer behind; in [0, 1).
+
+    References:
+        Becker et al., `Momentum-SAM <https://arxiv.org/abs/2401.12033>`_, 2024.
+    """
+    check_number("momentum", momentum, high=1.0, below=True)
+    return perturb_ahead(rho, optax.chain(optax.trace(momentum), optax.scale(-1.0)))
+
+
+def random_weight_perturbation(
+    sigma: Values = 0.01, lmbda: float | None = None, seed: int = 0, **options: Any
+) -> Penalty:
+    r"""Make RWP: the gradient at θ + ε, ε normal with a deviation of σ·‖filter‖ an element.
+
+    A filter is what one output unit reads: all axes of a leaf but the last; a leaf of rank 0 or 1
+    is one. With λ the gradient at θ is mixed in: g' = (1 - λ)·g + λ·g⁺, by two gradients.
+
+    Args:
+        sigma: σ, relative to the filter's norm, no unit.
+        lmbda: λ, the share of g⁺, in [0, 1]. None: g⁺ alone, by one gradient at `perturbed_params`.
+        seed: Of the noise; step and leaf choose the rest.
+        **options: With λ: see `sharpness_aware`.
+
+    References:
+        Li et al., `Revisiting Random Weight Perturbation for Efficiently Improving Generalization
+        <https://arxiv.org/abs/2404.00357>`_, 2024.
+    """
+    if lmbda is None:
+        return perturb_ahead(sigma, filter_noise(seed), unnormalized())
+    check_number("lmbda", lmbda, high=1.0)
+    return sharpness_aware(
+        sigma, mix(lmbda), direction=filter_noise(seed), metric=unnormalized(), **options
+    )
+
+
+class NoiseState(NamedTuple):
+    """State of `filter_noise`."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
+
+
+def filter_noise(seed: int) -> optax.GradientTransformation:
+    """Make the direction that draws each element from a normal one of its filter's norm.
+
+    Args:
+        seed: Of the noise.
+    """
+
+    def update_fn(
+        updates: optax.Updates, state: NoiseState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, NoiseState]:
+        if params is None:
+            raise OptimizerError("the noise needs params: update(grads, state, params)")
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        structure: Any = jax.tree.structure(updates)
+        keys = structure.unflatten(
+            [jax.random.fold_in(key, i) for i in range(structure.num_leaves)]
+        )
+
+        def draw(g: jax.Array, p: jax.Array, key: jax.Array) -> jax.Array:
+            axes = tuple(range(p.ndim - 1)) if p.ndim > 1 else None
+            size = jnp.sqrt(jnp.sum(jnp.square(p), axis=axes, keepdims=True))
+            return size * jax.random.normal(key, p.shape, g.dtype)
+
+        return map_present(draw, updates, params, keys), NoiseState(
+            optax.safe_increment(state.count)
+        )
+
+    return optax.GradientTransformation(
+        lambda params: NoiseState(jnp.zeros([], jnp.int32)), update_fn
+    )

@@ -57,9 +57,9 @@ def read(folder: str) -> Params:
 
 def losses(params: Params, x: Any, y: Any) -> jax.Array:
     """Return the loss of each example."""
-    h = jnp.tanh(x @ params["weight0"] + params["bias0"])
-    h = jnp.tanh(h @ params["weight1"] + params["bias1"])
-    logits = h @ params["weight2"] + params["bias2"]
+    h = jnp.tanh(x @ params["weight0"] + params["bias0"][None])
+    h = jnp.tanh(h @ params["weight1"] + params["bias1"][None])
+    logits = h @ params["weight2"] + params["bias2"][None]
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
@@ -129,6 +129,11 @@ def follow(name: str, opt: Any, penalized: Any = lambda step: True, scale: Any =
     assert_trees_close(stacked, read(f"run/{name}"))
 
 
+def table(values: np.ndarray) -> optax.Schedule:
+    """Return a schedule in float64, which those of Optax, of a step in int32, are not."""
+    return lambda step: jnp.asarray(values)[step]
+
+
 def is_weight(params: Params) -> Any:
     return {name: name.startswith("weight") for name in params}
 
@@ -174,8 +179,7 @@ def momentum_of_differences(sigma: float, lmbda: float) -> optax.GradientTransfo
 
 def make(name: str, run: dict[str, Any]) -> Any:
     """Return the optimizer of a run that takes plain steps of gradient and update."""
-    rho, decay = run.get("rho"), run.get("weight_decay")
-    kind = name.split("_")[0]
+    rho, kind = run.get("rho"), name.split("_")[0]
     if name.startswith("asam_samsung"):
         return chain(optimizer.asam(rho, run["eta"], is_weight), run)
     if kind == "asam":
@@ -185,12 +189,11 @@ def make(name: str, run: dict[str, Any]) -> Any:
     if kind == "sam":
         return chain(sam(rho), run)
     if name == "gsam_rho_schedule":
-        rates = jnp.asarray(ARCHIVE[f"run/{name}/lr_rho_used"][:, 0])
+        rates = table(ARCHIVE[f"run/{name}/lr_rho_used"][:, 0])
         bounds = (run["rho_min"], run["rho_max"], run["lr_min"], run["lr_max"])
-        schedule = lambda step: rates[step]  # noqa: E731
-        return chain(gsam(proportional_radius(schedule, *bounds), run["alpha"]), run, rate=schedule)
+        return chain(gsam(proportional_radius(rates, *bounds), run["alpha"]), run, rate=rates)
     if name.startswith("gsam_bigvision"):
-        given = optax.linear_schedule(run["lr_max"], 0.0, 12)
+        given = table(run["lr_max"] * (1.0 - np.arange(STEPS) / 12))
         bounds = (run["rho_min"], run["rho_max"], run["lr_min"], run["lr_max"])
         radius = proportional_radius(given, *bounds)
         metric_ = big_vision_metric if run["adaptive_perturbation"] else euclidean()
@@ -218,11 +221,10 @@ def make(name: str, run: dict[str, Any]) -> Any:
     if kind == "factor":
         alpha = run["alpha"] * run["k"]
         return chain(gradient_norm_penalty(rho, alpha, normalize=True), run)
-    if kind == "looksam":
-        return None
-    raise KeyError((name, decay))
+    raise KeyError(name)
 
 
+# Those that have a test of their own below.
 SPECIAL = ("looksam", "msam", "esam", "bsam", "sam_bayes", "wsam_adaptive_clip")
 
 
@@ -232,3 +234,164 @@ def test_trajectory(name: str) -> None:
         run = RUNS[name]
         every = run.get("k", 1)
         follow(name, make(name, run), lambda step: step % every == 0)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("looksam")])
+def test_looksam(name: str) -> None:
+    with jax.enable_x64(True):
+        run = RUNS[name]
+        per_layer, eps = ("msam" not in name), (0.0 if "msam" in name else 1e-8)
+        penalty = sam(run["rho"], metric=euclidean(eps or 1e-12))
+        method = looksam(penalty, run["alpha"], per_layer=per_layer, eps=eps)
+
+        def twice(grads: Params, penalize: bool) -> Params:
+            # That loop does not clear the gradient between the two passes of a plain step.
+            return grads if penalize else jax.tree.map(lambda g: 2 * g, grads)
+
+        follow(
+            name,
+            chain(method, run),
+            lambda step: step % run["k"] == 0,
+            twice if "kozistr" in name else None,
+        )
+
+
+def test_wsam_of_clipped_gradients() -> None:
+    with jax.enable_x64(True):
+        name = "wsam_adaptive_clip"
+        run = RUNS[name]
+        method = decouple(wsam(run["rho"], run["gamma"], metric=relative()), base(run), run["lr"])
+        params = read("in/params")
+        state, clipped = method.init(params), clip(run["max_norm"])
+        for step in range(STEPS):
+            x, y = ARCHIVE["in/x"][step], ARCHIVE["in/y"][step]
+            grad_fn = jax.jit(functools.partial(gradient, x=x, y=y))
+            updates, state = method.update(
+                grad_fn(params), state, params, grad_fn=lambda p, f=grad_fn: clipped(f(p))
+            )
+            params = optax.apply_updates(params, updates)
+            assert_trees_close(params, {k: v[step] for k, v in read(f"run/{name}").items()})
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("msam")])
+def test_momentum_sam(name: str) -> None:
+    with jax.enable_x64(True):
+        run = RUNS[name]
+        # Its weight decay is part of the momentum, or, for Adam, comes after the step.
+        is_adam = "AdamW" in run["base"]
+        rate, decay = run["lr"], run["weight_decay"]
+        opt = optax.chain(
+            optax.identity() if is_adam else optax.add_decayed_weights(decay),
+            momentum_sam(run["rho"], momentum=0.9),
+            optax.adam(rate) if is_adam else optax.sgd(rate, 0.9),
+        )
+        params = read("in/params")
+        state = opt.init(params)
+        for step in range(STEPS):
+            x, y = ARCHIVE["in/x"][step], ARCHIVE["in/y"][step]
+            at = perturbed_params(state, params)
+            updates, state = opt.update(gradient(at, x, y), state, at)
+            params = optax.apply_updates(params, updates)
+            if is_adam:
+                params = jax.tree.map(lambda p: p * (1 - rate * decay), params)
+            expected = {k: v[step] for k, v in read(f"run/{name}").items()}
+            assert_trees_close(perturbed_params(state, params), expected)
+            whole = read(f"run/{name}/unperturbed")
+            assert_trees_close(params, {k: v[step] for k, v in whole.items()})
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("esam")])
+def test_efficient_sam(name: str) -> None:
+    # Masks of its draws and the choice of examples are the loop's: the rest is SAM with `where`.
+    with jax.enable_x64(True):
+        run = RUNS[name]
+        params, momentum = read("in/params"), base(run)
+        state = momentum.init(params)
+        mask = dict.fromkeys(NAMES, True)
+        for step in range(STEPS):
+            x, y = ARCHIVE["in/x"][step], ARCHIVE["in/y"][step]
+            before = losses(params, x, y)
+
+            def grad_fn(moved: Params, x: Any = x, y: Any = y, before: Any = before) -> Params:
+                rise = losses(moved, x, y) - before
+                kept = int(len(y) * run["gamma"])
+                chosen = jnp.ones(len(y), bool)
+                if run["gamma"] < 0.99:
+                    chosen = rise > jnp.sort(rise)[::-1][kept - 1]
+                return gradient(moved, x[chosen], y[chosen])
+
+            radius, to_length = run["rho"] / run["beta"], euclidean(eps=1e-7)
+            method = sam(radius, where=dict(mask), metric=to_length)
+            grads = gradient(params, x, y)
+            grads, _ = method.update(grads, method.init(params), params, grad_fn=grad_fn)
+            updates, state = momentum.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            assert_trees_close(params, {k: v[step] for k, v in read(f"run/{name}").items()})
+            flags = ARCHIVE[f"run/{name}/requires_grad"][step]
+            mask = {key: bool(flag) for key, flag in zip(NAMES, flags, strict=True)}
+
+
+def test_groups_with_a_perturbation_of_their_own() -> None:
+    with jax.enable_x64(True):
+        name = "sam_bayes_m2"
+        run = RUNS[name]
+        opt = optax.chain(
+            per_group(sam(run["rho"])),
+            optax.add_decayed_weights(run["wdecay"]),
+            optax.sgd(run["learningrate"], run["momentum"]),
+        )
+        params = read("in/params")
+        state = opt.init(params)
+        for step in range(STEPS):
+            x, y = (
+                np.reshape(ARCHIVE[f"in/{key}"][step], (2, -1, *ARCHIVE[f"in/{key}"].shape[2:]))
+                for key in ("x", "y")
+            )
+
+            def grad_fn(params: Params, group: int, x: Any = x, y: Any = y) -> Params:
+                return gradient(params, x[group], y[group])
+
+            grads = map_groups(functools.partial(grad_fn, params), 2)
+            updates, state = opt.update(grads, state, params, grad_fn=grad_fn)
+            params = optax.apply_updates(params, updates)
+            assert_trees_close(params, {k: v[step] for k, v in read(f"run/{name}").items()})
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("bsam")])
+def test_bayesian_sam(name: str) -> None:
+    # The optimizer around it is the test's: the perturbation's metric is that of the precision s.
+    with jax.enable_x64(True):
+        run = RUNS[name]
+        count, data = run["msharpness"], run["Ndata"]
+        b1, b2, decay = run["beta1"], run["beta2"], run["wdecay"]
+        params = read("in/params")
+        s = jax.tree.map(lambda p: np.full_like(p, run["s_init"]), params)
+        momentum = jax.tree.map(np.zeros_like, params)
+
+        def metric(d: Params, params: Params, axis_name: Any) -> Params:
+            return jax.tree.map(jnp.divide, d, s)
+
+        for step in range(STEPS):
+            x, y = (np.split(ARCHIVE[f"in/{key}"][step], count) for key in ("x", "y"))
+            clean, there = [], []
+            for part in range(count):
+                noise = {key: ARCHIVE[f"run/{name}/noise{part}/{key}"][step] for key in NAMES}
+                noisy = jax.tree.map(lambda p, z, s: p + z / np.sqrt(data * s), params, noise, s)
+                grad_fn = functools.partial(gradient, x=x[part], y=y[part])
+                clean.append(jax.tree.map(lambda g, s: np.sqrt(s * g**2), grad_fn(noisy), s))
+                there.append(
+                    combined_gradient(
+                        grad_fn, params, grad_fn(noisy), run["rho"], mix(1.0), metric=metric
+                    )
+                )
+            mean = functools.partial(jax.tree.map, lambda *parts: np.mean(parts, axis=0))
+            momentum = jax.tree.map(
+                lambda m, g, p: b1 * m + (1 - b1) * (g + decay * p), momentum, mean(*there), params
+            )
+            params = jax.tree.map(
+                lambda p, m, s: p - run["learningrate"] * m / s, params, momentum, s
+            )
+            s = jax.tree.map(
+                lambda s, g: b2 * s + (1 - b2) * (g + run["damping"] + decay), s, mean(*clean)
+            )
+            assert_trees_close(params, {k: v[step] for k, v in read(f"run/{name}").items()})

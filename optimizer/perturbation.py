@@ -403,7 +403,7 @@ def _number_at(name: str, value: Any, count: Any) -> Any:
 
 def _is_one(value: Any) -> bool:
     """Return whether a value is one number, not a pytree of them."""
-    return jax.tree.structure(value) == jax.tree.structure(0)
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
 
 
 def _is_zero(value: Any) -> bool:

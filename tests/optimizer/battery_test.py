@@ -88,9 +88,14 @@ class Case(NamedTuple):
         return optax.chain(self.first(), wrap(inner))
 
 
+def momentum(rate: Any) -> optax.GradientTransformation:
+    """Make SGD whose momentum has the dtype of what a penalty gives: float32 or wider."""
+    return optax.sgd(rate, momentum=0.9, accumulator_dtype=float)
+
+
 def penalty(**options: Any) -> Case:
     def make(r: Any, alpha: Any) -> optax.GradientTransformation:
-        return optax.chain(gradient_norm_penalty(r, alpha, **options), optax.sgd(0.1, momentum=0.9))
+        return optax.chain(gradient_norm_penalty(r, alpha, **options), momentum(0.1))
 
     has_aux = options.get("has_aux", False)
     return Case(make, {"r": 0.3, "alpha": 0.6}, ("params", "grad_fn"), has_aux=has_aux)
@@ -132,7 +137,7 @@ def make_looksam(r: Any, weight: Any) -> optax.GradientTransformation:
 
 
 def make_per_group(r: Any, rate: Any) -> optax.GradientTransformation:
-    return optax.chain(per_group(gradient_norm_penalty(r, 0.6)), optax.sgd(rate, momentum=0.9))
+    return optax.chain(per_group(gradient_norm_penalty(r, 0.6)), momentum(rate))
 
 
 CASES = {
@@ -147,7 +152,7 @@ CASES = {
         {"r": 0.3, "rate": 0.1},
         ("params", "grad_fn"),
         first=lambda: per_group(gradient_norm_penalty(0.3, 0.6)),
-        wrapped=lambda: optax.sgd(0.1, momentum=0.9),
+        wrapped=lambda: momentum(0.1),
     ),
     "centralize": in_front_of_sgd(centralize()),
     "centralize_convolutions": in_front_of_sgd(centralize(is_convolution)),

@@ -16,7 +16,7 @@ from gnp.analysis import names
         ("opt.opt_type", optimizer.OPTIMIZERS),
         ("lr_schedule_type", optimizer.SCHEDULES),
         ("gr_warmup_strategy", optimizer.STRATEGIES),
-        ("gnp.method", optimizer.METHODS),
+        ("gnp.method", optimizer.GNP_METHODS),
         ("gnp.where", optimizer.WHERE),
         ("opt.centralize", optimizer.CENTRALIZE),
         ("opt.centralize_at", optimizer.CENTRALIZE_AT),

@@ -12,7 +12,7 @@ has all measurements, and a log lies beside each run directory.
 
 Each method has the numbers of its paper, or of the recipes. With --tune the radius of each one that
 has a radius is chosen first: 0.5, 1 or 2 times that number, by one run each of a seed that no other
-run has, evaluated on a held-out part of the 2,000 images, not on the test set. OUT/grid.json keeps
+run has, evaluated on a held-out tenth of the training set, not on the test set. OUT/grid.json keeps
 the choice and the errors behind it, and every later run under OUT has that radius. Nothing else is
 tuned, of no method.
 """

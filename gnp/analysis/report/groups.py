@@ -201,12 +201,10 @@ def _penalty(config: Mapping[str, Any]) -> str:
     words += [f"of {where}"] * (where != "all")
     words += ["normalized"] * bool(config["gnp.norm_perturbations"])
     words += ["exact"] * (config["gnp.method"] == "hvp")
-    words += [f"from {config['gnp.ascent_share']:g} of the batch"] * (
-        config["gnp.ascent_share"] < 1
-    )
+    share, tail = config["gnp.ascent_share"], config["gnp.tail_epochs"]
+    words += [f"from {show(share)} of the batch"] * (share < 1)
+    words += [f"in the last {show(tail)} epochs"] * (tail is not None)
     words += ["where the norm is unusual"] * (config["gnp.unusual_norm"] is not None)
-    tail = config["gnp.tail_epochs"]
-    words += [f"in the last {tail:g} epochs"] * (tail is not None)
     warmup = config["gr_warmup_strategy"]
     words += [f"{warmup} warmup"] * (warmup != "none")
     return " ".join(words)

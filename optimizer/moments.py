@@ -83,11 +83,14 @@ class UnusualNorm:
         return {"moments": self._moments, "unread": [*self._unread]}
 
     def restore(self, saved: Any) -> None:
-        """Go on from what `to_json` gave.
+        """Go on from what `to_json` gave; None: begin again.
 
         Raises:
             OptimizerError: `saved` is nothing that it gives.
         """
+        if saved is None:
+            self._moments, self._unread = None, []
+            return
         known = saved if isinstance(saved, dict) else {}
         moments, unread = known.get("moments"), known.get("unread")
         is_of_numbers = moments is None or _is_row(moments, 3)
@@ -134,7 +137,7 @@ class StepRule:
         return {} if self._unusual is None else self._unusual.to_json()
 
     def restore(self, saved: Any) -> None:
-        """Go on from what `to_json` gave, with which it has something to remember."""
+        """Go on from what `to_json` gave, where there is something to remember; None: begin."""
         if self._unusual is not None:
             self._unusual.restore(saved)
 

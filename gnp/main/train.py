@@ -86,8 +86,8 @@ def run(
     ):
         restored = checkpoints.restore(experiment.abstract_state)
         progress = Progress(restored.progress if restored else None)
-        if restored:
-            experiment.step_rule.restore(restored.progress.get("step_rule"))
+        remembered = restored.progress.get("step_rule", {}) if restored else None
+        experiment.step_rule.restore(remembered)
         epochs = progress.step // experiment.steps_per_epoch
         rows = distributed.on_first(lambda: rows_of(working_dir, epochs), FileFormatError)
         with Log(working_dir, rows, progress.step, active=first) as log, recording:

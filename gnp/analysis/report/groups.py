@@ -161,10 +161,11 @@ def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
 
 
 def _weight(config: Mapping[str, Any]) -> float:
-    """Return alpha, also where the config has lambda = alpha * r instead."""
+    """Return alpha at a penalized step, also where the config has lambda = alpha * r instead."""
     coefficient = config.get("gnp.lambda")
     radius = config["gnp.r"]
-    return float(coefficient / radius if coefficient and radius else config["gnp.alpha"])
+    alpha = float(coefficient / radius if coefficient and radius else config["gnp.alpha"])
+    return alpha * config["gnp.every"] if config["gnp.every_scales_alpha"] else alpha
 
 
 def _is_perturbed(config: Mapping[str, Any]) -> bool:

@@ -36,16 +36,7 @@ def problems(
     lines = value_problems(flatten(config))
     if lines:  # the rules below compute with values that are allowed
         return lines
-    for rule in (
-        _coefficient,
-        _penalty,
-        _method,
-        _moment,
-        _ascent,
-        _accumulation,
-        _optimizer,
-        _others,
-    ):
+    for rule in _RULES:
         lines += rule(config)
     if devices is not None:
         lines += mesh_problems(config, devices)

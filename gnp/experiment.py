@@ -283,10 +283,13 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     def train_step(
         state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, Metrics]:
-        take = penalized_step if step_rule(step) else plain_step
+        penalize = step_rule(step)
+        take = penalized_step if penalize else plain_step
         with jax.set_mesh(mesh):
-            result: tuple[TrainState, Metrics] = take(state, batch, key, np.uint32(step))
-        return result
+            new_state, metrics = take(state, batch, key, np.uint32(step))
+        if config.gnp.unusual_norm is not None:  # how often that is nobody knows before
+            metrics["penalized"] = np.float32(penalize)
+        return new_state, metrics
 
     def eval_step(params: Params, model_state: Any, batch: Batch) -> Metrics:
         with jax.set_mesh(mesh):

@@ -95,6 +95,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "functional SAM": _relative("functional_sam", 0.05),
     "SAM from half of the batch": _SAM | {"gnp.ascent_share": 0.5},
     "SAM in the last quarter": _SAM | {"gnp.tail_epochs": 5.0},
+    "SAM where the norm is unusual": _SAM | {"gnp.unusual_norm": "1,-1"},
     "GNP every 5th step": PENALTY | {"gnp.every": 5},
     "GNP every 5th step, 5 α": PENALTY | {"gnp.every": 5, "gnp.every_scales_alpha": True},
     "GNP hybrid p = 0.5": PENALTY | {"use_hybrid_training": True, "hybrid_config.p": 0.5},
@@ -258,6 +259,13 @@ def penalized_share(configs: Sequence[ml_collections.ConfigDict]) -> float:
     return statistics.fmean(shares)
 
 
+def logged_share(runs: Sequence[Run]) -> float | None:
+    """Return the share that the runs have logged, which a rule of gradient norms decides."""
+    rows = [row for each in runs for row in read_rows(each.directory / "metrics.jsonl")]
+    shares = [row["train_penalized"] for row in rows if "train_penalized" in row]
+    return statistics.fmean(shares) if shares else None
+
+
 def step_times(shares: Mapping[str, float], runs: int) -> dict[str, list[float]]:
     """Return time a step over SGD's, of each method in each run.
 
@@ -334,7 +342,10 @@ def _bench(arguments: Sequence[str] | None) -> None:
         print(f"the same command goes on in {options.out}", file=sys.stderr)
         raise
 
-    shares = {method: penalized_share([each.config for each in runs[method]]) for method in runs}
+    shares = {
+        method: logged_share(of_method) or penalized_share([each.config for each in of_method])
+        for method, of_method in runs.items()
+    }
     rows = []
     for method, times in step_times(shares, options.runs).items():
         errors = [each.error() for each in runs[method]]

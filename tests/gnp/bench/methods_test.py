@@ -54,6 +54,16 @@ def test_gradients_a_step():
     assert gradients("GNP every 5th step, 5 α") == pytest.approx(1.2)
 
 
+def test_a_share_that_the_runs_decide_is_read(tmp_path):
+    write_run(tmp_path / "SAM" / "seed_0")
+    found = runs("SAM", seeds=2, out=tmp_path)
+    assert methods.logged_share(found) is None
+    rows = [{"epoch": 1, "train_penalized": 0.25}, {"epoch": 2, "train_penalized": 0.75}]
+    lines = "".join(json.dumps({"step": 1, **row}) + "\n" for row in rows)
+    (found[0].directory / "metrics.jsonl").write_text(lines)
+    assert methods.logged_share(found) == 0.5
+
+
 def test_all_methods_are_in_the_table():
     used = {changes.get("gnp.method") for changes in methods.METHODS.values()}
     assert {"sam", "asam"} | used >= set(optimizer.GNP_METHODS) - {"finite_difference", "hvp"}

@@ -188,7 +188,7 @@ def test_stopped(tmp_path, gnp_environment):
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys, monkeypatch):
-    write_tfds_set(tmp_path / "data", "mnist", n_train=2000, n_test=20, shape=(28, 28, 1))
+    write_tfds_set(tmp_path / "data", "mnist", n_train=2400, n_test=20, shape=(28, 28, 1))
     short = {"total_epochs": 1, "evaluate_every_n_epochs": 1, "save_ckpt_every_n_epochs": 1}
     names = ["SGD", "GNP every 5th step"]
     for name in names:

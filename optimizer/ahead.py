@@ -183,7 +183,9 @@ def filter_noise(seed: int) -> optax.GradientTransformation:
 
         def draw(g: jax.Array, p: jax.Array, key: jax.Array) -> jax.Array:
             axes = tuple(range(p.ndim - 1)) if p.ndim > 1 else None
-            size = jnp.sqrt(jnp.sum(jnp.square(p), axis=axes, keepdims=True))
+            squares = jnp.sum(jnp.square(p), axis=axes, keepdims=True)
+            # The root has no derivative at 0: there it is that of a constant.
+            size = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
             return size * jax.random.normal(key, p.shape, g.dtype)
 
         return map_present(draw, updates, params, keys), NoiseState(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, check_number
+from ._checks import OptimizerError, Scalar, check_scalar
 from ._tree import fill, map_present, only_differentiable, widen
 from .perturbation import (
     Metric,
@@ -116,7 +116,7 @@ def perturb_ahead(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def momentum_sam(rho: Values = 0.3, momentum: float = 0.9) -> Penalty:
+def momentum_sam(rho: Values = 0.3, momentum: Scalar = 0.9) -> Penalty:
     r"""Make MSAM: the gradient at θ - ρ·m/‖m‖, with m the momentum of the gradients so far.
 
     Args:
@@ -127,12 +127,12 @@ def momentum_sam(rho: Values = 0.3, momentum: float = 0.9) -> Penalty:
     References:
         Becker et al., `Momentum-SAM <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    check_number("momentum", momentum, high=1.0, below=True)
+    check_scalar("momentum", momentum, high=1.0, below=True)
     return perturb_ahead(rho, optax.chain(optax.trace(momentum), optax.scale(-1.0)))
 
 
 def random_weight_perturbation(
-    sigma: Values = 0.01, lmbda: float | None = None, seed: int = 0, **options: Any
+    sigma: Values = 0.01, lmbda: Scalar | None = None, seed: int = 0, **options: Any
 ) -> Penalty:
     r"""Make RWP: the gradient at θ + ε, ε normal with a deviation of σ·‖filter‖ an element.
 
@@ -151,7 +151,7 @@ def random_weight_perturbation(
     """
     if lmbda is None:
         return perturb_ahead(sigma, filter_noise(seed), unnormalized())
-    check_number("lmbda", lmbda, high=1.0)
+    check_scalar("lmbda", lmbda, high=1.0)
     return sharpness_aware(
         sigma, mix(lmbda), direction=filter_noise(seed), metric=unnormalized(), **options
     )

@@ -4,6 +4,7 @@ The gradient is taken at θ + ε from the start: ask `perturbed_params` where th
 statistics are those of this one pass.
 """
 
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import optax
 
 from ._checks import OptimizerError, Scalar, check_scalar
 from ._tree import fill, map_present, only_differentiable, widen
+from .parameters import leaf_name
 from .perturbation import (
     Metric,
     Penalty,
@@ -62,9 +64,17 @@ def perturbed_params(opt_state: optax.OptState, params: optax.Params) -> optax.P
     is_ahead = lambda node: isinstance(node, AheadState)  # noqa: E731
     for node in jax.tree.leaves(opt_state, is_leaf=is_ahead):
         if is_ahead(node):
+            # Inside optax.partition and optax.masked it has holes.
+            epsilon = jax.tree.map(
+                lambda e: None if _is_hole(e) else e, node.perturbation, is_leaf=_is_hole
+            )
             point = map_present(widen, only_differentiable(params))
-            params = fill(move(point, node.perturbation, 1.0), params)
+            params = fill(move(point, epsilon, 1.0), params)
     return params
+
+
+def _is_hole(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def perturb_ahead(
@@ -175,22 +185,19 @@ def filter_noise(seed: int) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, NoiseState]:
         if params is None:
             raise OptimizerError("the noise needs params: update(grads, state, params)")
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
-        structure: Any = jax.tree.structure(updates)
-        keys = structure.unflatten(
-            [jax.random.fold_in(key, i) for i in range(structure.num_leaves)]
-        )
+        step_key = jax.random.fold_in(jax.random.key(seed), state.count)
 
-        def draw(g: jax.Array, p: jax.Array, key: jax.Array) -> jax.Array:
+        def draw(path: Any, g: jax.Array, p: jax.Array) -> jax.Array:
+            # By the leaf's name, so that which others there are changes nothing.
+            key = jax.random.fold_in(step_key, zlib.crc32(leaf_name(path).encode()))
             axes = tuple(range(p.ndim - 1)) if p.ndim > 1 else None
             squares = jnp.sum(jnp.square(p), axis=axes, keepdims=True)
             # The root has no derivative at 0: there it is that of a constant.
             size = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-            return size * jax.random.normal(key, p.shape, g.dtype)
+            return size * jax.random.normal(key, p.shape, jnp.float32).astype(g.dtype)
 
-        return map_present(draw, updates, params, keys), NoiseState(
-            optax.safe_increment(state.count)
-        )
+        noise = jax.tree_util.tree_map_with_path(draw, updates, params)
+        return noise, NoiseState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(
         lambda params: NoiseState(jnp.zeros([], jnp.int32)), update_fn

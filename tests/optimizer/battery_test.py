@@ -593,7 +593,7 @@ def sharded(name: str, mesh: Mesh) -> list[Params]:
             own = jax.lax.pcast(params, "data", to="varying")
             gradients, more = inputs(case, own, x)
         else:
-            gradients = grad_fn(params, x)
+            gradients = grad_fn(perturbed_params(state, params), x)
             more = {"grad_fn": lambda p: case.answer(grad_fn(p, x))} if case.is_penalty else {}
         updates, state = opt.update(gradients, state, params, **more)
         return optax.apply_updates(params, updates), state
@@ -625,11 +625,11 @@ if os.environ.get("BATTERY_DEVICES"):
 
 else:
 
-    def test_shard_map_on_two_devices() -> None:
+    def on_two_devices(*options: str) -> subprocess.CompletedProcess[str]:
         flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-        result = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-            + ["-k", "test_shard_map", str(Path(__file__))],
+            + ["-k", "test_shard_map", *options, str(Path(__file__))],
             capture_output=True,
             check=False,
             cwd=ROOT,
@@ -637,6 +637,15 @@ else:
             text=True,
             timeout=300,
         )
+
+    def test_two_devices() -> None:
+        result = on_two_devices()
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert f"{len(QUICK)} passed" in result.stdout
+
+    @pytest.mark.slow
+    def test_every_case_on_two_devices() -> None:
+        result = on_two_devices("-m", "")
         assert result.returncode == 0, result.stdout + result.stderr
         assert f"{len(CASES)} passed" in result.stdout
 

@@ -623,6 +623,34 @@ if os.environ.get("BATTERY_DEVICES"):
         assert mesh.size == int(os.environ["BATTERY_DEVICES"])
         assert_trees_close(sharded(name, mesh), plain(name))
 
+    @pytest.mark.parametrize("check_vma", [True, False])
+    def test_shard_map_of_split_parameters(check_vma: bool) -> None:
+        # One leaf is split, the other the same on both devices, which its norm counts once where
+        # shard_map keeps track of that.
+        mesh = Mesh(jax.devices(), ("data",))
+        params = {"split": jnp.arange(1.0, 5.0), "whole": jnp.array([2.0, -1.0])}
+        if not check_vma:
+            params.pop("whole")
+        cube = partial(jax.tree.map, lambda p: p**3)
+        split_, everywhere = PartitionSpec("data"), PartitionSpec()
+        specs = {name: split_ if name == "split" else everywhere for name in params}
+        for make in (
+            lambda **more: gradient_norm_penalty(0.3, 0.6, normalize=True, **more),
+            lambda **more: gsam(0.3, 0.4, **more),
+        ):
+
+            def step(params: Params, method: Any) -> Params:
+                return method.update(cube(params), method.init(params), params, grad_fn=cube)[0]
+
+            mapped = jax.shard_map(
+                partial(step, method=make(axis_name="data")),
+                mesh=mesh,
+                in_specs=(specs,),
+                out_specs=specs,
+                check_vma=check_vma,
+            )
+            assert_trees_close(jax.jit(mapped)(params), step(params, make()))
+
 else:
 
     def on_two_devices(*options: str) -> subprocess.CompletedProcess[str]:
@@ -641,13 +669,13 @@ else:
     def test_two_devices() -> None:
         result = on_two_devices()
         assert result.returncode == 0, result.stdout + result.stderr
-        assert f"{len(QUICK)} passed" in result.stdout
+        assert f"{len(QUICK) + 2} passed" in result.stdout
 
     @pytest.mark.slow
     def test_every_case_on_two_devices() -> None:
         result = on_two_devices("-m", "")
         assert result.returncode == 0, result.stdout + result.stderr
-        assert f"{len(CASES)} passed" in result.stdout
+        assert f"{len(CASES) + 2} passed" in result.stdout
 
 
 # States on disk.
@@ -820,6 +848,25 @@ EUCLIDEAN = {
     "recorder": lambda: optax.chain(record_gradient_evolution(), ADAM()),
     "centralize": lambda: optax.chain(centralize(), ADAM()),
 }
+FAMILY = {
+    "sam": sam,
+    "asam": asam,
+    "sam_on": partial(sam_on, where=lambda params: True),
+    "wsam": wsam,
+    "gsam": gsam,
+    "stable_sam": stable_sam,
+    "friendly_sam": friendly_sam,
+    "vasso": vasso,
+    "unnormalized_sam": unnormalized_sam,
+    "cr_sam": cr_sam,
+    "gam": partial(gam, norm_rho=R),
+    "noise": partial(random_weight_perturbation, lmbda=0.5),
+    "momentum_sam": momentum_sam,
+    "noise_ahead": random_weight_perturbation,
+}
+EUCLIDEAN |= {
+    name: lambda method=method: optax.chain(method(R), ADAM()) for name, method in FAMILY.items()
+}
 RIEMANNIAN = {"sgdg": lambda: sgdg(RATE, grad_clip=1.0), "adamg": lambda: adamg(RATE)}
 TABLE = [
     *((name, target) for name in EUCLIDEAN for target in ("parabola", "matrix", "rosenbrock")),
@@ -831,6 +878,17 @@ TABLE = [
 ]
 
 
+QUICK_TARGETS = [
+    ("penalty", "rosenbrock"),
+    ("looksam", "matrix"),
+    ("centralize", "centered_matrix"),
+]
+QUICK_TARGETS += [("momentum_sam", "parabola"), ("sgdg", "sphere"), ("adamg", "sphere_rosenbrock")]
+TABLE = [
+    row if row in QUICK_TARGETS else pytest.param(*row, marks=pytest.mark.slow) for row in TABLE
+]
+
+
 @pytest.mark.parametrize("name, target", TABLE)
 def test_convergence(name: str, target: str) -> None:
     case, problem = CASES[name], TARGETS[target]
@@ -838,7 +896,7 @@ def test_convergence(name: str, target: str) -> None:
     gradient_at = jax.grad(problem.loss)
 
     def step(params: Any, state: Any, penalize: bool) -> Any:
-        gradients, more = gradient_at(params), {}
+        gradients, more = gradient_at(perturbed_params(state, params)), {}
         if case.is_penalty:
             more = {"grad_fn": lambda p, *group: gradient_at(p), "penalize": penalize}
         if case.is_grouped:

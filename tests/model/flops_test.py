@@ -76,9 +76,7 @@ def test_flops_and_layouts(name, shape, classes):
 @pytest.mark.parametrize(
     ("name", "published"),
     # Multiply-adds, as the papers say them or, for ViT, the paper of DeiT.
-    quick_first(
-        [("ResNet50", 4.1e9), ("VGG16", 15.5e9), ("ViT_B16", 17.6e9), ("CaiT_S24", 9.4e9)], 2
-    ),
+    quick_first([("VGG16", 15.5e9), ("ResNet50", 4.1e9), ("ViT_B16", 17.6e9), ("CaiT_S24", 9.4e9)]),
 )
 def test_published_multiply_adds(name, published):
     module = get_model(name, 1000)

@@ -316,7 +316,7 @@ def _encoder(tokens, channels, heads=0):
             # Class-attention: keys and values of all, the rest for one token.
             + 2 * (2 * 197 * 384**2 + 2 * 197 * 384 + 10 * 384**2),
         ),
-        ("Swin_Tiny", {}, 4.5e9),  # as the paper has it
+        pytest.param("Swin_Tiny", {}, 4.5e9, marks=pytest.mark.slow),  # as the paper has it
     ],
 )
 def test_number_of_operations(name, params, count):

@@ -4,17 +4,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import quick_first
+
 CONFIG = Path(__file__).resolve().parents[3] / "config"
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [
-        ("WideResNet_16_4", 2_748_890),
-        ("WideResNet_22_8", 17_158_106),
-        ("WideResNet_28_10", 36_479_194),
-        ("WideResNet_40_10", 55_841_754),
-    ],
+    quick_first(
+        [
+            ("WideResNet_16_4", 2_748_890),
+            ("WideResNet_22_8", 17_158_106),
+            ("WideResNet_28_10", 36_479_194),
+            ("WideResNet_40_10", 55_841_754),
+        ]
+    ),
 )
 def test_published_sizes(run_gnp_here, name, parameters):
     result = run_gnp_here(

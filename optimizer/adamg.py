@@ -122,7 +122,7 @@ def scale_by_adamg(
             if grad_clip is not None:
                 h = geometry.clip(h, grad_clip)
             m = decay1 * m + (1 - decay1) * h
-            v = decay2 * v + (1 - decay2) * jnp.square(geometry.norm(h))
+            v = decay2 * v + (1 - decay2) * geometry.dot(h, h)
             correction = jnp.sqrt(1 - decay2**t) / (1 - decay1**t)
             # The maximum only matters for eps = 0 and a gradient of zeros.
             root = jnp.sqrt(jnp.maximum(v + jnp.asarray(eps, v.dtype), jnp.finfo(v.dtype).tiny))

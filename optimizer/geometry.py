@@ -233,12 +233,13 @@ def transport_self(y: jax.Array, h: jax.Array, columns: Columns = WHOLE) -> jax.
     return h * turn.kept - y * turn.fall
 
 
-def orthogonality(y: jax.Array, columns: Columns = WHOLE) -> jax.Array:
+def orthogonality(y: jax.Array, columns: Columns = WHOLE, stack: tuple[int, ...] = ()) -> jax.Array:
     """Return ½‖VᵀV - I‖², 0 for orthonormal columns, with V the kernel as an (n, out) matrix.
 
     Args:
         y: Shape (..., out).
         columns: Where the columns run.
+        stack: Axes of y that count kernels, each with a V of its own; the result is their sum.
 
     Returns:
         A scalar, >= 0; 0 where the columns have length 1 and are orthogonal to each other.
@@ -250,13 +251,14 @@ def orthogonality(y: jax.Array, columns: Columns = WHOLE) -> jax.Array:
         1.0
     """
     y = widen(y)
-    axis = _axes(y, columns)
-    v = jnp.moveaxis(y, axis, range(len(axis)))
-    v = v.reshape(math.prod(v.shape[: len(axis)]), -1)
-    products = jnp.matmul(v.T, v, precision=jax.lax.Precision.HIGHEST)
+    first = (*stack, *(axis for axis in _axes(y, columns) if axis not in stack))
+    sizes = [y.shape[axis] for axis in first]
+    count, n = math.prod(sizes[: len(stack)]), math.prod(sizes[len(stack) :])
+    v = jnp.moveaxis(y, first, range(len(first))).reshape(count, n, -1)
+    products = jnp.matmul(v.mT, v, precision=jax.lax.Precision.HIGHEST)
     if columns.axis_name is not None:
         products = jax.lax.psum(products, columns.axis_name)
-    return 0.5 * jnp.sum(jnp.square(products - jnp.eye(len(products), dtype=products.dtype)))
+    return 0.5 * jnp.sum(jnp.square(products - jnp.eye(v.shape[-1], dtype=v.dtype)[None]))
 
 
 class _Turn(NamedTuple):
@@ -276,18 +278,22 @@ def _turn(h: jax.Array, columns: Columns) -> _Turn:
     length = _range(h) * jnp.sqrt(jnp.where(is_short, _range(h) ** -2, squares))
     padded = length + EPSILON
     cosine, sine = jnp.cos(length), jnp.sin(length)
-    published = (cosine * padded, cosine * length, sine, (1 - cosine) / padded)
     # Series in |h|², so that all derivatives at h = 0 are those of the geodesic.
     q = _range(h) ** 2 * jnp.where(is_short, squares, 0.0)
-    cosine, slope, bend = 1 - q / 2 + q * q / 24, 1 - q / 6 + q * q / 120, 0.5 - q / 24
-    series = (cosine, cosine, slope, bend)
-    # All are quotients: XLA on the CPU computes a quotient once a column, but a bare cosine again
-    # for each element, which made exp eight times slower.
-    divisor = jnp.where(is_short, 1.0, padded)
-    pairs = zip(series, published, strict=True)
-    quotients = (jnp.where(is_short, *pair) / divisor for pair in pairs)
-    fall = jnp.where(is_short, q * slope, sine) / jnp.where(is_short, 1.0, 1.0 / length)
-    return _Turn(*quotients, fall)
+    near, slope, bend = 1 - q / 2 + q * q / 24, 1 - q / 6 + q * q / 120, 0.5 - q / 24
+
+    # Quotients all of them: XLA on the CPU computes a quotient once a column, but a bare cosine
+    # again for each element, which made exp eight times slower.
+    def quotient(series: Any, numerator: Any, divisor: Any) -> jax.Array:
+        return jnp.where(is_short, series, numerator) / jnp.where(is_short, 1.0, divisor)
+
+    return _Turn(
+        cosine=quotient(near, cosine * padded, padded),
+        kept=quotient(near, cosine * length, padded),
+        slope=quotient(slope, sine, padded),
+        bend=quotient(bend, (1 - cosine) / padded, padded),
+        fall=quotient(q * slope, sine, 1.0 / length),
+    )
 
 
 def _axes(y: jax.Array, columns: Columns) -> tuple[int, ...]:

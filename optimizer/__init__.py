@@ -7,7 +7,11 @@ checkout the package is `optimizer`, installed alone it is `gnp_optimizer`.
 from ._checks import OptimizerError as OptimizerError
 from .adamg import ScaleByAdamgState as ScaleByAdamgState
 from .adamg import adamg as adamg
-from .adamg import scale_by_adamg as scale_by_adamg
+from .axes import Axes as Axes
+from .axes import axes_of as axes_of
+from .axes import flax_axes as flax_axes
+from .axes import output_first as output_first
+from .axes import unknown_axes as unknown_axes
 from .build import CENTRALIZE as CENTRALIZE
 from .build import CENTRALIZE_AT as CENTRALIZE_AT
 from .build import OPTIMIZERS as OPTIMIZERS
@@ -49,5 +53,4 @@ from .schedules import STRATEGIES as STRATEGIES
 from .schedules import gnp_warmup as gnp_warmup
 from .schedules import learning_rate_schedule as learning_rate_schedule
 from .sgdg import ScaleBySgdgState as ScaleBySgdgState
-from .sgdg import scale_by_sgdg as scale_by_sgdg
 from .sgdg import sgdg as sgdg

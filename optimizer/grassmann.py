@@ -216,16 +216,17 @@ def map_columns(
 ) -> list[Any]:
     """Map `step(columns, p, g, *state)` over the leaves to a list of trees.
 
-    Leaves of integers, bools and keys keep g and state, and so do those where g is None.
+    Leaves of integers, bools and keys keep g and state, and so do holes in the updates.
     """
     if params is None:
         raise OptimizerError(f"{name} needs params: update(grads, state, params)")
     check_axis_name(name, axis_name)
-    structure: Any = jax.tree.structure(updates, is_leaf=lambda x: x is None)
+    is_hole = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
+    structure: Any = jax.tree.structure(updates, is_leaf=is_hole)
     trees = (updates, params, axes_of(params, axes), *state)
     results = [
         (g, *rest)
-        if g is None or its is None
+        if is_hole(g) or its is None
         else step(geometry.Columns(its.input, axis_name), p, g, *rest)
         for g, p, its, *rest in zip(*map(structure.flatten_up_to, trees), strict=True)
     ]

@@ -55,6 +55,12 @@ def run(config: ml_collections.ConfigDict) -> int:
         numbers=("count",),
     )
     print(f"parameters: {sum(leaf.size for leaf in leaves)}")
+    unknown = optimizer.unknown_axes(params)
+    if unknown:
+        print(
+            f"left alone by centralization and the Grassmann group, as their axes are not known: "
+            f"{', '.join(unknown)}"
+        )
     return 0
 
 

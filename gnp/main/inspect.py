@@ -54,13 +54,13 @@ def run(config: ml_collections.ConfigDict) -> int:
         ("path", "shape", "count", "group", "decayed"),
         numbers=("count",),
     )
-    print(f"parameters: {sum(leaf.size for leaf in leaves)}")
     unknown = optimizer.unknown_axes(params)
     if unknown:
         print(
-            f"left alone by centralization and the Grassmann group, as their axes are not known: "
+            "axes not known, left alone by centralization and the Grassmann group: "
             f"{', '.join(unknown)}"
         )
+    print(f"parameters: {sum(leaf.size for leaf in leaves)}")
     return 0
 
 

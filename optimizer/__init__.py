@@ -30,7 +30,6 @@ from .build_masks import decay_mask as decay_mask
 from .build_masks import l2_coefficients as l2_coefficients
 from .centralization import centralize as centralize
 from .centralization import is_convolution as is_convolution
-from .constraints import CONSTRAINTS as CONSTRAINTS
 from .constraints import ConstraintState as ConstraintState
 from .constraints import constrain as constrain
 from .gradient_norm_penalty import METHODS as METHODS

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError
-from .parameters import BIASES, OFFSETS, SCALES, broadcast, leaf_name, leaf_path, resolve_function
+from .parameters import (
+    BIASES,
+    OFFSETS,
+    SCALES,
+    Where,
+    broadcast,
+    leaf_name,
+    leaf_path,
+    resolve_function,
+    resolve_mask,
+)
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -46,24 +56,18 @@ AxesOrFunction: TypeAlias = Callable[[Any], Any] | Any | None
 def axes_of(params: optax.Params, axes: AxesOrFunction = None) -> Any:
     """Return the axes of each parameter.
 
-    Without `axes` they are told by names, shapes and what is beside a leaf, as far as that is
-    certain:
+    Without `axes` they are told by names, shapes and what is beside a leaf, where that is certain:
 
-    - Tables, biases and scales (by names such as `embedding`, `pos_embedding`, `bias`), leaves of
-      rank <= 1, and leaves of integers, bools and keys are no kernels.
+    - Tables, biases, scales and leaves of rank <= 1 are no kernels; nor are integers, bools, keys.
     - Two axes are (in, out), as in Flax; three are (window, in, out) in a layer with `conv` in its
-      name; four are (height, width, in, out), unless the layer is a dense one by its name.
-    - A bias beside a `kernel` shows the output axes, in front of which its further axes are a
-      stack's. It shows the output of a transposed convolution too, if inputs and outputs differ in
-      number; without it a layer with `transpose` in its name is not known.
-    - A normalization near it with scales of rank 2 shows that a kernel is stacked; so do the names
-      that Flax gives, as `Dense_0`, to a kernel of rank > 2.
-    - query, key, value (in, heads, head_dim) and out (heads, head_dim, out) are known together; a
-      fused qkv is (in, 3, heads, head_dim).
+      name, four (height, width, in, out) unless the layer is a dense one by its name.
+    - A bias beside a `kernel` shows the output axes, and what is stacked in front. So do the scales
+      of a normalization nearby, and the names that Flax gives, as `Dense_0`.
+    - A transposed convolution needs a bias, and inputs and outputs that differ in number.
+    - query, key, value (in, heads, head_dim) and out (heads, head_dim, out) are known together.
 
-    Not known are leaves named `weight`: in Equinox and PyTorch that is the name of kernels, tables
-    and the scales of norms alike (see `output_first`), and kernels for which the above leaves more
-    than one reading, such as (experts, in, out). `flax_axes` knows those of Flax.
+    Not known are leaves named `weight`, which in Equinox and PyTorch are kernels, tables and scales
+    alike, and kernels that can be read in two ways, such as (experts, in, out).
 
     Args:
         params: Parameters, gradients or their shapes.
@@ -94,11 +98,12 @@ def axes_of(params: optax.Params, axes: AxesOrFunction = None) -> Any:
     return jax.tree_util.tree_map_with_path(_checked, params, whole)
 
 
-def unknown_axes(params: optax.Params) -> list[str]:
-    """Return the paths of the leaves whose axes `axes_of` does not know, though it would need to.
+def unknown_axes(params: optax.Params, where: Where = None) -> list[str]:
+    """Return the paths of the kernels whose axes `axes_of` does not know.
 
     Args:
         params: Parameters or their shapes.
+        where: The leaves to look at: a mask as `optax.masked` takes it. None: all.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,8 +111,14 @@ def unknown_axes(params: optax.Params) -> list[str]:
         >>> unknown_axes({"experts": {"kernel": jnp.ones((4, 8, 8))}, "bias": jnp.ones(8)})
         ['experts.kernel']
     """
-    found = jax.tree_util.tree_leaves_with_path(_known(params), is_leaf=_is_axes)
-    return [leaf_name(path) for path, axes in found if axes == _UNKNOWN]
+    names = []
+
+    def leaf(path: Any, _: Any, axes: Any, selected: bool) -> None:
+        if selected and axes == _UNKNOWN:
+            names.append(leaf_name(path))
+
+    jax.tree_util.tree_map_with_path(leaf, params, _known(params), resolve_mask(where, params))
+    return names
 
 
 def output_first(params: optax.Params, stack: int = 0) -> Any:
@@ -193,13 +204,15 @@ def flax_axes(module: Any, *inputs: Any, **options: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params, _known(params))
 
 
-def warn_of_unknown(who: str, names: Sequence[str]) -> None:
-    """Warn that some kernels are left alone; Python shows the same warning once."""
+def warn_of_unknown(who: str, params: Any, where: Where) -> None:
+    """Warn of the kernels that are left alone; Python shows the same warning once."""
+    names = unknown_axes(params, where)
     if names:
-        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         warnings.warn(
-            f"{who} leaves alone, as their axes are not known: {listed}; declare them by axes=, "
-            "such as flax_axes(module, inputs), output_first, or a pytree of Axes and None",
+            f"{who} leaves alone, as their axes are not known: {', '.join(names[:5])}{more}; "
+            "declare them by axes=, such as flax_axes(module, inputs), output_first, or a pytree "
+            "of Axes and None",
             stacklevel=3,
         )
 
@@ -230,16 +243,12 @@ def _shape(x: Any) -> Shape:
     return tuple(getattr(x, "shape", ()))
 
 
-def _last(rank: int, stack: int = 0, outputs: int = 1) -> Axes:
-    """Return the axes of (*stack, *inputs, *outputs)."""
-    ends = (0, stack, rank - outputs, rank)
-    return Axes(*(tuple(range(*pair)) for pair in zip(ends, ends[1:], strict=False)))
-
-
-def _last_but_one(rank: int, stack: int = 0) -> Axes:
-    """Return the axes of a transposed kernel, (*stack, *window, out, in)."""
-    inputs = (*range(stack, rank - 2), rank - 1)
-    return Axes(tuple(range(stack)), inputs, (rank - 2,))
+def _last(rank: int, stack: int = 0, outputs: int = 1, transposed: bool = False) -> Axes:
+    """Return the axes of (*stack, *inputs, *outputs), transposed of (*stack, *window, out, in)."""
+    inputs, output = tuple(range(stack, rank - outputs)), tuple(range(rank - outputs, rank))
+    if transposed:
+        inputs, output = (*inputs[:-1], rank - 1), inputs[-1:]
+    return Axes(tuple(range(stack)), inputs, output)
 
 
 def _of_layer(layer: Any, rank: int) -> Axes | None:
@@ -256,11 +265,8 @@ def _of_layer(layer: Any, rank: int) -> Axes | None:
     else:
         return None
     stack = rank - inputs - outputs
-    if stack < 0:
-        return None
-    if getattr(layer, "transpose_kernel", False):
-        return _last_but_one(rank, stack)
-    return _last(rank, stack, outputs)
+    transposed = getattr(layer, "transpose_kernel", False)
+    return None if stack < 0 else _last(rank, stack, outputs, transposed)
 
 
 def _known(params: Any) -> Any:
@@ -277,43 +283,32 @@ def _of_leaf(names: Path, shapes: Shapes) -> Axes | str | None:
     *layers, name = names or ("",)
     layer, shape = (layers[-1] if layers else ""), shapes[names]
     rank = len(shape)
-    if rank <= 1 or not _is_kernel(name, layer, rank):
+    # Haiku names a table `w` and its layer `embedding`. A `kernel` in a layer of that name is a
+    # convolution or a dense layer, as in many vision transformers.
+    is_table = _TABLE.search(name.lower()) or (name == "w" and _TABLE.search(layer) and rank == 2)
+    if rank <= 1 or is_table or _AFFINE.search(name.lower()):
         return None
     if name == "weight":
         return _UNKNOWN
-    bias = bias_beside(names, shapes)
-    if bias:
+    if bias := _bias_beside(names, shapes):
         return _by_bias(layer.lower(), shape, bias) or _of_attention(names, shapes) or _UNKNOWN
-    found = _of_attention(names, shapes)
-    if found is None:
-        stack = rank - 2 if re.fullmatch(r"Dense_\d+", layer) else _stack_of_norms(names, shapes)
-        if _is_single_output(layer.lower(), rank - stack, stack):
-            found = _last(rank, stack)
-    return found or _UNKNOWN
+    if axes := _of_attention(names, shapes):
+        return axes
+    stack = rank - 2 if re.fullmatch(r"Dense_\d+", layer) else _stack_of_norms(names, shapes)
+    return _last(rank, stack) if _has_one_output(layer.lower(), rank - stack, stack) else _UNKNOWN
 
 
-def _is_kernel(name: str, layer: str, rank: int) -> bool:
-    name = name.lower()
-    if _TABLE.search(name) or _AFFINE.search(name):
-        return False
-    # Haiku names a table `w` and its layer `embedding`. A `kernel` in a layer of that name is a
-    # convolution or a dense layer, as in many vision transformers.
-    return not (name == "w" and _TABLE.search(layer) and rank == 2)
-
-
-def _is_single_output(layer: str, rank: int, stack: int) -> bool:
-    """Return whether a kernel without bias and stack must be (*inputs, out)."""
-    if rank == 2:
-        return True
-    if "transpose" in layer:
-        return False
+def _has_one_output(layer: str, rank: int, stack: int) -> bool:
+    """Return whether a kernel without bias must be (*inputs, out), behind its stack."""
+    if rank == 2 or "transpose" in layer:
+        return rank == 2
     if rank == 3:
         return "conv" in layer
     # Four axes are a convolution's by convention, five are as well a stack of those.
     return not re.search("dense|linear|einsum", layer) and (rank == 4 or (rank == 5 and stack > 0))
 
 
-def bias_beside(names: Path, shapes: Shapes) -> Shape:
+def _bias_beside(names: Path, shapes: Shapes) -> Shape:
     """Return the shape of the bias beside a kernel, () where there is none."""
     if names[-1:] not in (("kernel",), ("w",)):
         return ()
@@ -333,7 +328,7 @@ def _by_bias(layer: str, shape: Shape, bias: Shape) -> Axes | None:
     ]
     s = most - 1
     if (not found or "transpose" in layer) and shape[:s] + shape[-2:-1] == bias and rank - s > 2:
-        found.append(_last_but_one(rank, s))
+        found.append(_last(rank, s, transposed=True))
     return found[0] if len(found) == 1 else None
 
 

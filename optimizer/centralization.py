@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ._tree import map_present, widen
-from .axes import Axes, AxesOrFunction, axes_of, is_float, unknown_axes, warn_of_unknown
+from .axes import Axes, AxesOrFunction, axes_of, unknown_axes, warn_of_unknown
 from .parameters import Where, leaf_name, leaf_path, resolve_mask
 
 
@@ -71,12 +71,10 @@ def centralize(where: Where = None, axes: AxesOrFunction = None) -> optax.Gradie
     """
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        resolved = axes_of(params, axes)
-        if where is not None:
-            chosen = _selected_without_axes(params, resolve_mask(where, params), resolved)
-        else:
-            chosen = unknown_axes(params) if axes is None else []
-        warn_of_unknown("centralize", chosen)
+        axes_of(params, axes)
+        mask = resolve_mask(where, params)
+        if axes is None:
+            warn_of_unknown("centralize", params, mask)
         return optax.EmptyState()
 
     def update_fn(
@@ -127,18 +125,6 @@ def is_convolution(params: optax.Params, axes: AxesOrFunction = None) -> Any:
         return rank in (4, 5) and not is_dense
 
     return jax.tree_util.tree_map_with_path(leaf, params, axes_of(params, axes))
-
-
-def _selected_without_axes(params: Any, mask: Any, axes: Any) -> list[str]:
-    """Return the paths of the kernels that a mask selects in vain."""
-    names = []
-
-    def leaf(path: Any, x: Any, selected: bool, its: Axes | None) -> None:
-        if selected and its is None and is_float(x) and jnp.ndim(x) > 1:
-            names.append(leaf_name(path))
-
-    jax.tree_util.tree_map_with_path(leaf, params, mask, axes)
-    return names
 
 
 def _centralized(g: Any, inputs: tuple[int, ...]) -> jax.Array:

@@ -9,9 +9,7 @@ import optax
 from . import geometry
 from ._checks import OptimizerError, ScalarOrSchedule, check_choice, check_scalar
 from .axes import Axes, AxesOrFunction, axes_of
-from .grassmann import additive_update, check_axis_name, check_points, map_columns
-
-CONSTRAINTS = ("sphere", "oblique", "hyperball")
+from .grassmann import additive_update, check_points, map_columns
 
 # What Optax names a moving average of gradients: tangents, which turn with the point.
 _MOMENTS = ("mu", "trace")
@@ -35,26 +33,24 @@ def constrain(
     r"""Keep the length of weights where it is, and let `inner` turn them.
 
     `'oblique'` fixes the length of each column, `'sphere'` and `'hyperball'` that of each kernel
-    (of each layer, where they are stacked). With W a column or kernel, R its length in `init`, and
-    y = W / R, `'sphere'` and `'oblique'` hand the tangent part h of the gradient to `inner`, follow
-    the geodesic along the tangent part of its update, and carry its moments along it in parallel
-    (fields `mu` and `trace` of its state):
+    (of each layer of a stack). With W a column or kernel, R its length in `init` and y = W / R,
+    `'sphere'` and `'oblique'` follow the geodesic along the tangent part of the update of `inner`,
+    which gets the tangent part h of the gradient, and carry its moments (fields `mu` and `trace` of
+    its state) along in parallel:
 
     .. math::
         h = g - (y^\top g)\, y, \qquad u = \mathrm{inner}(h), \qquad
         W \leftarrow R \exp_y\left(\frac{u - (y^\top u)\, y}{R}\right)
 
-    `'hyperball'` takes from `inner` only the direction, moves by a share η of the length and scales
-    back:
+    `'hyperball'` takes only the direction from `inner`:
 
     .. math::
         W \leftarrow R\, \mathrm{unit}\left(W + \eta R\, \mathrm{unit}(\mathrm{inner}(g))\right)
 
-    Every parameter must be a kernel: choose them by `optax.partition`, and let nothing come after.
-    Do not decay them. Kernels of zeros stay zeros. SGD-G without clipping is
-    `constrain(optax.sgd(lr, momentum), 'oblique')` with columns of length 1 up to the 1e-8 that the
-    authors' code adds; `sgdg` and `adamg` are as published, with the learning rate inside the
-    momentum and one second moment a column.
+    Every parameter must be a kernel: choose them by `optax.partition`, let nothing come after, and
+    do not decay them. Kernels of zeros stay zeros. `sgdg` and `adamg` are no settings of this: as
+    published they hold the learning rate in the momentum and one second moment a column, and add
+    1e-8 elsewhere. `constrain(optax.sgd(lr, momentum), 'oblique')` is SGD-G but for that.
 
     Args:
         inner: An Optax optimizer, such as `optax.adam(1e-3)`.
@@ -87,7 +83,7 @@ def constrain(
         Optimization <https://arxiv.org/abs/2606.16899>`_, 2026.
         Absil, Mahony and Sepulchre, *Optimization Algorithms on Matrix Manifolds*, 2008.
     """
-    check_choice("to", to, CONSTRAINTS)
+    check_choice("to", to, ("sphere", "oblique", "hyperball"))
     is_hyperball = to == "hyperball"
     if (learning_rate is None) == is_hyperball:
         raise OptimizerError(
@@ -109,13 +105,13 @@ def constrain(
         tree = axes_of(params, axes)
         return jax.tree.map(leaf, tree, is_leaf=lambda x: x is None or isinstance(x, Axes))
 
-    def over(params: Any, step: Any, updates: Any, *trees: Any) -> list[Any]:
-        return map_columns("constrain", step, fixed(params), axis_name, params, updates, *trees)
+    def over(params: Any, step: Any, updates: Any, *trees: Any) -> Any:
+        tree = fixed(params)
+        return map_columns("constrain", step, tree, axis_name, params, updates, *trees)[0]
 
     def init_fn(params: optax.Params) -> ConstraintState:
         check_points("constrain", params, fixed(params))
-        check_axis_name("constrain", axis_name)
-        (radius,) = over(params, lambda on, p, _: (geometry.norm(p, on),), params)
+        radius = over(params, lambda on, p, _: (geometry.norm(p, on),), params)
         return ConstraintState(jnp.zeros([], jnp.int32), radius, inner.init(params))
 
     def update_fn(
@@ -126,37 +122,33 @@ def constrain(
     ) -> tuple[optax.Updates, ConstraintState]:
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-        def tangent(on: geometry.Columns, p: Any, g: Any) -> tuple[jax.Array]:
+        def tangent(on: geometry.Columns, p: Any, g: Any) -> tuple[Any, ...]:
             return (geometry.project(geometry.unit(p, on), g, on).astype(jnp.result_type(g)),)
 
-        def turn(on: geometry.Columns, p: Any, u: Any, r: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def turn(on: geometry.Columns, p: Any, u: Any, r: Any) -> tuple[Any, ...]:
             y = geometry.unit(p, on)
             if is_hyperball:
-                moved = geometry.unit(y + jnp.asarray(rate, r.dtype) * geometry.unit(u, on), on)
-                return additive_update(p, r * moved), r
-            d = _angle(y, u, r, on)
-            return additive_update(p, r * geometry.exp(y, d, on)), r
+                y = geometry.unit(y + jnp.asarray(rate, r.dtype) * geometry.unit(u, on), on)
+            else:
+                y = geometry.exp(y, angle(on, y, u, r), on)
+            return additive_update(p, r * y), r
 
-        def carry(
-            on: geometry.Columns, p: Any, m: Any, u: Any, r: jax.Array
-        ) -> tuple[jax.Array, Any, jax.Array]:
+        def carry(on: geometry.Columns, p: Any, m: Any, u: Any, r: Any) -> tuple[Any, ...]:
             y = geometry.unit(p, on)
-            moved = geometry.transport(y, geometry.project(y, m, on), _angle(y, u, r, on), on)
+            moved = geometry.transport(y, geometry.project(y, m, on), angle(on, y, u, r), on)
             return moved.astype(m.dtype), u, r
 
-        h = updates if is_hyperball else over(params, tangent, updates)[0]
+        def angle(on: geometry.Columns, y: jax.Array, u: Any, r: Any) -> jax.Array:
+            return geometry.project(y, u, on) / jnp.where(r == 0, 1.0, r)
+
+        h = updates if is_hyperball else over(params, tangent, updates)
         u, new = inner.update(h, state.inner, params, **extra_args)
-        result, _ = over(params, turn, u, state.radius)
         if not is_hyperball:
-            new = _map_moments(lambda m: over(params, carry, m, u, state.radius)[0], new)
+            new = _map_moments(lambda m: over(params, carry, m, u, state.radius), new)
+        result = over(params, turn, u, state.radius)
         return result, ConstraintState(optax.safe_increment(state.count), state.radius, new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _angle(y: jax.Array, u: Any, radius: jax.Array, on: geometry.Columns) -> jax.Array:
-    """Return the tangent part of an update in radians, 0 where the radius is."""
-    return geometry.project(y, u, on) / jnp.where(radius == 0, 1.0, radius)
 
 
 def _map_moments(f: Any, state: Any) -> Any:

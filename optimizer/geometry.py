@@ -40,23 +40,7 @@ WHOLE = Columns()
 
 
 def dot(x: jax.Array, y: jax.Array, columns: Columns = WHOLE) -> jax.Array:
-    """Return the inner product of each column of x with that of y.
-
-    Args:
-        x: Shape (..., out).
-        y: The shape of x.
-        columns: Where the columns run.
-
-    Returns:
-        Shape (1, ..., 1, out): the shape of x, with 1 for the axes of a column.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optimizer import geometry
-        >>> x = jnp.array([[3.0, 0.0], [4.0, 2.0]])
-        >>> print(geometry.dot(x, 2 * x))
-        [[50.  8.]]
-    """
+    """Return the inner product of each column of x with that of y, shape (1, ..., 1, out)."""
     product = widen(x) * widen(y)
     total = jnp.sum(product, axis=_axes(product, columns), keepdims=True)
     return total if columns.axis_name is None else jax.lax.psum(total, columns.axis_name)

@@ -53,9 +53,9 @@ def grassmann_labels(params: optax.Params, where: Where = None, axes: AxesOrFunc
         Cho and Lee, `Riemannian approach to batch normalization
         <https://arxiv.org/abs/1709.09603>`_, 2017.
     """
-    known = axes_of(params, axes)
     mask = is_convolution(params, axes) if where is None else resolve_mask(where, params)
-    unknown = []
+    if where is None and axes is None:
+        warn_of_unknown("grassmann_labels", params, mask)
 
     def leaf(path: Any, p: Any, selected: bool, its: Axes | None) -> bool:
         if not selected or is_tall(p, its):
@@ -66,12 +66,9 @@ def grassmann_labels(params: optax.Params, where: Where = None, axes: AxesOrFunc
                 "Grassmann group has rank > 1, known axes (or declared by axes=), and more inputs "
                 "than outputs: the product of its input axes > that of its output axes"
             )
-        if its is None:
-            unknown.append(leaf_name(path))
         return False
 
-    mask = jax.tree_util.tree_map_with_path(leaf, params, mask, known)
-    warn_of_unknown("grassmann_labels", unknown)
+    mask = jax.tree_util.tree_map_with_path(leaf, params, mask, axes_of(params, axes))
     return jax.tree.map(lambda selected: "grassmann" if selected else "euclidean", mask)
 
 

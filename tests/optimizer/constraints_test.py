@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from optimizer import CONSTRAINTS, Axes, OptimizerError, constrain, geometry, sgdg
+from optimizer import Axes, OptimizerError, constrain, geometry, sgdg
 from tests.trees import assert_trees_close, assert_trees_equal
 
 SHAPE = (3, 3, 2, 5)
 GEODESIC = ("sphere", "oblique")
+CONSTRAINTS = (*GEODESIC, "hyperball")
 
 
 @pytest.fixture

@@ -159,7 +159,8 @@ def flax_axes(module: Any, *inputs: Any, **options: Any) -> Any:
 
     That is certain where names and shapes are not: Dense, DenseGeneral, Conv, ConvLocal and
     ConvTranspose in both layouts, attention, and what `nn.scan` and `nn.vmap` stack in front (as
-    with `variable_axes={'params': 0}`). Parameters of other layers are told as by `axes_of`.
+    with `variable_axes={'params': 0}`; elsewhere the kernel is None, so declare it). Parameters of
+    other layers are told as by `axes_of`.
 
     Args:
         module: A linen module, which is traced with the inputs and computes nothing, or an NNX one.
@@ -178,16 +179,18 @@ def flax_axes(module: Any, *inputs: Any, **options: Any) -> Any:
     """
     from flax import linen, nnx
 
-    layers: dict[Path, Any] = {}
+    layers: dict[Path, tuple[Any, Shape]] = {}  # each with its kernel's shape inside of a scan
     if isinstance(module, nnx.Module):
         params = nnx.state(module, nnx.Param)
-        layers = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)}
+        layers = {tuple(map(str, path)): (each, ()) for path, each in nnx.iter_modules(module)}
     else:
 
         def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if context.module.scope is not None:
-                layers[context.module.path] = context.module
-            return call(*args, **kwargs)
+            result, layer = call(*args, **kwargs), context.module
+            if layer.scope is not None and layer.scope.has_variable("params", "kernel"):
+                kernel = linen.meta.unbox(layer.scope.get_variable("params", "kernel"))
+                layers.setdefault(layer.path, (layer, jnp.shape(kernel)))  # the innermost first
+            return result
 
         def init(key: jax.Array, *inputs: Any) -> Any:
             with linen.intercept_methods(record):
@@ -197,9 +200,11 @@ def flax_axes(module: Any, *inputs: Any, **options: Any) -> Any:
 
     def leaf(path: Any, x: Any, known: Axes | str | None) -> Axes | None:
         *layer, name = leaf_path(path)
-        asked = layers.get(tuple(layer))
-        axes = _of_layer(asked, len(_shape(x))) if name == "kernel" and asked else None
-        return axes or (None if isinstance(known, str) else known)
+        asked, inner = layers.get(tuple(layer), (None, ()))
+        axes = _of_layer(asked, len(_shape(x))) if name == "kernel" else None
+        if axes is None:
+            return None if isinstance(known, str) else known
+        return axes if _shape(x)[len(_shape(x)) - len(inner) :] == inner else None
 
     return jax.tree_util.tree_map_with_path(leaf, params, _known(params))
 

@@ -1,5 +1,6 @@
 """Axes of parameters: what is known, what is declared, what is left alone, and who reads them."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -109,6 +110,12 @@ def test_stacks_of_vmap() -> None:
     module = ensemble(8, (3, 3), use_bias=False)
     axes = flax_axes(module, jnp.zeros((3, 1, 5, 5, 4)))
     assert axes == {"kernel": STACKED}
+
+
+def test_a_stack_that_is_not_in_front_is_left_alone() -> None:
+    options = {"split_rngs": {"params": True}, "axis_size": 3}
+    module = nn.vmap(nn.Dense, variable_axes={"params": 1}, **options)(8, use_bias=False)
+    assert flax_axes(module, jnp.zeros((3, 1, 4))) == {"kernel": None}
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -452,3 +459,48 @@ def test_flax_is_needed_by_flax_axes_alone() -> None:
     code = "import sys, optimizer; assert 'flax' not in sys.modules"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+SHARDED = """
+import jax, numpy as np, optax
+from jax.sharding import AxisType, PartitionSpec as P
+from optimizer import adamg, constrain, sgdg
+
+mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+p, g = jax.random.normal(jax.random.key(0), (2, 8, 20))
+
+def two_steps(opt):
+    def run(p, g):
+        state = opt.init(p)
+        for _ in range(2):
+            updates, state = opt.update(g, state, p)
+            p = optax.apply_updates(p, updates)
+        return p
+    return run
+
+for make in (
+    lambda **on: sgdg(0.1, grad_clip=0.5, **on),
+    lambda **on: adamg(0.1, **on),
+    lambda **on: constrain(optax.adam(0.1), "oblique", **on),
+    lambda **on: constrain(optax.adam(0.1), "sphere", **on),
+    lambda **on: constrain(optax.sgd(0.1), "hyperball", 0.1, **on),
+):
+    whole = two_steps(make())(p, g)
+    rows, columns = P("d"), P(None, "d")
+    shared = jax.shard_map(two_steps(make(axis_name="d")), mesh=mesh, in_specs=rows, out_specs=rows)
+    np.testing.assert_allclose(jax.jit(shared)(p, g), whole, atol=1e-6)
+    alone = jax.shard_map(two_steps(sgdg(0.1)), mesh=mesh, in_specs=columns, out_specs=columns)
+    np.testing.assert_allclose(jax.jit(alone)(p, g), two_steps(sgdg(0.1))(p, g), atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_columns_on_four_devices() -> None:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | flags,
+        check=True,
+        timeout=300,
+    )

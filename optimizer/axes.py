@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError
+from ._tree import is_differentiable
 from .parameters import (
     BIASES,
     OFFSETS,
@@ -89,12 +90,10 @@ def axes_of(params: optax.Params, axes: AxesOrFunction = None) -> Any:
         {'Conv_0': {'bias': None, 'kernel': Axes(stack=(), input=(0, 1, 2), output=(3,))}}
     """
     if axes is None:
-        return jax.tree.map(
-            lambda a: None if a == _UNKNOWN else a, _known(params), is_leaf=_is_axes
-        )
+        return jax.tree.map(lambda a: None if a == _UNKNOWN else a, _known(params), is_leaf=is_axes)
     tree = resolve_function(axes, params, lambda leaf: isinstance(leaf, int))
     expected = "a pytree of Axes and None, like params or a prefix, or a function that makes one"
-    whole = broadcast("axes", tree, params, expected, lambda _, a: a, is_leaf=_is_axes)
+    whole = broadcast("axes", tree, params, expected, lambda _, a: a, is_leaf=is_axes)
     return jax.tree_util.tree_map_with_path(_checked, params, whole)
 
 
@@ -145,7 +144,7 @@ def output_first(params: optax.Params, stack: int = 0) -> Any:
     def leaf(path: Any, x: Any) -> Axes | None:
         *layers, name = leaf_path(path) or ("",)
         rank = len(_shape(x))
-        if name != "weight" or rank < stack + 2 or not is_float(x):
+        if name != "weight" or rank < stack + 2 or not is_differentiable(x):
             return None
         if re.search("embed|norm|transpose|(^|_)bn", "/".join(layers[-2:]).lower()):
             return None
@@ -222,18 +221,14 @@ def warn_of_unknown(who: str, params: Any, where: Where) -> None:
         )
 
 
-def is_float(x: Any) -> bool:
-    """Return whether a leaf holds numbers that can change a little: no integers, bools or keys."""
-    return jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.inexact)
-
-
-def _is_axes(x: Any) -> bool:
+def is_axes(x: Any) -> bool:
+    """Return whether a node of a pytree of axes is one leaf."""
     return x is None or isinstance(x, Axes)
 
 
 def _checked(path: Any, x: Any, axes: Any) -> Axes | None:
     """Return declared axes; raise unless they are those of the leaf."""
-    if axes is None or not is_float(x):
+    if axes is None or not is_differentiable(x):
         return None
     rank = len(_shape(x))
     if not isinstance(axes, Axes) or sorted(sum(axes, ())) != list(range(rank)) or not axes.input:
@@ -279,7 +274,7 @@ def _known(params: Any) -> Any:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shapes = {leaf_path(path): _shape(leaf) for path, leaf in leaves}
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: _of_leaf(leaf_path(path), shapes) if is_float(x) else None, params
+        lambda path, x: _of_leaf(leaf_path(path), shapes) if is_differentiable(x) else None, params
     )
 
 

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from ._tree import map_present, widen
-from .axes import Axes, AxesOrFunction, axes_of, unknown_axes, warn_of_unknown
+from .axes import (
+    Axes,
+    AxesOrFunction,
+    axes_of,
+    is_axes,
+    output_first,
+    unknown_axes,
+    warn_of_unknown,
+)
 from .parameters import Where, leaf_name, leaf_path, resolve_mask
 
 
@@ -36,7 +44,8 @@ def centralize(where: Where = None, axes: AxesOrFunction = None) -> optax.Gradie
     The mean is taken in float32 (float64 for float64 leaves); dtypes are kept. None stays None.
 
     Args:
-        where: The leaves to centralize, of those whose axes are known. None: all of them. Else a
+        where: The leaves to centralize, of those whose axes are known. None: all of them. Leaves
+          named `weight` that it selects have their output first (see `output_first`). A
           pytree of bool like params, or a function of params that makes one, such as
           `is_convolution`; it is handed the updates where `update` gets no params. Leaves of rank
           <= 1 that it selects pass unchanged. Inside `optax.partition` or `optax.masked` use a
@@ -70,11 +79,18 @@ def centralize(where: Where = None, axes: AxesOrFunction = None) -> optax.Gradie
         Networks <https://arxiv.org/abs/2004.01461>`_, 2020.
     """
 
+    def chosen_axes(tree: Any) -> Any:
+        known = axes_of(tree, axes)
+        if axes is not None or where is None:
+            return known
+        # Whoever selects leaves named `weight` has a model of Equinox's or PyTorch's layout.
+        return jax.tree.map(lambda a, b: a or b, known, output_first(tree), is_leaf=is_axes)
+
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        axes_of(params, axes)
-        mask = resolve_mask(where, params)
+        found, mask = chosen_axes(params), resolve_mask(where, params)
         if axes is None:
-            warn_of_unknown("centralize", params, mask)
+            left = map_present(lambda selected, its: selected and its is None, mask, found)
+            warn_of_unknown("centralize", params, left)
         return optax.EmptyState()
 
     def update_fn(
@@ -85,7 +101,7 @@ def centralize(where: Where = None, axes: AxesOrFunction = None) -> optax.Gradie
         def leaf(g: Any, selected: bool, its: Axes | None) -> Any:
             return _centralized(g, its.input) if selected and its is not None else g
 
-        return map_present(leaf, updates, resolve_mask(where, tree), axes_of(tree, axes)), state
+        return map_present(leaf, updates, resolve_mask(where, tree), chosen_axes(tree)), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

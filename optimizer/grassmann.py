@@ -10,8 +10,8 @@ import optax
 
 from . import geometry
 from ._checks import OptimizerError, check_choice, check_scalar
-from ._tree import widen
-from .axes import Axes, AxesOrFunction, axes_of, is_float, warn_of_unknown
+from ._tree import is_differentiable, widen
+from .axes import Axes, AxesOrFunction, axes_of, warn_of_unknown
 from .centralization import is_convolution
 from .parameters import Where, broadcast, leaf_name, resolve_function, resolve_mask
 
@@ -110,7 +110,7 @@ def unit_norm(
     labels = _resolve_labels(labels, params)
 
     def leaf(path: Any, p: Any, label: str, its: Axes | None) -> Any:
-        if label != "grassmann" or not is_float(p):
+        if label != "grassmann" or not is_differentiable(p):
             return p
         on = geometry.Columns(_known("unit_norm", path, p, its).input, axis_name)
         return geometry.unit(p, on).astype(jnp.result_type(p))
@@ -159,7 +159,7 @@ def orthogonality_penalty(
     group = []
 
     def leaf(path: Any, p: Any, label: str, its: Axes | None) -> None:
-        if label == "grassmann" and is_float(p):
+        if label == "grassmann" and is_differentiable(p):
             its = _known("orthogonality_penalty", path, p, its)
             group.append(geometry.orthogonality(p, geometry.Columns(its.input), its.stack))
 
@@ -175,7 +175,7 @@ def check_points(name: str, params: optax.Params, axes: AxesOrFunction) -> Any:
     """
 
     def leaf(path: Any, p: Any, its: Axes | None) -> Axes | None:
-        return _known(name, path, p, its) if is_float(p) else None
+        return _known(name, path, p, its) if is_differentiable(p) else None
 
     return jax.tree_util.tree_map_with_path(leaf, params, axes_of(params, axes))
 
@@ -232,7 +232,9 @@ def map_columns(
 
 def zeros_of_floats(params: Any) -> Any:
     """Return zeros in float32 or wider like params, None for integers, bools and keys."""
-    return jax.tree.map(lambda p: jnp.zeros_like(widen(p)) if is_float(p) else None, params)
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(widen(p)) if is_differentiable(p) else None, params
+    )
 
 
 def additive_update(p: jax.Array, new: jax.Array) -> jax.Array:

@@ -292,7 +292,7 @@ def test_a_table_of_haiku_is_known_by_its_layer() -> None:
     assert_trees_equal(update(centralize(), grads), expected)
 
 
-def test_leaves_named_weight_pass_unless_their_layout_is_declared() -> None:
+def test_leaves_named_weight_pass_unless_declared_or_selected() -> None:
     convolution = jax.random.normal(jax.random.key(0), (5, 2, 3, 3))
     grads = {
         "linear": {"weight": KERNEL, "bias": jnp.ones(3)},
@@ -303,11 +303,13 @@ def test_leaves_named_weight_pass_unless_their_layout_is_declared() -> None:
     assert is_convolution({"layers": [grads["conv"]]}) == {
         "layers": [{"weight": True, "bias": False}]
     }
-    result = update(centralize(axes=output_first), grads)
-    expected = grads["linear"]["weight"] - jnp.mean(KERNEL, 1, keepdims=True)
-    np.testing.assert_allclose(result["linear"]["weight"], expected, atol=1e-6)
-    np.testing.assert_allclose(np.mean(result["conv"]["weight"], (1, 2, 3)), 0, atol=1e-6)
-    assert np.max(np.abs(result["conv"]["weight"])) > 0.5
+    selected = centralize(lambda p: jax.tree.map(lambda x: x.ndim in (2, 4), p))
+    for opt in (centralize(axes=output_first), selected):
+        result = update(opt, grads)
+        expected = grads["linear"]["weight"] - jnp.mean(KERNEL, 1, keepdims=True)
+        np.testing.assert_allclose(result["linear"]["weight"], expected, atol=1e-6)
+        np.testing.assert_allclose(np.mean(result["conv"]["weight"], (1, 2, 3)), 0, atol=1e-6)
+        assert np.max(np.abs(result["conv"]["weight"])) > 0.5
 
 
 @pytest.mark.parametrize(

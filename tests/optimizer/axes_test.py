@@ -193,6 +193,11 @@ def test_what_has_two_readings_is_left_alone_and_said(names: Any, shape: Any) ->
     assert_trees_equal(opt.update(tree, state, tree)[0], tree)
 
 
+def test_attention_is_unknown_where_stacked_layers_have_the_same_shapes() -> None:
+    kernels = {name: {"kernel": jnp.ones((4, 4, 4))} for name in ("query", "out")}
+    assert unknown_axes(kernels) == ["out.kernel", "query.kernel"]
+
+
 def test_the_warning_comes_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -341,6 +346,17 @@ def test_unit_norm_and_penalty_of_a_stack_go_layer_by_layer() -> None:
 
 
 OUTPUT_FIRST = Axes((), (1, 2, 3), (0,))
+
+
+@pytest.mark.parametrize("size", [1e-25, 5e-9, 1e25])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_tiny_and_huge_columns_are_points(optimizer: Any, size: float) -> None:
+    kernel = geometry.unit(random((4, 3)))
+    np.testing.assert_allclose(unit_norm(size * kernel, "grassmann"), kernel, rtol=1e-6)
+    state, g = optimizer(0.1).init(kernel), random((4, 3), 1)
+    _, expected = optimizer(0.1).update(g, state, kernel)
+    _, actual = optimizer(0.1).update(g, state, size * kernel)
+    assert_trees_close(actual, expected)
 
 
 def moved(opt: Any, params: Any, gradients: Any) -> Any:

@@ -31,6 +31,14 @@ from config.schema import (
     optional,
 )
 
+# What gnp.method may be: the penalty, whose weight is gnp.alpha, and its relatives.
+PENALTY_METHODS = ("finite_difference", "hvp")
+RELATIVES = (
+    "sam", "asam", "sam_on", "wsam", "gsam", "stable_sam", "friendly_sam", "vasso",
+    "unnormalized_sam", "momentum_sam", "cr_sam", "gam", "random_weight_perturbation",
+    "functional_sam",
+)  # fmt: skip
+
 KEYS = (
     # Randomness.
     Key("init_seeds", 0, integer(0, below=2**32)).means("seed of the initial parameters"),
@@ -118,10 +126,28 @@ KEYS = (
         "or all but these"
     ),
     Key("gnp.adaptive", False, BOOLEAN).means("scale the perturbation by the parameters (ASAM)"),
-    Key("gnp.method", "finite_difference", choice("finite_difference", "hvp")).means(
-        "difference of two gradients, or the exact Hessian-vector product"
+    Key("gnp.method", "finite_difference", choice(*PENALTY_METHODS, *RELATIVES)).means(
+        "the penalty by a difference of two gradients or by the exact Hessian-vector product, or "
+        "one of its relatives (docs/methods.md), whose radius is gnp.r"
+    ),
+    Key("gnp.method_params", {}, KEYWORDS).means(
+        "the relative's further arguments, such as gamma of wsam"
+    ),
+    Key("gnp.ascent_share", 1.0, number(above=0, at_most=1)).means(
+        "share of the examples that the perturbation is from, as 0.5: every second one. Logged "
+        "metrics and batch statistics of a penalized step are theirs, too"
     ),
     Key("gnp.every", 1, integer(1)).means("penalize every n-th step"),
+    Key("gnp.every_scales_alpha", False, BOOLEAN).means(
+        "gnp.alpha times gnp.every, so that the mean over the steps is as if each were penalized"
+    ),
+    Key("gnp.tail_epochs", None, optional(number(above=0))).means(
+        "penalize in so many last epochs alone; none: in all"
+    ),
+    Key("gnp.unusual_norm", None, optional(numbers(number(-10, at_most=10)))).means(
+        "AE-SAM: penalize where the squared gradient norm two steps before is above its running "
+        "mean by c deviations; c at the run's begin and end, 1,-1 in the paper; none: off"
+    ),
     Key("gnp.reuse", 0.0, number(0)).means(
         "LookSAM: weight of what is kept of the last penalized gradient in the steps between; "
         "0: off"
@@ -155,9 +181,9 @@ KEYS = (
     Key("opt.centralize", "none", choice("none", "all", "conv")).means(
         "gradient centralization: of all weights of rank > 1, or of convolutions"
     ),
-    Key("opt.centralize_at", "gradient", choice("gradient", "update")).means(
+    Key("opt.centralize_at", "gradient", choice("gradient", "update", "perturbation")).means(
         "centralize what the optimizer is given, or what it makes of it (for Adam; not of the "
-        "Grassmann group)"
+        "Grassmann group), or the direction of the perturbation alone"
     ),
     # Model.
     Key("model.model_name", "WideResNet_16_4", TEXT).means("a name that the registry knows"),

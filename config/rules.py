@@ -4,6 +4,7 @@ Each rule yields the lines to tell the user: what is wrong, what is allowed, wha
 """
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import ml_collections
@@ -35,7 +36,7 @@ def problems(
     lines = value_problems(flatten(config))
     if lines:  # the rules below compute with values that are allowed
         return lines
-    for rule in (_coefficient, _penalty, _accumulation, _optimizer, _others):
+    for rule in _RULES:
         lines += rule(config)
     if devices is not None:
         lines += mesh_problems(config, devices)
@@ -145,6 +146,70 @@ def _penalty(config: ml_collections.ConfigDict) -> Iterator[str]:
         )
 
 
+def _method(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """A relative of the penalty has a radius, and none of the penalty's weight."""
+    gnp = config.gnp
+    if gnp.method in default.PENALTY_METHODS:
+        return
+    if gnp.r == 0:
+        yield f"gnp.method = {gnp.method!r} needs a radius, such as gnp.r = 0.05"
+    off = {"alpha": 0, "lambda": None, "norm_perturbations": False, "every_scales_alpha": False}
+    given = {f"gnp.{name}": gnp[name] for name in off if gnp[name] != off[name]}
+    if config.gr_warmup_strategy == "lambda":
+        given["gr_warmup_strategy"] = "lambda"
+    for name, value in given.items():
+        yield (
+            f"{name} = {value!r} is of the penalty, whose weight is gnp.alpha, not of gnp.method = "
+            f"{gnp.method!r}: its arguments are gnp.method_params"
+        )
+
+
+def _moment(config: ml_collections.ConfigDict) -> Iterator[str]:
+    gnp, thresholds = config.gnp, config.gnp.unusual_norm
+    for name in ("tail_epochs", "unusual_norm"):
+        if gnp.r == 0 and gnp[name] is not None:
+            yield f"gnp.{name} = {gnp[name]!r} with gnp.r = 0: there is no penalty to work in"
+    if gnp.every_scales_alpha and gnp.every == 1:
+        yield "gnp.every_scales_alpha = True with gnp.every = 1: each step is penalized already"
+    if gnp.tail_epochs is not None and gnp.tail_epochs > config.total_epochs:
+        yield (
+            f"gnp.tail_epochs = {gnp.tail_epochs:g} is longer than "
+            f"total_epochs = {config.total_epochs}"
+        )
+    if thresholds is not None and len(thresholds) != 2:
+        yield (
+            f"gnp.unusual_norm = {tuple(thresholds)} must be two numbers, at the run's begin and "
+            "end, such as 1,-1"
+        )
+
+
+def _ascent(config: ml_collections.ConfigDict) -> Iterator[str]:
+    gnp = config.gnp
+    given = f"gnp.ascent_share = {gnp.ascent_share:g}"
+    if gnp.ascent_share < 1 and gnp.r == 0:
+        yield f"{given} with gnp.r = 0: there is no penalty to work in"
+    if ascent_rows(gnp.ascent_share)[0] == 0:
+        yield f"{given} must be at least 0.01"
+    if gnp.ascent_share == 1:
+        given = f"gnp.method = {gnp.method!r}"
+    has_parts = gnp.r > 0 and not gnp.sync_perturbations or config.accumulate_penalty == "micro"
+    if has_parts and (gnp.ascent_share < 1 or gnp.method == "functional_sam"):
+        yield (
+            f"{given} does not go with a perturbation for each group or micro-batch: set "
+            "gnp.sync_perturbations to True and accumulate_penalty to batch"
+        )
+
+
+def ascent_rows(share: float) -> tuple[int, int]:
+    """Return how many rows of how many consecutive ones an ascent share takes.
+
+    Example:
+        >>> ascent_rows(0.75), ascent_rows(0.3333)
+        ((3, 4), (1, 3))
+    """
+    return Fraction(share).limit_denominator(100).as_integer_ratio()
+
+
 def _accumulation(config: ml_collections.ConfigDict) -> Iterator[str]:
     count, gnp = config.accumulate_steps, config.gnp
     if config.batch_size % count:
@@ -173,6 +238,8 @@ def _optimizer(config: ml_collections.ConfigDict) -> Iterator[str]:
             yield (
                 f"opt.{name} = {opt[name]!r} needs opt.opt_type = SGDG or AdamG, not {opt.opt_type}"
             )
+    if opt.centralize_at == "perturbation" and config.gnp.r == 0:
+        yield "opt.centralize_at = 'perturbation' with gnp.r = 0: there is no perturbation"
     if opt.centralize_at != "gradient" and opt.centralize == "none":
         yield (
             f"opt.centralize_at = {opt.centralize_at!r} with opt.centralize = 'none': "
@@ -197,6 +264,11 @@ def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield (
             f"dataset.subset = {subset:g} is neither a share below 1 nor a whole number of examples"
         )
+
+
+_RULES = (
+    _coefficient, _penalty, _method, _moment, _ascent, _accumulation, _optimizer, _others,
+)  # fmt: skip
 
 
 def mesh_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
@@ -250,6 +322,15 @@ def _batch_on_devices(config: ml_collections.ConfigDict, devices: int) -> Iterat
         at_once, name = batch // count, "batch_size / accumulate_steps"
     elif group < batch:
         at_once, name = group, "gnp.m"
+    taken, of = ascent_rows(config.gnp.ascent_share)
+    if at_once // devices % of:
+        yield (
+            f"gnp.ascent_share = {config.gnp.ascent_share:g} takes {taken} of every {of} examples, "
+            f"and {of} does not divide a device's share of {name}, {at_once // devices}"
+        )
+        return
+    if of > 1:  # what divides the share and the whole
+        at_once, name = at_once // of, f"{name} / {of}"
     statistics = config.model.model_params.get("batch_norm_group")
     if statistics is not None and at_once % statistics:
         yield (

@@ -19,16 +19,19 @@ from jax.sharding import Mesh, NamedSharding
 import ds_pipeline
 import model
 import optimizer
+from config import rules
 from gnp.training.files import first_line
 from gnp.training.gradients import (
     Batch,
     Gradient,
     Metrics,
+    build_functional_gradient,
     build_gradient,
     build_loss,
     gathered,
     grouped,
     micro_batched,
+    of_share,
     penalized,
 )
 from gnp.training.mesh import WHOLE, abstract, build_mesh, shard, shard_batch
@@ -59,6 +62,7 @@ class Experiment:
         regularize: params -> costs that are added to the loss.
         optimizer: The chain.
         scalars: step -> learning_rate, alpha, r as numbers.
+        step_rule: step -> whether it is penalized; it takes in the norms of the steps before.
         mesh: The devices.
         abstract_state: Shapes, dtypes and shardings of the state.
         initialize: () -> (the state before the first step, what became of pretrained weights).
@@ -80,6 +84,7 @@ class Experiment:
     regularize: Regularizer
     optimizer: optax.GradientTransformationExtraArgs
     scalars: Callable[[int], dict[str, float]]
+    step_rule: optimizer.StepRule
     mesh: Mesh
     abstract_state: TrainState
     initialize: Callable[[], tuple[TrainState, Report | None]]
@@ -117,15 +122,32 @@ def name_problems(config: ml_collections.ConfigDict, checked: bool = True) -> li
         problems += str(error).splitlines()
     try:
         optimizer.check_opt_params(config.opt.opt_type, config.opt.opt_params)
+        optimizer.gnp_method_params(config.gnp)
         if checked:
             countable = optimizer.MAX_STEPS / max(
                 config.total_epochs, config.gnp.warmup_epochs or 0
             )
             steps_per_epoch = max(1, min(_ANY_STEPS_PER_EPOCH, int(countable)))
             optimizer.build_optimizer(config, steps_per_epoch)
+            if _penalizes_parts(config):
+                optimizer.build_penalized_gradient(config, steps_per_epoch)
     except optimizer.OptimizerError as error:
         problems += str(error).splitlines()
     return problems
+
+
+def _has_groups(config: ml_collections.ConfigDict) -> bool:
+    gnp = config.gnp
+    return gnp.r > 0 and not gnp.sync_perturbations and gnp.m != config.batch_size
+
+
+def _penalizes_parts(config: ml_collections.ConfigDict) -> bool:
+    """Return whether each group or micro-batch is penalized on its own, not in the chain.
+
+    A method of one gradient needs no such thing: its perturbation is known before.
+    """
+    is_micro = config.accumulate_steps > 1 and config.accumulate_penalty == "micro"
+    return (_has_groups(config) or is_micro) and optimizer.gnp_gradients(config.gnp) > 1
 
 
 def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset) -> Experiment:
@@ -145,7 +167,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     # The optimizer: its chain, what changes with the step, and which steps are penalized.
     chain = optimizer.build_optimizer(config, steps_per_epoch)
     schedules = optimizer.build_schedules(config, steps_per_epoch)
-    is_penalized = optimizer.build_step_rule(config, steps_per_epoch)
+    step_rule = optimizer.build_step_rule(config, steps_per_epoch)
     labels = optimizer.build_labels(config)
 
     # The model and its loss.
@@ -164,12 +186,15 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     gradient = build_gradient(
         build_loss(net.apply, objective, regularize, config.log_costs_per_layer)
     )
-    has_groups = config.gnp.r > 0 and not config.gnp.sync_perturbations
-    has_groups = has_groups and config.gnp.m != batch_size
-    has_micro_batches = config.accumulate_steps > 1
+    has_groups = _has_groups(config)
     penalize_at = None  # the penalty stands in the chain
-    if has_groups or (has_micro_batches and config.accumulate_penalty == "micro"):
+    if _penalizes_parts(config):
         penalize_at = optimizer.build_penalized_gradient(config, steps_per_epoch)
+    taken, of = rules.ascent_rows(config.gnp.ascent_share)
+
+    def in_micro_batches(gradient: Gradient) -> Gradient:
+        count = config.accumulate_steps
+        return micro_batched(gradient, count) if count > 1 else gradient
 
     def gradient_of(step: Any, penalize: bool) -> Gradient:
         if has_groups and config.gnp.m is None:
@@ -177,9 +202,26 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         at_step = gradient if has_groups else gathered(gradient)
         if penalize and penalize_at:
             at_step = penalized(at_step, lambda *args: penalize_at(*args, step=step))
-        if has_micro_batches:
-            at_step = micro_batched(at_step, config.accumulate_steps)
+        if penalize and taken < of:
+            at_step = of_share(at_step, taken, of)
+        at_step = in_micro_batches(at_step)
         return grouped(at_step, config.gnp.m) if has_groups else at_step
+
+    # What the chain's second gradient is of, where that is not the function or the examples of the
+    # first.
+    perturbed_of = None
+    if config.gnp.method == "functional_sam":
+        functional = in_micro_batches(
+            gathered(build_functional_gradient(net.apply, objective, regularize))
+        )
+
+        def perturbed_of(step: Any, params: Params) -> Gradient:
+            return lambda moved, *rest: functional((moved, params), *rest)
+
+    elif taken < of:
+
+        def perturbed_of(step: Any, params: Params) -> Gradient:
+            return in_micro_batches(gathered(gradient))
 
     # The state, and where it lives.
     mesh = build_mesh(config.mesh.data, config.mesh.fsdp)
@@ -228,6 +270,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
             partial(gradient_of, penalize=penalize),
             chain,
             penalize=penalize,
+            perturbed_of=perturbed_of,
             average=None if config.ema_decay is None else average,
             skip_nonfinite=config.on_nonfinite == "skip",
             keep_gradients=config.record.steps,
@@ -240,10 +283,13 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     def train_step(
         state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, Metrics]:
-        take = penalized_step if is_penalized(step) else plain_step
+        penalize = step_rule(step)
+        take = penalized_step if penalize else plain_step
         with jax.set_mesh(mesh):
-            result: tuple[TrainState, Metrics] = take(state, batch, key, np.uint32(step))
-        return result
+            new_state, metrics = take(state, batch, key, np.uint32(step))
+        if config.gnp.unusual_norm is not None:  # how often that is nobody knows before
+            metrics["penalized"] = np.float32(penalize)
+        return new_state, metrics
 
     def eval_step(params: Params, model_state: Any, batch: Batch) -> Metrics:
         with jax.set_mesh(mesh):
@@ -286,6 +332,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
             for name, schedule in schedules._asdict().items()
             if schedule is not None
         },
+        step_rule=step_rule,
         mesh=mesh,
         abstract_state=abstract_state,
         initialize=initialize,

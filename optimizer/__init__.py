@@ -28,7 +28,6 @@ from .build import build_optimizer as build_optimizer
 from .build import build_penalized_gradient as build_penalized_gradient
 from .build import build_penalty as build_penalty
 from .build import build_schedules as build_schedules
-from .build import build_step_rule as build_step_rule
 from .build import check_opt_params as check_opt_params
 from .build import opt_param_names as opt_param_names
 from .build_masks import GRASSMANN_OPTIMIZERS as GRASSMANN_OPTIMIZERS
@@ -48,6 +47,12 @@ from .groups import map_groups as map_groups
 from .groups import per_group as per_group
 from .looksam import LookSAMState as LookSAMState
 from .looksam import looksam as looksam
+from .methods import GNP_METHODS as GNP_METHODS
+from .methods import gnp_gradients as gnp_gradients
+from .methods import gnp_method_params as gnp_method_params
+from .moments import StepRule as StepRule
+from .moments import UnusualNorm as UnusualNorm
+from .moments import build_step_rule as build_step_rule
 from .parameters import is_normalization as is_normalization
 from .parameters import parameter_kinds as parameter_kinds
 from .perturbation import METHODS as METHODS

@@ -32,7 +32,8 @@ def check_names(name: str, given: Iterable[str], allowed: Iterable[str], hint: s
     for key in given:
         if key not in allowed:
             raise OptimizerError(
-                f"unknown {name}.{key}; allowed: {', '.join(allowed)}{_nearest(key, allowed)}{hint}"
+                f"unknown {name}.{key}; allowed: {', '.join(allowed) or 'none'}"
+                f"{_nearest(key, allowed)}{hint}"
             )
 
 

@@ -1,7 +1,6 @@
-"""The optimizer that a config asks for: chain, schedules, and the rule for penalized steps."""
+"""The optimizer that a config asks for: its chain, and its schedules."""
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,11 +13,13 @@ from ._tree import mixing_types
 from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
-from .gradient_norm_penalty import gradient_norm_penalty, penalized_gradient
 from .looksam import looksam
+from .methods import build_method, gnp_gradients, gnp_method_params
+from .moments import penalty_warmup_steps
 from .parameters import is_normalization
-from .perturbation import METHODS
+from .perturbation import relative
 from .recorder import record_gradient_evolution
+from .sam_family import decouple, proportional_radius
 from .schedules import STRATEGIES, count_steps, gnp_warmup, learning_rate_schedule
 from .sgdg import sgdg
 
@@ -48,7 +49,7 @@ _AVERAGING = ("momentum", "euclidean_momentum", "b1", "b2", "decay")
 
 OPTIMIZERS = (*_BASE, *_GRASSMANN)
 CENTRALIZE = ("none", "all", "conv")
-CENTRALIZE_AT = ("gradient", "update")
+CENTRALIZE_AT = ("gradient", "update", "perturbation")
 WHERE = ("all", "normalization", "others")
 
 
@@ -115,52 +116,73 @@ def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransfor
     record = getattr(config, "record", None)  # a config of one's own need not have it
     if record is not None and record.gradients:
         chain.append(record_gradient_evolution())
-    if config.gnp.r > 0:
-        penalty, reuse = build_penalty(config, steps_per_epoch), config.gnp.reuse
-        check_number("gnp.reuse", reuse)
-        chain.append(looksam(penalty, reuse) if reuse > 0 else penalty)
+    behind: list[optax.GradientTransformation] = [_base_optimizer(config, schedules)]
     if config.gradient_clipping > 0:
-        chain.append(optax.clip_by_global_norm(config.gradient_clipping))
-    chain.append(_base_optimizer(config, schedules))
-    return optax.with_extra_args_support(optax.chain(*chain))
+        behind.insert(0, optax.clip_by_global_norm(config.gradient_clipping))
+    if config.gnp.r > 0:
+        penalty = _with_reuse(config.gnp, build_penalty(config, steps_per_epoch))
+        if gnp_method_params(config.gnp).get("decouple"):
+            _check_decoupled(config)
+            behind = [decouple(penalty, optax.chain(*behind), schedules.learning_rate)]
+        else:
+            chain.append(penalty)
+    return optax.with_extra_args_support(optax.chain(*chain, *behind))
 
 
 def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
-    """Build the `gradient_norm_penalty` that a config asks for, without groups and LookSAM.
+    """Build the penalty, or its relative, that a config asks for, without groups and LookSAM.
 
     Args:
-        config: Read are those of `build_schedules` and gnp, with r > 0.
+        config: Read are those of `build_schedules` and gnp, with r > 0, and opt.
         steps_per_epoch: Steps in one epoch.
 
     Raises:
         OptimizerError: a value is unknown or out of range.
     """
+    gnp, opt = config.gnp, config.opt
+    check_choice("gnp.where", gnp.where, WHERE)
+    check_flag("gnp.adaptive", gnp.adaptive)
+    parts: dict[str, Any] = {}
+    if gnp.adaptive:
+        parts["metric"] = relative()
+    if gnp.where != "all":
+        parts["where"] = _perturbed(gnp.where)
+    if opt.centralize != "none" and opt.centralize_at == "perturbation":
+        parts["direction"] = _centralization(opt)
     schedules = build_schedules(config, steps_per_epoch)
-    return gradient_norm_penalty(schedules.r, schedules.alpha, **_penalty_options(config.gnp))
+    return build_method(gnp, schedules.r, schedules.alpha, parts)
 
 
 def build_penalized_gradient(config: Any, steps_per_epoch: int) -> Callable[..., Any]:
-    """Build the `penalized_gradient` that a config asks for, with its schedules read at a step.
+    """Build what `build_penalty` does as a pure function, with its schedules read at a step.
 
     For training steps that penalize the gradient of each micro-batch or group on their own and hand
     the mean to `update(..., penalized=...)` of the chain of `build_optimizer`.
 
     Args:
-        config: Read are those of `build_schedules` and gnp, with r > 0.
+        config: Read are those of `build_penalty`.
         steps_per_epoch: Steps in one epoch.
 
     Returns:
         A function (grad_fn, params, grads, step) -> penalized gradient; the step may be traced.
 
     Raises:
-        OptimizerError: a value is unknown or out of range.
+        OptimizerError: a value is unknown or out of range, or the method remembers gradients.
     """
-    options, schedules = _penalty_options(config.gnp), build_schedules(config, steps_per_epoch)
+    penalty = build_penalty(config, steps_per_epoch)
+    memory = jax.eval_shape(penalty.init, jnp.zeros(1))
+    if any(leaf.ndim for leaf in jax.tree.leaves(memory)):
+        raise OptimizerError(
+            f"gnp.method={config.gnp.method!r} remembers gradients, which a group or a micro-batch "
+            "with a perturbation of its own cannot: set gnp.sync_perturbations=True and "
+            "accumulate_penalty='batch'"
+        )
 
     def at_step(grad_fn: Callable[[Any], Any], params: Any, grads: Any, step: Any) -> Any:
         count = jnp.asarray(step, jnp.int32)  # as the transformation counts
-        r, alpha = schedules.r(count), schedules.alpha(count)
-        return penalized_gradient(grad_fn, params, grads, r, alpha, **options)
+        # Without a memory all that the state holds is this count.
+        state = jax.tree.map(lambda _: count, penalty.init(params))
+        return penalty.update(grads, state, params, grad_fn=grad_fn)[0]
 
     return at_step
 
@@ -174,7 +196,9 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
         steps_per_epoch: Steps in one epoch.
 
     Returns:
-        Schedules of the step; r is 0 at every step without a penalty.
+        Schedules of the step; r is 0 at every step without a penalty. alpha is gnp.every times as
+        large where gnp.every_scales_alpha says so; GSAM's r follows the learning rate down to
+        gnp.method_params.rho_min.
 
     Raises:
         OptimizerError: a value is unknown or out of range.
@@ -182,50 +206,18 @@ def build_schedules(config: Any, steps_per_epoch: int) -> Schedules:
     count_steps("total_epochs", config.total_epochs, steps_per_epoch)
     learning_rate = _learning_rate(config, config.base_lr, steps_per_epoch)
     check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
-    check_number("gnp.r", config.gnp.r)
-    check_number("gnp.alpha", config.gnp.alpha)
-    warmup_steps = _penalty_warmup_steps(config, steps_per_epoch)
-    r, alpha = gnp_warmup(config.gr_warmup_strategy, config.gnp.r, config.gnp.alpha, warmup_steps)
+    gnp, warmup_steps = config.gnp, penalty_warmup_steps(config, steps_per_epoch)
+    check_number("gnp.r", gnp.r)
+    check_number("gnp.alpha", gnp.alpha)
+    often = gnp.every if getattr(gnp, "every_scales_alpha", False) else 1
+    r, alpha = gnp_warmup(config.gr_warmup_strategy, gnp.r, gnp.alpha * often, warmup_steps)
+    rho_min = gnp_method_params(gnp).get("rho_min")
+    if gnp.r > 0 and rho_min is not None:
+        r = _following(learning_rate, config.base_lr, rho_min, gnp.r, r)
     grassmann = None
     if config.opt.opt_type in GRASSMANN_OPTIMIZERS:
         grassmann = _learning_rate(config, config.opt.learning_rate_grassmann, steps_per_epoch)
     return Schedules(learning_rate, r, alpha, grassmann)
-
-
-def build_step_rule(config: Any, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Build the rule for penalized steps, which the host knows before it starts them.
-
-    A step whose penalized gradient would be the plain one (r = 0; α = 0 unless `normalize`) is
-    plain; so are all but every `gnp.every`-th step, counted from step 0, and, in hybrid training,
-    those that a draw from (seeds, step) leaves out with probability 1 - p. Plain Python: no
-    device is asked.
-
-    Args:
-        config: Read are seeds, warmup_epochs, gr_warmup_strategy, gnp, use_hybrid_training and
-          hybrid_config.p.
-        steps_per_epoch: Steps in one epoch.
-
-    Returns:
-        A function step -> bool, for the `penalize` of `update`.
-
-    Raises:
-        OptimizerError: a value is unknown or out of range.
-    """
-    every, hybrid = config.gnp.every, config.use_hybrid_training
-    seed, p = config.seeds, config.hybrid_config.p
-    check_choice("gr_warmup_strategy", config.gr_warmup_strategy, STRATEGIES)
-    check_number("gnp.every", every, low=1)
-    if every != int(every):
-        raise OptimizerError(f"gnp.every={every!r} must be a whole number")
-    check_number("hybrid_config.p", p, high=1.0)
-    first = _first_penalized_step(config, steps_per_epoch)
-
-    def is_penalized(step: int) -> bool:
-        if first is None or step < first or step % every != 0:
-            return False
-        return not hybrid or _draw(seed, step) < p
-
-    return is_penalized
 
 
 def opt_param_names(opt_type: str) -> tuple[str, ...]:
@@ -289,16 +281,38 @@ def _learning_rate(config: Any, base_lr: float, steps_per_epoch: int) -> optax.S
     )
 
 
-def _penalty_options(gnp: Any) -> dict[str, Any]:
-    """Return the options that the penalty and its pure function share."""
-    check_choice("gnp.method", gnp.method, METHODS)
-    check_choice("gnp.where", gnp.where, WHERE)
-    return {
-        "normalize": gnp.norm_perturbations,
-        "adaptive": gnp.adaptive,
-        "method": gnp.method,
-        "where": _perturbed(gnp.where),
-    }
+def _following(
+    learning_rate: optax.Schedule, base_lr: float, low: float, high: float, r: optax.Schedule
+) -> optax.Schedule:
+    """Return a radius that follows the learning rate, with the warmup of r, which rises to high."""
+    if low > high:
+        raise OptimizerError(
+            f"gnp.method_params.rho_min={low!r} must be at most gnp.r={high!r}, the radius where "
+            "the learning rate is base_lr"
+        )
+    follows = proportional_radius(learning_rate, low, high, 0.0, base_lr)
+    return lambda step: follows(step) * (r(step) / high)
+
+
+def _with_reuse(gnp: Any, penalty: Any) -> optax.GradientTransformationExtraArgs:
+    """Return LookSAM around a penalty where a config asks for it."""
+    check_number("gnp.reuse", gnp.reuse)
+    for name, off in {"reuse": 0, "ascent_share": 1}.items():
+        value = getattr(gnp, name, off)
+        if value != off and gnp_gradients(gnp) == 1:
+            raise OptimizerError(
+                f"gnp.{name}={value!r} needs a second gradient, and gnp.method={gnp.method!r} "
+                f"takes one alone: set gnp.{name}={off}"
+            )
+    return looksam(penalty, gnp.reuse) if gnp.reuse > 0 else penalty
+
+
+def _check_decoupled(config: Any) -> None:
+    if config.opt.opt_type in GRASSMANN_OPTIMIZERS:
+        raise OptimizerError(
+            "gnp.method_params.decouple=True adds a step beside the optimizer's, which would leave "
+            f"the manifold of opt.opt_type={config.opt.opt_type!r}"
+        )
 
 
 def _perturbed(choice: str) -> Callable[[optax.Params], Any] | None:
@@ -347,11 +361,16 @@ def _with_centralization(
     if opt.centralize == "none":
         return base
     check_choice("opt.centralize_at", opt.centralize_at, CENTRALIZE_AT)
-    centralized = centralize(is_convolution if opt.centralize == "conv" else None)
+    if opt.centralize_at == "perturbation":
+        return base  # it is in the penalty
     if opt.centralize_at == "gradient":
-        return optax.chain(centralized, base)
+        return optax.chain(_centralization(opt), base)
     # The update holds the decoupled weight decay: the authors centralize both together.
-    return optax.chain(base, centralized)
+    return optax.chain(base, _centralization(opt))
+
+
+def _centralization(opt: Any) -> optax.GradientTransformation:
+    return centralize(is_convolution if opt.centralize == "conv" else None)
 
 
 def _defaults(opt_type: str) -> dict[str, Any]:
@@ -359,29 +378,3 @@ def _defaults(opt_type: str) -> dict[str, Any]:
     if opt_type in _GRASSMANN:
         return {**_GRASSMANN[opt_type][1], **_EUCLIDEAN}
     return dict(_BASE[opt_type][1])
-
-
-def _penalty_warmup_steps(config: Any, steps_per_epoch: int) -> int:
-    epochs: float | None = config.gnp.warmup_epochs
-    if epochs is None:
-        epochs = config.warmup_epochs
-    return count_steps("gnp.warmup_epochs", epochs, steps_per_epoch)
-
-
-def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
-    """Return the first step at which the penalty is on, but for every and hybrid; None: never."""
-    gnp, strategy = config.gnp, config.gr_warmup_strategy
-    # With normalize, alpha = 0 is no plain step: it follows g/‖g‖.
-    is_plain_without_alpha = not gnp.norm_perturbations
-    if gnp.r == 0 or (gnp.alpha == 0 and is_plain_without_alpha):
-        return None
-    warmup_steps = _penalty_warmup_steps(config, steps_per_epoch)
-    if strategy == "zero":
-        return warmup_steps
-    starts_at_zero = strategy == "r" or (strategy == "lambda" and is_plain_without_alpha)
-    return 1 if starts_at_zero and warmup_steps > 0 else 0
-
-
-def _draw(seed: int, step: int) -> float:
-    """Draw from [0, 1), by the seed and the step only."""
-    return random.Random(f"hybrid training, seed {seed}, step {step}").random()

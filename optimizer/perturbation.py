@@ -126,7 +126,7 @@ def relative(eta: Scalar = 0.0, where: Where = None, eps: float = 0.0) -> Metric
 
     Args:
         eta: η, in the units of θ. The authors' code has 0.01, and their formula 0.
-        where: The leaves that have this T, such as `has_matrix_rank`; T = 1 for the others, as the
+        where: The leaves that have this T, see `penalized_gradient`; T = 1 for the others, as the
           authors' code has it for biases. None: all.
         eps: Added to the norm.
     """

@@ -189,7 +189,7 @@ def friendly_sam(
     def apart(g: jax.Array, before: jax.Array, after: jax.Array, first: jax.Array) -> jax.Array:
         return jnp.where(first, g, g - jnp.asarray(sigma, g.dtype) * before)
 
-    return sharpness_aware(rho, mix(1.0), direction=_averaging(lmbda, apart), **options)
+    return sharpness_aware(rho, mix(1.0), **_then(_averaging(lmbda, apart), options))
 
 
 def vasso(rho: Values = 0.05, theta: Scalar = 0.4, **options: Any) -> Penalty:
@@ -205,7 +205,7 @@ def vasso(rho: Values = 0.05, theta: Scalar = 0.4, **options: Any) -> Penalty:
         <https://arxiv.org/abs/2309.15639>`_, 2023.
     """
     check_scalar("theta", theta, high=1.0, positive=True)
-    return sharpness_aware(rho, mix(1.0), direction=running_average(1.0 - theta), **options)
+    return sharpness_aware(rho, mix(1.0), **_then(running_average(1.0 - theta), options))
 
 
 def unnormalized_sam(rho: Values = 0.05, **options: Any) -> Penalty:
@@ -395,6 +395,12 @@ def functional_gradients(
 
 
 # Directions with a memory.
+
+
+def _then(own: optax.GradientTransformation, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with a method's own direction behind the caller's, if there is one."""
+    given = options.get("direction")
+    return options | {"direction": own if given is None else optax.chain(given, own)}
 
 
 class AverageState(NamedTuple):

@@ -22,6 +22,12 @@ def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-6, atol: flo
     _compare(actual, expected, close)
 
 
+def differ(one: Any, other: Any) -> bool:
+    """Return whether some number of two trees differs."""
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return any(bool(jnp.any(a != b)) for a, b in leaves)
+
+
 def _compare(actual: Any, expected: Any, assert_same: Callable[..., None]) -> None:
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
 

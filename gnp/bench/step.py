@@ -19,6 +19,7 @@ with JAX_COMPILATION_CACHE_DIR set, a program that is there already is only read
     normalize, adaptive, hvp    gnp.norm_perturbations, gnp.adaptive, gnp.method=hvp
     m_32         groups of 32 examples with a perturbation each
     sam          gnp.alpha=1
+    asam, wsam, gsam, ...       any other gnp.method, where --steps names it
     optax_sam    optax.contrib.sam around the same optimizer, in the same training step
 
 With --torch_python, an interpreter that has PyTorch, there are torch_plain and torch_sam of
@@ -46,6 +47,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 import model
+from config import default
 from gnp.analysis.command_line import whole
 from gnp.bench.measure import (
     PENALTY,
@@ -81,6 +83,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[bool, ...]]] = {
     "hvp": ({**PENALTY, "gnp.method": "hvp"}, (True,)),
     "m_32": ({**PENALTY, "gnp.sync_perturbations": False, "gnp.m": 32}, (True,)),
     "sam": ({**PENALTY, "gnp.alpha": 1.0}, (True,)),
+}
+# Measured where they are asked for.
+RELATIVES = {
+    name: ({"gnp.r": PENALTY["gnp.r"], "gnp.method": name}, (True,))
+    for name in default.RELATIVES
+    if name not in VARIANTS
 }
 OPTAX_SAM = "optax_sam"
 # Of whom -> what is ours.
@@ -138,14 +146,14 @@ def our_steps(
 
     Args:
         name: Of the model.
-        steps: Of VARIANTS, or optax_sam.
+        steps: Of VARIANTS or RELATIVES, or optax_sam.
         batch_size: Examples in a batch.
         dtype: Of the model's computation.
     """
     built: dict[str, Steps] = {}  # several variants are steps of one config
     measures, compile_seconds = {}, {}
     for step in tqdm(steps, desc=f"compiling {name}", leave=False, disable=None):
-        changes, cycle = VARIANTS.get(step, ({}, (False,)))
+        changes, cycle = (VARIANTS | RELATIVES).get(step, ({}, (False,)))
         key = step if step == OPTAX_SAM else repr(changes)
         if key not in built:
             built[key] = build_steps(step_config(name, batch_size, changes, dtype))
@@ -276,7 +284,7 @@ def _bench(arguments: Sequence[str] | None) -> None:
     flags = parser("step", __doc__)
     add_models(flags)
     names = [*VARIANTS, OPTAX_SAM]
-    flags.add_argument("--steps", nargs="+", choices=names, default=names)
+    flags.add_argument("--steps", nargs="+", choices=[*names, *RELATIVES], default=names)
     flags.add_argument("--runs", type=whole(1), default=15, help="measurements of each")
     flags.add_argument("--torch_python", help="interpreter of an environment with PyTorch")
     flags.add_argument("--torch_threads", type=whole(1), default=os.cpu_count() or 1)
@@ -286,7 +294,8 @@ def _bench(arguments: Sequence[str] | None) -> None:
     steps = list(dict.fromkeys(["plain", *options.steps]))
     for name in options.models:  # before anything is compiled
         for step in steps:
-            step_config(name, options.batch_size, VARIANTS.get(step, ({},))[0], options.dtype)
+            changes, _ = (VARIANTS | RELATIVES).get(step, ({}, ()))
+            step_config(name, options.batch_size, changes, options.dtype)
     rows, version = [], None
     for name in options.models:
         measures, compile_seconds, plain = our_steps(name, steps, options.batch_size, options.dtype)

@@ -86,6 +86,8 @@ def run(
     ):
         restored = checkpoints.restore(experiment.abstract_state)
         progress = Progress(restored.progress if restored else None)
+        remembered = restored.progress.get("step_rule", {}) if restored else None
+        experiment.step_rule.restore(remembered)
         epochs = progress.step // experiment.steps_per_epoch
         rows = distributed.on_first(lambda: rows_of(working_dir, epochs), FileFormatError)
         with Log(working_dir, rows, progress.step, active=first) as log, recording:
@@ -155,6 +157,7 @@ def train(
         """Wait for the metrics of step `step`, counted from 1, and take them in."""
         gradients = metrics.pop("gradients", None)
         values = to_floats(metrics)
+        experiment.step_rule.observe(step - 1, values["gradient_norm"])
         finite = progress.add(values, finite=values.pop("finite") > 0)
         if not finite and config.on_nonfinite == "stop":
             raise non_finite_error(step, -(-step // steps_per_epoch), values)
@@ -163,6 +166,11 @@ def train(
             log.points(step, {f"train/{name}": value for name, value in values.items()})
             log.points(step, experiment.scalars(step - 1))
         recording.step(step, gradients)
+
+    def save() -> None:
+        remembered = experiment.step_rule.to_json()
+        rule = {"step_rule": remembered} if remembered else {}
+        checkpoints.save(progress.step, state, progress.to_json() | rule)
 
     for epoch in range(progress.step // steps_per_epoch + 1, epochs + 1):
         if interrupt.reached(progress.step):
@@ -204,10 +212,10 @@ def train(
         log.end_epoch(row, row_line(row, epochs))
         progress.start_epoch()
         if epoch == epochs or epoch % config.save_ckpt_every_n_epochs == 0:
-            checkpoints.save(progress.step, state, progress.to_json())
+            save()
 
     if progress.step and interrupt.reached(progress.step):
-        checkpoints.save(progress.step, state, progress.to_json())
+        save()
     log.close_bar()
     checkpoints.wait()
 

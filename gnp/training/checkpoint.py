@@ -277,8 +277,11 @@ class Checkpoints:
         try:
             progress = read_json(folder / _PROGRESS)
             stored = self._checkpointer.handler.metadata(folder / "state")
-            self._check_structure(step, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
-            arrays = self._checkpointer.restore(folder / "state", abstract)
+            there = getattr(stored, "tree", stored)
+            self._check_structure(step, _shapes(there), _shapes(abstract))
+            # Array by array, as what holds none may differ between versions of a transformation.
+            target = _rearranged(abstract, there)
+            arrays = _rearranged(self._checkpointer.restore(folder / "state", target), abstract)
         except _FORMAT_ERRORS as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}"
@@ -359,6 +362,13 @@ def _digest(path: Path, sync: bool = False) -> str:
         if sync:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rearranged(tree: Any, other: Any) -> Any:
+    """Return the leaves of a tree in the structure of another one that has the same paths."""
+    leaves = dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    structure: Any = jax.tree.structure(other)
+    return structure.unflatten([leaves[name] for name in leaf_names(other)])
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

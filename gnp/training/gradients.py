@@ -91,6 +91,52 @@ def build_gradient(loss: Loss) -> Gradient:
     return jax.jit(gradient, inline=True)
 
 
+def build_functional_gradient(
+    apply: Apply, objective: Objective, regularize: Regularizer | None = None
+) -> Gradient:
+    """Return the perturbed gradient of functional SAM, for a pair of parameters (p, θ).
+
+    It is that of <z(p), dL/dz(θ)> + costs(p) in p, with z the outputs: the perturbed pass moves the
+    model's function alone, and keeps the loss's slope at the outputs.
+    """
+
+    def gradient(
+        params: tuple[Params, Params], model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[Grads, Metrics, ModelState]:
+        moved, here = params
+        # What the clean pass computes too: XLA does so once.
+        outputs, _ = apply(here, model_state, batch["input"], True, key)
+        slope = jax.grad(lambda z: objective.loss(z, batch["label"]).mean())(outputs)
+
+        def loss(moved: Params) -> tuple[jax.Array, ModelState]:
+            outputs, new_state = apply(moved, model_state, batch["input"], True, key)
+            costs = regularize(moved) if regularize else {}
+            return jnp.vdot(outputs, slope) + (total(costs) if costs else 0.0), new_state
+
+        grads, new_state = jax.grad(loss, has_aux=True)(moved)
+        return Grads(grads), {}, new_state
+
+    return jax.jit(gradient, inline=True)
+
+
+def of_share(gradient: Gradient, taken: int, of: int) -> Gradient:
+    """Take the gradient of `taken` of every `of` consecutive examples; gradient, metrics and all.
+
+    Every device has its part of them, and they are the same on any number of devices.
+    """
+
+    def gradient_of_share(
+        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[Grads, Metrics, ModelState]:
+        def share(x: jax.Array) -> jax.Array:
+            rows = x.reshape(-1, of, *x.shape[1:])[:, :taken]
+            return rows.reshape(-1, *x.shape[1:])
+
+        return gradient(params, model_state, jax.tree.map(share, batch), key)
+
+    return gradient_of_share
+
+
 def gathered(gradient: Gradient) -> Gradient:
     """Gather parameters that are split over the mesh, and split their gradients alike."""
 

@@ -11,6 +11,7 @@ from gnp.training import mesh
 from gnp.training.gradients import Batch, Gradient, Metrics
 from gnp.training.objective import Objective
 from gnp.training.state import Apply, ModelState, Params, TrainState
+from optimizer import perturbed_params
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, Any], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, ModelState, Batch], Metrics]
@@ -21,6 +22,7 @@ def build_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     *,
     penalize: bool,
+    perturbed_of: Callable[[Any, Params], Gradient] | None = None,
     average: Callable[[Params, Params], Params] | None = None,
     skip_nonfinite: bool = False,
     keep_gradients: bool = False,
@@ -29,12 +31,15 @@ def build_train_step(
 
     Loss and gradient at θ come first: their numbers are the logged ones, their batch statistics
     the ones that are kept. The optimizer's chain asks for a second gradient of the same batch, with
-    the same random masks, through `grad_fn`.
+    the same random masks, through `grad_fn`. A method of one gradient takes that at a point of its
+    own, which the optimizer's state says (`optimizer.perturbed_params`).
 
     Args:
         gradient_of: Step number -> the gradient of a batch at that step.
         optimizer: The chain; its `update` is given `grad_fn`, `penalized` and `penalize`.
         penalize: Whether this is the penalized step or the plain one.
+        perturbed_of: (step number, θ) -> the gradient that `grad_fn` gives; None: that of
+            `gradient_of`.
         average: (`state.ema`, the new parameters) -> the new `state.ema`; None: there is none.
         skip_nonfinite: Drop the update where loss, gradient or update is not finite.
         keep_gradients: The clean gradient is a metric too, "gradients", with the structure of the
@@ -50,12 +55,14 @@ def build_train_step(
         state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[TrainState, Metrics]:
         gradient = gradient_of(step)
+        perturbed = perturbed_of(step, state.params) if perturbed_of else gradient
         step_key = jax.random.fold_in(key, step)
 
         def grad_fn(params: Params) -> Params:
-            return gradient(params, state.model_state, batch, step_key)[0].clean
+            return perturbed(params, state.model_state, batch, step_key)[0].clean
 
-        grads, metrics, model_state = gradient(state.params, state.model_state, batch, step_key)
+        point = perturbed_params(state.opt_state, state.params) if penalize else state.params
+        grads, metrics, model_state = gradient(point, state.model_state, batch, step_key)
         updates, opt_state = optimizer.update(
             grads.clean,
             state.opt_state,

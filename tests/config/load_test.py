@@ -300,6 +300,60 @@ def test_lambda_and_alpha_may_not_disagree():
     assert load(("gnp.lambda", "0.04"), ("gnp.alpha", "0.8")).gnp.alpha == pytest.approx(0.8)
 
 
+def test_a_relative_replaces_the_weight_of_the_penalty():
+    config = load(("gnp.method", "vasso"), ("gnp.method_params.theta", "0.2"))
+    assert (config.gnp.alpha, config.gnp["lambda"]) == (0.0, None)
+    assert config.gnp.method_params.to_dict() == {"theta": 0.2}
+    assert load(("gnp.method", "hvp")).gnp.alpha == 0.8
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"gnp.method": "sam", "gnp.alpha": "0.5"}, "gnp.alpha = 0.5 is of the penalty, whose wei"),
+        ({"gnp.method": "sam", "gnp.lambda": "0.5"}, "gnp.lambda = 0.5 is of the penalty"),
+        ({"gnp.method": "sam", "gnp.norm_perturbations": "true"}, "gnp.norm_perturbations = True"),
+        ({"gnp.method": "sam", "gr_warmup_strategy": "lambda"}, "gr_warmup_strategy = 'lambda' is"),
+        ({"gnp.method": "sam", "gnp.r": "0"}, "gnp.method = 'sam' needs a radius, such as"),
+        ({"gnp.method": "friendly"}, "did you mean friendly_sam?"),
+        ({"gnp.every_scales_alpha": "true"}, "gnp.every = 1: each step is penalized already"),
+        ({"gnp.tail_epochs": "300"}, "gnp.tail_epochs = 300 is longer than total_epochs"),
+        ({"gnp.tail_epochs": "1", "gnp.r": "0", "gnp.alpha": "0"}, "there is no penalty to work"),
+        ({"gnp.unusual_norm": "1"}, "must be two numbers, at the run's begin and end"),
+        ({"gnp.ascent_share": "0.001"}, "gnp.ascent_share = 0.001 must be at least 0.01"),
+        ({"gnp.ascent_share": "0.5", "gnp.r": "0", "gnp.alpha": "0"}, "there is no penalty to wor"),
+        (
+            {"gnp.ascent_share": "0.5", "gnp.sync_perturbations": "false"},
+            "gnp.ascent_share = 0.5 does not go with a perturbation for each group",
+        ),
+        (
+            {"gnp.method": "functional_sam", "accumulate_steps": "2",
+             "accumulate_penalty": "micro"},
+            "gnp.method = 'functional_sam' does not go with a perturbation for each group",
+        ),
+        (
+            {"opt.centralize": "all", "opt.centralize_at": "perturbation", "gnp.r": "0",
+             "gnp.alpha": "0"},
+            "there is no perturbation",
+        ),
+    ],
+)  # fmt: skip
+def test_rules_on_the_family(keys, words):
+    (line,) = problems_of(*keys.items())
+    assert words in line
+
+
+def test_a_share_takes_of_each_device():
+    config = load(("batch_size", "48"), ("gnp.ascent_share", "0.75"))
+    assert problems(config, devices=4) == []
+    (line,) = problems(config, devices=8)
+    assert "takes 3 of every 4 examples, and 4 does not divide a device's share of" in line
+    config = load(*{"batch_size": "48", "gnp.ascent_share": "0.75",
+                    "model.model_params.batch_norm_group": "24"}.items())  # fmt: skip
+    (line,) = problems(config, devices=1)  # 24 divides 48, and not the 36
+    assert "does not divide batch_size / 4 = 12" in line
+
+
 def test_split_overrides():
     rest, pairs, wrong = split_overrides(
         ["--mode=eval", "--config=f.py", "--config.a.b=1", "--config.c", "-2e-3", "--config.d=x=y"]

@@ -1,5 +1,6 @@
 """From a config to the parts of a run."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optimizer
 from config import load_config
 from ds_pipeline import build_dataset
 from gnp import experiment as experiments
 from gnp.experiment import build_experiment, name_problems
 from gnp.training.gradients import Grads
+from tests.marks import quick_first
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "config" / "digits.py")
 
@@ -87,6 +90,52 @@ def test_the_rule_chooses_the_step(built_steps):
     for step in range(7):
         state, metrics = experiment.train_step(state, {}, jax.random.key(0), step)
         assert (bool(metrics["penalized"]), int(metrics["step"])) == (step % 3 == 0, step)
+
+
+# On the smallest network; those that take another way through the step come first.
+METHODS = {
+    "functional_sam": {"gnp.ascent_share": "0.5"},
+    "momentum_sam": {"accumulate_steps": "2", "gnp.sync_perturbations": "true"},
+    "wsam": {"gnp.method_params.decouple": "true"},
+    "gsam": {"gnp.sync_perturbations": "false", "gnp.m": "8", "gnp.method_params.rho_min": "0.01"},
+} | {
+    method: {} for method in optimizer.GNP_METHODS
+    if method not in (*optimizer.METHODS, "functional_sam", "momentum_sam", "wsam", "gsam")
+}  # fmt: skip
+
+
+@functools.cache
+def two_steps(method):
+    """Return the parameters after two steps, penalized ones if there is a method."""
+    words = {"batch_size": "24", "warmup_epochs": "0"}
+    if method:
+        words |= {"gnp.r": "0.1", "gnp.method": method} | METHODS[method]
+    config = load_config(str(Path(CONFIG).with_name("iris.py")), list(words.items()))
+    assert name_problems(config) == []
+    experiment = build_experiment(config, build_dataset(config))
+    state, _ = experiment.initialize()
+    for step, batch in zip(range(2), experiment.train_batches(0), strict=False):
+        assert experiment.step_rule(step) == bool(method)
+        state, metrics = experiment.train_step(state, batch, jax.random.key(0), step)
+    assert float(metrics["finite"]) == 1
+    return jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("method", quick_first(tuple(METHODS), 4))
+def test_each_method_trains(method):
+    """Otherwise than plain training; there is no normalization to perturb in this network."""
+    if method == "sam_on":
+        with pytest.raises(optimizer.OptimizerError, match="and this model has none"):
+            two_steps(method)
+        return
+    plain, found = jax.tree.leaves(two_steps(None)), jax.tree.leaves(two_steps(method))
+    assert max(np.abs(a - b).max() for a, b in zip(plain, found, strict=True)) > 1e-5
+
+
+def test_a_memory_in_groups_is_refused_before_the_data_are_read():
+    words = [("gnp.method", "vasso"), ("gnp.sync_perturbations", "false")]
+    (line,) = name_problems(load_config(CONFIG, words))
+    assert line.startswith("gnp.method='vasso' remembers gradients, which a group")
 
 
 def test_the_average_has_buffers_of_its_own_and_costs_nothing_where_it_is_off():

@@ -30,7 +30,7 @@ from optimizer import (
     opt_param_names,
 )
 from optimizer.geometry import unit
-from tests.trees import assert_trees_close, assert_trees_equal
+from tests.trees import assert_trees_close, assert_trees_equal, differ
 
 STEPS_PER_EPOCH = 4
 MakeConfig = Callable[..., Any]
@@ -52,13 +52,6 @@ def trajectory(opt: optax.GradientTransformationExtraArgs, penalize: Any = None)
         )
         params = optax.apply_updates(params, updates)
     return params
-
-
-def differ(one: Any, other: Any) -> bool:
-    return any(
-        bool(jnp.any(a != b))
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    )
 
 
 @pytest.mark.parametrize(

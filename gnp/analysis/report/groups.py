@@ -10,6 +10,13 @@ from gnp.analysis.report.runs import Run
 
 SEEDS = ("init_seeds", "seeds")
 _OPTIMIZERS = {"SGDG": "SGD-G", "AdamG": "Adam-G"}
+# The papers' names of gnp.method.
+_RELATIVES = {
+    "sam": "SAM", "asam": "ASAM", "sam_on": "SAM-ON", "wsam": "WSAM", "gsam": "GSAM",
+    "stable_sam": "StableSAM", "friendly_sam": "F-SAM", "vasso": "VaSSO",
+    "unnormalized_sam": "USAM", "momentum_sam": "MSAM", "cr_sam": "CR-SAM", "gam": "GAM",
+    "random_weight_perturbation": "RWP", "functional_sam": "functional SAM",
+}  # fmt: skip
 
 
 class Group(NamedTuple):
@@ -39,7 +46,7 @@ class Group(NamedTuple):
     def is_plain(self) -> bool:
         """True where no method of this project takes part."""
         return (
-            not (self.config["gnp.r"] and _weight(self.config))
+            not _is_perturbed(self.config)
             and self.config["opt.centralize"] == "none"
             and self.config["opt.opt_type"] not in _OPTIMIZERS
         )
@@ -142,6 +149,8 @@ def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
         ('Momentum', 'Momentum + GNP r=0.05 α=0.8')
         >>> method({**config, "opt.opt_type": "SGDG", "opt.centralize": "all"}, False)
         'SGD-G + GC'
+        >>> method({**config, "gnp.r": 0.05, "gnp.method": "vasso", "gnp.every": 2}, False)
+        'VaSSO r=0.05 every 2nd step'
     """
     kind = config["opt.opt_type"]
     base = _OPTIMIZERS.get(kind, kind)
@@ -152,35 +161,51 @@ def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
 
 
 def _weight(config: Mapping[str, Any]) -> float:
-    """Return alpha, also where the config has lambda = alpha * r instead."""
+    """Return alpha at a penalized step, also where the config has lambda = alpha * r instead."""
     coefficient = config.get("gnp.lambda")
     radius = config["gnp.r"]
-    return float(coefficient / radius if coefficient and radius else config["gnp.alpha"])
+    alpha = float(coefficient / radius if coefficient and radius else config["gnp.alpha"])
+    return alpha * config["gnp.every"] if config["gnp.every_scales_alpha"] else alpha
+
+
+def _is_perturbed(config: Mapping[str, Any]) -> bool:
+    has_weight = config["gnp.method"] in _RELATIVES or _weight(config) > 0
+    return config["gnp.r"] > 0 and has_weight
 
 
 def _centralization(config: Mapping[str, Any]) -> str:
     where = {"none": "", "all": "GC", "conv": "GC of convolutions"}.get(
         config["opt.centralize"], f"GC {config['opt.centralize']}"
     )
-    return f"{where} of the update" if where and config["opt.centralize_at"] == "update" else where
+    at = config["opt.centralize_at"]
+    return f"{where} of the {at}" if where and at != "gradient" else where
 
 
 def _penalty(config: Mapping[str, Any]) -> str:
     radius, weight = config["gnp.r"], _weight(config)
-    if not (radius and weight):
+    if not _is_perturbed(config):
         return ""
     every, where = config["gnp.every"], config["gnp.where"]
+    adaptive, relative = bool(config["gnp.adaptive"]), _RELATIVES.get(config["gnp.method"])
     sam = weight == 1 and not config["gnp.norm_perturbations"]
-    name = {(True, True): "ASAM", (True, False): "SAM", (False, True): "adaptive GNP"}.get(
-        (sam, bool(config["gnp.adaptive"])), "GNP"
-    )
+    if relative:
+        name = f"adaptive {relative}" if adaptive else relative
+    else:
+        name = {(True, True): "ASAM", (True, False): "SAM", (False, True): "adaptive GNP"}.get(
+            (sam, adaptive), "GNP"
+        )
     words = [f"Look{name}" if config["gnp.reuse"] else name, f"r={radius:g}"]
-    words += [] if sam else [f"α={weight:g}"]
+    words += [] if sam or relative else [f"α={weight:g}"]
+    words += [f"{key}={show(value)}" for key, value in config["gnp.method_params"].items()]
     words += [f"k={every}" if config["gnp.reuse"] else _every(every)] * (every > 1)
     words += [f"hybrid p={config['hybrid_config.p']:g}"] * bool(config["use_hybrid_training"])
     words += [f"of {where}"] * (where != "all")
     words += ["normalized"] * bool(config["gnp.norm_perturbations"])
     words += ["exact"] * (config["gnp.method"] == "hvp")
+    share, tail = config["gnp.ascent_share"], config["gnp.tail_epochs"]
+    words += [f"from {show(share)} of the batch"] * (share < 1)
+    words += [f"in the last {show(tail)} epochs"] * (tail is not None)
+    words += ["where the norm is unusual"] * (config["gnp.unusual_norm"] is not None)
     warmup = config["gr_warmup_strategy"]
     words += [f"{warmup} warmup"] * (warmup != "none")
     return " ".join(words)

@@ -41,6 +41,54 @@ def test_how_many_steps_are_penalized():
     assert share("Adam + GNP, zero warmup") == 0.75
 
 
+def test_gradients_a_step():
+    def gradients(method):
+        config = methods.Run(method, 0, "data", Path("out")).config
+        return methods.gradients(config, methods.penalized_share([config]))
+
+    assert [gradients(name) for name in ("SGD", "MSAM", "RWP", "SAM", "CR-SAM", "GAM")] == [
+        1, 1, 1, 2, 3, 4,
+    ]  # fmt: skip
+    assert gradients("RWP, mixed") == 2 and gradients("SAM from half of the batch") == 1.5
+    assert gradients("SAM in the last quarter") == 1.25
+    assert gradients("GNP every 5th step, 5 α") == pytest.approx(1.2)
+
+
+def test_a_share_that_the_runs_decide_is_read(tmp_path):
+    write_run(tmp_path / "SAM" / "seed_0")
+    found = runs("SAM", seeds=2, out=tmp_path)
+    assert methods.logged_share(found) is None
+    rows = [{"epoch": 1, "train_penalized": 0.25}, {"epoch": 2, "train_penalized": 0.75}]
+    lines = "".join(json.dumps({"step": 1, **row}) + "\n" for row in rows)
+    (found[0].directory / "metrics.jsonl").write_text(lines)
+    assert methods.logged_share(found) == 0.5
+
+
+def test_all_methods_are_in_the_table():
+    used = {changes.get("gnp.method") for changes in methods.METHODS.values()}
+    assert {"sam", "asam"} | used >= set(optimizer.GNP_METHODS) - {"finite_difference", "hvp"}
+
+
+def test_the_grid_is_the_same_for_each_and_chosen_on_held_out_images(tmp_path, monkeypatch):
+    def train(found, jobs):
+        for run in found:
+            assert (run.config.use_test_set, run.config.seeds) == (False, 10_000)
+            run.directory.mkdir(parents=True)
+            error = 0.2 if run.config.gnp.r == 0.15 else 0.3
+            row = {"epoch": 20, "step": 1, "validation_error_rate": error}
+            (run.directory / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return []
+
+    monkeypatch.setattr(methods, "train", train)
+    grid = methods.tune(["SGD", "MSAM", "SGD-G"], "data", tmp_path, jobs=1)
+    assert grid == {"MSAM": {"r": 0.15, "errors": {0.15: 0.2, 0.3: 0.3, 0.6: 0.3}}}
+    tuned = methods.Run("MSAM", 0, "data", tmp_path, grid["MSAM"]["r"])
+    assert tuned.config.gnp.r == 0.15 and tuned.config.use_test_set
+    monkeypatch.setattr(methods, "train", lambda found, jobs: ["MSAM, r_0.15: it ended early"])
+    with pytest.raises(methods.BenchError, match="it ended early"):
+        methods.tune(["MSAM"], "data", tmp_path, jobs=1)
+
+
 def test_times_are_weighted_and_over_those_of_sgd(monkeypatch):
     built = SimpleNamespace(cycle=lambda penalize: lambda steps: 3.0 if penalize else 2.0)
     monkeypatch.setattr(methods, "build_steps", lambda config: built)
@@ -147,8 +195,12 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(methods.METHODS, name, methods.METHODS[name] | short)
     monkeypatch.setattr(methods, "STEP", methods.STEP | {"model.model_name": "MLP"})
     words = [f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", "--seeds=1",
-             "--runs=2", "--methods", *names]  # fmt: skip
+             "--runs=2", "--tune", "--methods", *names]  # fmt: skip
     assert methods.main(words) == 0
+    grid = json.loads((tmp_path / "out" / "grid.json").read_text())
+    assert grid.keys() == {names[1]} and grid[names[1]]["r"] in (0.025, 0.05, 0.1)
+    made = json.loads((tmp_path / "out" / "GNP_every_5th_step" / "seed_0/config.json").read_text())
+    assert made["gnp.r"] == grid[names[1]]["r"]
     assert capsys.readouterr().out.startswith("| method             | gradients a step |")
     rows = json.loads((tmp_path / "out" / "methods.json").read_text())["rows"]
     assert [row["gradients a step"] for row in rows] == [1.0, pytest.approx(1 + 7 / 31)]

@@ -53,9 +53,9 @@ def test_every_variant(name):
     assert build_steps(step_config("DigitsCNN", 64, changes)).cycle(*cycle)(1) > 0
 
 
-@pytest.mark.parametrize("name", step.VARIANTS)
+@pytest.mark.parametrize("name", step.VARIANTS | step.RELATIVES)
 def test_every_variant_is_a_config(name):
-    assert step_config("WideResNet_16_4", 64, step.VARIANTS[name][0])
+    assert step_config("WideResNet_16_4", 64, (step.VARIANTS | step.RELATIVES)[name][0])
 
 
 @pytest.fixture

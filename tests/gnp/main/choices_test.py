@@ -8,6 +8,7 @@ import model
 import optimizer
 from config import default
 from gnp.analysis import names
+from gnp.analysis.report import groups
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from gnp.analysis import names
         ("opt.opt_type", optimizer.OPTIMIZERS),
         ("lr_schedule_type", optimizer.SCHEDULES),
         ("gr_warmup_strategy", optimizer.STRATEGIES),
-        ("gnp.method", optimizer.METHODS),
+        ("gnp.method", optimizer.GNP_METHODS),
         ("gnp.where", optimizer.WHERE),
         ("opt.centralize", optimizer.CENTRALIZE),
         ("opt.centralize_at", optimizer.CENTRALIZE_AT),
@@ -28,6 +29,11 @@ from gnp.analysis import names
 def test_names(key, known):
     (kind,) = (each.kind for each in default.KEYS if each.name == key)
     assert set(kind.names) == set(known)
+
+
+def test_relatives_of_the_penalty():
+    assert default.PENALTY_METHODS == optimizer.METHODS
+    assert set(groups._RELATIVES) == set(default.RELATIVES)
 
 
 def test_kinds_that_only_their_path_identifies():

@@ -86,6 +86,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, small_run, tmp_path
     assert rows_of(tmp_path) == rows_of(whole[0])
 
 
+def test_what_a_method_and_a_rule_remember_goes_on(small_run, tmp_path):
+    """VaSSO's mean of the gradients, and the moments of AE-SAM, across an epoch and within one."""
+    keys = {"gnp__method": "vasso", "gnp__alpha": "0", "gnp__every": "1"}
+    keys |= {"gnp__unusual_norm": "1,-1"}
+    whole = small_run(tmp_path / "whole", **keys)
+    for stop in (4, 11):
+        small_run(tmp_path / "parts", stop=stop, **keys)
+    assert_trees_equal(small_run(tmp_path / "parts", **keys).state, whole.state)
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+    metadata = [tmp_path / name / "checkpoints/15/progress/metadata" for name in ("parts", "whole")]
+    rules = [json.loads(path.read_text())["step_rule"] for path in metadata]
+    assert rules[0] == rules[1] and [step for step, _ in rules[0]["unread"]] == [13, 14]
+    shares = [row["train_penalized"] for row in rows_of(tmp_path / "whole")]
+    assert all(round(5 * share, 6).is_integer() for share in shares) and 0 < sum(shares) < 3
+
+
 class Asked(Interrupt):
     """A signal that the processes agree to heed at one call of reached()."""
 

@@ -39,6 +39,9 @@ VARIANTS = {
     },
     "micro": {"accumulate_steps": "2", "accumulate_penalty": "micro"},
     "batch norm groups": {"model.model_params": "{'batch_norm_group': 8}"},
+    "one gradient": {"gnp.method": "momentum_sam", "accumulate_steps": "2"},
+    "functional": {"gnp.method": "functional_sam", "gnp.ascent_share": "0.5"},
+    "memory": {"gnp.method": "vasso", "gnp.every": "2", "gnp.reuse": "0.5"},
     "accumulated": {"accumulate_steps": "2", "record.gradients": "true"},
 }  # fmt: skip
 LAYOUTS = tuple((data, fsdp) for data, fsdp in itertools.product((1, 2, 4), (1, 2, 4))

@@ -1,7 +1,8 @@
 """Functions from gradient to gradient: against definitions, on the CPU and elsewhere, on devices.
 
 A step has a kind: "whole", the batch at once; "batch", in micro-batches, with the penalty in the
-chain; "micro" and "groups", with a penalty in each micro-batch or each group of examples.
+chain; "micro" and "groups", with a penalty in each micro-batch or each group of examples; "share",
+with the perturbation from one of every `size` examples.
 """
 
 import functools
@@ -23,6 +24,7 @@ from gnp.training.gradients import (
     grouped,
     mean_in_turn,
     micro_batched,
+    of_share,
     penalized,
 )
 from gnp.training.mesh import build_mesh, replicate, shard_batch
@@ -102,8 +104,12 @@ def build_step(
             each = penalized(gradient, penalize_each)
         if kind == "groups":
             return grouped(each, size)
+        if kind == "share":
+            return of_share(each, 1, size) if penalize else each
         return each if kind == "whole" else micro_batched(each, size)
 
+    if kind == "share":
+        options["perturbed_of"] = lambda step, params: gradient
     return jax.jit(build_train_step(gradient_of, chain, penalize=penalize, **options)), chain
 
 
@@ -267,9 +273,11 @@ LINEAR = {"in": np.ones((4, 3), np.float32), "scale": np.ones(3, np.float32)}
 RUNS = {
     f"{name} {kind} {size}": (apply, params, kind, size)
     for name, apply, params in (("linear", alone, LINEAR), ("deep", together, PARAMS))
-    for kind, size in (("whole", SIZE), ("groups", 4), ("groups", 8), ("batch", 2), ("micro", 2))
-    if name == "deep" or kind in ("whole", "groups")
-}
+    for kind, size in (
+        ("whole", SIZE), ("groups", 4), ("groups", 8), ("share", 4), ("batch", 2), ("micro", 2)
+    )
+    if name == "deep" or kind in ("whole", "groups", "share")
+}  # fmt: skip
 
 
 def train_on(devices, network):
@@ -319,7 +327,7 @@ def trained(gnp_environment):
     return on_one_and_four
 
 
-@pytest.mark.parametrize("name", quick_first(tuple(RUNS), 3))  # those of "linear"
+@pytest.mark.parametrize("name", quick_first(tuple(RUNS), 4))  # those of "linear"
 def test_the_number_of_devices_changes_nothing(trained, name):
     """Nor what is in a micro-batch or group, its masks and statistics; the average included."""
     found = trained(name.split()[0])
@@ -346,22 +354,27 @@ def gradient_in_numpy(weights, scale, inputs, labels):
     return inputs.T @ error * scale, (inputs @ weights * error).sum(0)
 
 
-def penalized_in_numpy(weights, scale, inputs, labels):
-    w, s = gradient_in_numpy(weights, scale, inputs, labels)
+def penalized_in_numpy(weights, scale, inputs, labels, share=1):
+    w, s = gradient_in_numpy(weights, scale, inputs[::share], labels[::share])
     norm = np.sqrt((w**2).sum() + (s**2).sum())
     there = gradient_in_numpy(weights + R * w / norm, scale + R * s / norm, inputs, labels)
     return (1 - ALPHA) * w + ALPHA * there[0], (1 - ALPHA) * s + ALPHA * there[1]
 
 
-@pytest.mark.parametrize(("kind", "size"), [("whole", SIZE), ("groups", 4), ("groups", 8)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("whole", SIZE), ("groups", 4), ("groups", 8), ("share", 4)]
+)
 def test_equals_numpy(trained, kind, size):
+    """A share of the batch: one example of every four."""
+    group, share = (SIZE, size) if kind == "share" else (size, 1)
+    penalized_of = functools.partial(penalized_in_numpy, share=share)
     theta, momentum = [np.ones((4, 3)), np.ones(3)], [0.0, 0.0]
     for step in range(STEPS):
         inputs, labels = batch_of(step).values()
-        of_group = gradient_in_numpy if step == 2 else penalized_in_numpy
+        of_group = gradient_in_numpy if step == 2 else penalized_of
         groups = [
-            of_group(*theta, inputs[i : i + size].astype(np.float64), labels[i : i + size])
-            for i in range(0, SIZE, size)
+            of_group(*theta, inputs[i : i + group].astype(np.float64), labels[i : i + group])
+            for i in range(0, SIZE, group)
         ]
         mean = [np.mean([group[k] for group in groups], axis=0) for k in (0, 1)]
         momentum = [MOMENTUM * v + g for v, g in zip(momentum, mean, strict=True)]

@@ -9,13 +9,19 @@ import numpy as np
 import optax
 import pytest
 
-from gnp.training.gradients import build_gradient, build_loss
+from gnp.training.gradients import build_functional_gradient, build_gradient, build_loss
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_eval_step, build_train_step
-from optimizer import gradient_norm_penalty
-from tests.trees import assert_trees_close, assert_trees_equal
+from optimizer import (
+    functional_gradients,
+    gradient_norm_penalty,
+    perturbed_params,
+    random_weight_perturbation,
+    sam,
+)
+from tests.trees import assert_trees_close, assert_trees_equal, differ
 
 assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5)
 
@@ -120,6 +126,61 @@ def test_penalized_gradient_is_the_formula_with_the_same_masks(setup, loss_and_g
     assert_trees_close(ours.params, expected)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+
+
+def test_a_method_of_one_gradient_takes_it_at_a_point_of_its_own(setup):
+    """And a plain step takes it at the parameters; either is applied to the parameters."""
+    params, loss = setup[1], clean_loss(setup)
+    chain = optax.chain(random_weight_perturbation(0.1), optax.sgd(1.0))
+    moved = perturbed_params(chain.init(params), params)
+    for penalize, point in ((True, moved), (False, params)):
+        ours, metrics = take_step(setup, chain, penalize=penalize)
+        expected = jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(point))
+        assert_trees_close(ours.params, expected)
+        np.testing.assert_allclose(metrics["loss"], loss(point), rtol=1e-6)
+
+
+def test_functional_sam_keeps_the_slope_at_the_outputs(setup):
+    """The weight cost is that of the perturbed parameters."""
+    apply, params, model_state, batch = setup
+    key = jax.random.fold_in(jax.random.key(7), 3)
+
+    def outputs(params):
+        return apply(params, model_state, batch["input"], True, key)[0]
+
+    def loss(z):
+        return OBJECTIVE.loss(z, batch["label"]).mean()
+
+    def cost(params):
+        return 0.01 * jnp.sum(params["Dense_0"]["kernel"] ** 2) / 2
+
+    def l2(tree):
+        mask = jax.tree.map(lambda _: 0.0, tree)
+        mask["Dense_0"]["kernel"] = 0.01
+        return mask
+
+    costs = build_regularizer(l2=l2, labels=lambda tree: jax.tree.map(lambda _: "euclidean", tree))
+    gradient, at = functional_gradients(outputs, loss)(params)
+    chain = optax.chain(sam(0.5), optax.sgd(1.0))
+    clean = jax.tree.map(jnp.add, gradient, jax.grad(cost)(params))
+    updates, _ = chain.update(
+        clean,
+        chain.init(params),
+        params,
+        grad_fn=lambda p: jax.tree.map(jnp.add, at(p), jax.grad(cost)(p)),
+    )
+    functional = build_functional_gradient(apply, OBJECTIVE, costs)
+    ours, metrics = take_step(
+        setup,
+        chain,
+        penalize=True,
+        regularize=costs,
+        perturbed_of=lambda step, here: lambda moved, *rest: functional((moved, here), *rest),
+    )
+    assert_trees_close(ours.params, optax.apply_updates(params, updates))
+    plain, _ = take_step(setup, chain, penalize=True, regularize=costs)
+    assert differ(ours.params, plain.params)
+    np.testing.assert_allclose(metrics["loss"], loss(outputs(params)), rtol=1e-6)
 
 
 def test_statistics_and_metrics_come_from_the_clean_pass(setup):

@@ -205,7 +205,7 @@ def test_momentum_sam_looks_against_the_momentum() -> None:
 
 
 def test_random_perturbations_have_the_filters_size_and_are_drawn_anew() -> None:
-    params = {"kernel": jnp.ones((500, 2)) * jnp.array([[1.0, 3.0]]), "bias": jnp.ones(400)}
+    params = {"w": jnp.ones((500, 2)) * jnp.array([[1.0, 3.0]]), "scale": jnp.ones(400)}
     method = random_weight_perturbation(sigma=0.01)
     state, seen = method.init(params), []
     for _ in range(2):
@@ -214,15 +214,15 @@ def test_random_perturbations_have_the_filters_size_and_are_drawn_anew() -> None
         _, state = method.update(params, state, params)
     for epsilon in seen:
         size = 0.01 * np.sqrt(500)
-        np.testing.assert_allclose(epsilon["kernel"].std(0), [size, 3 * size], rtol=0.1)
-        np.testing.assert_allclose(epsilon["bias"].std(), 0.01 * 20, rtol=0.1)
-    assert abs(np.corrcoef(seen[0]["bias"], seen[1]["bias"])[0, 1]) < 0.2
+        np.testing.assert_allclose(epsilon["w"].std(0), [size, 3 * size], rtol=0.1)
+        np.testing.assert_allclose(epsilon["scale"].std(), 0.01 * 20, rtol=0.1)
+    assert abs(np.corrcoef(seen[0]["scale"], seen[1]["scale"])[0, 1]) < 0.2
     again = random_weight_perturbation(sigma=0.01).init(params)
     assert_trees_equal(
         perturbed_params(again, params), perturbed_params(method.init(params), params)
     )
     other = random_weight_perturbation(sigma=0.01, seed=1).init(params)
-    assert not np.allclose(perturbed_params(other, params)["bias"], 1.0 + seen[0]["bias"])
+    assert not np.allclose(perturbed_params(other, params)["scale"], 1.0 + seen[0]["scale"])
 
 
 def test_a_random_perturbation_with_the_gradient_mixed_in() -> None:

@@ -127,8 +127,8 @@ class PyramidNet(nn.Module):
 
     Example:
         >>> from model.describe import count_parameters
-        >>> count_parameters(PyramidNet(10, depth=164, alpha=48), (32, 32, 3))
-        1715410
+        >>> count_parameters(PyramidNet(10, depth=11, alpha=48), (32, 32, 3))
+        121370
 
     References:
         Han et al., 2016: https://arxiv.org/abs/1610.02915

@@ -7,7 +7,6 @@ checkout the package is `optimizer`, installed alone it is `gnp_optimizer`.
 from ._checks import OptimizerError as OptimizerError
 from .adamg import ScaleByAdamgState as ScaleByAdamgState
 from .adamg import adamg as adamg
-from .adamg import scale_by_adamg as scale_by_adamg
 from .ahead import AheadState as AheadState
 from .ahead import NoiseState as NoiseState
 from .ahead import filter_noise as filter_noise
@@ -15,6 +14,11 @@ from .ahead import momentum_sam as momentum_sam
 from .ahead import perturb_ahead as perturb_ahead
 from .ahead import perturbed_params as perturbed_params
 from .ahead import random_weight_perturbation as random_weight_perturbation
+from .axes import Axes as Axes
+from .axes import axes_of as axes_of
+from .axes import flax_axes as flax_axes
+from .axes import output_first as output_first
+from .axes import unknown_axes as unknown_axes
 from .build import CENTRALIZE as CENTRALIZE
 from .build import CENTRALIZE_AT as CENTRALIZE_AT
 from .build import OPTIMIZERS as OPTIMIZERS
@@ -32,6 +36,8 @@ from .build_masks import decay_mask as decay_mask
 from .build_masks import l2_coefficients as l2_coefficients
 from .centralization import centralize as centralize
 from .centralization import is_convolution as is_convolution
+from .constraints import ConstraintState as ConstraintState
+from .constraints import constrain as constrain
 from .gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
 from .gradient_norm_penalty import penalized_gradient as penalized_gradient
 from .grassmann import grassmann_labels as grassmann_labels
@@ -88,5 +94,4 @@ from .schedules import STRATEGIES as STRATEGIES
 from .schedules import gnp_warmup as gnp_warmup
 from .schedules import learning_rate_schedule as learning_rate_schedule
 from .sgdg import ScaleBySgdgState as ScaleBySgdgState
-from .sgdg import scale_by_sgdg as scale_by_sgdg
 from .sgdg import sgdg as sgdg

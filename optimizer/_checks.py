@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+Scalar: TypeAlias = float | jax.Array
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 
 

@@ -8,16 +8,17 @@ import optax
 
 from . import geometry
 from ._checks import ScalarOrSchedule, check_scalar
-from ._tree import widen
-from .grassmann import additive_update, check_points, map_leaves
+from ._tree import wide_dtype
+from .axes import Axes, AxesOrFunction
+from .grassmann import additive_update, check_points, map_columns, zeros_of_floats
 
 
 class ScaleByAdamgState(NamedTuple):
-    """State of `scale_by_adamg`."""
+    """State of `adamg`."""
 
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32: steps taken
     mu: Any  # like params, in float32 or wider: tangents at the columns of params
-    nu: Any  # a leaf has the shape (1, ..., 1, out) and mu's dtype: one scalar a column
+    nu: Any  # like mu, with 1 for the axes of a column: one scalar a column
 
 
 def adamg(
@@ -26,6 +27,8 @@ def adamg(
     b2: float | jax.Array = 0.99,
     eps: float | jax.Array = 1e-8,
     grad_clip: float | jax.Array | None = None,
+    axes: AxesOrFunction = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
     r"""Make Adam-G: Adam on the sphere of each column, with one second moment a column.
 
@@ -42,9 +45,8 @@ def adamg(
 
     (see `optimizer.geometry`: project, exp, transport). As v is one number a column, d points along
     m and is tangent. The state's `nu` has leaves of shape (1, …, 1, out), so shardings made for
-    parameters by `optax.tree.map_params` do not fit it. Otherwise as
-    `sgdg`, which says what holds for the place in the chain, for bfloat16 and for the choice of
-    parameters.
+    parameters by `optax.tree.map_params` do not fit it. Otherwise as `sgdg`, which says what holds
+    for the place in the chain, for bfloat16 and for the choice of parameters.
 
     Args:
         learning_rate: η, in radians; >= 0. A float, an array or a schedule of the step. A column
@@ -54,6 +56,8 @@ def adamg(
         eps: Added to v, inside the root; >= 0. It shortens the steps of columns for which v is
           not much larger: with the defaults, where |h| is some 1e-3 at first and 1e-4 later.
         grad_clip: Largest length of a column of h, after the projection; > 0. None: no clipping.
+        axes: As in `sgdg`.
+        axis_name: As in `sgdg`.
 
     Returns:
         An `optax.GradientTransformation` with the state `ScaleByAdamgState`. `update` needs params.
@@ -76,21 +80,6 @@ def adamg(
         Cho and Lee, `Riemannian approach to batch normalization
         <https://arxiv.org/abs/1709.09603>`_, 2017.
     """
-    return scale_by_adamg(learning_rate, b1, b2, eps, grad_clip)
-
-
-def scale_by_adamg(
-    learning_rate: ScalarOrSchedule,
-    b1: float | jax.Array = 0.9,
-    b2: float | jax.Array = 0.99,
-    eps: float | jax.Array = 1e-8,
-    grad_clip: float | jax.Array | None = None,
-) -> optax.GradientTransformation:
-    """Make the core of `adamg`, which is all of it, with the same arguments.
-
-    Unlike other cores this one takes the learning rate and gives the update itself, as a geodesic
-    step is not linear in the learning rate.
-    """
     check_scalar("learning_rate", learning_rate, schedule=True)
     check_scalar("b1", b1, high=1.0, below=True)
     check_scalar("b2", b2, high=1.0, below=True)
@@ -99,13 +88,14 @@ def scale_by_adamg(
         check_scalar("grad_clip", grad_clip, positive=True)
 
     def init_fn(params: optax.Params) -> ScaleByAdamgState:
-        check_points("adamg", params)
-        wide = jax.tree.map(widen, params)
-        return ScaleByAdamgState(
-            count=jnp.zeros([], jnp.int32),
-            mu=jax.tree.map(jnp.zeros_like, wide),
-            nu=jax.tree.map(lambda p: jnp.zeros((1,) * (p.ndim - 1) + p.shape[-1:], p.dtype), wide),
-        )
+        def one_a_column(p: Any, its: Axes | None) -> Any:
+            if its is None:
+                return None
+            sizes = [1 if axis in its.input else size for axis, size in enumerate(p.shape)]
+            return jnp.zeros(sizes, wide_dtype(p))
+
+        nu = jax.tree.map(one_a_column, params, check_points("adamg", params, axes))
+        return ScaleByAdamgState(jnp.zeros([], jnp.int32), zeros_of_floats(params), nu)
 
     def update_fn(
         updates: optax.Updates, state: ScaleByAdamgState, params: optax.Params | None = None
@@ -114,22 +104,24 @@ def scale_by_adamg(
         count = optax.safe_increment(state.count)
 
         def step(
-            p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array
+            on: geometry.Columns, p: Any, g: Any, m: jax.Array, v: jax.Array
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
             eta, decay1, decay2, t = (jnp.asarray(x, m.dtype) for x in (rate, b1, b2, count))
-            y = geometry.unit(p)
-            h = geometry.project(y, g)
+            y = geometry.unit(p, on)
+            h = geometry.project(y, g, on)
             if grad_clip is not None:
-                h = geometry.clip(h, grad_clip)
+                h = geometry.clip(h, grad_clip, on)
             m = decay1 * m + (1 - decay1) * h
-            v = decay2 * v + (1 - decay2) * jnp.square(geometry.norm(h))
+            v = decay2 * v + (1 - decay2) * geometry.dot(h, h, on)
             correction = jnp.sqrt(1 - decay2**t) / (1 - decay1**t)
             # The maximum only matters for eps = 0 and a gradient of zeros.
             root = jnp.sqrt(jnp.maximum(v + jnp.asarray(eps, v.dtype), jnp.finfo(v.dtype).tiny))
             d = m * (-eta * correction / root)
-            return additive_update(p, geometry.exp(y, d)), geometry.transport(y, m, d), v
+            return additive_update(p, geometry.exp(y, d, on)), geometry.transport(y, m, d, on), v
 
-        updates, mu, nu = map_leaves("adamg", step, params, updates, state.mu, state.nu)
+        updates, mu, nu = map_columns(
+            "adamg", step, axes, axis_name, params, updates, state.mu, state.nu
+        )
         return updates, ScaleByAdamgState(count, mu, nu)
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -4,14 +4,17 @@ The gradient is taken at θ + ε from the start: ask `perturbed_params` where th
 statistics are those of this one pass.
 """
 
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, check_number
+from ._checks import OptimizerError, Scalar, check_scalar
 from ._tree import fill, map_present, only_differentiable, widen
+from .axes import Axes, AxesOrFunction, axes_of
+from .parameters import leaf_name
 from .perturbation import (
     Metric,
     Penalty,
@@ -62,9 +65,17 @@ def perturbed_params(opt_state: optax.OptState, params: optax.Params) -> optax.P
     is_ahead = lambda node: isinstance(node, AheadState)  # noqa: E731
     for node in jax.tree.leaves(opt_state, is_leaf=is_ahead):
         if is_ahead(node):
+            # Inside optax.partition and optax.masked it has holes.
+            epsilon = jax.tree.map(
+                lambda e: None if _is_hole(e) else e, node.perturbation, is_leaf=_is_hole
+            )
             point = map_present(widen, only_differentiable(params))
-            params = fill(move(point, node.perturbation, 1.0), params)
+            params = fill(move(point, epsilon, 1.0), params)
     return params
+
+
+def _is_hole(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def perturb_ahead(
@@ -116,7 +127,7 @@ def perturb_ahead(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def momentum_sam(rho: Values = 0.3, momentum: float = 0.9) -> Penalty:
+def momentum_sam(rho: Values = 0.3, momentum: Scalar = 0.9) -> Penalty:
     r"""Make MSAM: the gradient at θ - ρ·m/‖m‖, with m the momentum of the gradients so far.
 
     Args:
@@ -127,22 +138,27 @@ def momentum_sam(rho: Values = 0.3, momentum: float = 0.9) -> Penalty:
     References:
         Becker et al., `Momentum-SAM <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    check_number("momentum", momentum, high=1.0, below=True)
+    check_scalar("momentum", momentum, high=1.0, below=True)
     return perturb_ahead(rho, optax.chain(optax.trace(momentum), optax.scale(-1.0)))
 
 
 def random_weight_perturbation(
-    sigma: Values = 0.01, lmbda: float | None = None, seed: int = 0, **options: Any
+    sigma: Values = 0.01,
+    lmbda: Scalar | None = None,
+    seed: int = 0,
+    axes: AxesOrFunction = None,
+    **options: Any,
 ) -> Penalty:
     r"""Make RWP: the gradient at θ + ε, ε normal with a deviation of σ·‖filter‖ an element.
 
-    A filter is what one output unit reads: all axes of a leaf but the last; a leaf of rank 0 or 1
-    is one. With λ the gradient at θ is mixed in: g' = (1 - λ)·g + λ·g⁺, by two gradients.
+    A filter is what one output unit reads; a leaf whose axes are not known, such as a bias, is one
+    as a whole. With λ the gradient at θ is mixed in: g' = (1 - λ)·g + λ·g⁺, by two gradients.
 
     Args:
         sigma: σ, relative to the filter's norm, no unit.
         lmbda: λ, the share of g⁺, in [0, 1]. None: g⁺ alone, by one gradient at `perturbed_params`.
         seed: Of the noise; step and leaf choose the rest.
+        axes: The axes of each leaf, see `axes_of`; None: those that are known.
         **options: With λ: see `sharpness_aware`.
 
     References:
@@ -150,10 +166,10 @@ def random_weight_perturbation(
         <https://arxiv.org/abs/2404.00357>`_, 2024.
     """
     if lmbda is None:
-        return perturb_ahead(sigma, filter_noise(seed), unnormalized())
-    check_number("lmbda", lmbda, high=1.0)
+        return perturb_ahead(sigma, filter_noise(seed, axes), unnormalized())
+    check_scalar("lmbda", lmbda, high=1.0)
     return sharpness_aware(
-        sigma, mix(lmbda), direction=filter_noise(seed), metric=unnormalized(), **options
+        sigma, mix(lmbda), direction=filter_noise(seed, axes), metric=unnormalized(), **options
     )
 
 
@@ -163,11 +179,12 @@ class NoiseState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
 
 
-def filter_noise(seed: int) -> optax.GradientTransformation:
+def filter_noise(seed: int, axes: AxesOrFunction = None) -> optax.GradientTransformation:
     """Make the direction that draws each element from a normal one of its filter's norm.
 
     Args:
         seed: Of the noise.
+        axes: The axes of each leaf, see `axes_of`; None: those that are known.
     """
 
     def update_fn(
@@ -175,20 +192,22 @@ def filter_noise(seed: int) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, NoiseState]:
         if params is None:
             raise OptimizerError("the noise needs params: update(grads, state, params)")
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
-        structure: Any = jax.tree.structure(updates)
-        keys = structure.unflatten(
-            [jax.random.fold_in(key, i) for i in range(structure.num_leaves)]
-        )
+        step_key = jax.random.fold_in(jax.random.key(seed), state.count)
 
-        def draw(g: jax.Array, p: jax.Array, key: jax.Array) -> jax.Array:
-            axes = tuple(range(p.ndim - 1)) if p.ndim > 1 else None
-            size = jnp.sqrt(jnp.sum(jnp.square(p), axis=axes, keepdims=True))
-            return size * jax.random.normal(key, p.shape, g.dtype)
+        def draw(path: Any, g: jax.Array | None, p: jax.Array, axes: Axes | None) -> Any:
+            if g is None:
+                return None
+            # By the leaf's name, so that which others there are changes nothing.
+            key = jax.random.fold_in(step_key, zlib.crc32(leaf_name(path).encode()))
+            squares = jnp.sum(jnp.square(p), axis=axes.input if axes else None, keepdims=True)
+            # The root has no derivative at 0: there it is that of a constant.
+            size = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+            return size * jax.random.normal(key, p.shape, jnp.float32).astype(g.dtype)
 
-        return map_present(draw, updates, params, keys), NoiseState(
-            optax.safe_increment(state.count)
+        noise = jax.tree_util.tree_map_with_path(
+            draw, updates, params, axes_of(params, axes), is_leaf=lambda x: x is None
         )
+        return noise, NoiseState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(
         lambda params: NoiseState(jnp.zeros([], jnp.int32)), update_fn

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from ._checks import OptimizerError
+from .axes import Axes, axes_of
 from .grassmann import grassmann_labels, is_tall
 from .parameters import leaf_path, parameter_kinds
 
@@ -128,16 +129,17 @@ def _found_by(pattern: str) -> Callable[[optax.Params], Any]:
             f"opt.grassmann_where={pattern!r} is no regular expression: {error}"
         ) from error
 
-    def is_found(path: Any, p: Any) -> bool:
+    def is_found(path: Any, p: Any, axes: Axes | None) -> bool:
         name = "/".join(leaf_path(path))
         if expression.search(name) is None or len(p.shape) < 2:
             return False
-        if not is_tall(p):
+        if not is_tall(p, axes):
+            tall = "which has not more inputs than outputs"
+            reason = "whose axes are not known" if axes is None else tall
             raise OptimizerError(
-                f"opt.grassmann_where={pattern!r} finds {name} of shape {p.shape}, which has not "
-                "more inputs than outputs and so cannot be in the group: choose an expression "
-                "that leaves it out"
+                f"opt.grassmann_where={pattern!r} finds {name} of shape {p.shape}, {reason} and so "
+                "cannot be in the group: choose an expression that leaves it out"
             )
         return True
 
-    return lambda params: jax.tree_util.tree_map_with_path(is_found, params)
+    return lambda params: jax.tree_util.tree_map_with_path(is_found, params, axes_of(params))

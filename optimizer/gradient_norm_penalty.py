@@ -42,7 +42,9 @@ def gradient_norm_penalty(
     Place it first in the chain: it needs the raw gradient of all parameters. To perturb a part of
     them use `where`, not `optax.partition` or `optax.masked` around the penalty, where `grad_fn`
     would be handed params with holes. To accumulate gradients put it before `optax.MultiSteps`:
-    inside it would mix the mean over several batches with the gradient of the last one alone.
+    inside it would mix the mean over several batches with the gradient of the last one alone. Put
+    `optax.apply_if_finite` around the rest of the chain, not around the penalty: it looks at what
+    it is given, and there it would not see a perturbed gradient that overflows.
 
     `update` takes three more arguments:
 
@@ -56,8 +58,9 @@ def gradient_norm_penalty(
 
     Args:
         r: Radius of the perturbation; >= 0. In the units of θ; with `adaptive` it is relative to
-          them, no unit. A number, an array of one or a schedule of the step.
-        alpha: λ / r, no unit; >= 0. A number, an array of one or a schedule of the step.
+          them, no unit. A number, an array of one or a schedule of the step; or one of these for
+          each parameter: a pytree like params or a prefix of it, or a `ByLabel`.
+        alpha: λ / r, no unit; >= 0. As r.
         normalize: Mix g / ‖g‖ in place of g(θ), see `penalized_gradient`.
         adaptive: Perturb along |θ|²·g (ASAM), see `penalized_gradient`.
         method: `'finite_difference'` or `'hvp'`, see `penalized_gradient`.
@@ -66,7 +69,8 @@ def gradient_norm_penalty(
           dropped, as it belongs to the perturbed point: take metrics and batch statistics from the
           gradient that you hand to `update`.
         axis_name: Axis (or axes) of `jax.shard_map` over which parameters are split, so that ‖·‖
-          is that of the whole tree. None: each device holds all of them.
+          is that of the whole tree. A leaf that is the same on all devices is counted once, if
+          shard_map keeps track of that (check_vma). None: each device holds all of them.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `GradientNormPenaltyState`.
@@ -139,9 +143,12 @@ def penalized_gradient(
     A gradient of zeros is not perturbed. Nor is one whose largest element is below the smallest
     normal number (1.2e-38 in float32) or whose norm is above the inverse of that (8.5e37): with
     `normalize` it counts as zero. With r = 0, or α = 0 without `normalize`, the gradient passes
-    unchanged. The arithmetic is in float32 (float64 for float64 trees), the result has the dtypes
-    of `grads`. Parameters are real. Leaves that are None stay None; a parameter whose gradient is
-    None is not perturbed.
+    unchanged. Arithmetic and result are in float32 (float64 for float64 trees), and so is the point
+    that `grad_fn` is given, also for bfloat16 and float16, in which perturbation and penalty would
+    be lost to rounding: a `grad_fn` that needs the parameters' own dtype casts them itself, and
+    momentum behind takes `accumulator_dtype=jnp.float32`. Parameters are real; whole numbers, keys
+    and flags among them pass untouched. Leaves that are None stay None; a parameter whose gradient
+    is None is not perturbed.
 
     Args:
         grad_fn: The function params -> grads, of the same batch and random masks as `grads`.

@@ -10,35 +10,37 @@ import optax
 
 from . import geometry
 from ._checks import OptimizerError, check_choice, check_scalar
-from ._tree import widen
+from ._tree import is_differentiable, widen
+from .axes import Axes, AxesOrFunction, axes_of, warn_of_unknown
 from .centralization import is_convolution
-from .parameters import Where, broadcast, leaf_name, leaf_path, resolve_function, resolve_mask
+from .parameters import Where, broadcast, leaf_name, resolve_function, resolve_mask
 
 LABELS = ("grassmann", "euclidean")
 
 
-def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
+def grassmann_labels(params: optax.Params, where: Where = None, axes: AxesOrFunction = None) -> Any:
     """Label each parameter with its group, for `optax.partition`.
 
-    `'grassmann'` are the convolutions with more inputs than outputs: of shape (..., in, out) with
-    n = product of all axes but the last > out, as in the paper. The paper takes convolutions that a
-    batch normalization follows, which makes the length of a column irrelevant. The order of layers
-    cannot be told from parameters, so leave other convolutions (one that gives the logits, say) out
-    by `where`. The last axis must be the output, as in Flax; leaves that are named `weight`, whose
-    first axis is the output in PyTorch and Equinox, are not taken.
+    `'grassmann'` are the convolutions with more inputs than outputs: of shape (height, width, in,
+    out) with n = height·width·in > out, as in the paper, each layer of a stack on its own. The
+    paper takes convolutions that a batch normalization follows, which makes the length of a column
+    irrelevant. The order of layers cannot be told from parameters, so leave other convolutions (one
+    that gives the logits, say) out by `where`. Convolutions whose axes are not known (see
+    `axes_of`) are not taken, with a warning.
 
     Args:
         params: Parameters or their shapes.
         where: The leaves of the Grassmann group, such as a dense layer in front of a batch
           normalization: a pytree of bool like params, or a function of params that makes one.
           None: every convolution (see `is_convolution`) with n > out.
+        axes: The axes of each leaf, see `axes_of`; None: those that are known.
 
     Returns:
         A pytree like `params` of `'grassmann'` and `'euclidean'`.
 
     Raises:
-        OptimizerError: `where` is no mask of the parameters, or selects a leaf that is no kernel or
-          has n <= out.
+        OptimizerError: `where` is no mask of the parameters, or selects a leaf that is no kernel,
+          whose axes are not known, or that has n <= out; or `axes` does not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,29 +53,31 @@ def grassmann_labels(params: optax.Params, where: Where = None) -> Any:
         Cho and Lee, `Riemannian approach to batch normalization
         <https://arxiv.org/abs/1709.09603>`_, 2017.
     """
-    if where is None:
-        mask = jax.tree_util.tree_map_with_path(
-            lambda path, p, selected: (
-                selected and leaf_path(path)[-1:] != ("weight",) and is_tall(p)
-            ),
-            params,
-            is_convolution(params),
-        )
-    else:
-        mask = resolve_mask(where, params)
-        for (path, p), selected in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(mask), strict=True
-        ):
-            if selected and not is_tall(p):
-                raise OptimizerError(
-                    f"where selects {leaf_name(path)} of shape {jnp.shape(p)}: a kernel of the "
-                    "Grassmann group has rank > 1 and more inputs than outputs: the product of all "
-                    "axes but the last > the last"
-                )
+    mask = is_convolution(params, axes) if where is None else resolve_mask(where, params)
+    if where is None and axes is None:
+        warn_of_unknown("grassmann_labels", params, mask)
+
+    def leaf(path: Any, p: Any, selected: bool, its: Axes | None) -> bool:
+        if not selected or is_tall(p, its):
+            return selected
+        if where is not None:
+            raise OptimizerError(
+                f"where selects {leaf_name(path)} of shape {jnp.shape(p)}: a kernel of the "
+                "Grassmann group has rank > 1, known axes (or declared by axes=), and more inputs "
+                "than outputs: the product of its input axes > that of its output axes"
+            )
+        return False
+
+    mask = jax.tree_util.tree_map_with_path(leaf, params, mask, axes_of(params, axes))
     return jax.tree.map(lambda selected: "grassmann" if selected else "euclidean", mask)
 
 
-def unit_norm(params: optax.Params, labels: Any) -> Any:
+def unit_norm(
+    params: optax.Params,
+    labels: Any,
+    axes: AxesOrFunction = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Any:
     """Scale the columns of the Grassmann group to length 1.
 
     For the initialization: the directions that an initializer drew stay. A column of zeros has no
@@ -84,13 +88,16 @@ def unit_norm(params: optax.Params, labels: Any) -> Any:
         params: Parameters.
         labels: A pytree like `params`, from `grassmann_labels`, or a function of params that makes
           one, such as `grassmann_labels`.
+        axes: The axes of each leaf, see `axes_of`; None: those that are known.
+        axis_name: The mesh axis (or axes) of `jax.shard_map` that columns are split over, with each
+          device's part in params. None: each device has whole columns.
 
     Returns:
         The parameters, with their dtypes; other groups as they were.
 
     Raises:
         OptimizerError: the labels have another structure than the parameters, or a value that is
-          neither `'grassmann'` nor `'euclidean'`.
+          neither `'grassmann'` nor `'euclidean'`, or a leaf of the group has no known axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -102,29 +109,39 @@ def unit_norm(params: optax.Params, labels: Any) -> Any:
     """
     labels = _resolve_labels(labels, params)
 
-    def leaf(p: Any, label: str) -> Any:
-        return geometry.unit(p).astype(jnp.result_type(p)) if label == "grassmann" else p
+    def leaf(path: Any, p: Any, label: str, its: Axes | None) -> Any:
+        if label != "grassmann" or not is_differentiable(p):
+            return p
+        on = geometry.Columns(_known("unit_norm", path, p, its).input, axis_name)
+        return geometry.unit(p, on).astype(jnp.result_type(p))
 
-    return jax.tree.map(leaf, params, labels)
+    return jax.tree_util.tree_map_with_path(leaf, params, labels, axes_of(params, axes))
 
 
-def orthogonality_penalty(params: optax.Params, labels: Any, omega: float | jax.Array) -> jax.Array:
+def orthogonality_penalty(
+    params: optax.Params,
+    labels: Any,
+    omega: float | jax.Array,
+    axes: AxesOrFunction = None,
+) -> jax.Array:
     r"""Return the penalty :math:`\tfrac{\omega}{2} \sum \|V^\top V - I\|^2` on the Grassmann group.
 
     Add it to the loss. It makes the columns of each kernel V, as an (n, out) matrix, orthogonal, in
-    place of a weight decay. See `geometry.orthogonality` for that of a single kernel.
+    place of a weight decay; each layer of a stack has a V of its own. See `geometry.orthogonality`
+    for that of a single kernel.
 
     Args:
         params: Parameters.
         labels: A pytree like `params`, from `grassmann_labels`, or a function that makes one.
         omega: ω, no unit; >= 0. The authors' commands have 0.1.
+        axes: The axes of each leaf, see `axes_of`; None: those that are known.
 
     Returns:
         A scalar in float32 or wider.
 
     Raises:
-        OptimizerError: the labels have another structure than the parameters or other values, or
-          ω is negative or no number.
+        OptimizerError: the labels have another structure than the parameters or other values, a
+          leaf of the group has no known axes, or ω is negative or no number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,40 +156,85 @@ def orthogonality_penalty(params: optax.Params, labels: Any, omega: float | jax.
     """
     check_scalar("omega", omega)
     labels = _resolve_labels(labels, params)
-    group = [
-        geometry.orthogonality(p)
-        for p, label in zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
-        if label == "grassmann"
-    ]
+    group = []
+
+    def leaf(path: Any, p: Any, label: str, its: Axes | None) -> None:
+        if label == "grassmann" and is_differentiable(p):
+            its = _known("orthogonality_penalty", path, p, its)
+            group.append(geometry.orthogonality(p, geometry.Columns(its.input), its.stack))
+
+    jax.tree_util.tree_map_with_path(leaf, params, labels, axes_of(params, axes))
     total = sum(group, start=jnp.zeros([], jnp.float32))
     return jnp.asarray(omega, total.dtype) * total
 
 
-def check_points(name: str, params: optax.Params) -> None:
-    """Raise unless each leaf is a kernel whose columns have more than one element."""
-    for path, p in jax.tree_util.tree_leaves_with_path(params):
-        shape = jnp.shape(p)
-        if len(shape) < 2 or math.prod(shape[:-1]) < 2:
-            raise OptimizerError(
-                f"{name} moves columns of kernels (..., out), {leaf_name(path)} has shape {shape}:"
-                " choose the kernels by grassmann_labels and optax.partition"
-            )
+def check_points(name: str, params: optax.Params, axes: AxesOrFunction) -> Any:
+    """Return the axes of kernels whose columns move; raise unless they have more than one element.
+
+    Leaves of integers, bools and keys have None.
+    """
+
+    def leaf(path: Any, p: Any, its: Axes | None) -> Axes | None:
+        return _known(name, path, p, its) if is_differentiable(p) else None
+
+    return jax.tree_util.tree_map_with_path(leaf, params, axes_of(params, axes))
 
 
-def map_leaves(
-    name: str, step: Callable[..., Any], params: Any, updates: Any, *state: Any
+def _known(name: str, path: Any, p: Any, its: Axes | None) -> Axes:
+    if its is None or _size(p, its.input) < 2:
+        raise OptimizerError(
+            f"{name} moves columns of kernels, {leaf_name(path)} has shape {jnp.shape(p)}"
+            f"{' and no known axes' if its is None else ''}: choose the kernels by "
+            "grassmann_labels and optax.partition, or declare their axes by axes="
+        )
+    return its
+
+
+def check_axis_name(name: str, axis_name: str | tuple[str, ...] | None) -> None:
+    """Raise unless the devices that share columns are those of a `jax.shard_map` around."""
+    try:
+        if axis_name is not None:
+            jax.lax.axis_size(axis_name)
+    except NameError:
+        raise OptimizerError(
+            f"{name} has axis_name={axis_name!r}, and update is called outside of jax.shard_map "
+            "over a mesh with that axis: call it inside, or make it with axis_name=None"
+        ) from None
+
+
+def map_columns(
+    name: str,
+    step: Callable[..., Any],
+    axes: AxesOrFunction,
+    axis_name: str | tuple[str, ...] | None,
+    params: Any,
+    updates: Any,
+    *state: Any,
 ) -> list[Any]:
-    """Map `step(p, g, *state)` over the leaves to a list of trees; None as g keeps the state."""
+    """Map `step(columns, p, g, *state)` over the leaves to a list of trees.
+
+    Leaves of integers, bools and keys keep g and state, and so do holes in the updates.
+    """
     if params is None:
         raise OptimizerError(f"{name} needs params: update(grads, state, params)")
-    structure: Any = jax.tree.structure(updates, is_leaf=lambda x: x is None)
-    gradients = structure.flatten_up_to(updates)
-    columns = [structure.flatten_up_to(tree) for tree in (params, *state)]
+    check_axis_name(name, axis_name)
+    is_hole = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
+    structure: Any = jax.tree.structure(updates, is_leaf=is_hole)
+    trees = (updates, params, axes_of(params, axes), *state)
     results = [
-        (None, *rest) if g is None else step(p, g, *rest)
-        for g, p, *rest in zip(gradients, *columns, strict=True)
+        (g, *rest)
+        if is_hole(g) or its is None
+        else step(geometry.Columns(its.input, axis_name), p, g, *rest)
+        for g, p, its, *rest in zip(*map(structure.flatten_up_to, trees), strict=True)
     ]
     return [structure.unflatten([result[i] for result in results]) for i in range(len(state) + 1)]
+
+
+def zeros_of_floats(params: Any) -> Any:
+    """Return zeros in float32 or wider like params, None for integers, bools and keys."""
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(widen(p)) if is_differentiable(p) else None, params
+    )
 
 
 def additive_update(p: jax.Array, new: jax.Array) -> jax.Array:
@@ -180,10 +242,13 @@ def additive_update(p: jax.Array, new: jax.Array) -> jax.Array:
     return (new - widen(p)).astype(jnp.result_type(p))
 
 
-def is_tall(p: Any) -> bool:
-    """Return whether a leaf has rank > 1 and more inputs than outputs."""
-    shape = jnp.shape(p)
-    return len(shape) > 1 and math.prod(shape[:-1]) > shape[-1]
+def is_tall(p: Any, axes: Axes | None) -> bool:
+    """Return whether a leaf is a kernel with more inputs than outputs."""
+    return axes is not None and _size(p, axes.input) > _size(p, axes.output)
+
+
+def _size(p: Any, axes: tuple[int, ...]) -> int:
+    return math.prod(jnp.shape(p)[axis] for axis in axes)
 
 
 def _resolve_labels(labels: Any, params: Any) -> Any:

@@ -103,7 +103,12 @@ def resolve_function(tree: Any, params: Any, is_value: Callable[[Any], bool]) ->
 
 
 def broadcast(
-    name: str, tree: Any, params: Any, expected: str, convert: Callable[[str, Any], Any]
+    name: str,
+    tree: Any,
+    params: Any,
+    expected: str,
+    convert: Callable[[str, Any], Any],
+    is_leaf: Callable[[Any], bool] | None = None,
 ) -> Any:
     """Extend a tree, like params or a prefix of it, to one like params, and convert its leaves.
 
@@ -111,10 +116,11 @@ def broadcast(
     message says that `name` must be `expected`, and where the first difference is.
     """
     try:
-        whole = jax.tree.broadcast(tree, params)
+        whole = jax.tree.broadcast(tree, params, is_leaf)
     except ValueError:
-        raise OptimizerError(f"{name} must be {expected}: {_difference(tree, params)}") from None
-    return jax.tree.map(lambda leaf: convert(name, leaf), whole)
+        values = jax.tree.map(lambda leaf: name, tree, is_leaf=is_leaf)
+        raise OptimizerError(f"{name} must be {expected}: {_difference(values, params)}") from None
+    return jax.tree.map(lambda leaf: convert(name, leaf), whole, is_leaf=is_leaf)
 
 
 def _is_bool(leaf: Any) -> bool:

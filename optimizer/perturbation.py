@@ -26,7 +26,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, ScalarOrSchedule, check_choice, check_flag, check_scalar
+from ._checks import (
+    OptimizerError,
+    Scalar,
+    ScalarOrSchedule,
+    check_choice,
+    check_flag,
+    check_scalar,
+)
 from ._tree import (
     fill,
     inner,
@@ -114,7 +121,7 @@ def euclidean(eps: float = 0.0) -> Metric:
     return lambda d, params, axis_name: unit(d, axis_name, eps)
 
 
-def relative(eta: float = 0.0, where: Where = None, eps: float = 0.0) -> Metric:
+def relative(eta: Scalar = 0.0, where: Where = None, eps: float = 0.0) -> Metric:
     r"""Return the metric T²·d / (‖T·d‖ + eps) with T = |θ| + η, which follows a rescaling (ASAM).
 
     Args:
@@ -128,7 +135,9 @@ def relative(eta: float = 0.0, where: Where = None, eps: float = 0.0) -> Metric:
         mask = resolve_mask(where, params)
 
         def scale(d: jax.Array, p: Any, selected: bool) -> jax.Array:
-            return jnp.abs(jnp.asarray(p, d.dtype)) + eta if selected else jnp.ones_like(d)
+            if not selected:
+                return jnp.ones_like(d)
+            return jnp.abs(jnp.asarray(p, d.dtype)) + jnp.asarray(eta, d.dtype)
 
         size = map_present(scale, d, params, mask)
         scaled = unit(map_present(jnp.multiply, size, d), axis_name, eps)

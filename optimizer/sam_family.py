@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, ScalarOrSchedule, check_number, check_scalar
+from ._checks import OptimizerError, Scalar, ScalarOrSchedule, check_number, check_scalar
 from ._tree import fill, map_present, only_differentiable, widen
 from .parameters import Where, is_normalization
 from .perturbation import (
@@ -39,7 +39,7 @@ def sam(rho: Values = 0.05, **options: Any) -> Penalty:
     return sharpness_aware(rho, mix(1.0), **options)
 
 
-def asam(rho: Values = 0.5, eta: float = 0.0, weights: Where = None, **options: Any) -> Penalty:
+def asam(rho: Values = 0.5, eta: Scalar = 0.0, weights: Where = None, **options: Any) -> Penalty:
     r"""Make ASAM: g' = g⁺ with ε = ρ·T²g/‖T·g‖, T = |θ| + η.
 
     Args:
@@ -52,7 +52,7 @@ def asam(rho: Values = 0.5, eta: float = 0.0, weights: Where = None, **options: 
     References:
         Kwon et al., `ASAM <https://arxiv.org/abs/2102.11600>`_, 2021.
     """
-    check_number("eta", eta)
+    check_scalar("eta", eta)
     return sharpness_aware(rho, mix(1.0), metric=relative(eta, weights), **options)
 
 
@@ -66,7 +66,7 @@ def sam_on(rho: Values = 0.05, **options: Any) -> Penalty:
     return sharpness_aware(rho, mix(1.0), **{"where": is_normalization} | options)
 
 
-def wsam(rho: Values = 0.05, gamma: float = 0.9, **options: Any) -> Penalty:
+def wsam(rho: Values = 0.05, gamma: Scalar = 0.9, **options: Any) -> Penalty:
     r"""Make WSAM: g' = g + γ/(1 - γ)·(g⁺ - g), the penalty with α = γ/(1 - γ).
 
     For its decoupled form see `decouple`.
@@ -80,7 +80,7 @@ def wsam(rho: Values = 0.05, gamma: float = 0.9, **options: Any) -> Penalty:
         Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
         Term <https://arxiv.org/abs/2305.15817>`_, 2023.
     """
-    check_number("gamma", gamma, high=1.0, below=True)
+    check_scalar("gamma", gamma, high=1.0, below=True)
     return sharpness_aware(rho, mix(gamma / (1.0 - gamma)), **options)
 
 
@@ -167,7 +167,7 @@ def stable_sam(rho: Values = 0.05, **options: Any) -> Penalty:
 
 
 def friendly_sam(
-    rho: Values = 0.05, sigma: float = 1.0, lmbda: float = 0.9, **options: Any
+    rho: Values = 0.05, sigma: Scalar = 1.0, lmbda: Scalar = 0.9, **options: Any
 ) -> Penalty:
     r"""Make F-SAM: SAM along d = g - σ·m, m the running mean of the gradients before this one.
 
@@ -183,16 +183,16 @@ def friendly_sam(
         Li et al., `Friendly Sharpness-Aware Minimization <https://arxiv.org/abs/2403.12350>`_,
         2024.
     """
-    check_number("sigma", sigma)
-    check_number("lmbda", lmbda, high=1.0, below=True)
+    check_scalar("sigma", sigma)
+    check_scalar("lmbda", lmbda, high=1.0, below=True)
 
     def apart(g: jax.Array, before: jax.Array, after: jax.Array, first: jax.Array) -> jax.Array:
-        return jnp.where(first, g, g - sigma * before)
+        return jnp.where(first, g, g - jnp.asarray(sigma, g.dtype) * before)
 
     return sharpness_aware(rho, mix(1.0), **_then(_averaging(lmbda, apart), options))
 
 
-def vasso(rho: Values = 0.05, theta: float = 0.4, **options: Any) -> Penalty:
+def vasso(rho: Values = 0.05, theta: Scalar = 0.4, **options: Any) -> Penalty:
     r"""Make VaSSO: SAM along the running mean of the gradients, m ← (1 - θ)·m + θ·g.
 
     Args:
@@ -218,7 +218,7 @@ def unnormalized_sam(rho: Values = 0.05, **options: Any) -> Penalty:
     return sharpness_aware(rho, mix(1.0), **{"metric": unnormalized()} | options)
 
 
-def cr_sam(rho: Values = 0.05, gamma: float = 0.1, beta: float = 0.01, **options: Any) -> Penalty:
+def cr_sam(rho: Values = 0.05, gamma: Scalar = 0.1, beta: Scalar = 0.01, **options: Any) -> Penalty:
     r"""Make CR-SAM: SAM with a penalty on the curvature along ε, by three gradients.
 
     With g⁻ = ∇L(θ - ε) it is g' = g⁺ + γ·(g⁺ + g⁻ - 2g) + β·(g⁺ - g⁻).
@@ -233,27 +233,27 @@ def cr_sam(rho: Values = 0.05, gamma: float = 0.1, beta: float = 0.01, **options
         Wu et al., `CR-SAM: Curvature Regularized Sharpness-Aware Minimization
         <https://arxiv.org/abs/2312.13555>`_, 2023.
     """
-    check_number("gamma", gamma)
-    check_number("beta", beta)
+    check_scalar("gamma", gamma)
+    check_scalar("beta", beta)
 
     def combine(probe: Probe) -> Any:
         behind = probe.ascend(probe.params, map_present(jnp.negative, probe.direction), probe.r)
         ahead, behind = probe.perturbed(), probe.gradient_at(behind)
-        return map_present(
-            lambda g, up, down: up + gamma * (up + down - 2.0 * g) + beta * (up - down),
-            probe.gradient,
-            ahead,
-            behind,
-        )
+
+        def leaf(g: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+            second, first = jnp.asarray(gamma, g.dtype), jnp.asarray(beta, g.dtype)
+            return up + second * (up + down - 2.0 * g) + first * (up - down)
+
+        return map_present(leaf, probe.gradient, ahead, behind)
 
     return sharpness_aware(rho, combine, **options)
 
 
 def gam(
     rho: Values = 0.2,
-    norm_rho: float = 0.02,
+    norm_rho: Scalar = 0.02,
     betas: tuple[float, float, float] = (0.6, 0.5, 0.4),
-    gamma: float = 0.03,
+    gamma: Scalar = 0.03,
     **options: Any,
 ) -> Penalty:
     r"""Make GAM, which penalizes the largest norm of the gradient in a ball, by four gradients.
@@ -274,7 +274,7 @@ def gam(
         Generalization <https://arxiv.org/abs/2303.03108>`_, 2023.
     """
     check_scalar("norm_rho", norm_rho, positive=True)
-    check_number("gamma", gamma)
+    check_scalar("gamma", gamma)
     beta1, beta2, beta3 = betas
 
     def combine(probe: Probe) -> Any:
@@ -287,7 +287,11 @@ def gam(
         step = map_present(lambda a, b: beta1 * a + beta3 * b, g1, g3)
         _, inverse = probe.norm_and_inverse(step)
         along = probe.inner(mean, step) * inverse * inverse
-        return map_present(lambda d, m: d - gamma * (m - along.astype(d.dtype) * d), step, mean)
+
+        def leaf(d: jax.Array, m: jax.Array) -> jax.Array:
+            return d - jnp.asarray(gamma, d.dtype) * (m - along.astype(d.dtype) * d)
+
+        return map_present(leaf, step, mean)
 
     return sharpness_aware(rho, combine, **options)
 
@@ -406,17 +410,17 @@ class AverageState(NamedTuple):
     average: optax.Updates  # like params, float32 or wider
 
 
-def running_average(decay: float) -> optax.GradientTransformation:
+def running_average(decay: Scalar) -> optax.GradientTransformation:
     """Make the direction m ← decay·m + (1 - decay)·g, which begins with the first gradient.
 
     Args:
         decay: In [0, 1).
     """
-    check_number("decay", decay, high=1.0, below=True)
+    check_scalar("decay", decay, high=1.0, below=True)
     return _averaging(decay, lambda g, before, after, first: after)
 
 
-def _averaging(decay: float, direction: Callable[..., jax.Array]) -> optax.GradientTransformation:
+def _averaging(decay: Scalar, direction: Callable[..., jax.Array]) -> optax.GradientTransformation:
     """Make the direction `direction(g, m before, m after, whether it is the first)`."""
 
     def init_fn(params: optax.Params) -> AverageState:
@@ -429,7 +433,8 @@ def _averaging(decay: float, direction: Callable[..., jax.Array]) -> optax.Gradi
         first = state.count == 0
 
         def average(g: jax.Array, m: jax.Array) -> jax.Array:
-            return jnp.where(first, g, decay * m + (1.0 - decay) * g)
+            share = jnp.asarray(decay, g.dtype)
+            return jnp.where(first, g, share * m + (1.0 - share) * g)
 
         after = map_present(average, updates, state.average)
         d = map_present(lambda *x: direction(*x, first), updates, state.average, after)

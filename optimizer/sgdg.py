@@ -8,12 +8,12 @@ import optax
 
 from . import geometry
 from ._checks import ScalarOrSchedule, check_scalar
-from ._tree import widen
-from .grassmann import additive_update, check_points, map_leaves
+from .axes import AxesOrFunction
+from .grassmann import additive_update, check_points, map_columns, zeros_of_floats
 
 
 class ScaleBySgdgState(NamedTuple):
-    """State of `scale_by_sgdg`."""
+    """State of `sgdg`."""
 
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32: the schedule's step
     momentum: Any  # like params, in float32 or wider: tangents at the columns of params
@@ -23,6 +23,8 @@ def sgdg(
     learning_rate: ScalarOrSchedule,
     momentum: float | jax.Array = 0.9,
     grad_clip: float | jax.Array | None = None,
+    axes: AxesOrFunction = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
     r"""Make SGD-G: gradient descent with momentum on the sphere of each column.
 
@@ -55,6 +57,11 @@ def sgdg(
           the step. It enters the momentum, as in the paper.
         momentum: μ, in [0, 1); 0 is the plain geodesic step.
         grad_clip: Largest length of a column of h, after the projection; > 0. None: no clipping.
+        axes: The axes of each leaf, see `axes_of`: a pytree of `Axes`, a function of params that
+          makes one, or None for those that are known. `optax.partition` hides the biases that show
+          them: if axes are not known inside, give `axes_of(params)` of the whole tree.
+        axis_name: The mesh axis (or axes) of `jax.shard_map` that the length of all columns is
+          split over. None: each device has whole columns, of which it may have its own.
 
     Returns:
         An `optax.GradientTransformation` with the state `ScaleBySgdgState`. `update` needs params.
@@ -79,43 +86,31 @@ def sgdg(
         Cho and Lee, `Riemannian approach to batch normalization
         <https://arxiv.org/abs/1709.09603>`_, 2017.
     """
-    return scale_by_sgdg(learning_rate, momentum, grad_clip)
-
-
-def scale_by_sgdg(
-    learning_rate: ScalarOrSchedule,
-    momentum: float | jax.Array = 0.9,
-    grad_clip: float | jax.Array | None = None,
-) -> optax.GradientTransformation:
-    """Make the core of `sgdg`, which is all of it, with the same arguments.
-
-    Unlike other cores this one takes the learning rate and gives the update itself, as a geodesic
-    step is not linear in the learning rate.
-    """
     check_scalar("learning_rate", learning_rate, schedule=True)
     check_scalar("momentum", momentum, high=1.0, below=True)
     if grad_clip is not None:
         check_scalar("grad_clip", grad_clip, positive=True)
 
     def init_fn(params: optax.Params) -> ScaleBySgdgState:
-        check_points("sgdg", params)
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
-        return ScaleBySgdgState(count=jnp.zeros([], jnp.int32), momentum=zeros)
+        check_points("sgdg", params, axes)
+        return ScaleBySgdgState(jnp.zeros([], jnp.int32), momentum=zeros_of_floats(params))
 
     def update_fn(
         updates: optax.Updates, state: ScaleBySgdgState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleBySgdgState]:
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-        def step(p: jax.Array, g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y = geometry.unit(p)
-            h = geometry.project(y, g)
+        def step(on: geometry.Columns, p: Any, g: Any, m: Any) -> tuple[jax.Array, jax.Array]:
+            y = geometry.unit(p, on)
+            h = geometry.project(y, g, on)
             if grad_clip is not None:
-                h = geometry.clip(h, grad_clip)
+                h = geometry.clip(h, grad_clip, on)
             m = jnp.asarray(momentum, m.dtype) * m - jnp.asarray(rate, m.dtype) * h
-            return additive_update(p, geometry.exp(y, m)), geometry.transport_self(y, m)
+            return additive_update(p, geometry.exp(y, m, on)), geometry.transport_self(y, m, on)
 
-        updates, new_momentum = map_leaves("sgdg", step, params, updates, state.momentum)
+        updates, new_momentum = map_columns(
+            "sgdg", step, axes, axis_name, params, updates, state.momentum
+        )
         return updates, ScaleBySgdgState(optax.safe_increment(state.count), new_momentum)
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -160,8 +160,11 @@ make_or_update() { # PYTHON
   [[ "$build" == cpu ]] || extra=("jax[$build]")
   what=(-r "$requirements" ${extra[@]+"${extra[@]}"})
   # -I: packages that PYTHONPATH or the user's own folder offers must not count as installed.
-  "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input "${what[@]}" >&2 ||
+  "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input --no-compile \
+    "${what[@]}" >&2 ||
     fail 1 "pip could not install requirements.txt into $venv (see above); the next call begins again"
+  # pip would compile on one core. What does not compile here would not have there, and is not imported.
+  "$venv/bin/python" -I -m compileall -qq -j 0 -x '/tests/' "$venv/lib" >&2 || true
   wanted >"$state"
   say "done in $((SECONDS - begun)) s"
 }

@@ -54,6 +54,12 @@ def run(config: ml_collections.ConfigDict) -> int:
         ("path", "shape", "count", "group", "decayed"),
         numbers=("count",),
     )
+    unknown = optimizer.unknown_axes(params)
+    if unknown:
+        print(
+            "axes not known, left alone by centralization and the Grassmann group: "
+            f"{', '.join(unknown)}"
+        )
     print(f"parameters: {sum(leaf.size for leaf in leaves)}")
     return 0
 

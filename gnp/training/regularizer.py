@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gnp.training.state import Params, leaf_names
-from optimizer import orthogonality_penalty
+from optimizer import axes_of, orthogonality_penalty
 
 # cost -> path of a parameter -> scalar, float32.
 Costs = dict[str, dict[str, jax.Array]]
@@ -41,6 +41,8 @@ def build_regularizer(
     def regularize(params: Params) -> Costs:
         paths, leaves = leaf_names(params), jax.tree.leaves(params)
         groups = jax.tree.leaves(labels(params))
+        structure: Any = jax.tree.structure(params)
+        axes = structure.flatten_up_to(axes_of(params))
         weight_cost = {
             path: jnp.float32(coefficient / 2) * jnp.sum(jnp.square(leaf.astype(jnp.float32)))
             for path, leaf, coefficient in zip(
@@ -49,8 +51,8 @@ def build_regularizer(
             if coefficient
         }
         orthogonality = {
-            path: orthogonality_penalty(leaf, group, omega)
-            for path, leaf, group in zip(paths, leaves, groups, strict=True)
+            path: orthogonality_penalty(leaf, group, omega, its)
+            for path, leaf, group, its in zip(paths, leaves, groups, axes, strict=True)
             if omega and group == "grassmann"
         }
         named = {"weight_cost": weight_cost, "orthogonality": orthogonality}

@@ -62,8 +62,9 @@ def test_no_two_batches_are_alike(expected: list[str]) -> None:
     ("workers", "processes", "start"),
     [
         *((0, processes, start) for processes in DEVICES for start in (0, RESUMED)),
-        (2, 1, RESUMED),
+        (1, 1, RESUMED),
         # Seconds for the start of each worker.
+        pytest.param(2, 1, RESUMED, marks=pytest.mark.slow),
         pytest.param(2, 1, 0, marks=pytest.mark.slow),
         pytest.param(2, 2, 0, marks=pytest.mark.slow),
         pytest.param(2, 4, RESUMED, marks=pytest.mark.slow),
@@ -100,6 +101,7 @@ def on_devices(count: int) -> list[str]:
     return digests(found)
 
 
+@pytest.mark.slow  # tests/gnp/training/gradients_test.py has other batches on four devices
 def test_devices_change_nothing(expected: list[str], gnp_environment: dict[str, str]) -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

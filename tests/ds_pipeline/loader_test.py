@@ -28,6 +28,7 @@ from ds_pipeline.decode import DecodedSource
 from ds_pipeline.loader import default_workers
 from ds_pipeline.source import Batch, Indices
 from tests.ds_pipeline.batches_test import assert_equal, mixed, numbered
+from tests.marks import quick_first
 
 
 def test_an_error_while_reading_reaches_the_consumer() -> None:
@@ -101,8 +102,8 @@ def test_workers_give_the_same_evaluation() -> None:
     assert_equal(list(evaluation_batches(source, 4, 1, 2, workers=2)), expected)
 
 
-def broken(ending: str) -> Dataset:
-    """Two workers, one of which meets its end at example 7."""
+def broken(ending: str, workers: int) -> Dataset:
+    """Workers, one of which meets its end at example 7."""
     data = numbered(10)
 
     class Broken:
@@ -121,7 +122,7 @@ def broken(ending: str) -> Dataset:
         def labels(self) -> np.ndarray:
             return data.train.labels()
 
-    return dataclasses.replace(data, train=Broken(), workers=2)
+    return dataclasses.replace(data, train=Broken(), workers=workers)
 
 
 def raise_odd_error() -> None:
@@ -132,18 +133,21 @@ _KILLED = r"was killed \(exit code -9\); .* set dataset.workers to less"
 
 
 @pytest.mark.parametrize(
-    ("ending", "error", "message"),
-    [
-        ("damaged", DataError, "^a.jpg is damaged"),
-        pytest.param("killed", DataError, _KILLED, marks=pytest.mark.slow),
-        pytest.param("odd", RuntimeError, "^KeyError: ", marks=pytest.mark.slow),
-    ],
+    ("ending", "error", "message", "workers"),
+    quick_first(
+        [
+            ("damaged", DataError, "^a.jpg is damaged", 1),
+            ("damaged", DataError, "^a.jpg is damaged", 2),
+            ("killed", DataError, _KILLED, 2),
+            ("odd", RuntimeError, "^KeyError: ", 2),
+        ]
+    ),
 )
 def test_what_ends_a_worker_reaches_the_consumer(
-    ending: str, error: type[Exception], message: str
+    ending: str, error: type[Exception], message: str, workers: int
 ) -> None:
     with pytest.raises(error, match=message) as raised:
-        list(train_batches(broken(ending), 1, 0, 0, 1000))
+        list(train_batches(broken(ending, workers), 1, 0, 0, 1000))
     assert "\n" not in str(raised.value)
     assert not multiprocessing.active_children()
     if ending == "odd":

@@ -155,8 +155,8 @@ def test_the_average_of_the_grassmann_group_stays_on_the_manifold(monkeypatch):
 
     monkeypatch.setattr(experiments, "build_train_step", fake)
     state, _ = build(("opt.opt_type", "SGDG"), ("ema_decay", "0.75")).initialize()
-    other = jax.tree.map(lambda x: jnp.flip(x, 0), state.params)
-    mixed = averages[0](state.params, other)
+    other = jax.tree.map(lambda x: np.flip(x, 0), state.params)
+    mixed = jax.jit(averages[0])(state.params, other)
     columns = np.asarray(mixed["Conv_1"]["kernel"]).reshape(-1, 64)
     np.testing.assert_allclose(np.linalg.norm(columns, axis=0), 1, rtol=1e-6)
     one, two = (tree["Dense_0"]["kernel"] for tree in (state.params, other))

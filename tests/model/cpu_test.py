@@ -90,7 +90,7 @@ def test_other_devices_have_the_plain_formulations(key, function, shapes, plain)
     with on("cpu"):
         assert primitives(function, *arguments) != plain
     (theirs,) = jax.core.eval_jaxpr(program.jaxpr, program.consts, *arguments)
-    assert_trees_close(function(*arguments), theirs)
+    assert_trees_close(jax.jit(function)(*arguments), theirs)
 
 
 def test_other_devices_go_through_a_loop():
@@ -133,24 +133,32 @@ def test_the_images_are_copied_without_the_operations_that_made_them():
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_conv_maps_over_groups(key, channels):
-    x = jax.random.normal(key, (2, 3, 4, 4, channels))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, 2))
-    gradient = jax.grad(lambda kernel, x: jnp.sum(jnp.sin(cpu.conv(x, kernel))))
-    mapped = jax.vmap(gradient, in_axes=(None, 0))(kernel, x)
-    assert_trees_close(mapped, jnp.stack([gradient(kernel, group) for group in x]))
+def test_conv_maps_over_groups(channels):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(2, 3, 4, 4, channels)).astype("f4")
+    kernel = draw.normal(size=(3, 3, channels, 2)).astype("f4")
+    gradient = jax.jit(jax.grad(lambda kernel, x: jnp.sum(jnp.sin(cpu.conv(x, kernel)))))
+    mapped = jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(kernel, x)
+    assert_trees_close(mapped, np.stack([gradient(kernel, group) for group in x]))
 
 
 def test_max_pool_shares_the_gradient_of_ties():
-    x = jnp.array([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
-    gradient = jax.grad(lambda x: jnp.sum(cpu.max_pool(x)))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(cpu.max_pool(x.reshape(1, 2, 2, 1)))))
     # The right column's two share a half, as the columns' maxima tie.
-    assert_trees_close(gradient.reshape(2, 2), jnp.array([[0.5, 0.25], [0.0, 0.25]]))
-    all_equal = jax.grad(lambda x: jnp.sum(cpu.max_pool(x)))(jnp.ones((1, 2, 2, 1)))
-    assert_trees_close(all_equal.reshape(2, 2), jnp.full((2, 2), 0.25))
+    x = np.array([[1.0, 1.0], [0.0, 1.0]], "f4")
+    assert_trees_close(gradient(x), np.array([[0.5, 0.25], [0.0, 0.25]]))
+    assert_trees_close(gradient(np.ones((2, 2), "f4")), np.full((2, 2), 0.25))
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 2), (1, 1, 2, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 7, 6, 2),
+        pytest.param((2, 6, 8, 3), marks=pytest.mark.slow),
+        pytest.param((2, 7, 5, 2), marks=pytest.mark.slow),
+        pytest.param((1, 1, 2, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_overlapping_max_pool_equals_flax(shape):
     @jax.jit
     def values(x):

@@ -61,7 +61,7 @@ def counted_by_hand(module, x):
     return jax.eval_shape(initialize, x), lambda: total
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), quick_first(MODELS, 3))
+@pytest.mark.parametrize(("name", "shape", "classes"), quick_first(MODELS, 2))
 def test_flops_and_layouts(name, shape, classes):
     module = get_model(name, classes)
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -76,9 +76,7 @@ def test_flops_and_layouts(name, shape, classes):
 @pytest.mark.parametrize(
     ("name", "published"),
     # Multiply-adds, as the papers say them or, for ViT, the paper of DeiT.
-    quick_first(
-        [("ResNet50", 4.1e9), ("VGG16", 15.5e9), ("ViT_B16", 17.6e9), ("CaiT_S24", 9.4e9)], 2
-    ),
+    quick_first([("VGG16", 15.5e9), ("ResNet50", 4.1e9), ("ViT_B16", 17.6e9), ("CaiT_S24", 9.4e9)]),
 )
 def test_published_multiply_adds(name, published):
     module = get_model(name, 1000)

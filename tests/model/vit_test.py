@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model import ModelError, get_model
+from tests.marks import quick_first
 
 SIZES = [
     ("ViT_TI16", 5_717_416),
@@ -21,7 +22,7 @@ def shapes(name, side=224, num_classes=1000, **params):
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)["params"]
 
 
-@pytest.mark.parametrize(("name", "parameters"), SIZES)
+@pytest.mark.parametrize(("name", "parameters"), quick_first(SIZES, 3))
 def test_published_size(name, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(name))) == parameters
 

@@ -15,11 +15,12 @@ that drops an argument or some of the state is seen. Some do not fit by nature:
 """
 
 import functools
+import inspect
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,15 +38,30 @@ from jax.sharding import Mesh, PartitionSpec
 from optimizer import (
     OptimizerError,
     adamg,
+    asam,
     build_optimizer,
     centralize,
+    cr_sam,
+    decouple,
     end_epoch,
+    friendly_sam,
+    gam,
     gradient_norm_penalty,
+    gsam,
     is_convolution,
     looksam,
+    momentum_sam,
     per_group,
+    perturbed_params,
+    random_weight_perturbation,
     record_gradient_evolution,
+    sam,
+    sam_on,
     sgdg,
+    stable_sam,
+    unnormalized_sam,
+    vasso,
+    wsam,
 )
 from tests.trees import assert_trees_close
 
@@ -132,6 +148,32 @@ def in_front_of_sgd(transformation: Any) -> Case:
     return Case(make, {"rate": 0.1})
 
 
+def in_front_of_momentum(
+    method: Callable[..., Any], numbers: dict[str, float], **options: Any
+) -> Case:
+    """Return the case of a method of the family; momentum is that of what it gives."""
+
+    def make(**numbers: Any) -> optax.GradientTransformation:
+        return optax.chain(method(**numbers, **options), momentum(0.1))
+
+    # inject_hyperparams reads the names.
+    names = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in numbers]
+    make.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    return Case(make, numbers, ("params", "grad_fn"))
+
+
+def one_gradient(method: Callable[..., Any], numbers: dict[str, float]) -> Case:
+    return in_front_of_momentum(method, numbers)._replace(needs=("params",))
+
+
+def make_decoupled(rho: Any, gamma: Any) -> optax.GradientTransformation:
+    return decouple(wsam(rho, gamma), momentum(0.1), 0.1)
+
+
+def make_looksam_with_memory(rho: Any, weight: Any) -> optax.GradientTransformation:
+    return optax.chain(looksam(friendly_sam(rho, lmbda=0.6), weight), optax.sgd(0.1))
+
+
 def make_looksam(r: Any, weight: Any) -> optax.GradientTransformation:
     return optax.chain(looksam(gradient_norm_penalty(r, 0.6), weight), optax.sgd(0.1))
 
@@ -144,6 +186,24 @@ CASES = {
     "penalty": penalty(),
     "penalty_normalize_adaptive": penalty(normalize=True, adaptive=True),
     "penalty_hvp": penalty(method="hvp"),
+    "sam": in_front_of_momentum(sam, {"rho": 0.3}),
+    "asam": in_front_of_momentum(asam, {"rho": 0.3, "eta": 0.1}),
+    "sam_on": in_front_of_momentum(sam_on, {"rho": 0.3}, where=only_w),
+    "wsam": in_front_of_momentum(wsam, {"rho": 0.3, "gamma": 0.7}),
+    "wsam_decoupled": Case(make_decoupled, {"rho": 0.3, "gamma": 0.4}, ("params", "grad_fn")),
+    "gsam": in_front_of_momentum(gsam, {"rho": 0.3, "alpha": 0.4}),
+    "stable_sam": in_front_of_momentum(stable_sam, {"rho": 0.3}),
+    "friendly_sam": in_front_of_momentum(friendly_sam, {"rho": 0.3, "sigma": 0.5, "lmbda": 0.6}),
+    "vasso": in_front_of_momentum(vasso, {"rho": 0.3, "theta": 0.4}),
+    "unnormalized_sam": in_front_of_momentum(unnormalized_sam, {"rho": 0.3}),
+    "cr_sam": in_front_of_momentum(cr_sam, {"rho": 0.3, "gamma": 0.1, "beta": 0.1}),
+    "gam": in_front_of_momentum(gam, {"rho": 0.3, "norm_rho": 0.1, "gamma": 0.1}),
+    "noise": in_front_of_momentum(random_weight_perturbation, {"sigma": 0.1, "lmbda": 0.5}),
+    "momentum_sam": one_gradient(momentum_sam, {"rho": 0.3, "momentum": 0.9}),
+    "noise_ahead": one_gradient(random_weight_perturbation, {"sigma": 0.1}),
+    "looksam_with_memory": Case(
+        make_looksam_with_memory, {"rho": 0.3, "weight": 0.5}, ("params", "grad_fn")
+    ),
     "penalty_where": penalty(where=only_w),
     "penalty_has_aux": penalty(has_aux=True),
     "looksam": Case(make_looksam, {"r": 0.3, "weight": 0.5}, ("params", "grad_fn")),
@@ -161,6 +221,7 @@ CASES = {
     "adamg": Case(adamg, {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-8}, ("params",)),
     "built": Case(built, {}, ("params", "grad_fn")),
 }
+AHEAD = ("momentum_sam", "noise_ahead")
 PENALTIES = [name for name, case in CASES.items() if case.is_penalty]
 
 X = np.random.default_rng(0).normal(size=(4, 3))
@@ -207,7 +268,7 @@ def stepper(case: Case, opt: Any, extra: Any = None, **jit_options: Any) -> Any:
     """Compile one step, with extra arguments of update."""
 
     def step(params: Params, state: Any) -> Any:
-        gradients, more = inputs(case, params)
+        gradients, more = inputs(case, perturbed_params(state, params))
         updates, state = opt.update(gradients, state, params, **more, **(extra or {}))
         return optax.apply_updates(params, updates), state
 
@@ -240,10 +301,24 @@ def multi_steps(inner: Any, count: int) -> optax.GradientTransformationExtraArgs
     return optax.GradientTransformationExtraArgs(opt.init, opt.update)
 
 
-every_case = pytest.mark.parametrize("name", CASES)
+# The quick tests have one of each kind: a penalty, a memory, one gradient, LookSAM, groups, ...
+QUICK = (
+    "penalty", "friendly_sam", "momentum_sam", "looksam", "per_group", "centralize", "sgdg", "built"
+)  # fmt: skip
+
+
+def each(names: Iterable[str]) -> Any:
+    """Parametrize a test by the names of cases; those of no other kind are slow."""
+    return pytest.mark.parametrize(
+        "name",
+        [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names],
+    )
+
+
+every_case = each(CASES)
 # Not the variants, where one that has the state of another case could not fail alone.
 VARIANTS = ("penalty_where", "penalty_has_aux", "centralize_convolutions", "built")
-every_state = pytest.mark.parametrize("name", [name for name in CASES if name not in VARIANTS])
+every_state = each(name for name in CASES if name not in VARIANTS)
 
 
 # In the wrappers of Optax.
@@ -299,7 +374,8 @@ def beside_a_bias(wrap: Callable[[Any], Any], whole: bool = False) -> Callable[[
 
         def step(params: Params, state: Any) -> Any:
             kernels = {key: params[key] for key in ("v", "w")}
-            gradients, more = inputs(case, kernels)
+            at = perturbed_params(state[1], params)
+            gradients, more = inputs(case, {key: at[key] for key in ("v", "w")})
             if case.is_grouped and not whole:
                 gradients, _ = outside.update(gradients, state[0], kernels, **more)
                 more = {}
@@ -358,6 +434,8 @@ def test_inject_hyperparams(name: str) -> None:
     assert set(state.hyperparams) == set(case.numbers)
     path, _ = run(step, start(), state)
     assert_trees_close(path, plain(name))
+    if name in AHEAD:
+        return  # a number set between two steps is that of the step after the next
     # A number set between two steps is the one of the next step.
     key, value = next(iter(case.numbers.items()))
     state = opt.init(start())
@@ -409,7 +487,7 @@ def test_lookahead(name: str) -> None:
         front, opt = full, optax.lookahead(optax.identity(), sync_period=2, slow_step_size=0.5)
 
     def step(params: Any, state: Any) -> Any:
-        gradients, more = inputs(case, params.fast)
+        gradients, more = inputs(case, perturbed_params(state, params.fast))
         gradients, outer = front.update(gradients, state[0], params.fast, **more)
         updates, inner = opt.update(gradients, state[1], params)
         return optax.apply_updates(params, updates), (outer, inner)
@@ -422,7 +500,7 @@ def test_lookahead(name: str) -> None:
     assert_trees_close(path[1], optax.LookaheadParams(fast=halfway, slow=halfway))
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@each(PENALTIES)
 def test_a_penalty_inside_what_forwards_no_arguments_is_an_error(name: str) -> None:
     case = CASES[name]
     if not case.is_grouped:
@@ -515,7 +593,7 @@ def sharded(name: str, mesh: Mesh) -> list[Params]:
             own = jax.lax.pcast(params, "data", to="varying")
             gradients, more = inputs(case, own, x)
         else:
-            gradients = grad_fn(params, x)
+            gradients = grad_fn(perturbed_params(state, params), x)
             more = {"grad_fn": lambda p: case.answer(grad_fn(p, x))} if case.is_penalty else {}
         updates, state = opt.update(gradients, state, params, **more)
         return optax.apply_updates(params, updates), state
@@ -545,13 +623,41 @@ if os.environ.get("BATTERY_DEVICES"):
         assert mesh.size == int(os.environ["BATTERY_DEVICES"])
         assert_trees_close(sharded(name, mesh), plain(name))
 
+    @pytest.mark.parametrize("check_vma", [True, False])
+    def test_shard_map_of_split_parameters(check_vma: bool) -> None:
+        # One leaf is split, the other the same on both devices, which its norm counts once where
+        # shard_map keeps track of that.
+        mesh = Mesh(jax.devices(), ("data",))
+        params = {"split": jnp.arange(1.0, 5.0), "whole": jnp.array([2.0, -1.0])}
+        if not check_vma:
+            params.pop("whole")
+        cube = partial(jax.tree.map, lambda p: p**3)
+        split_, everywhere = PartitionSpec("data"), PartitionSpec()
+        specs = {name: split_ if name == "split" else everywhere for name in params}
+        for make in (
+            lambda **more: gradient_norm_penalty(0.3, 0.6, normalize=True, **more),
+            lambda **more: gsam(0.3, 0.4, **more),
+        ):
+
+            def step(params: Params, method: Any) -> Params:
+                return method.update(cube(params), method.init(params), params, grad_fn=cube)[0]
+
+            mapped = jax.shard_map(
+                partial(step, method=make(axis_name="data")),
+                mesh=mesh,
+                in_specs=(specs,),
+                out_specs=specs,
+                check_vma=check_vma,
+            )
+            assert_trees_close(jax.jit(mapped)(params), step(params, make()))
+
 else:
 
-    def test_shard_map_on_two_devices() -> None:
+    def on_two_devices(*options: str) -> subprocess.CompletedProcess[str]:
         flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-        result = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-            + ["-k", "test_shard_map", str(Path(__file__))],
+            + ["-k", "test_shard_map", *options, str(Path(__file__))],
             capture_output=True,
             check=False,
             cwd=ROOT,
@@ -559,8 +665,17 @@ else:
             text=True,
             timeout=300,
         )
+
+    def test_two_devices() -> None:
+        result = on_two_devices()
         assert result.returncode == 0, result.stdout + result.stderr
-        assert f"{len(CASES)} passed" in result.stdout
+        assert f"{len(QUICK) + 2} passed" in result.stdout
+
+    @pytest.mark.slow
+    def test_every_case_on_two_devices() -> None:
+        result = on_two_devices("-m", "")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert f"{len(CASES) + 2} passed" in result.stdout
 
 
 # States on disk.
@@ -641,7 +756,7 @@ def test_missing_arguments(name: str, missing: str, wrap: Callable[[Any], Any]) 
     case = CASES[name]
     opt = wrap(case.whole())
     state = opt.init(start())
-    gradients, more = inputs(case, start())
+    gradients, more = inputs(case, perturbed_params(state, start()))
     given = {"params": start(), **more}
     given.pop(missing, None)
     if missing in case.needs:
@@ -657,12 +772,13 @@ def test_missing_arguments(name: str, missing: str, wrap: Callable[[Any], Any]) 
 def test_further_arguments_are_for_others(name: str) -> None:
     case = CASES[name]
     opt = optax.chain(case.whole())
-    gradients, more = inputs(case, start())
-    updates, _ = opt.update(gradients, opt.init(start()), start(), **more, value=1.0)
+    state = opt.init(start())
+    gradients, more = inputs(case, perturbed_params(state, start()))
+    updates, _ = opt.update(gradients, state, start(), **more, value=1.0)
     assert_trees_close(optax.apply_updates(start(), updates), plain(name)[0])
 
 
-@pytest.mark.parametrize("name", [name for name in PENALTIES if name != "built"])
+@each(name for name in PENALTIES if name != "built")
 def test_a_plain_step_in_a_wrapper_needs_no_gradient_function(name: str) -> None:
     case = CASES[name]
     opt = case.inside(lambda inner: multi_steps(inner, 1))
@@ -732,6 +848,25 @@ EUCLIDEAN = {
     "recorder": lambda: optax.chain(record_gradient_evolution(), ADAM()),
     "centralize": lambda: optax.chain(centralize(), ADAM()),
 }
+FAMILY = {
+    "sam": sam,
+    "asam": asam,
+    "sam_on": partial(sam_on, where=lambda params: True),
+    "wsam": wsam,
+    "gsam": gsam,
+    "stable_sam": stable_sam,
+    "friendly_sam": friendly_sam,
+    "vasso": vasso,
+    "unnormalized_sam": unnormalized_sam,
+    "cr_sam": cr_sam,
+    "gam": partial(gam, norm_rho=R),
+    "noise": partial(random_weight_perturbation, lmbda=0.5),
+    "momentum_sam": momentum_sam,
+    "noise_ahead": random_weight_perturbation,
+}
+EUCLIDEAN |= {
+    name: lambda method=method: optax.chain(method(R), ADAM()) for name, method in FAMILY.items()
+}
 RIEMANNIAN = {"sgdg": lambda: sgdg(RATE, grad_clip=1.0), "adamg": lambda: adamg(RATE)}
 TABLE = [
     *((name, target) for name in EUCLIDEAN for target in ("parabola", "matrix", "rosenbrock")),
@@ -743,6 +878,17 @@ TABLE = [
 ]
 
 
+QUICK_TARGETS = [
+    ("penalty", "rosenbrock"),
+    ("looksam", "matrix"),
+    ("centralize", "centered_matrix"),
+]
+QUICK_TARGETS += [("momentum_sam", "parabola"), ("sgdg", "sphere"), ("adamg", "sphere_rosenbrock")]
+TABLE = [
+    row if row in QUICK_TARGETS else pytest.param(*row, marks=pytest.mark.slow) for row in TABLE
+]
+
+
 @pytest.mark.parametrize("name, target", TABLE)
 def test_convergence(name: str, target: str) -> None:
     case, problem = CASES[name], TARGETS[target]
@@ -750,7 +896,7 @@ def test_convergence(name: str, target: str) -> None:
     gradient_at = jax.grad(problem.loss)
 
     def step(params: Any, state: Any, penalize: bool) -> Any:
-        gradients, more = gradient_at(params), {}
+        gradients, more = gradient_at(perturbed_params(state, params)), {}
         if case.is_penalty:
             more = {"grad_fn": lambda p, *group: gradient_at(p), "penalize": penalize}
         if case.is_grouped:

@@ -14,29 +14,34 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer import OptimizerError, centralize, is_convolution
+from optimizer import (
+    Axes,
+    OptimizerError,
+    centralize,
+    flax_axes,
+    is_convolution,
+    output_first,
+)
 from tests.trees import assert_trees_equal
 
-Axes = tuple[int, ...]
 HEADS, LAST = {3: (0,)}, {2: (0,), 3: (0, 1), 4: (0, 1, 2), 5: (0, 1, 2, 3)}
 ATTENTION = {"query": HEADS, "key": HEADS, "value": HEADS, "out": LAST}
 STACKED_ATTENTION = {"query": {4: (1,)}, "key": {4: (1,)}, "value": {4: (1,)}, "out": {4: (1, 2)}}
 
 
 def shapes(module: nn.Module, *inputs: tuple[int, ...]) -> Any:
-    """Return the shapes of a layer's parameters."""
+    """Return the shapes of a layer's parameters, and their axes as the layer declares them."""
     arrays = [jnp.zeros(shape) for shape in inputs]
-    return jax.eval_shape(partial(module.init, jax.random.key(0)), *arrays)["params"]
+    params = jax.eval_shape(partial(module.init, jax.random.key(0)), *arrays)["params"]
+    return params, flax_axes(module, *arrays)
 
 
 def cell(module: Any, features: tuple[int, ...]) -> Any:
-    """Return the shapes of a recurrent cell's parameters."""
-
-    def init(x: jax.Array) -> Any:
-        key = jax.random.key(0)
-        return module.init(key, module.initialize_carry(key, x.shape), x)
-
-    return jax.eval_shape(init, jnp.zeros(features))["params"]
+    """Return what `shapes` does of a recurrent cell."""
+    key, x = jax.random.key(0), jnp.zeros(features)
+    carry = module.initialize_carry(key, x.shape)
+    params = jax.eval_shape(module.init, key, carry, x)["params"]
+    return params, flax_axes(module, carry, x)
 
 
 class Stack(nn.Module):
@@ -132,21 +137,25 @@ LAYERS: dict[str, tuple[Any, Any]] = {
     "NonLocal": (shapes(NonLocal(), (1, 4, 4, 6)), (0, 1, 2)),
     "NonLocal_without_bias": (shapes(NonLocal(use_bias=False), (1, 4, 4, 6)), (0, 1, 2)),
     "Embed": (
-        jax.eval_shape(nn.Embed(7, 3).init, jax.random.key(0), jnp.zeros(2, int))["params"],
+        (
+            jax.eval_shape(nn.Embed(7, 3).init, jax.random.key(0), jnp.zeros(2, int))["params"],
+            flax_axes(nn.Embed(7, 3), jnp.zeros(2, int)),
+        ),
         (),
     ),
     "Tables": (shapes(Tables()), ()),
     "BatchNorm": (shapes(nn.BatchNorm(True), (2, 3)), ()),
     "LayerNorm": (shapes(nn.LayerNorm(), (2, 3)), ()),
 }
-TREE = {name: shape for name, (shape, _) in LAYERS.items()}
+TREE = {name: shape for name, ((shape, _), _) in LAYERS.items()}
+DECLARED = {name: axes for name, ((_, axes), _) in LAYERS.items()}
 PATHS = [
     jax.tree_util.keystr(path, simple=True, separator="/")
     for path, _ in jax.tree_util.tree_leaves_with_path(TREE)
 ]
 
 
-def mean_axes(path: str, leaf: jax.Array) -> Axes:
+def mean_axes(path: str, leaf: jax.Array) -> tuple[int, ...]:
     """Return the axes of the mean, from the table above."""
     name, *_ = path.split("/")
     axes = LAYERS[name][1]
@@ -157,7 +166,7 @@ def mean_axes(path: str, leaf: jax.Array) -> Axes:
 
 @jax.jit
 def centralized(grads: Any) -> Any:
-    opt = centralize()
+    opt = centralize(axes=DECLARED)
     return opt.update(grads, opt.init(grads))[0]
 
 
@@ -256,12 +265,21 @@ def test_leaves_without_output_units_pass(path: str) -> None:
         lambda x: [x],
         lambda x: {"embedding": {"kernel": x}},  # the patches' projection
         lambda x: {"patch_embed": {"proj": {"kernel": x}}},
-        lambda x: {"position_wise": {"kernel": x[None]}},
+        lambda x: {"position_wise": {"kernel": x}},
         lambda x: {"compose": x},
         lambda x: {"postprocess": {"w": x}},
         lambda x: {"query": {"kernel": x}},
     ],
-    ids=["array", "list", "embedding_kernel", "patches", "rank_3", "compose", "haiku", "query"],
+    ids=[
+        "array",
+        "list",
+        "embedding_kernel",
+        "patches",
+        "position_wise",
+        "compose",
+        "haiku",
+        "query",
+    ],
 )
 def test_other_leaves_are_centralized(wrap: Callable[[Any], Any]) -> None:
     (result,) = jax.tree.leaves(update(centralize(), wrap(KERNEL)))
@@ -274,32 +292,33 @@ def test_a_table_of_haiku_is_known_by_its_layer() -> None:
     assert_trees_equal(update(centralize(), grads), expected)
 
 
-def test_leaves_named_weight_pass_and_have_their_output_first_where_a_mask_selects_them() -> None:
+def test_leaves_named_weight_pass_unless_declared_or_selected() -> None:
     convolution = jax.random.normal(jax.random.key(0), (5, 2, 3, 3))
     grads = {
         "linear": {"weight": KERNEL, "bias": jnp.ones(3)},
         "conv": {"weight": convolution, "bias": jnp.ones((5, 1, 1))},
     }
-    assert_trees_equal(update(centralize(), grads), grads)
+    with pytest.warns(UserWarning, match=r"alone.*: conv\.weight, linear\.weight; declare"):
+        assert_trees_equal(update(centralize(), grads), grads)
     assert is_convolution({"layers": [grads["conv"]]}) == {
         "layers": [{"weight": True, "bias": False}]
     }
-    result = update(centralize(lambda p: jax.tree.map(lambda x: x.ndim in (2, 4), p)), grads)
-    expected = grads["linear"]["weight"] - jnp.mean(KERNEL, 1, keepdims=True)
-    np.testing.assert_allclose(result["linear"]["weight"], expected, atol=1e-6)
-    np.testing.assert_allclose(np.mean(result["conv"]["weight"], (1, 2, 3)), 0, atol=1e-6)
-    assert np.max(np.abs(result["conv"]["weight"])) > 0.5
+    selected = centralize(lambda p: jax.tree.map(lambda x: x.ndim in (2, 4), p))
+    for opt in (centralize(axes=output_first), selected):
+        result = update(opt, grads)
+        expected = grads["linear"]["weight"] - jnp.mean(KERNEL, 1, keepdims=True)
+        np.testing.assert_allclose(result["linear"]["weight"], expected, atol=1e-6)
+        np.testing.assert_allclose(np.mean(result["conv"]["weight"], (1, 2, 3)), 0, atol=1e-6)
+        assert np.max(np.abs(result["conv"]["weight"])) > 0.5
 
 
 @pytest.mark.parametrize(
     "name, shape, axes",
     [
-        ("query", (1, 6, 4), (0, 1)),
-        ("query", (6, 2, 4), 0),
         ("query", (1, 1, 6, 4), (0, 1, 2)),
         ("qkv", (1, 1, 6, 12), (0, 1, 2)),
         ("qkv", (3, 3, 6, 12), (0, 1, 2)),
-        ("qkv", (6, 2, 4), 0),
+        ("qkv", (6, 3, 2, 4), 0),
     ],
 )
 def test_projections_without_bias(name: str, shape: tuple[int, ...], axes: Any) -> None:
@@ -323,14 +342,17 @@ def test_a_fused_attention_kernel_has_all_axes_but_the_first_as_outputs() -> Non
 
 
 def test_masks_as_a_tree_and_as_a_function() -> None:
-    grads = {"a": KERNEL, "b": KERNEL, "c": jnp.ones(3)}
-    mask = {"a": False, "b": True, "c": True}
-    expected = grads | {"b": CENTRALIZED}
+    grads = {"a": KERNEL, "w": KERNEL, "c": jnp.ones(3)}
+    mask = {"a": False, "w": True, "c": True}
+    expected = grads | {"w": CENTRALIZED}
     for where in (mask, lambda params: mask):
         assert_trees_equal(update(centralize(where), grads), expected)
-    # An explicit mask reaches tables too; a leaf of rank 1 passes.
-    everything = centralize(lambda params: jax.tree.map(lambda _: True, params))
-    result = update(everything, {"embedding": KERNEL, "bias": jnp.ones(3)})
+    # A mask does not make a kernel of a table, axes do; a leaf of rank 1 passes.
+    grads = {"embedding": KERNEL, "bias": jnp.ones(3)}
+    everything = lambda params: jax.tree.map(lambda _: True, params)  # noqa: E731
+    assert_trees_equal(update(centralize(everything), grads), grads)
+    axes = {"embedding": Axes((), (0,), (1,)), "bias": None}
+    result = update(centralize(everything, axes), grads)
     assert_trees_equal(result, {"embedding": CENTRALIZED, "bias": jnp.ones(3)})
 
 

@@ -224,11 +224,31 @@ def make(name: str, run: dict[str, Any]) -> Any:
     raise KeyError(name)
 
 
+# A run of each method is quick.
+QUICK = (
+    "sam_nesterov_decay", "asam_samsung_eta0.2", "gsam_adaptive", "gsam_rho_schedule", "wsam",
+    "fsam_sigma0.5", "vasso_theta0.4", "crsam_gamma0.4_beta0.2", "gam", "factor_sam_k3_alpha0.5",
+    "looksam_msam", "msam_rho0.3",
+)  # fmt: skip
+
+
+def runs(chosen: Callable[[str], bool]) -> Any:
+    """Parametrize a test by the runs whose names are chosen."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+            for name in RUNS
+            if chosen(name)
+        ],
+    )
+
+
 # Those that have a test of their own below.
 SPECIAL = ("looksam", "msam", "esam", "bsam", "sam_bayes", "wsam_adaptive_clip")
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith(SPECIAL)])
+@runs(lambda name: not name.startswith(SPECIAL))
 def test_trajectory(name: str) -> None:
     with jax.enable_x64(True):
         run = RUNS[name]
@@ -236,7 +256,7 @@ def test_trajectory(name: str) -> None:
         follow(name, make(name, run), lambda step: step % every == 0)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("looksam")])
+@runs(lambda name: name.startswith("looksam"))
 def test_looksam(name: str) -> None:
     with jax.enable_x64(True):
         run = RUNS[name]
@@ -256,6 +276,7 @@ def test_looksam(name: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_wsam_of_clipped_gradients() -> None:
     with jax.enable_x64(True):
         name = "wsam_adaptive_clip"
@@ -273,7 +294,7 @@ def test_wsam_of_clipped_gradients() -> None:
             assert_trees_close(params, {k: v[step] for k, v in read(f"run/{name}").items()})
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("msam")])
+@runs(lambda name: name.startswith("msam"))
 def test_momentum_sam(name: str) -> None:
     with jax.enable_x64(True):
         run = RUNS[name]
@@ -300,7 +321,7 @@ def test_momentum_sam(name: str) -> None:
             assert_trees_close(params, {k: v[step] for k, v in whole.items()})
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("esam")])
+@runs(lambda name: name.startswith("esam"))
 def test_efficient_sam(name: str) -> None:
     # Masks of its draws and the choice of examples are the loop's: the rest is SAM with `where`.
     with jax.enable_x64(True):
@@ -331,6 +352,7 @@ def test_efficient_sam(name: str) -> None:
             mask = {key: bool(flag) for key, flag in zip(NAMES, flags, strict=True)}
 
 
+@pytest.mark.slow
 def test_groups_with_a_perturbation_of_their_own() -> None:
     with jax.enable_x64(True):
         name = "sam_bayes_m2"
@@ -357,7 +379,7 @@ def test_groups_with_a_perturbation_of_their_own() -> None:
             assert_trees_close(params, {k: v[step] for k, v in read(f"run/{name}").items()})
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("bsam")])
+@runs(lambda name: name.startswith("bsam"))
 def test_bayesian_sam(name: str) -> None:
     # The optimizer around it is the test's: the perturbation's metric is that of the precision s.
     with jax.enable_x64(True):

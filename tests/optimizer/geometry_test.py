@@ -69,8 +69,8 @@ def test_norm_and_unit(arrays: Arrays) -> None:
     a = f32(arrays)["a"]
     assert norm(a).shape == (1,) * (a.ndim - 1) + a.shape[-1:]
     np.testing.assert_allclose(norm(a).ravel(), length(a), rtol=1e-6)
-    np.testing.assert_allclose(length(unit(a)), length(a) / (length(a) + 1e-8), rtol=1e-6)
-    np.testing.assert_allclose(unit(a) * (norm(a) + 1e-8), a, rtol=2e-6)
+    np.testing.assert_allclose(length(unit(a)), 1, rtol=1e-6)
+    np.testing.assert_allclose(unit(a) * norm(a), a, rtol=2e-6)
 
 
 @settings(max_examples=200, deadline=None)
@@ -225,3 +225,107 @@ def test_orthogonality() -> None:
     v = np.asarray(y, np.float64).reshape(18, 4)
     expected = 0.5 * np.sum((v.T @ v - np.eye(4)) ** 2)
     np.testing.assert_allclose(geometry.orthogonality(y), expected, rtol=1e-5)
+
+
+# What float32 holds, lengths of columns are computed for; none overflows or vanishes on the way.
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 5e-9, 1e-4, 1.0, 1e12, 1e20, 1e25])
+def test_columns_of_any_size(size: float) -> None:
+    direction = np.array([[3.0], [4.0]]) / 5.0
+    y = jnp.asarray(size * direction, jnp.float32)
+    np.testing.assert_allclose(norm(y), size, rtol=1e-6)
+    np.testing.assert_allclose(unit(y), direction, rtol=1e-6)
+    shortened = clip(y, 0.1)
+    np.testing.assert_allclose(shortened, min(size, 0.1) * direction, rtol=1e-6)
+
+
+def test_units_of_columns_of_all_sizes_at_once() -> None:
+    sizes = 10.0 ** np.arange(-25, 26)
+    y = jnp.asarray(np.array([[0.6], [-0.8]]) * sizes, jnp.float32)
+    np.testing.assert_allclose(unit(y), np.array([[0.6], [-0.8]]) * np.ones(51), rtol=1e-6)
+    np.testing.assert_allclose(norm(y).ravel(), sizes, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25])
+def test_huge_tangents_leave_no_point_off_the_sphere(size: float) -> None:
+    y, h = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [size]])
+    np.testing.assert_allclose(length(exp(y, h)), 1, atol=1e-6)
+    np.testing.assert_allclose(length(transport_self(y, h)), size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1e-5, 0.9e-3, 1.1e-3, 1e-2, 1.0])
+def test_short_steps_are_exact(size: float) -> None:
+    """The published 1e-8 halves a step of that length; it stays for what training makes."""
+    with jax.enable_x64(True):
+        y, h = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [size]])
+        tolerance = 0.0 if size < 1e-3 else 1.1e-8  # of what is added to the length
+        np.testing.assert_allclose(exp(y, h)[1, 0], np.sin(size), 2e-15, tolerance)
+        np.testing.assert_allclose(exp(y, h)[0, 0], np.cos(size), 2e-15)
+        expected = [[-size * np.sin(size)], [size * np.cos(size)]]
+        np.testing.assert_allclose(transport_self(y, h), expected, 2e-15, tolerance)
+        other = jnp.array([[0.0], [1.0]])
+        expected = [[-np.sin(size)], [np.cos(size)]]
+        np.testing.assert_allclose(transport(y, other, h), expected, 2e-15, 2 * tolerance)
+
+
+# Derivatives, at steps of zero too, which unrolled loops go through.
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+def test_derivatives_at_a_step_of_zero(mode: Callable[..., Any]) -> None:
+    y, zero, h1 = jnp.array([0.6, 0.8, 0.0]), jnp.zeros(3), jnp.array([0.8, -0.6, 2.0])
+    column = lambda f: lambda h: f(y[:, None], h[:, None])[:, 0]  # noqa: E731
+    np.testing.assert_allclose(mode(column(geometry.exp))(zero), np.eye(3), atol=1e-7)
+    np.testing.assert_allclose(mode(column(geometry.transport_self))(zero), np.eye(3), atol=1e-7)
+    # d/dh of h1 - (h1ᵀh)·y
+    moved = lambda y, h: geometry.transport(y, h1[:, None], h)  # noqa: E731
+    np.testing.assert_allclose(mode(column(moved))(zero), -np.outer(y, h1), atol=1e-7)
+    for f in (geometry.norm, geometry.unit, lambda h: geometry.clip(h, 0.1)):
+        assert np.all(np.isfinite(mode(f)(jnp.zeros((3, 1)))))
+    np.testing.assert_allclose(
+        mode(lambda h: geometry.clip(h, 0.1))(jnp.zeros((3, 1))).reshape(3, 3), np.eye(3)
+    )
+
+
+def test_second_derivatives_at_a_step_of_zero() -> None:
+    """The geodesic bends by -y·hᵀh: its Hessian along h is -y."""
+    y = jnp.array([0.6, 0.8, 0.0])
+    hessian = jax.hessian(lambda h: geometry.exp(y[:, None], h[:, None])[:, 0])(jnp.zeros(3))
+    np.testing.assert_allclose(hessian, -np.multiply.outer(y, np.eye(3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-6, 5e-4, 2e-3, 0.3, 2.0])
+def test_derivatives_are_those_of_the_geodesic(size: float) -> None:
+    with jax.enable_x64(True):
+        y, u = jnp.array([[1.0], [0.0], [0.0]]), jnp.array([[0.0], [0.6], [0.8]])
+        h = size * u
+        derivative = jax.jvp(lambda h: geometry.exp(y, h), (h,), (u,))[1]
+        np.testing.assert_allclose(derivative, u * np.cos(size) - y * np.sin(size), atol=2e-5)
+
+
+# The axes of a column.
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2), (0, 3, 1, 2), (2, 3, 0, 1)])
+def test_a_column_may_run_over_any_axes(order: tuple[int, ...], key: jax.Array) -> None:
+    y, h, h1 = jax.random.normal(key, (3, 2, 3, 4, 5))
+    y = geometry.unit(y)
+    h, h1 = geometry.project(y, h), geometry.project(y, h1)
+    on = geometry.Columns(tuple(i for i, source in enumerate(order) if source != 3))
+    move = lambda x: jnp.transpose(x, order)  # noqa: E731
+    for f, *x in (
+        (geometry.norm, h),
+        (geometry.unit, h),
+        (geometry.dot, h, h1),
+        (geometry.project, y, h),
+        (lambda h, *on: geometry.clip(h, 0.5, *on), h),
+        (geometry.exp, y, h),
+        (geometry.transport, y, h1, h),
+        (geometry.transport_self, y, h),
+    ):
+        actual = f(*map(move, x), on)
+        np.testing.assert_allclose(actual, move(f(*x)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        geometry.orthogonality(move(y), on), geometry.orthogonality(y), rtol=1e-5
+    )

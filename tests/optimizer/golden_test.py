@@ -9,6 +9,7 @@ statistics are those of the clean pass, as ours.
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from optimizer import (
     map_groups,
     per_group,
 )
+from tests.marks import quick_first
 
 ARCHIVE = Path(__file__).parents[1] / "reference" / "gnp.npz"
 with np.load(ARCHIVE, allow_pickle=False) as archive:
@@ -149,8 +151,21 @@ def test_every_array_is_compared() -> None:
     assert compared + len(inputs) + len(["meta"]) == len(GOLDEN)
 
 
-@pytest.mark.parametrize("bits", ["f32", "f64"])
-@pytest.mark.parametrize("name", META["grad_cases"])
+# One of each kind of case in float64 is quick.
+QUICK = re.compile(
+    "mlp/(r0.05_a0.8_norm.*_l20.01|g1.*|dual.*|g2.*|no_wd.*|label.*|clip.*|two_rep.*)"
+    "|conv/r0.5_a0.8_normTrue_l20.01"
+)
+
+
+@pytest.mark.parametrize("bits", quick_first(["f64", "f32"]))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if QUICK.fullmatch(name) else pytest.param(name, marks=pytest.mark.slow)
+        for name in META["grad_cases"]
+    ],
+)
 def test_gradient_equals_the_authors(name: str, bits: str) -> None:
     case = META["grad_cases"][name]
     model = name.split("/")[0]
@@ -202,7 +217,7 @@ def stack(path: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
     return {key: jnp.stack([step[key] for step in path]) for key in path[0]}
 
 
-@pytest.mark.parametrize("name", META["trajectories"])
+@pytest.mark.parametrize("name", quick_first([*META["trajectories"]], 4))
 def test_trajectory_of_a_config_equals_the_authors(
     name: str, make_config: Callable[..., Any]
 ) -> None:
@@ -244,7 +259,7 @@ def test_trajectory_of_a_config_equals_the_authors(
     assert_equals_recorded(f"f32/traj/{name}/", stack(path), TOLERANCE["f32"])
 
 
-@pytest.mark.parametrize("name", META["trajectories"])
+@pytest.mark.parametrize("name", quick_first([*META["trajectories"]][::-1], 2))
 def test_trajectory_in_float64_equals_the_authors(name: str) -> None:
     case = META["trajectories"][name]
     model = name.split("/")[0]

@@ -25,6 +25,7 @@ from optimizer import (
     penalized_gradient,
 )
 from optimizer._tree import norm_and_inverse, widen
+from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
 
 assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5, atol=1e-7)
@@ -146,7 +147,7 @@ def test_perturbation_has_length_r_at_every_scale(exponent: int, seed: int, adap
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("dtype", quick_first(["float32", "bfloat16", "float16", "float64"], 2))
 def test_zero_gradient_stays_zero(dtype: str, normalize: bool, adaptive: bool, method: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         params = {"a": jnp.zeros((2, 3), dtype), "b": jnp.zeros(4, dtype)}
@@ -786,11 +787,11 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("numbers", SCHEDULES)
+@pytest.mark.parametrize("numbers", quick_first([*SCHEDULES], 3))
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("where", [None, is_normalization])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", quick_first([is_normalization, None]))
+@pytest.mark.parametrize("method", quick_first(METHODS))
 def test_the_pure_function_is_the_transformation_to_the_bit(
     normalized: Any, numbers: str, adaptive: bool, normalize: bool, where: Any, method: str
 ) -> None:

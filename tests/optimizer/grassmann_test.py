@@ -21,8 +21,6 @@ from optimizer import (
     grassmann_labels,
     is_normalization,
     orthogonality_penalty,
-    scale_by_adamg,
-    scale_by_sgdg,
     sgdg,
     unit_norm,
 )
@@ -310,7 +308,7 @@ def test_under_vmap_and_jit_without_recompilation(optimizer: Optimizer, key: jax
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_any_tree_with_holes(optimizer: Optimizer, kernel: Any, gradient: Any) -> None:
-    params = [kernel, None, {"a": kernel[0]}, optax.MaskedNode()]
+    params = [kernel, None, {"a": kernel[0, 0]}, optax.MaskedNode()]
     gradients = [gradient, None, {"a": None}, optax.MaskedNode()]
     opt = optimizer(0.1)
     state = opt.init(params)
@@ -342,20 +340,12 @@ def test_dtypes(
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_float32_stays_float32_beside_float64(optimizer: Optimizer) -> None:
     with jax.enable_x64(True):
-        params = {"a": jnp.ones((3, 2), jnp.float32), "b": jnp.ones((3, 2), jnp.float64)}
+        params = {"a": jnp.ones((3, 2), jnp.float32), "c": jnp.ones((3, 2), jnp.float64)}
         opt = optimizer(lambda count: jnp.asarray(0.1, jnp.float64), grad_clip=1.0)
         updates, state = opt.update(params, opt.init(params), params)
         assert {k: u.dtype for k, u in updates.items()} == {k: p.dtype for k, p in params.items()}
         moment = state[1]
-        assert moment["a"].dtype == jnp.float32 and moment["b"].dtype == jnp.float64
-
-
-@pytest.mark.parametrize(("alias", "core"), [(sgdg, scale_by_sgdg), (adamg, scale_by_adamg)])
-def test_alias_is_the_core(alias: Any, core: Any, kernel: Any, gradient: Any) -> None:
-    assert_trees_equal(
-        moved(alias(0.2, 0.5, grad_clip=0.3), kernel, gradient),
-        moved(core(0.2, 0.5, grad_clip=0.3), kernel, gradient),
-    )
+        assert moment["a"].dtype == jnp.float32 and moment["c"].dtype == jnp.float64
 
 
 # Errors.
@@ -459,7 +449,8 @@ def test_labels_of_unnamed_arrays_and_other_layouts() -> None:
     tall, wide = jnp.ones((3, 3, 4, 8)), jnp.ones((1, 1, 4, 8))
     assert grassmann_labels(tall) == "grassmann"
     assert grassmann_labels([tall, wide, None]) == ["grassmann", "euclidean", None]
-    assert grassmann_labels({"conv": {"weight": tall}}) == {"conv": {"weight": "euclidean"}}
+    with pytest.warns(UserWarning, match="grassmann_labels leaves alone.*: conv.weight; declare"):
+        assert grassmann_labels({"conv": {"weight": tall}}) == {"conv": {"weight": "euclidean"}}
     square = jnp.ones((1, 1, 8, 8))
     assert grassmann_labels([square]) == ["euclidean"]
 

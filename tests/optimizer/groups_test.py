@@ -22,6 +22,7 @@ from optimizer import (
     penalized_gradient,
     per_group,
 )
+from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
 
 assert_trees_close = functools.partial(assert_trees_close, atol=1e-7)
@@ -126,7 +127,7 @@ def test_a_count_that_is_none_is_an_error(count: Any) -> None:
         map_groups(lambda group: group, count)
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", quick_first([True, False]))
 @pytest.mark.parametrize(
     "options", [{}, {"normalize": True}, {"adaptive": True}, {"method": "hvp"}], ids=str
 )

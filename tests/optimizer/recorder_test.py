@@ -209,7 +209,7 @@ CHAINS: dict[str, tuple[Any, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_the_recorder_is_found_anywhere_in_a_state(params: Any, chain: str, compiled: bool) -> None:
     opt, names = CHAINS[chain]

@@ -115,6 +115,7 @@ def _version(python: str, name: str = "jax") -> str:
     ]
 
 
+@pytest.mark.slow  # recipe/test.sh itself begins with it
 def test_installs_once(checkout: Checkout):
     first = checkout.set_up()
     python = str(checkout.root / ".venv/bin/python")

@@ -195,7 +195,7 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("name", quick_first(tuple(COLUMNS)))
+@pytest.mark.parametrize("name", quick_first(tuple(COLUMNS), 0))
 def test_values_of_any_kind_are_drawn(tmp_path, capsys, name):
     column = COLUMNS[name]
     classes = {"zeros": 12, "two neighbors": 0, "large": 0}.get(name, 2)
@@ -250,7 +250,7 @@ def test_statistics_in_parts_and_of_a_part(monkeypatch):
 # What is shown.
 
 
-@pytest.mark.parametrize("level", quick_first(["cutout", "mixup"]))
+@pytest.mark.parametrize("level", quick_first(["cutout", "mixup"], 0))
 def test_augmented_images(tmp_path, look, level):
     words = [
         "--config.dataset.image_level_augmentations=basic",

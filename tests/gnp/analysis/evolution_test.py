@@ -188,7 +188,7 @@ def test_pictures_of_gradients_that_are_all_zero(tmp_path):
     assert "highest_elements.png" in write_evolution(found, [], tmp_path)
 
 
-@pytest.mark.parametrize(("layers", "epochs"), quick_first([(8, 3), (1, 1), (60, 45)]), ids=str)
+@pytest.mark.parametrize(("layers", "epochs"), quick_first([(8, 3), (1, 1), (60, 45)], 0), ids=str)
 def test_pictures_of_any_number_of_layers_and_epochs(golden, tmp_path, layers, epochs):
     """Draw as many layers and epochs as asked for, of a small run; one has no gradient."""
     small = load_evolution(golden)
@@ -308,6 +308,7 @@ def test_a_run_records_and_draws(run_gnp_here, tmp_path):
         f"--config={ROOT / 'config' / 'digits.py'}", f"--working_dir={tmp_path / 'run'}",
         "--config.dataset.subset=256", "--config.total_epochs=2", "--config.gnp.r=0",
         "--config.gnp.alpha=0", "--config.model.model_name=MLP", "--config.record.gradients=True",
+        "--config.model.model_params={'widths': (8, 8)}",
     ]  # fmt: skip
     done = run_gnp_here(*line, "--config.record.steps=True")
     assert done.returncode == 0, done.stderr

@@ -383,9 +383,16 @@ RUN = ("--config.model.model_params={'features': (2, 2), 'dense': 4}", "--config
 QUICK = ("--examples=100", "--eigenvalues=2", "--steps=10", "--trace_samples=2")
 
 
+@pytest.fixture(scope="module")
+def run(small_run, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sharpness") / "run[/x]"  # brackets are no markup
+    small_run(directory)
+    return directory
+
+
 @pytest.fixture
-def run_copy(digits_run, tmp_path):
-    return shutil.copytree(digits_run.directory, tmp_path / "run")
+def run_copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -460,12 +467,12 @@ def mistype(run):
     [
         ([], mistype, 2, "gnp.r = 'x': allowed is a number"),
         ([], drop_checkpoints, 1, "no checkpoint in"),
-        (["--checkpoint=66"], damage, 1, "is damaged"),
+        (["--checkpoint=15"], damage, 1, "is damaged"),
         (["--checkpoint=7"], None, 1, "no checkpoint of step 7 in"),
         ([], be_foreign, 2, "not the config of a gnp run"),
         ([], lose_data, 1, "nowhere"),
         ([], damage_results, 1, "sharpness.json is damaged"),
-        (["--examples=99999"], None, 1, "'digits' has 1438 training examples here"),
+        (["--examples=99999"], None, 1, "'iris' has 120 training examples here"),
         (["--examples=0"], None, 2, "a whole number >= 1 is needed"),
         (["--checkpoint=x"], None, 2, "argument --checkpoint: x: a whole number >= 0"),
         (["--radius=-1"], None, 2, "a number > 0 is needed"),

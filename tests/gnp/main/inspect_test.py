@@ -2,19 +2,27 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+import model
+import optimizer
+from tests.marks import quick_first
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [
-        ("WideResNet_16_4", 2_748_890),
-        ("WideResNet_22_8", 17_158_106),
-        ("WideResNet_28_10", 36_479_194),
-        ("WideResNet_40_10", 55_841_754),
-    ],
+    quick_first(
+        [
+            ("WideResNet_16_4", 2_748_890),
+            ("WideResNet_22_8", 17_158_106),
+            ("WideResNet_28_10", 36_479_194),
+            ("WideResNet_40_10", 55_841_754),
+        ]
+    ),
 )
 def test_published_sizes(run_gnp_here, name, parameters):
     result = run_gnp_here(
@@ -76,3 +84,73 @@ def test_needs_no_data_where_the_config_says_their_shape(run_gnp_here):
         "--config.dataset.data_dir=/nowhere",
     )
     assert result.returncode == 0, result.stderr
+
+
+EXPERTS = """
+import flax.linen as nn
+import jax.numpy as jnp
+from config import default
+from model import register
+
+@register("Experts")
+class Experts(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        kernel = self.param("kernel", nn.initializers.ones, (3, 64, self.num_classes))
+        return jnp.mean(jnp.einsum("bi,eio->beo", x.reshape(len(x), -1), kernel), axis=1)
+
+def get_config():
+    config = default.get_config()
+    config.dataset.dataset_name = "digits"
+    config.model.model_name = "Experts"
+    return config
+"""
+
+
+def test_lists_what_is_left_alone(run_gnp_here, tmp_path):
+    (tmp_path / "experts.py").write_text(EXPERTS)
+    result = run_gnp_here(f"--config={tmp_path / 'experts.py'}", "--mode=inspect")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == [
+        "axes not known, left alone by centralization and the Grassmann group: kernel",
+        "parameters: 1920",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    quick_first(
+        [
+            ("WideResNet_16_4", (32, 32, 3)),
+            ("EvolutionFordACNN", (500,)),
+            ("CaiT_XXS24", (32, 32, 3)),
+            ("DigitsCNN", (8, 8, 1)),
+            ("EvolutionCifarCNN", (32, 32, 3)),
+            ("EvolutionMnistCNN", (28, 28, 1)),
+            ("EvolutionIrisMLP", (4,)),
+            ("HorsesOrHumansCNN", (224, 224, 3)),
+            ("MLP", (4,)),
+            ("MnistTutorialCNN", (28, 28, 1)),
+            ("PyramidNet_164_48_ShakeDrop", (32, 32, 3)),
+            ("ResNet18", (32, 32, 3)),
+            ("ResNet50", (32, 32, 3)),
+            ("Swin_Tiny", (224, 224, 3)),
+            ("VGG11BN", (32, 32, 3)),
+            ("VGG13Riemannian", (32, 32, 3)),
+            ("ViT_TI16", (32, 32, 3)),
+            ("WideResNet_2_96_ShakeShake", (32, 32, 3)),
+        ],
+        count=2,
+    ),
+)
+def test_the_axes_of_each_family_are_known(name, shape):
+    """Compare what names and shapes tell with what the layers say."""
+    module, x = model.get_model(name, 10), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    params, _ = model.describe(module, x)
+    axes = optimizer.axes_of(params)
+    assert optimizer.unknown_axes(params) == []
+    assert axes == optimizer.flax_axes(module, x, train=False)
+    is_axes = lambda node: isinstance(node, optimizer.Axes)  # noqa: E731
+    assert all(each.stack == () for each in jax.tree.leaves(axes, is_leaf=is_axes))

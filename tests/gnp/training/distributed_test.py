@@ -26,7 +26,7 @@ with catch_signals() as interrupt:
 
 
 @pytest.mark.parametrize("first", quick_first(["SIGTERM", "SIGINT"]))
-@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("second", quick_first(["SIGTERM", "SIGINT"]))
 def test_a_second_signal_ends_at_once(gnp_environment, first, second):
     with subprocess.Popen(
         [sys.executable, "-c", FIRST, first],
@@ -143,6 +143,7 @@ def test_processes_listen_only_where_they_were_told(gnp_environment, host):
     assert places and not places & {"0" * 8, "0" * 32}
 
 
+@pytest.mark.slow  # tests/gnp/main/bad_inputs_test.py has the command
 def test_no_device(gnp_environment):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -109,7 +109,7 @@ def test_the_gradients_of_the_steps_are_those_that_were_taken(recorded):
         np.testing.assert_allclose(np.load(file)[0], leaf, 1e-5, 1e-6)
 
 
-@pytest.mark.parametrize("stops", [(7,), (0, 3, 9, 12), (4, 5)], ids=str)
+@pytest.mark.parametrize("stops", [(4, 5), *quick_first([((7,),), ((0, 3, 9, 12),)], 0)], ids=str)
 def test_an_interrupted_run_writes_the_same_files(whole, small_run, tmp_path, stops):
     for step in stops:
         assert small_run(tmp_path, stop=step, **RECORD).steps[-1] < 15

@@ -7,6 +7,7 @@ with the perturbation from one of every `size` examples.
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -307,7 +308,8 @@ def train_on(devices, network):
 @pytest.fixture(scope="module")
 def trained(gnp_environment):
     """Return a function of a network: what `train_on` gives on one device and on four."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    four = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    flags = {"XLA_FLAGS": four, "JAX_PLATFORMS": "cpu"}
 
     @functools.cache
     def on_one_and_four(network):

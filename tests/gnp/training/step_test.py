@@ -44,7 +44,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def setup():
     initialize, apply = from_linen(Net(), lambda x: x.astype(jnp.float32), (4,))
-    params, model_state = initialize(jax.random.key(0))
+    params, model_state = jax.jit(initialize)(jax.random.key(0))
     batch = {
         "input": jax.random.normal(jax.random.key(1), (16, 4)),
         "label": jnp.arange(16) % 3,
@@ -52,16 +52,22 @@ def setup():
     return apply, params, model_state, batch
 
 
-def take_step(setup, optimizer, *, penalize, step=3, regularize=None, **options):
+@functools.cache
+def build_step(apply, optimizer, **options):
+    gradient = build_gradient(build_loss(apply, OBJECTIVE, options.pop("regularize", None)))
+    return jax.jit(build_train_step(lambda _: gradient, optimizer, **options))
+
+
+def take_step(setup, optimizer, *, step=3, **options):
     apply, params, model_state, batch = setup
-    gradient = build_gradient(build_loss(apply, OBJECTIVE, regularize))
-    train_step = build_train_step(lambda _: gradient, optimizer, penalize=penalize, **options)
     state = TrainState(params, model_state, optimizer.init(params))
-    return jax.jit(train_step)(state, batch, jax.random.key(7), np.uint32(step))
+    take = build_step(apply, optimizer, **options)
+    return take(state, batch, jax.random.key(7), np.uint32(step))
 
 
-def clean_loss(setup):
-    """The loss as `take_step` sees it, of the parameters alone."""
+@pytest.fixture(scope="module")
+def loss_and_gradient(setup):
+    """The loss and its gradient as `take_step` sees them, of the parameters alone."""
     apply, _, model_state, batch = setup
     key = jax.random.fold_in(jax.random.key(7), 3)
 
@@ -69,9 +75,10 @@ def clean_loss(setup):
         outputs, _ = apply(params, model_state, batch["input"], True, key)
         return OBJECTIVE.loss(outputs, batch["label"]).mean()
 
-    return loss
+    return jax.jit(jax.value_and_grad(loss))
 
 
+@functools.cache
 def penalized_sgd(alpha=0.8, r=0.1):
     return optax.chain(gradient_norm_penalty(r, alpha), optax.sgd(1.0))
 
@@ -87,46 +94,50 @@ def test_alpha_zero_is_plain_training_to_the_bit(setup):
     assert set(plain_metrics) == {"loss", "error_rate", "gradient_norm", "finite"}
 
 
-def test_alpha_one_is_sam(setup):
+def test_alpha_one_is_sam(setup, loss_and_gradient):
     """Against Optax's SAM in opaque mode, which takes no second batch statistics either."""
-    params, loss = setup[1], clean_loss(setup)
+    params = setup[1]
     sam = optax.contrib.sam(
         optax.sgd(1.0),
         optax.chain(optax.contrib.normalize(), optax.sgd(0.1)),
         opaque_mode=True,
         sync_period=2,
     )
-    grad_fn = jax.grad(loss)
-    updates, _ = sam.update(
-        grad_fn(params), sam.init(params), params, grad_fn=lambda p, _: grad_fn(p)
-    )
+
+    @jax.jit
+    def expected(params):
+        def gradient(params, _=None):
+            return loss_and_gradient(params)[1]
+
+        updates, _ = sam.update(gradient(params), sam.init(params), params, grad_fn=gradient)
+        return optax.apply_updates(params, updates)
+
     ours, _ = take_step(setup, penalized_sgd(alpha=1.0), penalize=True)
-    expected = optax.apply_updates(params, updates)
-    assert_trees_close(ours.params, expected)
+    assert_trees_close(ours.params, expected(params))
 
 
-def test_penalized_gradient_is_the_formula_with_the_same_masks(setup):
-    params, loss = setup[1], clean_loss(setup)
-    g = jax.grad(loss)(params)
-    norm = optax.tree.norm(g)
-    there = jax.grad(loss)(jax.tree.map(lambda p, d: p + 0.1 * d / norm, params, g))
-    expected = jax.tree.map(lambda p, a, b: p - (0.2 * a + 0.8 * b), params, g, there)
+def test_penalized_gradient_is_the_formula_with_the_same_masks(setup, loss_and_gradient):
+    params = jax.device_get(setup[1])
+    loss, g = jax.device_get(loss_and_gradient(params))
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(g)))
+    _, there = loss_and_gradient(jax.tree.map(lambda p, d: p + 0.1 * d / norm, params, g))
+    expected = jax.tree.map(lambda p, a, b: p - (0.2 * a + 0.8 * np.array(b)), params, g, there)
     ours, metrics = take_step(setup, penalized_sgd(), penalize=True)
     assert_trees_close(ours.params, expected)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], loss(params), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
 
 
-def test_a_method_of_one_gradient_takes_it_at_a_point_of_its_own(setup):
+def test_a_method_of_one_gradient_takes_it_at_a_point_of_its_own(setup, loss_and_gradient):
     """And a plain step takes it at the parameters; either is applied to the parameters."""
-    params, loss = setup[1], clean_loss(setup)
+    params = setup[1]
     chain = optax.chain(random_weight_perturbation(0.1), optax.sgd(1.0))
     moved = perturbed_params(chain.init(params), params)
     for penalize, point in ((True, moved), (False, params)):
         ours, metrics = take_step(setup, chain, penalize=penalize)
-        expected = jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(point))
-        assert_trees_close(ours.params, expected)
-        np.testing.assert_allclose(metrics["loss"], loss(point), rtol=1e-6)
+        loss, gradient = loss_and_gradient(point)
+        assert_trees_close(ours.params, jax.tree.map(lambda p, g: p - g, params, gradient))
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
 
 
 def test_functional_sam_keeps_the_slope_at_the_outputs(setup):
@@ -191,7 +202,7 @@ def test_random_masks_depend_on_step_and_key_only(setup):
 
 
 def test_l2_is_in_the_gradient_but_not_in_the_logged_loss(setup):
-    _, params, _, _ = setup
+    params = jax.device_get(setup[1])
     sgd = optax.with_extra_args_support(optax.sgd(1.0))
     plain, plain_metrics = take_step(setup, sgd, penalize=False)
     regularize = build_regularizer(
@@ -228,24 +239,27 @@ def test_a_nonfinite_step_is_reported_and_can_be_dropped(setup, skip):
     assert metrics["finite"] == 1
 
 
-def test_evaluation_counts_each_unmasked_example(setup):
-    apply, params, model_state, batch = setup
-    step = jax.jit(build_eval_step(apply, OBJECTIVE))
-    whole = step(params, model_state, {**batch, "mask": jnp.ones(16)})
+@pytest.fixture(scope="module")
+def eval_step(setup):
+    return jax.jit(build_eval_step(setup[0], OBJECTIVE))
+
+
+def test_evaluation_counts_each_unmasked_example(setup, eval_step):
+    _, params, model_state, batch = setup
+    whole = eval_step(params, model_state, {**batch, "mask": jnp.ones(16)})
     mask = (jnp.arange(16) < 9).astype(jnp.float32)
-    first = step(params, model_state, {**batch, "mask": mask})
-    rest = step(params, model_state, {**batch, "mask": 1 - mask})
+    first = eval_step(params, model_state, {**batch, "mask": mask})
+    rest = eval_step(params, model_state, {**batch, "mask": 1 - mask})
     assert first["count"] == 9
     for name in ("loss", "error_rate"):
         np.testing.assert_allclose(first[name] + rest[name], whole[name], rtol=1e-6)
 
 
-def test_padding_may_hold_anything(setup):
-    apply, params, model_state, batch = setup
-    step = build_eval_step(apply, OBJECTIVE)
-    mask = (jnp.arange(16) < 9).astype(jnp.float32)
-    image = batch["input"].at[9:].set(jnp.nan)
-    sums = step(params, model_state, {**batch, "input": image, "mask": mask})
+def test_padding_may_hold_anything(setup, eval_step):
+    _, params, model_state, batch = setup
+    mask = (np.arange(16) < 9).astype(np.float32)
+    image = np.where(mask[:, None] == 1, batch["input"], np.float32("nan"))
+    sums = eval_step(params, model_state, {**batch, "input": image, "mask": mask})
     assert np.isfinite(sums["loss"])
 
 

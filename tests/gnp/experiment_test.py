@@ -84,6 +84,32 @@ def test_the_penalty_is_in_the_chain_or_in_the_micro_batches(monkeypatch, built_
         np.testing.assert_allclose(update, -0.05 * growth * params, rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["sam", "functional_sam"])
+def test_the_first_gradient_is_of_a_share_and_the_second_of_all(monkeypatch, method):
+    """In micro-batches of 32; functional SAM's second one is given both points."""
+
+    def gradient(params, model_state, batch, key):
+        return Grads(params), {"size": jnp.float32(len(batch["label"]))}, model_state
+
+    given = []
+
+    def fake(gradient_of, chain, *, perturbed_of, penalize, **_):
+        given.append((gradient_of, perturbed_of, penalize))
+        return lambda *args: args
+
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    monkeypatch.setattr(experiments, "build_gradient", lambda _: gradient)
+    monkeypatch.setattr(experiments, "build_functional_gradient", lambda *_: gradient)
+    build(("gnp.method", method), ("gnp.ascent_share", "0.25"), ("accumulate_steps", "2"))
+    here, moved, batch = jnp.ones(3), 2 * jnp.ones(3), {"label": jnp.zeros(64)}
+    for gradient_of, perturbed_of, penalize in given:
+        _, first, _ = gradient_of(5)(here, {}, batch, jax.random.key(0))
+        point, second, _ = perturbed_of(5, here)(moved, {}, batch, jax.random.key(0))
+        assert (first["size"], second["size"]) == (8 if penalize else 32, 32)
+        points = [moved] if method == "sam" else [moved, here]
+        np.testing.assert_array_equal(jax.tree.leaves(point.clean), points)
+
+
 def test_the_rule_chooses_the_step(built_steps):
     experiment = build(("gnp.every", "3"), ("warmup_epochs", "0"))
     state, _ = experiment.initialize()

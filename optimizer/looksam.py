@@ -1,5 +1,6 @@
 """LookSAM: a penalized step's direction, used again at the plain steps after it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from ._checks import OptimizerError, ScalarOrSchedule, check_flag, check_scalar
 from ._tree import fill, inner, map_present, norm_and_inverse, only_differentiable, widen
+from .axes import Axes, AxesOrFunction, axes_of
 from .perturbation import GradientNormPenaltyState, check_penalize, check_real
 
 
@@ -24,6 +26,7 @@ def looksam(
     weight: ScalarOrSchedule,
     *,
     per_layer: bool = False,
+    axes: AxesOrFunction = None,
     eps: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Reuse the part of the penalized gradient that is orthogonal to the plain one.
@@ -58,7 +61,8 @@ def looksam(
         weight: Length of the reused part, in units of ‖g‖; >= 0. A number, an array of one or a
           schedule of the step.
         per_layer: Take norms and products leaf by leaf, as some implementations do, in place of
-          the whole tree's.
+          the whole tree's; of a stack of layers, layer by layer.
+        axes: With per_layer: the axes of each leaf, see `axes_of`; None: those that are known.
         eps: Added to ‖g_v‖ before it divides, as some implementations do; >= 0.
 
     Returns:
@@ -93,7 +97,7 @@ def looksam(
     check_scalar("weight", weight, schedule=True)
     check_flag("per_layer", per_layer)
     check_scalar("eps", eps)
-    each = _map_leaves if per_layer else _map_whole
+    each = functools.partial(_map_layers, axes) if per_layer else _map_whole
     if not isinstance(penalty, optax.GradientTransformationExtraArgs):
         raise OptimizerError(
             "penalty must take grad_fn and penalize, as gradient_norm_penalty(...) does, "
@@ -140,10 +144,19 @@ def _map_whole(f: Any, plain: Any, *rest: Any) -> Any:
     return f(plain, *rest)
 
 
-def _map_leaves(f: Any, plain: Any, *rest: Any) -> Any:
-    """Call f for each leaf as if it were the whole tree; the last of the rest is a number."""
+def _map_layers(axes: AxesOrFunction, f: Any, plain: Any, *rest: Any) -> Any:
+    """Call f for each layer as if it were the whole tree; the last of the rest is a number."""
     *trees, number = rest
-    return map_present(lambda g, *leaves: f(g, *leaves, number), plain, *trees)
+
+    def leaf(g: Any, its: Axes | None, *leaves: Any) -> Any:
+        of_layer = f
+        # The innermost axis first: those before it are gone where its function is called.
+        for gone, axis in reversed([*enumerate(its.stack if its else ())]):
+            on = (axis - gone,) * (1 + len(leaves))
+            of_layer = jax.vmap(of_layer, in_axes=(*on, None), out_axes=axis - gone)
+        return of_layer(g, *leaves, number)
+
+    return map_present(leaf, plain, axes_of(plain, axes), *trees)
 
 
 def _is_penalty(node: Any) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from optimizer import (
+    Axes,
     ByLabel,
     OptimizerError,
     asam,
@@ -405,6 +406,20 @@ def test_looksam_leaf_by_leaf() -> None:
     _, state = opt.update(grads, opt.init(grads), grads, grad_fn=lambda p: there)
     reused, _ = opt.update(grads, state, grads, penalize=False)
     assert_trees_close(reused, {"a": jnp.array([1.0, 0.5]), "b": jnp.array([1.0, 2.0])})
+
+
+def test_looksam_layer_by_layer_of_a_stack() -> None:
+    # The second of two axes of layers behind the kernel's inputs.
+    g, there = np.random.default_rng(0).normal(size=(2, 3, 2, 4, 2))
+    params, axes = jnp.zeros((3, 2, 4, 2)), Axes(stack=(0, 2), input=(1,), output=(3,))
+    opt = looksam(sam(R), 0.5, per_layer=True, axes=axes)
+    _, state = opt.update(g, opt.init(params), params, grad_fn=lambda p: there)
+    reused, _ = opt.update(g, state, params, penalize=False)
+    for i in range(3):
+        for j in range(4):
+            own, up = (x[i, :, j].ravel() for x in (g, there))
+            expected = own + 0.5 * np.linalg.norm(own) * unit(across(up, own))
+            np.testing.assert_allclose(np.ravel(reused[i, :, j]), expected, rtol=1e-4)
 
 
 def test_a_perturbed_gradient_that_overflows_is_stopped_behind_the_penalty() -> None:

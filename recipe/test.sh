@@ -29,8 +29,7 @@ for argument in "$@"; do
 done
 
 export JAX_DISABLE_MOST_OPTIMIZATIONS="$optimizations"
-jaxlib="$("$PYTHON" -c 'import importlib.metadata; print(importlib.metadata.version("jaxlib"))')"
-if [[ "$optimizations" == 1 && "$jaxlib" == 0.10.* ]]; then
+if [[ "$optimizations" == 1 ]] && compgen -G "${PYTHON%/bin/*}/lib/python*/site-packages/jaxlib-0.10.*" > /dev/null; then
   # This way to compile fused operations takes half as long; later versions abort on the flag. What the caller set wins.
   export XLA_FLAGS="--xla_cpu_use_fusion_emitters=false${XLA_FLAGS:+ $XLA_FLAGS}"
 fi

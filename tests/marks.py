@@ -12,7 +12,7 @@ def quick_first(values: Sequence[Any], count: int = 1) -> list[Any]:
     For tests whose parameters take the same code through one more compilation.
     """
     slow = [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        pytest.param(*(value if type(value) is tuple else (value,)), marks=pytest.mark.slow)
         for value in values[count:]
     ]
     return [*values[:count], *slow]

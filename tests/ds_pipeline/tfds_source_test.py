@@ -107,6 +107,7 @@ def test_float_images_stored_as_png(tmp_path: Path) -> None:
     np.testing.assert_array_equal(split.batch(np.arange(2))["input"], np.stack(images))
 
 
+@pytest.mark.slow
 def test_reading_needs_no_tensorflow_and_prints_nothing(tmp_path: Path) -> None:
     write_tfds_set(tmp_path, "quiet", shape=(4, 4, 1))
     write_float_png_set(tmp_path / "png" / "1.0.0", [np.zeros((4, 4, 1))])

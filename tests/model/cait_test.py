@@ -88,6 +88,7 @@ def test_layer_scale_out_of_range(value):
         get_model("CaiT_XXS2", 10, layer_scale=value)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_is_the_published_one_unless_given():
     def rates(name, **params):
         module, found = get_model(name, 10, patch_size=4, **params), []

@@ -78,6 +78,7 @@ def test_riemannian_norms_have_no_scale_and_layers_no_bias():
     assert params["dense_2"]["kernel"].shape == (512, 512)
 
 
+@pytest.mark.slow
 def test_first_dense_layer_reads_channel_by_channel():
     module = get_model("VGG11", 2, head="imagenet", widths=(1, 1, 1, 1, 2), dense=3)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones((1, 32, 32, 1)), False))

@@ -27,6 +27,7 @@ def test_published_size(name, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(name))) == parameters
 
 
+@pytest.mark.slow
 def test_any_patch():
     params = shapes("ViT_S4", side=32, num_classes=10)
     assert params["patch_embed"]["proj"]["kernel"].shape == (4, 4, 3, 384)

@@ -32,6 +32,7 @@ from optimizer import (
     unit_norm,
     unknown_axes,
 )
+from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
 
 OPTIMIZERS = [sgdg, adamg]
@@ -367,7 +368,7 @@ def moved(opt: Any, params: Any, gradients: Any) -> Any:
     return params, state
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_layers_of_a_stack_move_as_alone(optimizer: Any) -> None:
     params, *gradients = (random(STACK, seed) for seed in range(4))
     actual, state = moved(optimizer(0.1, grad_clip=0.5, axes=STACKED), params, gradients)
@@ -380,7 +381,7 @@ def test_layers_of_a_stack_move_as_alone(optimizer: Any) -> None:
         assert state.nu.shape == (3, 1, 1, 1, 8)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_a_transposed_convolution_moves_along_its_inputs(optimizer: Any) -> None:
     params, *gradients = (random((2, 2, 3, 5), seed) for seed in range(4))
     swap = lambda x: jnp.swapaxes(x, -1, -2)  # noqa: E731
@@ -432,7 +433,7 @@ def test_integers_bools_and_keys_pass(name: str) -> None:
 # Columns that devices share.
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_columns_split_over_an_axis_move_as_whole(optimizer: Any) -> None:
     params, *gradients = (random((8, 5), seed) for seed in range(4))
     params = geometry.unit(params)
@@ -455,7 +456,7 @@ def test_an_axis_name_outside_of_shard_map(optimizer: Any) -> None:
 # Derivatives through a step of zero.
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_derivatives_through_a_first_step_of_zero(optimizer: Any) -> None:
     """Take the gradient of the parameters after a step, by its gradient, where that is zero."""
     y = geometry.unit(random((4, 1)))
@@ -471,6 +472,7 @@ def test_derivatives_through_a_first_step_of_zero(optimizer: Any) -> None:
     assert rate == 0
 
 
+@pytest.mark.slow
 def test_flax_is_needed_by_flax_axes_alone() -> None:
     code = "import sys, optimizer; assert 'flax' not in sys.modules"
     root = Path(__file__).parents[2]

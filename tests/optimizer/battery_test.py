@@ -303,7 +303,7 @@ def multi_steps(inner: Any, count: int) -> optax.GradientTransformationExtraArgs
 
 # The quick tests have one of each kind: a penalty, a memory, one gradient, LookSAM, groups, ...
 QUICK = (
-    "penalty", "friendly_sam", "momentum_sam", "looksam", "per_group", "centralize", "sgdg", "built"
+    "penalty", "friendly_sam", "momentum_sam", "looksam", "per_group", "sgdg"
 )  # fmt: skip
 
 
@@ -653,11 +653,12 @@ if os.environ.get("BATTERY_DEVICES"):
 
 else:
 
-    def on_two_devices(*options: str) -> subprocess.CompletedProcess[str]:
+    @pytest.mark.slow
+    def test_two_devices() -> None:
         flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-        return subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-            + ["-k", "test_shard_map", *options, str(Path(__file__))],
+            + ["-k", "test_shard_map", "-m", "", str(Path(__file__))],
             capture_output=True,
             check=False,
             cwd=ROOT,
@@ -665,15 +666,6 @@ else:
             text=True,
             timeout=300,
         )
-
-    def test_two_devices() -> None:
-        result = on_two_devices()
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert f"{len(QUICK) + 2} passed" in result.stdout
-
-    @pytest.mark.slow
-    def test_every_case_on_two_devices() -> None:
-        result = on_two_devices("-m", "")
         assert result.returncode == 0, result.stdout + result.stderr
         assert f"{len(CASES) + 2} passed" in result.stdout
 
@@ -692,36 +684,19 @@ def test_pickle_of_the_state(name: str) -> None:
     assert_trees_close(step(params, copy)[0], plain(name)[1])
 
 
-@pytest.fixture(scope="module")
-def states() -> dict[str, Any]:
-    """Return the states of all cases, after a step."""
-    optimizers = {name: (case, case.whole()) for name, case in CASES.items()}
-    first = {
-        name: stepper(case, opt)(start(), opt.init(start()))[1]
-        for name, (case, opt) in optimizers.items()
-    }
-    return first
-
-
-@pytest.fixture(scope="module")
-def restored(states: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the same, written and read by orbax."""
-    directory = tmp_path_factory.mktemp("orbax") / "states"
+@pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
+def test_orbax_gives_the_state_back(names: tuple[str, ...], tmp_path: Path) -> None:
+    optimizers = {name: CASES[name].whole() for name in names}
+    steps = {name: stepper(CASES[name], opt) for name, opt in optimizers.items()}
+    states = {name: steps[name](start(), optimizers[name].init(start()))[1] for name in names}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, states)
+        checkpointer.save(tmp_path / "states", states)
         checkpointer.wait_until_finished()
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, states)
-        return checkpointer.restore(directory, shapes)
-
-
-@every_case
-def test_orbax_gives_the_state_back(
-    name: str, states: dict[str, Any], restored: dict[str, Any]
-) -> None:
-    case = CASES[name]
-    opt = case.whole()
-    assert_trees_close(restored[name], states[name], rtol=0, atol=0)
-    assert_trees_close(stepper(case, opt)(plain(name)[0], restored[name])[0], plain(name)[1])
+        restored = checkpointer.restore(tmp_path / "states", shapes)
+    for name in names:
+        assert_trees_close(restored[name], states[name], rtol=0, atol=0)
+        assert_trees_close(steps[name](plain(name)[0], restored[name])[0], plain(name)[1])
 
 
 # Dtypes.

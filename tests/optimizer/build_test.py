@@ -30,6 +30,7 @@ from optimizer import (
     opt_param_names,
 )
 from optimizer.geometry import unit
+from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal, differ
 
 STEPS_PER_EPOCH = 4
@@ -301,7 +302,7 @@ def test_groups_that_are_penalized_outside_of_the_chain(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("count", [np.uint32, np.int32, int])
+@pytest.mark.parametrize("count", quick_first([np.uint32, np.int32, int]))
 def test_the_penalized_gradient_of_a_config_is_that_of_its_chain(
     make_config: MakeConfig, strategy: str, count: Any
 ) -> None:
@@ -381,13 +382,15 @@ def test_alpha_zero_is_plain_training_to_the_bit(make_config: MakeConfig) -> Non
 
 @pytest.mark.parametrize(
     "opt_type, schedule, strategy",
-    [
-        ("SGD", "constant", "lambda"),
-        ("Momentum", "cosine", "r"),
-        ("Adam", "stepped", "zero"),
-        ("RMSProp", "exponential", "none"),
-        ("SGD", "inverse_time", "lambda"),
-    ],
+    quick_first(
+        [
+            ("Momentum", "cosine", "r"),
+            ("SGD", "constant", "lambda"),
+            ("Adam", "stepped", "zero"),
+            ("RMSProp", "exponential", "none"),
+            ("SGD", "inverse_time", "lambda"),
+        ]
+    ),
 )
 def test_types_are_not_mixed(
     make_config: MakeConfig, opt_type: str, schedule: str, strategy: str
@@ -579,6 +582,7 @@ def test_names() -> None:
     assert STRATEGIES == ("none", "lambda", "r", "zero")
 
 
+@pytest.mark.slow
 def test_works_alone_under_another_name(tmp_path: Path) -> None:
     # As installed: a folder gnp_optimizer with jax and optax around it, and nothing else.
     (tmp_path / "gnp_optimizer").symlink_to(Path(optimizer.__file__).parent)

@@ -202,6 +202,7 @@ def test_every_output_unit_of_every_layer_has_mean_zero(seed: int, exponent: int
         np.testing.assert_allclose(means, 0, 0, tolerance, err_msg=path)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(seed=seeds, exponent=exponents)
 def test_centralization_is_a_projection(seed: int, exponent: int) -> None:

@@ -14,6 +14,7 @@ import optax.contrib
 import pytest
 
 from optimizer import gradient_norm_penalty
+from tests.marks import quick_first
 
 SLOW = pytest.mark.slow
 METHODS = ("finite_difference", "hvp")
@@ -54,7 +55,7 @@ def penalized(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", quick_first(["float32", "float64"]))
 @pytest.mark.parametrize("r, alpha", [(0.05, 0.8), (0.3, 0.6), (2.0, 1.0)])
 def test_a_quadratic_is_exact(dtype: str, r: float, alpha: float, method: str) -> None:
     with jax.enable_x64(dtype == "float64"):
@@ -144,7 +145,7 @@ def test_alpha_one_is_sam(base: Any) -> None:
     assert np.max(np.abs(join(mine) - join(plain))) > 1e-2 * scale
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", quick_first(["float32", "bfloat16", "float64"], 2))
 @pytest.mark.parametrize(
     "alpha, options", [(0.0, {}), (0.8, {"penalize": False})], ids=["alpha", "penalize"]
 )

@@ -228,7 +228,7 @@ def make(name: str, run: dict[str, Any]) -> Any:
 QUICK = (
     "sam_nesterov_decay", "asam_samsung_eta0.2", "gsam_adaptive", "gsam_rho_schedule", "wsam",
     "fsam_sigma0.5", "vasso_theta0.4", "crsam_gamma0.4_beta0.2", "gam", "factor_sam_k3_alpha0.5",
-    "looksam_msam", "msam_rho0.3",
+    "looksam_msam",
 )  # fmt: skip
 
 

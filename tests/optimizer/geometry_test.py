@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer import geometry
+from tests.marks import quick_first
 
 # A dense kernel, a convolution, a depthwise one, and a single column.
 SHAPES = [(7, 3), (3, 3, 2, 4), (2, 2, 1, 5), (2, 1)]
@@ -135,6 +136,7 @@ def test_transport_self_is_transport_along_itself(arrays: Arrays) -> None:
     np.testing.assert_allclose(length(along), length(x["h"]), rtol=2e-6, atol=2e-8)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kernels())
 def test_exp_differs_from_the_straight_line_by_a_square(arrays: Arrays) -> None:
@@ -160,6 +162,7 @@ def test_clip_shortens_long_columns_only(arrays: Arrays, max_norm: float) -> Non
     np.testing.assert_array_equal(clipped[..., kept], a[..., kept])
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_do_not_drift() -> None:
     """Take the steps of sgdg with a random gradient each, from columns of different lengths."""
     shape, steps = (3, 3, 4, 16), 10_000
@@ -272,7 +275,7 @@ def test_short_steps_are_exact(size: float) -> None:
 # Derivatives, at steps of zero too, which unrolled loops go through.
 
 
-@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("mode", quick_first([jax.jacfwd, jax.jacrev]))
 def test_derivatives_at_a_step_of_zero(mode: Callable[..., Any]) -> None:
     y, zero, h1 = jnp.array([0.6, 0.8, 0.0]), jnp.zeros(3), jnp.array([0.8, -0.6, 2.0])
     column = lambda f: lambda h: f(y[:, None], h[:, None])[:, 0]  # noqa: E731
@@ -288,6 +291,7 @@ def test_derivatives_at_a_step_of_zero(mode: Callable[..., Any]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_second_derivatives_at_a_step_of_zero() -> None:
     """The geodesic bends by -y·hᵀh: its Hessian along h is -y."""
     y = jnp.array([0.6, 0.8, 0.0])
@@ -307,7 +311,11 @@ def test_derivatives_are_those_of_the_geodesic(size: float) -> None:
 # The axes of a column.
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2), (0, 3, 1, 2), (2, 3, 0, 1)])
+@pytest.mark.parametrize(
+    "order",
+    [(0, 1, 2, 3), (2, 3, 0, 1)]
+    + [pytest.param(order, marks=pytest.mark.slow) for order in ((3, 0, 1, 2), (0, 3, 1, 2))],
+)
 def test_a_column_may_run_over_any_axes(order: tuple[int, ...], key: jax.Array) -> None:
     y, h, h1 = jax.random.normal(key, (3, 2, 3, 4, 5))
     y = geometry.unit(y)

@@ -810,6 +810,7 @@ def test_the_pure_function_is_the_transformation_to_the_bit(
     assert_trees_equal(jax.jit(pure)(normalized, state), jax.jit(transformed)(normalized, state))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(r=st.floats(0, 2), alpha=st.floats(0, 2), seed=st.integers(0, 1000))
 def test_the_pure_function_takes_traced_numbers(r: float, alpha: float, seed: int) -> None:

@@ -92,6 +92,7 @@ def test_recorded_sums_give_the_statistics_of_the_article(bits: str) -> None:
         meets(f"{key}_layer_highest_elements", highest / largest[:, None])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(steps=st.lists(st.integers(0, 4), min_size=1, max_size=4), seed=st.integers(0, 10**6))
 def test_sums_of_epochs_of_any_length(steps: list[int], seed: int) -> None:

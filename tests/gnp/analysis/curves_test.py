@@ -132,6 +132,7 @@ def test_the_users_matplotlib_changes_nothing(draw, usual, name):
     assert draw(**SURROUNDINGS[name]) == (usual, "")
 
 
+@pytest.mark.slow
 def test_a_style_that_is_set_by_the_program_changes_nothing(tmp_path):
     rows = [ROW | {"step": 1}, ROW | {"step": 2, "train_loss": 90.0}]
     plot_curves(rows, tmp_path / "usual.png")

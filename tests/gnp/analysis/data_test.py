@@ -99,6 +99,7 @@ def test_digits(tmp_path, look):
     assert "10 classes" in look.output.out and "images/s" in look.output.out
 
 
+@pytest.mark.slow
 def test_the_evaluation_split(look):
     iris = "--config.dataset.dataset_name=iris"
     facts = look("", iris, "--split=evaluation", "--seconds=0.05")
@@ -127,6 +128,7 @@ def test_a_table_of_numbers_to_predict(tmp_path, look):
         picture(tmp_path / "out" / name)
 
 
+@pytest.mark.slow
 def test_series(tmp_path, look):
     lines = ["\t".join(map(str, [i % 3, *np.sin(np.arange(50) * i / 9)])) for i in range(1, 31)]
     for part in ("TRAIN", "TEST"):

@@ -483,6 +483,7 @@ def test_no_text_of_a_report_is_a_terminals_command(tmp_path, make):
         assert all(line.isprintable() for line in text.split("\n"))
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_make_a_page_of_some_size(tmp_path, make, page):
     random = np.random.default_rng(0)
     for group in range(20):

@@ -98,6 +98,7 @@ def dense():
     )
 
 
+@pytest.mark.slow
 def test_equal_to_a_dense_hessian(small, dense):
     settings = Settings(eigenvalues=8, eigenvalue_steps=120, trace_samples=30)
     values, ends, gradient = measure_flatness(small, settings)
@@ -133,6 +134,7 @@ def test_density_equals_a_dense_hessians(small, dense):
     np.testing.assert_allclose(density[top], true[top], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_density_of_one_probe_equals_its_own(dense):
     """Test the quadrature itself: weights are squares of the probe along the eigenvectors."""
     size = len(dense.values)

@@ -21,6 +21,7 @@ def numbers(steps):
     return [np.array(leaf) for leaf in jax.tree.leaves(steps.state.params)]
 
 
+@pytest.mark.slow
 def test_steps_move_the_parameters_and_are_compiled_once(steps):
     before = numbers(steps)
     steps.take(True, True)

@@ -7,6 +7,7 @@ import pytest
 from gnp.bench import memory
 
 
+@pytest.mark.slow
 def test_measures_and_writes(tmp_path, capsys):
     out = tmp_path / "memory.json"
     assert memory.main(["--models", "MLP", "--batch_size=2", f"--out={out}"]) == 0

@@ -349,6 +349,7 @@ def test_damaged_metrics(refused, tmp_path, row):
     assert "metrics.jsonl, line 1" in line
 
 
+@pytest.mark.slow
 def test_no_device(gnp_environment, tmp_path):
     command = [
         sys.executable, "-P", "-m", "gnp.main.main", DIGITS, f"--working_dir={tmp_path / 'run'}",

@@ -31,6 +31,7 @@ def test_training_prints_epochs_a_table_and_where_things_are(digits_run):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_what_few_runs_need_is_imported_late(gnp_environment):
     program = "import gnp.main.main, sys; print(*sys.modules)"
     done = subprocess.run(
@@ -85,6 +86,7 @@ def test_eval_falls_back_and_removes_nothing(digits_run, run_gnp_here, tmp_path)
     assert (directory / "checkpoints" / "66").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_again(digits_run, run_gnp_here, tmp_path):
     directory = tmp_path / "copy"
     shutil.copytree(digits_run.directory, directory)
@@ -196,6 +198,7 @@ def test_penalties_that_cost_less_resume_as_they_were(digits_command, tmp_path):
     assert rows_of(tmp_path, times=False) == before
 
 
+@pytest.mark.slow
 def test_an_average_and_micro_batches_resume_as_they_were(run_gnp_here, tmp_path):
     words = [IRIS, f"--working_dir={tmp_path}", "--config.total_epochs=2",
              "--config.batch_size=24", "--config.evaluate_every_n_epochs=1",

@@ -149,6 +149,7 @@ def test_inspect_shows_the_key(gnp):
     assert "weights.safetensors" in result.stdout
 
 
+@pytest.mark.slow
 def test_grassmann_groups_have_unit_columns_after_loading(tmp_path):
     """A residual network's file in the layout of PyTorch, made from another seed's state."""
     words = [

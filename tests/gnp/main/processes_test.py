@@ -278,6 +278,7 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "error", "code"),
     quick_first(

@@ -112,6 +112,7 @@ distributed.finish()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="asks Linux")
 @pytest.mark.parametrize("host", quick_first(["localhost", "127.0.0.1", "[::1]"]))
 def test_processes_listen_only_where_they_were_told(gnp_environment, host):

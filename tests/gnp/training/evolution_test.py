@@ -117,6 +117,7 @@ def test_an_interrupted_run_writes_the_same_files(whole, small_run, tmp_path, st
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_wrote_too_much_is_written_again(whole, small_run, tmp_path):
     small_run(tmp_path, stop=9, **RECORD)  # a checkpoint of step 10: two epochs
     assert small_run(tmp_path, stop=12, **RECORD).steps[-1] == 13
@@ -148,7 +149,7 @@ def overflowing(train_step):
 
 
 @pytest.mark.parametrize(
-    "groups", quick_first([{}, {"gnp__sync_perturbations": "false", "gnp__m": "8"}])
+    "groups", quick_first([{}, {"gnp__sync_perturbations": "false", "gnp__m": "8"}], 0)
 )
 def test_a_step_that_was_skipped_adds_nothing(small_run, tmp_path, groups):
     small_run(tmp_path, wrap=overflowing, on_nonfinite="skip", **RECORD, **groups)

@@ -140,6 +140,7 @@ def test_a_method_of_one_gradient_takes_it_at_a_point_of_its_own(setup, loss_and
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_functional_sam_keeps_the_slope_at_the_outputs(setup):
     """The weight cost is that of the perturbed parameters."""
     apply, params, model_state, batch = setup

@@ -70,6 +70,7 @@ def assert_no_reading_threads() -> None:
     raise AssertionError(f"threads are left: {names}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending",
     [

@@ -456,6 +456,7 @@ def test_an_axis_name_outside_of_shard_map(optimizer: Any) -> None:
 # Derivatives through a step of zero.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_derivatives_through_a_first_step_of_zero(optimizer: Any) -> None:
     """Take the gradient of the parameters after a step, by its gradient, where that is zero."""

@@ -68,6 +68,7 @@ def test_a_quadratic_is_exact(dtype: str, r: float, alpha: float, method: str) -
         assert np.max(np.abs(result - expected)) <= rounding * np.max(np.abs(expected))
 
 
+@pytest.mark.slow
 def test_the_error_on_a_cubic_falls_as_r() -> None:
     penalty = 0.1
     with jax.enable_x64(True):

@@ -110,6 +110,7 @@ def test_a_traced_alpha_of_zero_is_the_plain_gradient_to_the_bit(params: Any) ->
     assert_trees_equal(result, jax.grad(curved)(params))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     alpha=st.floats(0, 2),

@@ -338,6 +338,7 @@ def test_dtypes(
     np.testing.assert_allclose(geometry.norm(actual), 1, atol=rounding + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_float32_stays_float32_beside_float64(optimizer: Optimizer) -> None:
     with jax.enable_x64(True):
@@ -546,6 +547,7 @@ def test_labels_as_a_function_and_as_a_prefix(function: Callable[..., Any]) -> N
     assert np.any(np.asarray(jax.tree.leaves(expected)[-1]) != 2)
 
 
+@pytest.mark.slow
 def test_columns_of_zeros_and_huge_ones_reach_length_one_in_two_steps(key: jax.Array) -> None:
     params = jnp.stack([jnp.zeros(20), 1e5 * geometry.unit(jax.random.normal(key, (20, 1)))[:, 0]])
     params = params.T

@@ -104,6 +104,7 @@ def test_an_output_that_takes_nothing_is_one_line(gnp_environment, tmp_path, nam
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", quick_first([{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C"}])
 )

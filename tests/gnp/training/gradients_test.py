@@ -336,6 +336,7 @@ def test_the_number_of_devices_changes_nothing(trained, name):
         np.testing.assert_allclose(four, one, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick_first(["linear", "deep"]))
 def test_groups_differ_from_one_perturbation(trained, name):
     kinds = [

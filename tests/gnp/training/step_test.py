@@ -128,6 +128,7 @@ def test_penalized_gradient_is_the_formula_with_the_same_masks(setup, loss_and_g
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_method_of_one_gradient_takes_it_at_a_point_of_its_own(setup, loss_and_gradient):
     """And a plain step takes it at the parameters; either is applied to the parameters."""
     params = setup[1]

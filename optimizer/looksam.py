@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, ScalarOrSchedule, check_flag, check_scalar
-from ._tree import fill, inner, map_present, norm_and_inverse, only_differentiable, widen
+from ._tree import fill, inner, map_present, norm_and_inverse, number_at, only_differentiable, widen
 from .perturbation import GradientNormPenaltyState, check_penalize, check_real
 
 
@@ -129,7 +129,7 @@ def looksam(
             direction = each(_orthogonal_unit, only_differentiable(plain), u, state.direction, eps)
             return u, LookSAMState(count, fill(direction, state.direction), inner)
 
-        length = weight(state.count) if callable(weight) else weight
+        length = number_at("weight", weight, state.count)
         reused = each(_reuse, only_differentiable(plain), state.direction, length)
         return fill(reused, plain), state._replace(count=count, penalty=inner)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, Scalar, ScalarOrSchedule, check_number, check_scalar
-from ._tree import fill, map_present, only_differentiable, widen
+from ._tree import fill, map_present, number_at, only_differentiable, widen
 from .parameters import Where, is_normalization
 from .perturbation import (
     Penalty,
@@ -331,7 +331,7 @@ def decouple(
     ) -> tuple[optax.Updates, DecoupledState]:
         penalized, inner = penalty.update(updates, state.penalty, params, **extra_args)
         steps, outer = base.update(updates, state.base, params, **extra_args)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = number_at("learning_rate", learning_rate, state.count)
 
         def leaf(step: jax.Array, g: Any, new: Any) -> jax.Array:
             return widen(step) - jnp.asarray(rate, widen(step).dtype) * (widen(new) - widen(g))

@@ -17,9 +17,11 @@ from jax.flatten_util import ravel_pytree
 from optimizer import (
     ByLabel,
     OptimizerError,
+    adamg,
     asam,
     centralize,
     combined_gradient,
+    constrain,
     cr_sam,
     decouple,
     euclidean,
@@ -42,6 +44,7 @@ from optimizer import (
     running_average,
     sam,
     sam_on,
+    sgdg,
     sharpness_aware,
     stable_sam,
     unnormalized,
@@ -330,6 +333,28 @@ def test_a_schedule_that_is_traced_is_named_too() -> None:
     method = gradient_norm_penalty(0.1, lambda step: jnp.full(1, 0.1) * step)
     with pytest.raises(OptimizerError, match="alpha must be one number, not an array of shape"):
         jax.jit(lambda p: method.update(p, method.init(p), p, grad_fn=grad_fn)[0])(PARAMS)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(1), jnp.float32(-0.5), -0.5, None])
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda rate: looksam(sam(0.1), rate), "weight"),
+        (lambda rate: decouple(sam(0.1), optax.sgd(0.1), rate), "learning_rate"),
+        (sgdg, "learning_rate"),
+        (adamg, "learning_rate"),
+        (lambda rate: constrain(optax.sgd(1.0), "hyperball", rate), "learning_rate"),
+    ],
+    ids=["looksam", "decouple", "sgdg", "adamg", "hyperball"],
+)
+def test_what_other_schedules_give_is_checked_too(make: Any, name: str, value: Any) -> None:
+    kernel = jnp.ones((3, 2))
+    opt = make(lambda step: value)
+    more = {} if opt.__class__ is optax.GradientTransformation else {"grad_fn": jnp.sin}
+    if name == "weight":
+        more = {"penalize": False}
+    with pytest.raises(OptimizerError, match=f"{name}(=| must be one number)"):
+        opt.update(kernel, opt.init(kernel), kernel, **more)
 
 
 # Limits.

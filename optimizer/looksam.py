@@ -1,12 +1,13 @@
 """LookSAM: a penalized step's direction, used again at the plain steps after it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, ScalarOrSchedule, check_flag, check_scalar
+from ._checks import OptimizerError, ScalarOrSchedule, check_axis_name, check_flag, check_scalar
 from ._tree import fill, inner, map_present, norm_and_inverse, number_at, only_differentiable, widen
 from .perturbation import GradientNormPenaltyState, check_penalize, check_real
 
@@ -25,6 +26,7 @@ def looksam(
     *,
     per_layer: bool = False,
     eps: float = 0.0,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Reuse the part of the penalized gradient that is orthogonal to the plain one.
 
@@ -60,6 +62,8 @@ def looksam(
         per_layer: Take norms and products leaf by leaf, as some implementations do, in place of
           the whole tree's.
         eps: Added to ‖g_v‖ before it divides, as some implementations do; >= 0.
+        axis_name: Axis (or axes) of `jax.shard_map` over which parameters are split, the one that
+          `penalty` has too. None: each device holds all of them.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `LookSAMState`. Its `update` takes
@@ -94,6 +98,8 @@ def looksam(
     check_flag("per_layer", per_layer)
     check_scalar("eps", eps)
     each = _map_leaves if per_layer else _map_whole
+    orthogonal_unit = functools.partial(_orthogonal_unit, axis_name=axis_name)
+    reuse = functools.partial(_reuse, axis_name=axis_name)
     if not isinstance(penalty, optax.GradientTransformationExtraArgs):
         raise OptimizerError(
             "penalty must take grad_fn and penalize, as gradient_norm_penalty(...) does, "
@@ -122,15 +128,16 @@ def looksam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LookSAMState]:
         check_penalize(penalize)
+        check_axis_name("looksam", axis_name)
         plain, inner = penalty.update(updates, state.penalty, params, penalize=False, **extra_args)
         count = optax.safe_increment(state.count)
         if penalize:
             u, inner = _penalized(penalty, updates, state.penalty, params, extra_args)
-            direction = each(_orthogonal_unit, only_differentiable(plain), u, state.direction, eps)
+            direction = each(orthogonal_unit, only_differentiable(plain), u, state.direction, eps)
             return u, LookSAMState(count, fill(direction, state.direction), inner)
 
         length = number_at("weight", weight, state.count)
-        reused = each(_reuse, only_differentiable(plain), state.direction, length)
+        reused = each(reuse, only_differentiable(plain), state.direction, length)
         return fill(reused, plain), state._replace(count=count, penalty=inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -150,9 +157,9 @@ def _is_penalty(node: Any) -> bool:
     return isinstance(node, GradientNormPenaltyState)
 
 
-def _reuse(plain: Any, direction: Any, length: Any) -> Any:
+def _reuse(plain: Any, direction: Any, length: Any, axis_name: Any) -> Any:
     """Return g + length·‖g‖·direction."""
-    norm, _ = norm_and_inverse(map_present(widen, plain))
+    norm, _ = norm_and_inverse(map_present(widen, plain), axis_name)
     factor = jnp.where(jnp.isfinite(norm), jnp.asarray(length, norm.dtype) * norm, 0.0)
     return map_present(lambda g, d: widen(g) + factor.astype(d.dtype) * d, plain, direction)
 
@@ -177,24 +184,24 @@ def _penalized(penalty: Any, updates: Any, state: Any, params: Any, extra_args: 
     return result
 
 
-def _orthogonal_unit(plain: Any, penalized: Any, before: Any, eps: float) -> Any:
+def _orthogonal_unit(plain: Any, penalized: Any, before: Any, eps: float, axis_name: Any) -> Any:
     """Return g_v / ‖g_v‖; zeros where g_v is rounding, `before` where it is not finite."""
     g = map_present(widen, plain)
     u = map_present(lambda g, u: jnp.asarray(u, g.dtype), g, penalized)
-    _, inverse_g = norm_and_inverse(g)
-    _, inverse_u = norm_and_inverse(u)
+    _, inverse_g = norm_and_inverse(g, axis_name)
+    _, inverse_u = norm_and_inverse(u, axis_name)
     # ⟨u, g⟩/‖g‖², with g scaled to length 1 so that no square leaves the range.
-    along = inner(u, map_present(lambda x: x * inverse_g, g)) * inverse_g
+    along = inner(u, map_present(lambda x: x * inverse_g, g), axis_name) * inverse_g
     part = map_present(lambda a, b: a - along * b, u, g)
     # Lengths below are relative to ‖u‖. g, and so u, has been rounded to the dtype that came in.
     scaled = map_present(lambda x: x * inverse_u, part)
-    length = inner(scaled, scaled)
+    length = inner(scaled, scaled, axis_name)
     rounding = map_present(
         lambda raw, x: float(jnp.finfo(jnp.result_type(raw)).eps) * (x * inverse_u), plain, u
     )
-    norm, inverse = norm_and_inverse(part)
+    norm, inverse = norm_and_inverse(part, axis_name)
     if eps:
         inverse = 1.0 / (norm + eps)
-    factor = jnp.where(length > inner(rounding, rounding), inverse, 0.0)
+    factor = jnp.where(length > inner(rounding, rounding, axis_name), inverse, 0.0)
     is_finite = jnp.isfinite(length)
     return map_present(lambda x, old: jnp.where(is_finite, x * factor, old), part, before)

@@ -30,6 +30,7 @@ from ._checks import (
     OptimizerError,
     Scalar,
     ScalarOrSchedule,
+    check_axis_name,
     check_choice,
     check_flag,
     check_scalar,
@@ -324,6 +325,7 @@ def combined_gradient(
     """
     check_real("penalized_gradient", params)
     check_real("penalized_gradient", grads)
+    check_axis_name("the penalty", axis_name)
     metric = euclidean() if metric is None else metric
     point = _wide(params)
     # Where a parameter is a whole number its gradient passes untouched, whatever that is.

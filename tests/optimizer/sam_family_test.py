@@ -335,6 +335,13 @@ def test_a_schedule_that_is_traced_is_named_too() -> None:
         jax.jit(lambda p: method.update(p, method.init(p), p, grad_fn=grad_fn)[0])(PARAMS)
 
 
+@pytest.mark.parametrize("make", [sam, lambda **more: looksam(sam(), 0.5, **more), momentum_sam])
+def test_an_axis_that_is_not_there_is_named(make: Any) -> None:
+    method = make(axis_name="data")
+    with pytest.raises(OptimizerError, match="axis_name='data', .* outside of jax.shard_map"):
+        method.update(PARAMS, method.init(PARAMS), PARAMS, grad_fn=grad_fn)
+
+
 @pytest.mark.parametrize("value", [jnp.ones(1), jnp.float32(-0.5), -0.5, None])
 @pytest.mark.parametrize(
     "make, name",

@@ -177,6 +177,11 @@ def random_weight_perturbation(
         <https://arxiv.org/abs/2404.00357>`_, 2024.
     """
     if lmbda is None:
+        if options:
+            raise OptimizerError(
+                f"{', '.join(options)} needs lmbda: without it all parameters are perturbed, by a "
+                "perturbation that is known before the gradient"
+            )
         return perturb_ahead(sigma, filter_noise(seed, axes), unnormalized())
     check_scalar("lmbda", lmbda, high=1.0)
     return sharpness_aware(

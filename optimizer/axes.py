@@ -159,8 +159,9 @@ def flax_axes(module: Any, *inputs: Any, **options: Any) -> Any:
 
     That is certain where names and shapes are not: Dense, DenseGeneral, Conv, ConvLocal and
     ConvTranspose in both layouts, attention, and what `nn.scan` and `nn.vmap` stack in front (as
-    with `variable_axes={'params': 0}`; elsewhere the kernel is None, so declare it). Parameters of
-    other layers are told as by `axes_of`.
+    with `variable_axes={'params': 0}`). Declare what is stacked elsewhere: such a kernel is None,
+    or taken as stacked in front where its shape does not show it, with as many layers as inputs and
+    outputs. Parameters of other layers are told as by `axes_of`.
 
     Args:
         module: A linen module, which is traced with the inputs and computes nothing, or an NNX one.

@@ -113,7 +113,8 @@ def looksam(
         if any(jnp.ndim(leaf) for leaf in others if not _is_penalty(leaf)):
             raise OptimizerError(
                 "looksam takes no penalty that keeps arrays from step to step, as momentum does: "
-                "put it behind, optax.chain(looksam(penalty, weight), optax.sgd(...))"
+                "put it behind, optax.chain(looksam(penalty, weight), optax.sgd(...)); nor one "
+                "of a single gradient, as momentum_sam: there is nothing to reuse"
             )
         # x + -0.0 is x to the bit, also for x = -0.0.
         nothing = map_present(lambda p: jnp.full_like(widen(p), -0.0), only_differentiable(params))

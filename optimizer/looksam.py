@@ -9,6 +9,7 @@ import optax
 
 from ._checks import OptimizerError, ScalarOrSchedule, check_axis_name, check_flag, check_scalar
 from ._tree import fill, inner, map_present, norm_and_inverse, number_at, only_differentiable, widen
+from .axes import Axes, AxesOrFunction, axes_of
 from .perturbation import GradientNormPenaltyState, check_penalize, check_real
 
 
@@ -26,6 +27,7 @@ def looksam(
     *,
     per_layer: bool = False,
     eps: float = 0.0,
+    axes: AxesOrFunction = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Reuse the part of the penalized gradient that is orthogonal to the plain one.
@@ -60,8 +62,10 @@ def looksam(
         weight: Length of the reused part, in units of ‖g‖; >= 0. A number, an array of one or a
           schedule of the step.
         per_layer: Take norms and products leaf by leaf, as some implementations do, in place of
-          the whole tree's.
+          the whole tree's; in kernels that hold a stack of layers, layer by layer.
         eps: Added to ‖g_v‖ before it divides, as some implementations do; >= 0.
+        axes: The axes of each leaf, whose stack `per_layer` reads, see `axes_of`; None: those that
+          are known.
         axis_name: Axis (or axes) of `jax.shard_map` over which parameters are split, the one that
           `penalty` has too. None: each device holds all of them.
 
@@ -97,7 +101,7 @@ def looksam(
     check_scalar("weight", weight, schedule=True)
     check_flag("per_layer", per_layer)
     check_scalar("eps", eps)
-    each = _map_leaves if per_layer else _map_whole
+    each = functools.partial(_map_layers, axes) if per_layer else _map_whole
     orthogonal_unit = functools.partial(_orthogonal_unit, axis_name=axis_name)
     reuse = functools.partial(_reuse, axis_name=axis_name)
     if not isinstance(penalty, optax.GradientTransformationExtraArgs):
@@ -148,10 +152,17 @@ def _map_whole(f: Any, plain: Any, *rest: Any) -> Any:
     return f(plain, *rest)
 
 
-def _map_leaves(f: Any, plain: Any, *rest: Any) -> Any:
-    """Call f for each leaf as if it were the whole tree; the last of the rest is a number."""
+def _map_layers(axes: AxesOrFunction, f: Any, plain: Any, *rest: Any) -> Any:
+    """Call f for each layer as if it were the whole tree; the last of the rest is a number."""
     *trees, number = rest
-    return map_present(lambda g, *leaves: f(g, *leaves, number), plain, *trees)
+
+    def leaf(g: Any, its: Axes | None, *leaves: Any) -> Any:
+        one = lambda *leaves: f(*leaves, number)  # noqa: E731
+        for axis in sorted(its.stack) if its else ():  # the last one outermost
+            one = jax.vmap(one, in_axes=axis, out_axes=axis)
+        return one(g, *leaves)
+
+    return map_present(leaf, plain, axes_of(plain, axes), *trees)
 
 
 def _is_penalty(node: Any) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from optimizer import (
+    Axes,
     ByLabel,
     OptimizerError,
     adamg,
@@ -423,6 +424,27 @@ def test_looksam_leaves_whole_numbers_alone() -> None:
     result, _ = opt.update(params, state, params, penalize=False)
     assert result["count"] == 2**24 + 1 and result["count"].dtype == jnp.int32
     np.testing.assert_allclose(result["w"], [1.0, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("stack", [0, 1, 2])
+def test_looksam_layer_by_layer_in_a_stack(stack: int) -> None:
+    layers = [{"kernel": k} for k in jax.random.normal(jax.random.key(0), (3, 4, 2))]
+    inputs, outputs = (axis for axis in range(3) if axis != stack)
+    whole = jnp.stack([layer["kernel"] for layer in layers], stack)
+
+    def path(opt: Any, params: Any) -> Any:
+        cubes = functools.partial(jax.tree.map, lambda p: p**3)
+        _, state = opt.update(cubes(params), opt.init(params), params, grad_fn=cubes)
+        return opt.update(jax.tree.map(jnp.sin, params), state, params, penalize=False)[0]
+
+    penalty = unnormalized_sam(R)  # each layer's perturbation is its own
+    expected = path(looksam(penalty, 0.5, per_layer=True), layers)
+    axes = Axes((stack,), (inputs,), (outputs,))
+    found = path(looksam(penalty, 0.5, per_layer=True, axes=axes), whole)
+    np.testing.assert_allclose(
+        found, jnp.stack([layer["kernel"] for layer in expected], stack), rtol=1e-5
+    )
+    assert not np.allclose(found, path(looksam(penalty, 0.5, per_layer=True), whole), rtol=1e-3)
 
 
 def test_looksam_leaf_by_leaf() -> None:

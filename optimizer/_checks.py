@@ -83,6 +83,18 @@ def _is_real(value: jax.Array) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
 
 
+def check_axis_name(name: str, axis_name: str | tuple[str, ...] | None) -> None:
+    """Raise unless the axis is one of a `jax.shard_map` around."""
+    try:
+        if axis_name is not None:
+            jax.lax.axis_size(axis_name)
+    except NameError:
+        raise OptimizerError(
+            f"{name} has axis_name={axis_name!r}, and update is called outside of jax.shard_map "
+            "over a mesh with that axis: call it inside, or make it with axis_name=None"
+        ) from None
+
+
 def check_flag(name: str, value: object) -> None:
     """Raise unless `value` is True or False."""
     if not isinstance(value, bool):

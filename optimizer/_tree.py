@@ -1,11 +1,14 @@
-"""Arithmetic on whole pytrees that several transformations share."""
+"""Arithmetic on numbers and whole pytrees that several transformations share."""
 
 import functools
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ._checks import check_scalar
 
 
 def mixing_types(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,6 +41,21 @@ def wide_dtype(x: Any) -> Any:
 def widen(x: Any) -> jax.Array:
     """Convert to float32, unless the dtype is wider."""
     return jnp.asarray(x, wide_dtype(x))
+
+
+def number_at(name: str, value: Any, count: Any) -> Any:
+    """Return a number, that of step `count` where it is a schedule; raise if it is none.
+
+    It is a float where it is known while tracing, else a scalar array in float32 or wider.
+    """
+    if callable(value):
+        value = value(count)
+        is_known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+        # Of what is traced the shape alone is checked.
+        check_scalar(name, value.item() if is_known and value.shape == () else value)
+    if isinstance(value, Real):
+        return float(value)
+    return widen(value) if isinstance(value, jax.Array) else float(value.item())
 
 
 def is_differentiable(x: Any) -> bool:

@@ -8,7 +8,7 @@ import optax
 
 from . import geometry
 from ._checks import ScalarOrSchedule, check_scalar
-from ._tree import wide_dtype
+from ._tree import number_at, wide_dtype
 from .axes import Axes, AxesOrFunction
 from .grassmann import additive_update, check_points, map_columns, zeros_of_floats
 
@@ -100,7 +100,7 @@ def adamg(
     def update_fn(
         updates: optax.Updates, state: ScaleByAdamgState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByAdamgState]:
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = number_at("learning_rate", learning_rate, state.count)
         count = optax.safe_increment(state.count)
 
         def step(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, Scalar, check_scalar
+from ._checks import OptimizerError, Scalar, check_axis_name, check_scalar
 from ._tree import fill, map_present, only_differentiable, widen
 from .axes import Axes, AxesOrFunction, axes_of
 from .parameters import leaf_name
@@ -79,7 +79,10 @@ def _is_hole(node: Any) -> bool:
 
 
 def perturb_ahead(
-    r: Values, direction: optax.GradientTransformation, metric: Metric | None = None
+    r: Values,
+    direction: optax.GradientTransformation,
+    metric: Metric | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Penalty:
     """Make a method that takes its one gradient at θ + ε, ε = r·metric(d) known from the past.
 
@@ -88,6 +91,7 @@ def perturb_ahead(
         direction: An Optax transformation from the gradients up to the last step to d. It begins
           with a gradient of zeros.
         metric: See `sharpness_aware`; it is given the parameters before the last step.
+        axis_name: See `sharpness_aware`; with one, call `init` inside of `jax.shard_map` too.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` that hands the gradient on, with the state
@@ -97,11 +101,12 @@ def perturb_ahead(
     metric = euclidean() if metric is None else metric
 
     def next_state(count: jax.Array, grads: Any, memory: Any, params: Any) -> AheadState:
+        check_axis_name("perturb_ahead", axis_name)
         point = map_present(widen, only_differentiable(params))
         d, memory = direction.update(map_present(widen, only_differentiable(grads)), memory, point)
         radius = jax.tree.broadcast(values_at("r", r, count, params), point)
         epsilon = map_present(
-            lambda e, r: jnp.asarray(r, e.dtype) * e, metric(d, point, None), radius
+            lambda e, r: jnp.asarray(r, e.dtype) * e, metric(d, point, axis_name), radius
         )
         return AheadState(count, memory, epsilon)
 
@@ -127,19 +132,25 @@ def perturb_ahead(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def momentum_sam(rho: Values = 0.3, momentum: Scalar = 0.9) -> Penalty:
+def momentum_sam(
+    rho: Values = 0.3,
+    momentum: Scalar = 0.9,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Penalty:
     r"""Make MSAM: the gradient at θ - ρ·m/‖m‖, with m the momentum of the gradients so far.
 
     Args:
         rho: ρ, in the units of θ. It acts against the last steps' direction, so values are larger
           than SAM's.
         momentum: Decay of m, best that of the optimizer behind; in [0, 1).
+        axis_name: See `perturb_ahead`.
 
     References:
         Becker et al., `Momentum-SAM <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
     check_scalar("momentum", momentum, high=1.0, below=True)
-    return perturb_ahead(rho, optax.chain(optax.trace(momentum), optax.scale(-1.0)))
+    direction = optax.chain(optax.trace(momentum), optax.scale(-1.0))
+    return perturb_ahead(rho, direction, axis_name=axis_name)
 
 
 def random_weight_perturbation(
@@ -166,6 +177,11 @@ def random_weight_perturbation(
         <https://arxiv.org/abs/2404.00357>`_, 2024.
     """
     if lmbda is None:
+        if options:
+            raise OptimizerError(
+                f"{', '.join(options)} needs lmbda: without it all parameters are perturbed, by a "
+                "perturbation that is known before the gradient"
+            )
         return perturb_ahead(sigma, filter_noise(seed, axes), unnormalized())
     check_scalar("lmbda", lmbda, high=1.0)
     return sharpness_aware(

@@ -124,8 +124,8 @@ def output_first(params: optax.Params, stack: int = 0) -> Any:
     """Return the axes of leaves named `weight` whose first axis is the output.
 
     For Equinox and PyTorch's layers: (out, in) and (out, in, height, width). Layers with `embed`,
-    `norm` or `transpose` in their name are left out: tables, scales, and PyTorch's transposed
-    convolutions, whose output is second.
+    `norm` or `transpose` in their name, and `emb`, `wte`, `wpe` and `bn...`, are left out: tables,
+    scales, and PyTorch's transposed convolutions, whose output is second.
 
     Args:
         params: Parameters or their shapes.
@@ -146,7 +146,8 @@ def output_first(params: optax.Params, stack: int = 0) -> Any:
         rank = len(_shape(x))
         if name != "weight" or rank < stack + 2 or not is_differentiable(x):
             return None
-        if re.search("embed|norm|transpose|(^|_)bn", "/".join(layers[-2:]).lower()):
+        left_out = r"embed|norm|transpose|(\b|_)(bn|(emb|wte|wpe)\b)"
+        if re.search(left_out, "/".join(layers[-2:]).lower()):
             return None
         return Axes(tuple(range(stack)), tuple(range(stack + 1, rank)), (stack,))
 
@@ -158,8 +159,9 @@ def flax_axes(module: Any, *inputs: Any, **options: Any) -> Any:
 
     That is certain where names and shapes are not: Dense, DenseGeneral, Conv, ConvLocal and
     ConvTranspose in both layouts, attention, and what `nn.scan` and `nn.vmap` stack in front (as
-    with `variable_axes={'params': 0}`; elsewhere the kernel is None, so declare it). Parameters of
-    other layers are told as by `axes_of`.
+    with `variable_axes={'params': 0}`). Declare what is stacked elsewhere: such a kernel is None,
+    or taken as stacked in front where its shape does not show it, with as many layers as inputs and
+    outputs. Parameters of other layers are told as by `axes_of`.
 
     Args:
         module: A linen module, which is traced with the inputs and computes nothing, or an NNX one.
@@ -231,10 +233,11 @@ def _checked(path: Any, x: Any, axes: Any) -> Axes | None:
     if axes is None or not is_differentiable(x):
         return None
     rank = len(_shape(x))
-    if not isinstance(axes, Axes) or sorted(sum(axes, ())) != list(range(rank)) or not axes.input:
+    is_of_tuples = isinstance(axes, Axes) and all(isinstance(each, tuple) for each in axes)
+    if not is_of_tuples or sorted(sum(axes, ())) != list(range(rank)) or not axes.input:
         raise OptimizerError(
             f"axes={axes!r} of {leaf_name(path)}, of shape {_shape(x)}, must be None or Axes that "
-            f"name each of 0 to {rank - 1} once, one of them as input"
+            f"name, in tuples, each of 0 to {rank - 1} once, one of them as input"
         )
     return axes
 

@@ -8,6 +8,7 @@ import optax
 
 from . import geometry
 from ._checks import OptimizerError, ScalarOrSchedule, check_choice, check_scalar
+from ._tree import number_at
 from .axes import Axes, AxesOrFunction, axes_of
 from .grassmann import additive_update, check_points, map_columns
 
@@ -120,7 +121,7 @@ def constrain(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ConstraintState]:
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = number_at("learning_rate", learning_rate, state.count) if is_hyperball else 0.0
 
         def tangent(on: geometry.Columns, p: Any, g: Any) -> tuple[Any, ...]:
             return (geometry.project(geometry.unit(p, on), g, on).astype(jnp.result_type(g)),)

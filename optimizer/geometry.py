@@ -134,8 +134,11 @@ def clip(h: jax.Array, max_norm: Any, columns: Columns = WHOLE) -> jax.Array:
     """
     h = widen(h)
     max_norm = jnp.asarray(max_norm, h.dtype)
-    squares = _squares(h, 1 / (_range(h) * max_norm), columns)
-    return h * (1.0 / jnp.maximum(_range(h) * _root(squares), 1.0))
+    # By the largest element, as neither a square nor a quotient may leave the range.
+    largest = _largest(h, columns)
+    length = _root(_squares(h, 1.0 / largest, columns))
+    is_long = length > max_norm / largest
+    return h * jnp.where(is_long, 1.0 / largest, 1.0) * jnp.where(is_long, max_norm / length, 1.0)
 
 
 def exp(y: jax.Array, h: jax.Array, columns: Columns = WHOLE) -> jax.Array:
@@ -287,6 +290,16 @@ def _axes(y: jax.Array, columns: Columns) -> tuple[int, ...]:
 def _range(y: jax.Array) -> float:
     """Return a power of 2 whose fourth power is in range, as XLA may multiply it out."""
     return 2.0 ** (31 if jnp.finfo(y.dtype).bits == 32 else 200)
+
+
+def _largest(y: jax.Array, columns: Columns) -> jax.Array:
+    """Return the largest |element| of each column, a constant whose inverse is a normal number."""
+    largest = jnp.max(jnp.abs(y), axis=_axes(y, columns), keepdims=True)
+    largest = jax.lax.stop_gradient(largest)
+    if columns.axis_name is not None:
+        largest = jax.lax.pmax(largest, columns.axis_name)
+    tiny = float(jnp.finfo(y.dtype).tiny)
+    return jnp.clip(largest, tiny, 1.0 / tiny)
 
 
 def _squares(y: jax.Array, scale: Any, columns: Columns) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from . import geometry
-from ._checks import OptimizerError, check_choice, check_scalar
+from ._checks import OptimizerError, check_axis_name, check_choice, check_scalar
 from ._tree import is_differentiable, widen
 from .axes import Axes, AxesOrFunction, axes_of, warn_of_unknown
 from .centralization import is_convolution
@@ -188,18 +188,6 @@ def _known(name: str, path: Any, p: Any, its: Axes | None) -> Axes:
             "grassmann_labels and optax.partition, or declare their axes by axes="
         )
     return its
-
-
-def check_axis_name(name: str, axis_name: str | tuple[str, ...] | None) -> None:
-    """Raise unless the devices that share columns are those of a `jax.shard_map` around."""
-    try:
-        if axis_name is not None:
-            jax.lax.axis_size(axis_name)
-    except NameError:
-        raise OptimizerError(
-            f"{name} has axis_name={axis_name!r}, and update is called outside of jax.shard_map "
-            "over a mesh with that axis: call it inside, or make it with axis_name=None"
-        ) from None
 
 
 def map_columns(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, check_flag
+from ._checks import OptimizerError, check_axis_name, check_flag
 from ._tree import map_present, widen
 from .perturbation import check_penalize, check_penalized, check_penalized_step
 
@@ -203,15 +203,9 @@ def _vary(updates: Any, params: Any, axis: str) -> Any:
     def varies(x: Any) -> bool:
         return axis in jax.typeof(x).manual_axis_type.varying
 
+    check_axis_name("per_group", axis)
     # The axis's own index varies only where shard_map keeps track of what does.
-    try:
-        index = jax.lax.axis_index(axis)
-    except NameError:
-        raise OptimizerError(
-            f"per_group has axis_name={axis!r}, and update is called outside of jax.shard_map over "
-            "a mesh with that axis: call it inside, or make it with axis_name=None"
-        ) from None
-    if not varies(index):
+    if not varies(jax.lax.axis_index(axis)):
         return params
     if not all(varies(g) for g in jax.tree.leaves(updates)):
         raise OptimizerError(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import OptimizerError, ScalarOrSchedule, check_flag, check_scalar
-from ._tree import fill, inner, map_present, norm_and_inverse, only_differentiable, widen
+from ._checks import OptimizerError, ScalarOrSchedule, check_axis_name, check_flag, check_scalar
+from ._tree import fill, inner, map_present, norm_and_inverse, number_at, only_differentiable, widen
 from .axes import Axes, AxesOrFunction, axes_of
 from .perturbation import GradientNormPenaltyState, check_penalize, check_real
 
@@ -26,8 +26,9 @@ def looksam(
     weight: ScalarOrSchedule,
     *,
     per_layer: bool = False,
-    axes: AxesOrFunction = None,
     eps: float = 0.0,
+    axes: AxesOrFunction = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Reuse the part of the penalized gradient that is orthogonal to the plain one.
 
@@ -61,9 +62,12 @@ def looksam(
         weight: Length of the reused part, in units of ‖g‖; >= 0. A number, an array of one or a
           schedule of the step.
         per_layer: Take norms and products leaf by leaf, as some implementations do, in place of
-          the whole tree's; of a stack of layers, layer by layer.
-        axes: With per_layer: the axes of each leaf, see `axes_of`; None: those that are known.
+          the whole tree's; in kernels that hold a stack of layers, layer by layer.
         eps: Added to ‖g_v‖ before it divides, as some implementations do; >= 0.
+        axes: The axes of each leaf, whose stack `per_layer` reads, see `axes_of`; None: those that
+          are known.
+        axis_name: Axis (or axes) of `jax.shard_map` over which parameters are split, the one that
+          `penalty` has too. None: each device holds all of them.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with the state `LookSAMState`. Its `update` takes
@@ -98,6 +102,8 @@ def looksam(
     check_flag("per_layer", per_layer)
     check_scalar("eps", eps)
     each = functools.partial(_map_layers, axes) if per_layer else _map_whole
+    orthogonal_unit = functools.partial(_orthogonal_unit, axis_name=axis_name)
+    reuse = functools.partial(_reuse, axis_name=axis_name)
     if not isinstance(penalty, optax.GradientTransformationExtraArgs):
         raise OptimizerError(
             "penalty must take grad_fn and penalize, as gradient_norm_penalty(...) does, "
@@ -111,7 +117,8 @@ def looksam(
         if any(jnp.ndim(leaf) for leaf in others if not _is_penalty(leaf)):
             raise OptimizerError(
                 "looksam takes no penalty that keeps arrays from step to step, as momentum does: "
-                "put it behind, optax.chain(looksam(penalty, weight), optax.sgd(...))"
+                "put it behind, optax.chain(looksam(penalty, weight), optax.sgd(...)); nor one "
+                "of a single gradient, as momentum_sam: there is nothing to reuse"
             )
         # x + -0.0 is x to the bit, also for x = -0.0.
         nothing = map_present(lambda p: jnp.full_like(widen(p), -0.0), only_differentiable(params))
@@ -126,15 +133,16 @@ def looksam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LookSAMState]:
         check_penalize(penalize)
+        check_axis_name("looksam", axis_name)
         plain, inner = penalty.update(updates, state.penalty, params, penalize=False, **extra_args)
         count = optax.safe_increment(state.count)
         if penalize:
             u, inner = _penalized(penalty, updates, state.penalty, params, extra_args)
-            direction = each(_orthogonal_unit, only_differentiable(plain), u, state.direction, eps)
+            direction = each(orthogonal_unit, only_differentiable(plain), u, state.direction, eps)
             return u, LookSAMState(count, fill(direction, state.direction), inner)
 
-        length = weight(state.count) if callable(weight) else weight
-        reused = each(_reuse, only_differentiable(plain), state.direction, length)
+        length = number_at("weight", weight, state.count)
+        reused = each(reuse, only_differentiable(plain), state.direction, length)
         return fill(reused, plain), state._replace(count=count, penalty=inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -149,12 +157,10 @@ def _map_layers(axes: AxesOrFunction, f: Any, plain: Any, *rest: Any) -> Any:
     *trees, number = rest
 
     def leaf(g: Any, its: Axes | None, *leaves: Any) -> Any:
-        of_layer = f
-        # The innermost axis first: those before it are gone where its function is called.
-        for gone, axis in reversed([*enumerate(its.stack if its else ())]):
-            on = (axis - gone,) * (1 + len(leaves))
-            of_layer = jax.vmap(of_layer, in_axes=(*on, None), out_axes=axis - gone)
-        return of_layer(g, *leaves, number)
+        one = lambda *leaves: f(*leaves, number)  # noqa: E731
+        for axis in sorted(its.stack) if its else ():  # the last one outermost
+            one = jax.vmap(one, in_axes=axis, out_axes=axis)
+        return one(g, *leaves)
 
     return map_present(leaf, plain, axes_of(plain, axes), *trees)
 
@@ -163,9 +169,9 @@ def _is_penalty(node: Any) -> bool:
     return isinstance(node, GradientNormPenaltyState)
 
 
-def _reuse(plain: Any, direction: Any, length: Any) -> Any:
+def _reuse(plain: Any, direction: Any, length: Any, axis_name: Any) -> Any:
     """Return g + length·‖g‖·direction."""
-    norm, _ = norm_and_inverse(map_present(widen, plain))
+    norm, _ = norm_and_inverse(map_present(widen, plain), axis_name)
     factor = jnp.where(jnp.isfinite(norm), jnp.asarray(length, norm.dtype) * norm, 0.0)
     return map_present(lambda g, d: widen(g) + factor.astype(d.dtype) * d, plain, direction)
 
@@ -190,24 +196,24 @@ def _penalized(penalty: Any, updates: Any, state: Any, params: Any, extra_args: 
     return result
 
 
-def _orthogonal_unit(plain: Any, penalized: Any, before: Any, eps: float) -> Any:
+def _orthogonal_unit(plain: Any, penalized: Any, before: Any, eps: float, axis_name: Any) -> Any:
     """Return g_v / ‖g_v‖; zeros where g_v is rounding, `before` where it is not finite."""
     g = map_present(widen, plain)
     u = map_present(lambda g, u: jnp.asarray(u, g.dtype), g, penalized)
-    _, inverse_g = norm_and_inverse(g)
-    _, inverse_u = norm_and_inverse(u)
+    _, inverse_g = norm_and_inverse(g, axis_name)
+    _, inverse_u = norm_and_inverse(u, axis_name)
     # ⟨u, g⟩/‖g‖², with g scaled to length 1 so that no square leaves the range.
-    along = inner(u, map_present(lambda x: x * inverse_g, g)) * inverse_g
+    along = inner(u, map_present(lambda x: x * inverse_g, g), axis_name) * inverse_g
     part = map_present(lambda a, b: a - along * b, u, g)
     # Lengths below are relative to ‖u‖. g, and so u, has been rounded to the dtype that came in.
     scaled = map_present(lambda x: x * inverse_u, part)
-    length = inner(scaled, scaled)
+    length = inner(scaled, scaled, axis_name)
     rounding = map_present(
         lambda raw, x: float(jnp.finfo(jnp.result_type(raw)).eps) * (x * inverse_u), plain, u
     )
-    norm, inverse = norm_and_inverse(part)
+    norm, inverse = norm_and_inverse(part, axis_name)
     if eps:
         inverse = 1.0 / (norm + eps)
-    factor = jnp.where(length > inner(rounding, rounding), inverse, 0.0)
+    factor = jnp.where(length > inner(rounding, rounding, axis_name), inverse, 0.0)
     is_finite = jnp.isfinite(length)
     return map_present(lambda x, old: jnp.where(is_finite, x * factor, old), part, before)

@@ -84,6 +84,9 @@ _FAMILY: Mapping[str, _Method] = {
 # All that `gnp.method` may be: the penalty by either of its formulas, and its relatives.
 GNP_METHODS = (*METHODS, *_FAMILY)
 
+# Arguments of methods that no config can hold.
+_NOT_OF_A_CONFIG = ("axes", "axis_name")
+
 # What a config chooses a part by.
 _CHOSEN_BY = {
     "metric": "gnp.adaptive=True",
@@ -114,6 +117,7 @@ def gnp_method_params(gnp: Any) -> dict[str, Any]:
         check_names("gnp.method_params", given, (), f" (gnp.method={gnp.method!r})")
         return {}
     _, *further = inspect.signature(method.make).parameters.values()
+    further = [p for p in further if p.name not in _NOT_OF_A_CONFIG]
     defaults = {p.name: p.default for p in further if p.kind is not p.VAR_KEYWORD}
     defaults |= method.more
     check_names("gnp.method_params", given, defaults, f" (gnp.method={gnp.method!r})")

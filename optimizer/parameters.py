@@ -167,8 +167,12 @@ def leaf_name(path: Any) -> str:
 
 
 def leaf_path(path: Any) -> tuple[str, ...]:
-    """Return the names in a path of `jax.tree_util.tree_map_with_path`, as strings."""
+    """Return the names in a path of `jax.tree_util.tree_map_with_path`, as strings.
+
+    A key with dots is a path of its own, as in a state dict of PyTorch.
+    """
     # NNX keeps each array in a node whose only field is the value.
     last_is_node = bool(path) and path[-1] == jax.tree_util.GetAttrKey("value")
     names = path[:-1] if last_is_node else path
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in names)
+    keys = (jax.tree_util.keystr((key,), simple=True) for key in names)
+    return tuple(name for key in keys for name in key.split("."))

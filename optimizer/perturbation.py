@@ -30,6 +30,7 @@ from ._checks import (
     OptimizerError,
     Scalar,
     ScalarOrSchedule,
+    check_axis_name,
     check_choice,
     check_flag,
     check_scalar,
@@ -40,6 +41,7 @@ from ._tree import (
     is_differentiable,
     map_present,
     norm_and_inverse,
+    number_at,
     only_differentiable,
     unit,
     wide_dtype,
@@ -323,6 +325,7 @@ def combined_gradient(
     """
     check_real("penalized_gradient", params)
     check_real("penalized_gradient", grads)
+    check_axis_name("the penalty", axis_name)
     metric = euclidean() if metric is None else metric
     point = _wide(params)
     # Where a parameter is a whole number its gradient passes untouched, whatever that is.
@@ -389,25 +392,11 @@ def values_at(name: str, value: Values, count: Any, params: Any) -> Any:
         for label in jax.tree.leaves(labels):
             check_choice(f"a label of {name}", label, value.values)
         value = jax.tree.map(lambda label: value.values[label], labels)
-    numbers = jax.tree.map(lambda leaf: _number_at(name, leaf, count), value)
+    numbers = jax.tree.map(lambda leaf: number_at(name, leaf, count), value)
     if _is_one(numbers):
         return numbers
     expected = "a number, or a pytree of numbers like params or a prefix of it"
     return broadcast(name, numbers, params, expected, lambda _, leaf: leaf)
-
-
-def _number_at(name: str, value: Any, count: Any) -> Any:
-    if callable(value):
-        value = value(count)
-        if isinstance(value, jax.core.Tracer):
-            check_scalar(name, value)  # its shape; the number is not known
-        elif isinstance(value, jax.Array) and value.shape == ():
-            check_scalar(name, value.item())
-        else:
-            check_scalar(name, value)
-    if isinstance(value, Real):
-        return float(value)
-    return widen(value) if isinstance(value, jax.Array) else float(value.item())
 
 
 def _is_one(value: Any) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, Scalar, ScalarOrSchedule, check_number, check_scalar
-from ._tree import fill, map_present, only_differentiable, widen
+from ._tree import fill, map_present, number_at, only_differentiable, widen
 from .parameters import Where, is_normalization
 from .perturbation import (
     Penalty,
@@ -265,7 +265,7 @@ def gam(
     Args:
         rho: ρ, the radius of the ball.
         norm_rho: ρ', the step of the difference that stands for the norm's gradient; > 0.
-        betas: β₁, β₂, β₃.
+        betas: β₁, β₂, β₃, each >= 0.
         gamma: γ >= 0.
         **options: See `sharpness_aware`.
 
@@ -275,6 +275,10 @@ def gam(
     """
     check_scalar("norm_rho", norm_rho, positive=True)
     check_scalar("gamma", gamma)
+    if len(betas) != 3:
+        raise OptimizerError(f"betas={betas!r} must be three numbers, such as (0.6, 0.5, 0.4)")
+    for beta in betas:
+        check_scalar("each of betas", beta)
     beta1, beta2, beta3 = betas
 
     def combine(probe: Probe) -> Any:
@@ -283,7 +287,7 @@ def gam(
         steeper = probe.ascend(probe.params, map_present(jnp.subtract, g1, g0), probe.r)
         g2 = probe.gradient_at(steeper)
         g3 = probe.gradient_at(probe.ascend(steeper, g2, norm_rho))
-        mean = map_present(lambda a, b: a + abs(beta2) * b, g0, g2)
+        mean = map_present(lambda a, b: a + beta2 * b, g0, g2)
         step = map_present(lambda a, b: beta1 * a + beta3 * b, g1, g3)
         _, inverse = probe.norm_and_inverse(step)
         along = probe.inner(mean, step) * inverse * inverse
@@ -331,7 +335,7 @@ def decouple(
     ) -> tuple[optax.Updates, DecoupledState]:
         penalized, inner = penalty.update(updates, state.penalty, params, **extra_args)
         steps, outer = base.update(updates, state.base, params, **extra_args)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = number_at("learning_rate", learning_rate, state.count)
 
         def leaf(step: jax.Array, g: Any, new: Any) -> jax.Array:
             return widen(step) - jnp.asarray(rate, widen(step).dtype) * (widen(new) - widen(g))

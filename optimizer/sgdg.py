@@ -8,6 +8,7 @@ import optax
 
 from . import geometry
 from ._checks import ScalarOrSchedule, check_scalar
+from ._tree import number_at
 from .axes import AxesOrFunction
 from .grassmann import additive_update, check_points, map_columns, zeros_of_floats
 
@@ -98,7 +99,7 @@ def sgdg(
     def update_fn(
         updates: optax.Updates, state: ScaleBySgdgState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleBySgdgState]:
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = number_at("learning_rate", learning_rate, state.count)
 
         def step(on: geometry.Columns, p: Any, g: Any, m: Any) -> tuple[jax.Array, jax.Array]:
             y = geometry.unit(p, on)

@@ -28,10 +28,12 @@ from optimizer import (
     grassmann_labels,
     orthogonality_penalty,
     output_first,
+    parameter_kinds,
     sgdg,
     unit_norm,
     unknown_axes,
 )
+from optimizer.axes import is_axes
 from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
 
@@ -234,6 +236,24 @@ def test_an_equinox_model_is_centralized_when_its_layout_is_declared() -> None:
     assert_trees_equal(result["layers"][0].bias, model["layers"][0].bias)
 
 
+def test_a_state_dict_of_torch() -> None:
+    """Its keys are paths; an (out, in) kernel is not taken for one of Flax."""
+    state = {
+        "layer1.0.conv1.weight": jnp.ones((8, 3, 3, 3)),
+        "layer1.0.bn1.weight": jnp.ones(8),
+        "fc.weight": jnp.ones((10, 8)),
+        "fc.bias": jnp.ones(10),
+        "wte.weight": jnp.ones((30, 4)),
+    }
+    kernels = {"layer1.0.conv1.weight", "fc.weight"}
+    assert {*unknown_axes(state)} == kernels | {"wte.weight"}
+    assert set(jax.tree.leaves(axes_of(state), is_leaf=is_axes)) == {None}
+    axes = output_first(state)
+    assert {name for name in state if axes[name]} == kernels
+    assert axes["fc.weight"] == Axes((), (1,), (0,))
+    assert parameter_kinds(state)["fc.bias"] == "bias"
+
+
 def test_output_first_behind_a_stack() -> None:
     axes = output_first({"linear": {"weight": jnp.ones((3, 8, 4))}}, stack=1)
     assert axes == {"linear": {"weight": Axes((0,), (2,), (1,))}}
@@ -287,6 +307,8 @@ def test_declared_axes_as_a_tree_a_prefix_and_a_function(axes: Any) -> None:
     ("axes", "message"),
     [
         ({"b": None}, "axes must be a pytree of Axes and None.*nothing for a$"),
+        ({"a": Axes([], [0], [1])}, "of a, of shape .3, 4., must be .* name, in tuples, each of"),
+        ({"a": Axes((), 0, 1)}, "of a, of shape .3, 4., must be .* name, in tuples, each of"),
         ({"a": Axes((), (0,), (2,))}, "of a, of shape .3, 4., must be None or Axes"),
         ({"a": Axes((), (), (0, 1))}, "one of them as input"),
         ({"a": True}, "axes=True of a"),

@@ -637,16 +637,23 @@ if os.environ.get("BATTERY_DEVICES"):
         for make in (
             lambda **more: gradient_norm_penalty(0.3, 0.6, normalize=True, **more),
             lambda **more: gsam(0.3, 0.4, **more),
+            lambda **more: looksam(sam(0.3, **more), 0.5, **more),
+            lambda **more: momentum_sam(0.3, **more),
         ):
 
-            def step(params: Params, method: Any) -> Params:
-                return method.update(cube(params), method.init(params), params, grad_fn=cube)[0]
+            def step(params: Params, method: Any) -> tuple[Params, ...]:
+                """Return a penalized gradient, the one after it, and where that is taken."""
+                state = method.init(params)
+                first, state = method.update(cube(params), state, params, grad_fn=cube)
+                more = {"penalize": False, "grad_fn": cube}
+                reused, _ = method.update(jax.tree.map(jnp.sin, params), state, params, **more)
+                return first, reused, perturbed_params(state, params)
 
             mapped = jax.shard_map(
                 partial(step, method=make(axis_name="data")),
                 mesh=mesh,
                 in_specs=(specs,),
-                out_specs=specs,
+                out_specs=(specs, specs, specs),
                 check_vma=check_vma,
             )
             assert_trees_close(jax.jit(mapped)(params), step(params, make()))

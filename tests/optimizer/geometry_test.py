@@ -243,6 +243,14 @@ def test_columns_of_any_size(size: float) -> None:
     np.testing.assert_allclose(shortened, min(size, 0.1) * direction, rtol=1e-6)
 
 
+@pytest.mark.parametrize("max_norm", [1e-10, 0.1, 1e10])
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1e28, 1e33, 1e38])
+def test_clip_of_any_size(size: float, max_norm: float) -> None:
+    direction = np.array([[3.0], [4.0]]) / 5.0
+    shortened = clip(jnp.asarray(size * direction, jnp.float32), max_norm)
+    np.testing.assert_allclose(shortened, min(size, max_norm) * direction, rtol=1e-6)
+
+
 def test_units_of_columns_of_all_sizes_at_once() -> None:
     sizes = 10.0 ** np.arange(-25, 26)
     y = jnp.asarray(np.array([[0.6], [-0.8]]) * sizes, jnp.float32)

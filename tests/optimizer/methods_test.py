@@ -182,6 +182,8 @@ def test_looksam_is_over_any_of_them(make_config: MakeConfig) -> None:
         ("wsam", {"gama": 0.5}, {}, "did you mean 'gamma'?"),
         ("sam", {"gamma": 0.5}, {}, "unknown gnp.method_params.gamma; allowed: none"),
         ("hvp", {"gamma": 0.5}, {}, "unknown gnp.method_params.gamma; allowed: none"),
+        ("momentum_sam", {"axis_name": 1}, {}, "unknown gnp.method_params.axis_name; allowed: mom"),
+        ("random_weight_perturbation", {"axes": 1}, {}, "axes; allowed: lmbda, seed ("),
         ("wsam", {"gamma": 1.0}, {}, "gnp.method_params: gamma=1.0 must"),
         ("wsam", {"gamma": "0.5"}, {}, "gnp.method_params.gamma='0.5' must"),
         ("wsam", {"decouple": 1}, {}, "gnp.method_params.decouple=1 must be True or False"),

@@ -18,9 +18,11 @@ from optimizer import (
     Axes,
     ByLabel,
     OptimizerError,
+    adamg,
     asam,
     centralize,
     combined_gradient,
+    constrain,
     cr_sam,
     decouple,
     euclidean,
@@ -43,6 +45,7 @@ from optimizer import (
     running_average,
     sam,
     sam_on,
+    sgdg,
     sharpness_aware,
     stable_sam,
     unnormalized,
@@ -333,6 +336,35 @@ def test_a_schedule_that_is_traced_is_named_too() -> None:
         jax.jit(lambda p: method.update(p, method.init(p), p, grad_fn=grad_fn)[0])(PARAMS)
 
 
+@pytest.mark.parametrize("make", [sam, lambda **more: looksam(sam(), 0.5, **more), momentum_sam])
+def test_an_axis_that_is_not_there_is_named(make: Any) -> None:
+    method = make(axis_name="data")
+    with pytest.raises(OptimizerError, match="axis_name='data', .* outside of jax.shard_map"):
+        method.update(PARAMS, method.init(PARAMS), PARAMS, grad_fn=grad_fn)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(1), jnp.float32(-0.5), -0.5, None])
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda rate: looksam(sam(0.1), rate), "weight"),
+        (lambda rate: decouple(sam(0.1), optax.sgd(0.1), rate), "learning_rate"),
+        (sgdg, "learning_rate"),
+        (adamg, "learning_rate"),
+        (lambda rate: constrain(optax.sgd(1.0), "hyperball", rate), "learning_rate"),
+    ],
+    ids=["looksam", "decouple", "sgdg", "adamg", "hyperball"],
+)
+def test_what_other_schedules_give_is_checked_too(make: Any, name: str, value: Any) -> None:
+    kernel = jnp.ones((3, 2))
+    opt = make(lambda step: value)
+    more = {} if opt.__class__ is optax.GradientTransformation else {"grad_fn": jnp.sin}
+    if name == "weight":
+        more = {"penalize": False}
+    with pytest.raises(OptimizerError, match=f"{name}(=| must be one number)"):
+        opt.update(kernel, opt.init(kernel), kernel, **more)
+
+
 # Limits.
 
 
@@ -392,6 +424,27 @@ def test_looksam_leaves_whole_numbers_alone() -> None:
     result, _ = opt.update(params, state, params, penalize=False)
     assert result["count"] == 2**24 + 1 and result["count"].dtype == jnp.int32
     np.testing.assert_allclose(result["w"], [1.0, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("stack", [0, 1, 2])
+def test_looksam_layer_by_layer_in_a_stack(stack: int) -> None:
+    layers = [{"kernel": k} for k in jax.random.normal(jax.random.key(0), (3, 4, 2))]
+    inputs, outputs = (axis for axis in range(3) if axis != stack)
+    whole = jnp.stack([layer["kernel"] for layer in layers], stack)
+
+    def path(opt: Any, params: Any) -> Any:
+        cubes = functools.partial(jax.tree.map, lambda p: p**3)
+        _, state = opt.update(cubes(params), opt.init(params), params, grad_fn=cubes)
+        return opt.update(jax.tree.map(jnp.sin, params), state, params, penalize=False)[0]
+
+    penalty = unnormalized_sam(R)  # each layer's perturbation is its own
+    expected = path(looksam(penalty, 0.5, per_layer=True), layers)
+    axes = Axes((stack,), (inputs,), (outputs,))
+    found = path(looksam(penalty, 0.5, per_layer=True, axes=axes), whole)
+    np.testing.assert_allclose(
+        found, jnp.stack([layer["kernel"] for layer in expected], stack), rtol=1e-5
+    )
+    assert not np.allclose(found, path(looksam(penalty, 0.5, per_layer=True), whole), rtol=1e-3)
 
 
 def test_looksam_leaf_by_leaf() -> None:
@@ -480,6 +533,9 @@ def test_norms_are_those_of_all_devices(name: str) -> None:
         (lambda: asam(R, eta=-1), "eta=-1 must be a finite number >= 0"),
         (lambda: momentum_sam(R, momentum=1.0), "momentum=1.0 must be a finite number in [0, 1)"),
         (lambda: random_weight_perturbation(0.1, lmbda=2), "lmbda=2 must be a finite number in"),
+        (lambda: random_weight_perturbation(where=is_normalization), "needs lmbda"),
+        (lambda: gam(R, betas=(1.0, 2.0)), "betas=(1.0, 2.0) must be three numbers"),
+        (lambda: gam(R, betas=(1.0, -2.0, 1.0)), "each of betas=-2.0 must be a finite number >= 0"),
         (lambda: running_average(1.5), "decay=1.5 must be a finite number in [0, 1)"),
         (lambda: sam(-0.1), "r=-0.1 must be a finite number >= 0"),
     ],

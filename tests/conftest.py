@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import fcntl
+import gc
 import importlib
 import json
 import subprocess
@@ -24,6 +25,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionfinish() -> None:
+    """Take out what is called at each garbage collection.
+
+    pytest-xdist ends its workers by an interrupt. One that comes inside of such a call, as of
+    Hypothesis's clock, would be printed behind the results.
+    """
+    gc.callbacks.clear()
 
 
 @pytest.fixture

@@ -146,9 +146,9 @@ def penalized_gradient(
     unchanged. Arithmetic and result are in float32 (float64 for float64 trees), and so is the point
     that `grad_fn` is given, also for bfloat16 and float16, in which perturbation and penalty would
     be lost to rounding: a `grad_fn` that needs the parameters' own dtype casts them itself, and
-    momentum behind takes `accumulator_dtype=jnp.float32`. Parameters are real; whole numbers, keys
-    and flags among them pass untouched. Leaves that are None stay None; a parameter whose gradient
-    is None is not perturbed.
+    momentum behind takes `accumulator_dtype=jnp.float32`, Adam `mu_dtype=jnp.float32`. Parameters
+    are real; whole numbers, keys and flags among them pass untouched. Leaves that are None stay
+    None; a parameter whose gradient is None is not perturbed.
 
     Args:
         grad_fn: The function params -> grads, of the same batch and random masks as `grads`.

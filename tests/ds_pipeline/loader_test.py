@@ -133,6 +133,7 @@ def raise_odd_error() -> None:
 _KILLED = r"was killed \(exit code -9\); .* set dataset.workers to less"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "error", "message", "workers"),
     quick_first(

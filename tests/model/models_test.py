@@ -198,7 +198,7 @@ def test_remat_keeps_less_for_the_backward_pass(name, params):
     assert kept(remat=True) < kept(remat=False)
 
 
-@pytest.mark.parametrize(("name", "params", "shape"), WITH_BATCH_NORM)
+@pytest.mark.parametrize(("name", "params", "shape"), quick_first(WITH_BATCH_NORM, 3))
 def test_every_batch_norm_has_the_groups(monkeypatch, name, params, shape):
     module = get_model(name, 3, batch_norm_group=2, **params)
     calls = []

@@ -7,6 +7,7 @@ import pytest
 
 from model import ModelError, get_model
 from model.shake_shake import Shortcut, mix
+from tests.marks import quick_first
 
 NAME = "WideResNet_2_4_ShakeShake"
 
@@ -46,7 +47,7 @@ def test_backward_has_the_weight_of_forward(key):
     np.testing.assert_allclose(pull_back(jnp.ones_like(y)), [y - 4, 5 - y], rtol=1e-5)
 
 
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("train", quick_first([True, False]))
 def test_weights_depend_on_the_key_and_the_block_alone(train):
     module, x, params, stats = drawn(NAME, depth=8)
 

@@ -43,6 +43,7 @@ def test_sides_may_differ(key):
     assert variables["params"]["pos_embed"].shape == (1, 2 * 4 + 1, 192)
 
 
+@pytest.mark.slow
 def test_start(key):
     module = get_model("ViT_TI4", 10, depth=1)
 

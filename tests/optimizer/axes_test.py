@@ -329,7 +329,7 @@ def test_experts_are_centralized_each_on_its_own() -> None:
     np.testing.assert_allclose(result, g - np.mean(g, 1, keepdims=True), atol=1e-6)
 
 
-@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("use_bias", quick_first([True, False]))
 @pytest.mark.parametrize("layers", [3, 4])
 def test_layers_of_a_scan_are_centralized_each_on_its_own(use_bias: bool, layers: int) -> None:
     module = Deep(partial(nn.Dense, 4, use_bias=use_bias), layers)
@@ -455,6 +455,7 @@ def test_integers_bools_and_keys_pass(name: str) -> None:
 # Columns that devices share.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
 def test_columns_split_over_an_axis_move_as_whole(optimizer: Any) -> None:
     params, *gradients = (random((8, 5), seed) for seed in range(4))

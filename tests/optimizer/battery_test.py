@@ -303,7 +303,7 @@ def multi_steps(inner: Any, count: int) -> optax.GradientTransformationExtraArgs
 
 # The quick tests have one of each kind: a penalty, a memory, one gradient, LookSAM, groups, ...
 QUICK = (
-    "penalty", "friendly_sam", "momentum_sam", "looksam", "per_group", "sgdg"
+    "penalty", "momentum_sam", "per_group", "sgdg"
 )  # fmt: skip
 
 

@@ -325,6 +325,7 @@ def test_the_penalized_gradient_of_a_config_is_that_of_its_chain(
         assert_trees_equal(actual, expected)
 
 
+@pytest.mark.slow
 def test_the_recorder_is_first_in_the_chain(make_config: MakeConfig) -> None:
     options = {"gradient_clipping": 0.5, "opt.opt_type": "Momentum"}
     plain = build_optimizer(make_config(**options), STEPS_PER_EPOCH)
@@ -380,6 +381,7 @@ def test_alpha_zero_is_plain_training_to_the_bit(make_config: MakeConfig) -> Non
     assert_trees_equal(trajectory(zero), trajectory(without))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opt_type, schedule, strategy",
     quick_first(

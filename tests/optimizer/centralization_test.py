@@ -184,6 +184,7 @@ def draw(seed: int, exponent: int) -> Any:
 seeds, exponents = st.integers(0, 10**6), st.integers(-12, 12)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(seed=seeds, exponent=exponents)
 def test_every_output_unit_of_every_layer_has_mean_zero(seed: int, exponent: int) -> None:

@@ -47,7 +47,7 @@ def lengths(x: Any, to: str) -> np.ndarray:
 
 @pytest.mark.parametrize("to", CONSTRAINTS)
 @pytest.mark.parametrize(
-    "inner", quick_first([optax.sgd(0.1, 0.9), optax.adam(0.1), optax.contrib.muon(0.1)], 2)
+    "inner", quick_first([optax.sgd(0.1, 0.9), optax.adam(0.1), optax.contrib.muon(0.1)])
 )
 def test_lengths_stay(to: str, inner: Any, kernel: Any, gradients: Any) -> None:
     params, _ = moved(make(to, inner), kernel, [*gradients] * 10)
@@ -99,7 +99,7 @@ def test_moments_stay_tangents(to: str, kernel: Any, gradients: Any) -> None:
     assert np.linalg.norm(mu) > 0.1
 
 
-@pytest.mark.parametrize("to", CONSTRAINTS)
+@pytest.mark.parametrize("to", quick_first(tuple(CONSTRAINTS)))
 def test_each_layer_of_a_stack_is_on_its_own(to: str, kernel: Any, gradients: Any) -> None:
     stacked, axes = jnp.stack([kernel, 2 * kernel]), Axes((0,), (1, 2, 3), (4,))
     both = [jnp.stack([g, -g]) for g in gradients]
@@ -108,7 +108,7 @@ def test_each_layer_of_a_stack_is_on_its_own(to: str, kernel: Any, gradients: An
         assert_trees_close(actual[i], moved(make(to), start, sign * gradients)[0])
 
 
-@pytest.mark.parametrize("to", CONSTRAINTS)
+@pytest.mark.parametrize("to", quick_first(tuple(CONSTRAINTS)))
 def test_a_first_output_axis(to: str, kernel: Any, gradients: Any) -> None:
     first = lambda x: jnp.moveaxis(x, -1, 0)  # noqa: E731
     axes = Axes((), (1, 2, 3), (0,))

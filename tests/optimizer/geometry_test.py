@@ -96,6 +96,7 @@ def test_exp_stays_on_the_sphere_at_the_angle(arrays: Arrays) -> None:
     np.testing.assert_allclose(dot(x["y"], new), np.cos(length(x["h"])), atol=3e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kernels())
 def test_exp_of_two_steps_is_exp_of_their_sum(arrays: Arrays) -> None:
@@ -118,6 +119,7 @@ def test_transport_keeps_norms_and_inner_products(arrays: Arrays) -> None:
         np.testing.assert_allclose(dot(moved1, exp(y, h)), 0, atol=2e-7)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kernels())
 def test_transport_keeps_norms_in_float32(arrays: Arrays) -> None:
@@ -283,6 +285,7 @@ def test_short_steps_are_exact(size: float) -> None:
 # Derivatives, at steps of zero too, which unrolled loops go through.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", quick_first([jax.jacfwd, jax.jacrev]))
 def test_derivatives_at_a_step_of_zero(mode: Callable[..., Any]) -> None:
     y, zero, h1 = jnp.array([0.6, 0.8, 0.0]), jnp.zeros(3), jnp.array([0.8, -0.6, 2.0])

@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from optimizer import adamg, geometry, orthogonality_penalty, sgdg
+from tests.marks import quick_first
 
 ARCHIVE = Path(__file__).parents[1] / "reference" / "grassmann.npz"
 with np.load(ARCHIVE, allow_pickle=False) as archive:
@@ -129,7 +130,7 @@ def test_operation_equals_the_authors(key: str) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", META["trajectories"])
+@pytest.mark.parametrize("name", quick_first(tuple(META["trajectories"]), 3))
 def test_trajectory_equals_the_authors(name: str, bits: str) -> None:
     """Train both kernels in one tree."""
     case = META["trajectories"][name]

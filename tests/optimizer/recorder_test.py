@@ -21,6 +21,7 @@ from optimizer import (
     gradient_norm_penalty,
     record_gradient_evolution,
 )
+from tests.marks import quick_first
 from tests.trees import assert_trees_equal
 
 ARCHIVE = Path(__file__).parents[1] / "reference" / "evolution.npz"
@@ -211,7 +212,7 @@ CHAINS: dict[str, tuple[Any, set[str]]] = {
 
 
 @pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", quick_first(tuple(CHAINS), 3))
 def test_the_recorder_is_found_anywhere_in_a_state(params: Any, chain: str, compiled: bool) -> None:
     opt, names = CHAINS[chain]
     state = opt.init(params)

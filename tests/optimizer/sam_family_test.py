@@ -53,6 +53,7 @@ from optimizer import (
     vasso,
     wsam,
 )
+from tests.marks import quick_first
 from tests.trees import assert_trees_close, assert_trees_equal
 
 assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5, atol=1e-7)
@@ -461,6 +462,7 @@ def test_looksam_leaf_by_leaf() -> None:
     assert_trees_close(reused, {"a": jnp.array([1.0, 0.5]), "b": jnp.array([1.0, 2.0])})
 
 
+@pytest.mark.slow
 def test_looksam_layer_by_layer_of_a_stack() -> None:
     # The second of two axes of layers behind the kernel's inputs.
     g, there = np.random.default_rng(0).normal(size=(2, 3, 2, 4, 2))
@@ -492,7 +494,9 @@ def test_a_perturbed_gradient_that_overflows_is_stopped_behind_the_penalty() -> 
 # Over devices.
 
 
-@pytest.mark.parametrize("name", ["penalty", "asam", "normalize", "gsam", "stable_sam", "gam"])
+@pytest.mark.parametrize(
+    "name", quick_first(["penalty", "asam", "normalize", "gsam", "stable_sam", "gam"], 3)
+)
 def test_norms_are_those_of_all_devices(name: str) -> None:
     # jax.vmap's named axis has the collectives of shard_map's.
     whole = jnp.arange(1.0, 9.0)

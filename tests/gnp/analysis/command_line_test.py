@@ -86,6 +86,7 @@ def in_a_process(name, words, environment, **keywords):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick_first(["gnp.analysis.report", "gnp.analysis.data"]))
 @pytest.mark.parametrize("device", quick_first(["/dev/full", "a pipe without a reader"]))
 def test_an_output_that_takes_nothing_is_one_line(gnp_environment, tmp_path, name, device):

@@ -141,6 +141,7 @@ def test_series(tmp_path, look):
     picture(tmp_path / "out" / "examples.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", quick_first(["inception", "none"]))
 def test_a_folder_of_images(tmp_path, look, level):
     write_folder(tmp_path / "photos", [(20, 30), (20, 30), (40, 25)])

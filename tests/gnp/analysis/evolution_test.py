@@ -178,6 +178,7 @@ def test_numbers_in_files(golden, tmp_path):
     assert not (tmp_path / "loss_and_metrics.png").exists()
 
 
+@pytest.mark.slow
 def test_pictures_of_gradients_that_are_all_zero(tmp_path):
     zeros = [np.zeros((2, 3, 4, 2)), np.zeros((2, 3, 2))]
     record(tmp_path, zeros, ("a", "b"), every_step=False)

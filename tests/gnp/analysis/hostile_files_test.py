@@ -25,6 +25,7 @@ from gnp.training.checkpoint import CheckpointError, read_checkpoint
 from gnp.training.files import FileFormatError
 from gnp.training.run_directory import RunDirectoryError, read_config, read_data
 from tests.data_sets import write_image_folder
+from tests.marks import quick_first
 
 SHARP = [
     {"step": step, "hessian_eigenvalues": [4.0, 1.0], "hessian_trace": 9.0, "sam_sharpness": None,
@@ -314,7 +315,7 @@ def damage(reading: Reading, name: str, trials: int) -> None:
             shutil.copytree(before, reading.directory)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", quick_first(tuple(FILES), 6))
 def test_a_damaged_file_is_taken_or_refused_in_one_line(reading: Reading, name: str) -> None:
     damage(reading, name, 6 if "checkpoints" in name or name == "config.json" else 20)  # slow ones
 

@@ -266,6 +266,7 @@ def test_points_of_steps_are_metrics_and_schedules_alone(small_run, tmp_path, mo
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_step_is_logged_with_the_rate_that_it_took(small_run, tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(Log, "points", lambda *a: rates.append(a[2].get("learning_rate")))

@@ -267,6 +267,7 @@ distributed.finish()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "name", "begins"),
     quick_first([(1, "SIGTERM", 3), (1, "SIGTERM", 0), (0, "SIGINT", 0)]),

@@ -193,7 +193,7 @@ def by_hand(kind):
     return new, states[-1], np.mean(losses), optax.tree.norm(mean(grads))
 
 
-@pytest.mark.parametrize("kind", ["batch", "micro"])
+@pytest.mark.parametrize("kind", quick_first(["batch", "micro"]))
 def test_both_penalties_with_batch_norm_and_masks(backend, kind):
     """Masks are the same in both passes; statistics go through the clean passes in turn."""
     params, model_state, loss, norm = by_hand(kind)
@@ -250,6 +250,7 @@ def test_elsewhere_than_on_the_cpu_the_program_does_not_grow(monkeypatch):
     assert abs(size(9) - size(2)) < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch", "micro"])
 def test_in_a_loop_memory_is_that_of_a_micro_batch(monkeypatch, kind):
     def deep(params, model_state, inputs, train, key):

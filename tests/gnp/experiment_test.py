@@ -28,6 +28,7 @@ def first_state(*words):
     return build(*words).initialize()[0]
 
 
+@pytest.mark.slow
 def test_grassmann_columns_start_at_length_one():
     params = first_state(("opt.opt_type", "SGDG")).params
     columns = np.asarray(params["Conv_1"]["kernel"]).reshape(-1, 64)
@@ -172,6 +173,7 @@ def test_the_average_has_buffers_of_its_own_and_costs_nothing_where_it_is_off():
     assert first_state().ema is None
 
 
+@pytest.mark.slow
 def test_the_average_of_the_grassmann_group_stays_on_the_manifold(monkeypatch):
     averages = []
 

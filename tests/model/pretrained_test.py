@@ -445,6 +445,7 @@ def test_positions_that_are_no_square(vit, tmp_path):
         load_pretrained(saved(tmp_path / "w.npz", named), params, {})
 
 
+@pytest.mark.slow
 def test_relative_positions_of_another_window(tmp_path):
     x, _, _, weights = archive("swin")
     name = "layers.0.blocks.1.attn.relative_position_bias_table"

@@ -23,6 +23,7 @@ def drawn(block, x):
     return jax.tree.map(lambda leaf: draw.uniform(0.2, 1.2, leaf.shape).astype("f4"), shapes)
 
 
+@pytest.mark.slow
 def test_widths_grow_by_the_same_step():
     params = shapes("PyramidNet_29_40")
     blocks = [f"group_{group}_block_{block}" for group in (1, 2, 3) for block in (1, 2, 3)]

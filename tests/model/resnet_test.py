@@ -58,6 +58,7 @@ def test_other_numbers_of_cifar_are_those_of_a_narrow_stem():
     assert count(variables) + biases - 16 == 11_150_874
 
 
+@pytest.mark.slow
 def test_stem_follows_the_width_of_the_image():
     def window(size, **params):
         variables = shapes("ResNet18", size, 10, **TINY | {"stem": None} | params)
@@ -97,6 +98,7 @@ def converted(archive):
     return variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick_first(tuple(DEPTHS)))
 def test_logits_equal_pytorch(name):
     with np.load(REFERENCE / f"{name}.npz") as file:

@@ -176,6 +176,7 @@ def test_remat_marks_each_group(name):
     assert (rematerialized(False), rematerialized(True)) == (0, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["VGG11", "VGG11BN", "VGG11Riemannian"])
 def test_remat_keeps_of_a_group_what_its_pooling_leaves(name):
     module = get_model(name, 10, remat=True, **TINY)

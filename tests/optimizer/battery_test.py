@@ -457,6 +457,7 @@ def test_multi_steps(name: str) -> None:
     assert_trees_close(plain(name), path[1::2])
 
 
+@pytest.mark.slow
 @every_state
 def test_apply_if_finite(name: str) -> None:
     case = CASES[name]
@@ -475,6 +476,7 @@ def test_apply_if_finite(name: str) -> None:
     assert_trees_close(step(params, after)[0], path[1])
 
 
+@pytest.mark.slow
 @every_state
 def test_lookahead(name: str) -> None:
     case = CASES[name]
@@ -515,6 +517,7 @@ def test_a_penalty_inside_what_forwards_no_arguments_is_an_error(name: str) -> N
         opt.update(gradients, opt.init(pair), pair, **more)
 
 
+@pytest.mark.slow
 @every_state
 def test_schedule_free(name: str) -> None:
     case, b1 = CASES[name], 0.9
@@ -538,6 +541,7 @@ def test_schedule_free(name: str) -> None:
 # Under the transformations of JAX.
 
 
+@pytest.mark.slow
 @every_case
 def test_vmap_over_seeds(name: str) -> None:
     case = CASES[name]
@@ -553,6 +557,7 @@ def test_vmap_over_seeds(name: str) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(alone[0][1])
 
 
+@pytest.mark.slow
 @every_state
 def test_donated_buffers(name: str) -> None:
     # Buffers that cannot be used again give a warning, which is an error here.
@@ -691,6 +696,7 @@ def test_pickle_of_the_state(name: str) -> None:
     assert_trees_close(step(params, copy)[0], plain(name)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
 def test_orbax_gives_the_state_back(names: tuple[str, ...], tmp_path: Path) -> None:
     optimizers = {name: CASES[name].whole() for name in names}

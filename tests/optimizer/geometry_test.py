@@ -74,6 +74,7 @@ def test_norm_and_unit(arrays: Arrays) -> None:
     np.testing.assert_allclose(unit(a) * norm(a), a, rtol=2e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kernels())
 def test_project_is_idempotent_and_tangent(arrays: Arrays) -> None:
@@ -106,6 +107,7 @@ def test_exp_of_two_steps_is_exp_of_their_sum(arrays: Arrays) -> None:
     np.testing.assert_allclose(exp(middle, onward), exp(x["y"], 2 * x["h"]), atol=3e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kernels())
 def test_transport_keeps_norms_and_inner_products(arrays: Arrays) -> None:
@@ -224,6 +226,7 @@ def test_quarter_and_half_circle() -> None:
     np.testing.assert_allclose(geometry.transport(y, h, jnp.pi * h), -h, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_orthogonality() -> None:
     assert geometry.orthogonality(jnp.eye(5)[:, :3]) == 0
     y = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
@@ -310,6 +313,7 @@ def test_second_derivatives_at_a_step_of_zero() -> None:
     np.testing.assert_allclose(hessian, -np.multiply.outer(y, np.eye(3)), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-6, 5e-4, 2e-3, 0.3, 2.0])
 def test_derivatives_are_those_of_the_geodesic(size: float) -> None:
     with jax.enable_x64(True):

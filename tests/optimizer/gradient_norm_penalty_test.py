@@ -202,7 +202,7 @@ def test_bfloat16_is_float32_at_the_point_and_in_the_result() -> None:
     assert_trees_close(result, (1 - alpha) * g1 + alpha * g2, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick_first(tuple(METHODS)))
 def test_the_penalty_of_parameters_in_bfloat16_is_that_of_float32(method: str) -> None:
     # Rounded to bfloat16 neither θ + ε differs from θ, nor g' from g.
     curvature = jnp.linspace(0.5, 1.5, 4096)
@@ -234,7 +234,7 @@ def test_a_mixed_tree_is_float32(method: str) -> None:
     assert_trees_equal(result, {"a": jnp.full(4096, 1.5, jnp.float32), "b": params["b"]})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick_first(tuple(METHODS)))
 def test_none_leaves_stay_none(method: str) -> None:
     def loss(params: Any) -> jax.Array:
         return quadratic(params["trained"]) + jnp.sum(params["frozen"] ** 2)
@@ -257,7 +257,7 @@ class Module:
     bias: Any = None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick_first(tuple(METHODS)))
 @pytest.mark.parametrize("kind", ["list", "tuple", "dataclass", "nnx", "masked"])
 def test_any_pytree(kind: str, method: str) -> None:
     leaves = [jnp.array([1.0, 2.0, -1.0]), jnp.array([[0.5]])]
@@ -275,7 +275,7 @@ def test_any_pytree(kind: str, method: str) -> None:
     assert_trees_close(result, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick_first(tuple(METHODS)))
 @pytest.mark.parametrize(
     "param_dtype, grad_dtype",
     [
@@ -587,6 +587,7 @@ def test_float32_stays_float32_where_float64_is_allowed(
         assert not [v for v in wide if v.aval.ndim]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_strict_promotion_of_dtypes(method: str) -> None:
     with jax.numpy_dtype_promotion("strict"):
@@ -623,6 +624,7 @@ def test_the_range_of_a_perturbed_norm() -> None:
     np.testing.assert_allclose(seen, [[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_hvp_finds_the_clean_pass_again(key: jax.Array) -> None:
     shapes = [(16, 32), (32, 32), (32, 4)]
     params = [jax.random.normal(key, shape) / 4 for shape in shapes]

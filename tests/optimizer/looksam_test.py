@@ -200,6 +200,7 @@ def test_float32_stays_float32_where_float64_is_allowed(params: Any) -> None:
             assert not [v for v in wide if v.aval.ndim]
 
 
+@pytest.mark.slow
 def test_strict_promotion_of_dtypes() -> None:
     with jax.numpy_dtype_promotion("strict"):
         g, there = jnp.array([1.0, 0.0], jnp.bfloat16), jnp.array([1.0, 1.0], jnp.bfloat16)
@@ -209,6 +210,7 @@ def test_strict_promotion_of_dtypes() -> None:
         np.testing.assert_array_equal(np.asarray(result, np.float32), [1.0, 0.5])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(exponent=st.integers(-33, 36), seed=st.integers(0, 1000), weight=st.floats(0, 2))
 def test_the_reused_part_has_its_length_at_every_scale(

@@ -317,6 +317,7 @@ def test_complex_parameters() -> None:
     np.testing.assert_allclose(evolution.absolute, [5.0])
 
 
+@pytest.mark.slow
 def test_a_recorder_for_each_seed(params: Any) -> None:
     opt = record_gradient_evolution()
     gradients = jax.tree.map(lambda *x: jnp.stack(x), like(params, 0), like(params, 1))

@@ -159,6 +159,7 @@ def test_an_epoch_in_progress_is_left_out(tmp_path):
     np.testing.assert_allclose(found.gradient_norm, norm, 1e-6)
 
 
+@pytest.mark.slow
 def test_numbers_in_files(golden, tmp_path):
     found = load_evolution(golden)
     write_evolution(found, [], tmp_path)

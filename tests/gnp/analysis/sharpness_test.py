@@ -162,6 +162,7 @@ def test_equal_to_arpack(small):
     assert ours.smallest == pytest.approx(smallest[0], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_batch_splits_agree(small, batch_size):
     batches = list(evaluation_batches(network()[3], batch_size))
@@ -352,6 +353,7 @@ def write_images(folder):
             "image_level_augmentations": "inception"}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "name", "loss"),
     [

@@ -238,6 +238,7 @@ def test_nonfinite_steps_can_be_skipped_and_are_counted(small_run, tmp_path):
     assert all(np.isfinite(row["train_loss"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_evaluation_and_saving_intervals(small_run, tmp_path):
     found = small_run(tmp_path, evaluate_every_n_epochs="2", save_ckpt_every_n_epochs="2")
     assert ["test_loss" in row for row in rows_of(tmp_path)] == [False, True, True]
@@ -274,6 +275,7 @@ def test_a_step_is_logged_with_the_rate_that_it_took(small_run, tmp_path, monkey
     assert [rate for rate in rates if rate] == [row["learning_rate"] for row in rows_of(tmp_path)]
 
 
+@pytest.mark.slow
 def test_the_steps_random_masks_are_those_of_the_seed(small_run, tmp_path):
     keys = []
 

@@ -92,6 +92,7 @@ def test_a_file_an_epoch_with_the_sums_of_its_gradients(recorded):
     assert_sums(found, [np.load(file) for file in read_index(directory).files])
 
 
+@pytest.mark.slow
 def test_the_gradients_of_the_steps_are_those_that_were_taken(recorded):
     """Not the penalized ones."""
     directory, run = recorded

@@ -94,6 +94,7 @@ def test_alpha_zero_is_plain_training_to_the_bit(setup):
     assert set(plain_metrics) == {"loss", "error_rate", "gradient_norm", "finite"}
 
 
+@pytest.mark.slow
 def test_alpha_one_is_sam(setup, loss_and_gradient):
     """Against Optax's SAM in opaque mode, which takes no second batch statistics either."""
     params = setup[1]

@@ -170,7 +170,9 @@ def build_penalized_gradient(config: Any, steps_per_epoch: int) -> Callable[...,
         OptimizerError: a value is unknown or out of range, or the method remembers gradients.
     """
     penalty = build_penalty(config, steps_per_epoch)
-    memory = jax.eval_shape(penalty.init, jnp.zeros(1))
+    # Of shapes alone: where a config is checked the processes are not connected yet, and no device
+    # may be asked.
+    memory = jax.eval_shape(penalty.init, jax.ShapeDtypeStruct((1,), jnp.float32))
     if any(leaf.ndim for leaf in jax.tree.leaves(memory)):
         raise OptimizerError(
             f"gnp.method={config.gnp.method!r} remembers gradients, which a group or a micro-batch "

@@ -69,6 +69,11 @@ def only_differentiable(tree: Any) -> Any:
     return map_present(lambda x: x if is_differentiable(x) else None, tree)
 
 
+def wide(tree: Any) -> Any:
+    """Return the tree in float32 or wider, with None for leaves that have no gradient."""
+    return map_present(widen, only_differentiable(tree))
+
+
 def fill(tree: Any, rest: Any) -> Any:
     """Return the tree with the leaves of `rest` where it has None."""
     return jax.tree.map(

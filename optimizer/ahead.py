@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, Scalar, check_axis_name, check_scalar
-from ._tree import fill, map_present, only_differentiable, widen
+from ._tree import fill, map_present, wide
 from .axes import Axes, AxesOrFunction, axes_of
 from .parameters import leaf_name
 from .perturbation import (
@@ -69,7 +69,7 @@ def perturbed_params(opt_state: optax.OptState, params: optax.Params) -> optax.P
             epsilon = jax.tree.map(
                 lambda e: None if _is_hole(e) else e, node.perturbation, is_leaf=_is_hole
             )
-            point = map_present(widen, only_differentiable(params))
+            point = wide(params)
             params = fill(move(point, epsilon, 1.0), params)
     return params
 
@@ -102,8 +102,8 @@ def perturb_ahead(
 
     def next_state(count: jax.Array, grads: Any, memory: Any, params: Any) -> AheadState:
         check_axis_name("perturb_ahead", axis_name)
-        point = map_present(widen, only_differentiable(params))
-        d, memory = direction.update(map_present(widen, only_differentiable(grads)), memory, point)
+        point = wide(params)
+        d, memory = direction.update(wide(grads), memory, point)
         radius = jax.tree.broadcast(values_at("r", r, count, params), point)
         epsilon = map_present(
             lambda e, r: jnp.asarray(r, e.dtype) * e, metric(d, point, axis_name), radius
@@ -112,7 +112,7 @@ def perturb_ahead(
 
     def init_fn(params: optax.Params) -> AheadState:
         check_real("perturb_ahead", params)
-        point = map_present(widen, only_differentiable(params))
+        point = wide(params)
         zeros = map_present(jnp.zeros_like, point)
         return next_state(jnp.zeros([], jnp.int32), zeros, direction.init(point), params)
 

@@ -249,7 +249,7 @@ def orthogonality(y: jax.Array, columns: Columns = WHOLE, stack: tuple[int, ...]
 
 
 class _Turn(NamedTuple):
-    """What a turn by the angle |h| multiplies with, a number a column."""
+    """Factors of a turn by the angle |h|, a number a column."""
 
     cosine: jax.Array  # cos|h|
     kept: jax.Array  # cos|h|, times |h| / (|h| + 1e-8) as published

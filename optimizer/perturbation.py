@@ -1,4 +1,4 @@
-r"""What the penalty and its relatives share: look uphill, and combine what is seen there.
+r"""Core of the penalty and its relatives: look uphill, and combine what is seen there.
 
 With g the gradient at the parameters θ,
 
@@ -42,10 +42,9 @@ from ._tree import (
     map_present,
     norm_and_inverse,
     number_at,
-    only_differentiable,
     unit,
+    wide,
     wide_dtype,
-    widen,
 )
 from .parameters import Where, broadcast, leaf_name, resolve_function, resolve_mask
 
@@ -77,7 +76,7 @@ Metric: TypeAlias = Callable[[Any, Any, Any], Any]
 
 
 class Probe(NamedTuple):
-    """What a combination is given: the gradient at θ, and the means to take more of them.
+    """Gradient at θ, and the means to take more of them, for a combination.
 
     Trees are in float32 or wider, with None for leaves that have no gradient.
     """
@@ -254,7 +253,7 @@ def sharpness_aware(
 
     def init_fn(params: optax.Params) -> GradientNormPenaltyState:
         check_real("gradient_norm_penalty", params)
-        return GradientNormPenaltyState(jnp.zeros([], jnp.int32), direction.init(_wide(params)))
+        return GradientNormPenaltyState(jnp.zeros([], jnp.int32), direction.init(wide(params)))
 
     def update_fn(
         updates: optax.Updates,
@@ -268,7 +267,7 @@ def sharpness_aware(
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         del extra_args
         check_penalize(penalize)
-        d, memory = direction.update(_wide(updates), state.direction, _wide(params))
+        d, memory = direction.update(wide(updates), state.direction, wide(params))
         new_state = GradientNormPenaltyState(optax.safe_increment(state.count), memory)
         if not penalize:
             return updates, new_state
@@ -327,9 +326,9 @@ def combined_gradient(
     check_real("penalized_gradient", grads)
     check_axis_name("the penalty", axis_name)
     metric = euclidean() if metric is None else metric
-    point = _wide(params)
+    point = wide(params)
     # Where a parameter is a whole number its gradient passes untouched, whatever that is.
-    gradient = map_present(lambda g, p: None if p is None else g, _wide(grads), point)
+    gradient = map_present(lambda g, p: None if p is None else g, wide(grads), point)
 
     def read(name: str, value: Values) -> Any:
         return values_at(name, value, count, params)
@@ -504,11 +503,6 @@ def _check_gradient(result: Any, grads: Any, name: str, fix: str) -> None:
 
 
 # Arithmetic.
-
-
-def _wide(tree: Any) -> Any:
-    """Return the tree in float32 or wider, with None for leaves that have no gradient."""
-    return map_present(widen, only_differentiable(tree))
 
 
 def _identity(tree: Any) -> Any:

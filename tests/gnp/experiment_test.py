@@ -1,6 +1,8 @@
 """From a config to the parts of a run."""
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -211,3 +213,20 @@ def test_the_parameters_are_drawn_from_init_seeds_alone():
     ]
     np.testing.assert_array_equal(kernels[1], kernels[0])
     assert not np.array_equal(kernels[2], kernels[0])
+
+
+def test_names_are_looked_up_without_a_device(gnp_environment):
+    """In processes that are not connected yet; groups build their penalty as a pure function."""
+    program = """if True:
+        from config import load_config
+        from gnp.experiment import name_problems
+        keys = {"gnp.r": "0.1", "gnp.alpha": "1", "gnp.sync_perturbations": "False", "gnp.m": "8"}
+        config = load_config("config/iris.py", [*keys.items()])
+        assert name_problems(config) == []
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, check=False, cwd=Path(CONFIG).parents[1], text=True, timeout=100,
+        env=gnp_environment | {"JAX_PLATFORMS": "nowhere"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -173,7 +173,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     # The model and its loss.
     module = model.build_model(config, output_size(config.loss, dataset.num_classes))
     objective = build_objective(
-        config.loss, config.label_smoothing, config.compute_top_5_error_rate
+        config.loss, config.label_smoothing, config.compute_top_5_error_rate, config.top_k
     )
     regularize = build_regularizer(
         l2=lambda params: optimizer.l2_coefficients(config, params),
@@ -313,7 +313,8 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         return (shard_batch(batch, mesh) for batch in batches)
 
     def eval_batches(stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
-        size = -(-batch_size // mesh.size) * mesh.size  # the same number of examples on each device
+        size = config.eval_batch_size or batch_size
+        size = -(-size // mesh.size) * mesh.size  # the same number of examples on each device
         batches = ds_pipeline.evaluation_batches(
             dataset.evaluation, size, workers=dataset.workers, stop=stop, **process
         )

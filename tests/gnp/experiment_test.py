@@ -39,6 +39,12 @@ def test_grassmann_columns_start_at_length_one():
     assert np.abs(np.linalg.norm(dense, axis=0) - 1).min() > 1e-3
 
 
+def test_the_size_of_the_evaluations_batches():
+    experiment = build(("eval_batch_size", "100"))
+    counts = [int(batch["mask"].sum()) for batch in experiment.eval_batches()]
+    assert counts == [100, 100, 100, 59]
+
+
 @pytest.fixture
 def built_steps(monkeypatch):
     """(gradient_of, chain, penalize) of the train steps that build_experiment asks for."""
@@ -55,7 +61,7 @@ def built_steps(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize("kind", ["batch", "micro"])
+@pytest.mark.parametrize("kind", quick_first(("batch", "micro")))
 def test_the_penalty_is_in_the_chain_or_in_the_micro_batches(monkeypatch, built_steps, kind):
     """And in one of them only."""
 
@@ -215,6 +221,7 @@ def test_the_parameters_are_drawn_from_init_seeds_alone():
     assert not np.array_equal(kernels[2], kernels[0])
 
 
+@pytest.mark.slow
 def test_names_are_looked_up_without_a_device(gnp_environment):
     """In processes that are not connected yet; groups build their penalty as a pure function."""
     program = """if True:

@@ -88,11 +88,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, small_run, tmp_path
 
 
 def test_a_new_run_goes_on_from_a_checkpoint_of_another(whole, small_run, tmp_path, capsys):
-    """To the bit, over a stop of its own; the other one is left as it is."""
+    """To the bit, over a stop of its own, with one checkpoint at a time."""
     path = whole[0] / "checkpoints" / "5"
-    assert small_run(tmp_path, stop=11, start_from=str(path)).steps == [10, 12]
+    keys = {"start_from": str(path), "keep_checkpoints": "1"}
+    assert small_run(tmp_path, stop=11, **keys).steps == [12]
     assert f"going on from {path} after step 5\n" in capsys.readouterr().err
-    found = small_run(tmp_path, start_from=str(path))
+    found = small_run(tmp_path, **keys)
     assert_trees_equal(found.state, whole[1].state)
     assert f"going on in {tmp_path} after step 12\n" in capsys.readouterr().err
     assert rows_of(tmp_path) == rows_of(whole[0])[1:]
@@ -103,16 +104,7 @@ def test_a_checkpoint_that_has_all_steps_is_no_start(whole, small_run, tmp_path)
         small_run(tmp_path / "run", start_from=str(whole[0]))
 
 
-def test_one_checkpoint_is_enough(whole, small_run, tmp_path):
-    """And the size of the evaluation's batches changes no result."""
-    found = small_run(tmp_path, keep_checkpoints="1", eval_batch_size="7")
-    assert found.steps == [15]
-    assert {len(batch["mask"]) for batch in found.experiment.eval_batches()} == {7}
-    assert_trees_equal(found.state, whole[1].state)
-    losses = [[row["test_loss"] for row in rows_of(each)] for each in (tmp_path, whole[0])]
-    np.testing.assert_allclose(*losses, rtol=1e-6)
-
-
+@pytest.mark.slow
 def test_what_a_method_and_a_rule_remember_goes_on(small_run, tmp_path):
     """VaSSO's mean of the gradients, and the moments of AE-SAM, across an epoch and within one."""
     keys = {"gnp__method": "vasso", "gnp__alpha": "0", "gnp__every": "1"}
@@ -178,6 +170,7 @@ def test_an_evaluation_that_is_not_finite_is_told(small_run, tmp_path, capsys):
     assert "warning: epoch 1: test loss not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_were_all_skipped_has_not_succeeded(small_run, tmp_path):
     def never(train_step):
         def step_that_is_skipped(state, batch, key, step):

@@ -23,6 +23,8 @@ DType = Any
 Module = TypeVar("Module", bound=nn.Module)
 # Kernels in front of ReLU (He et al., 2015): the variance is 2 over the outputs of a pixel.
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Last layers of SAM's and the gradient-norm penalty's networks: +-1 / sqrt(outputs).
+UNIFORM_HEAD = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def conv(
@@ -234,6 +236,28 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+def pool_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:
+    """Return a shortcut without parameters: means over windows, then channels of zeros.
+
+    Args:
+        x: [b, h, w, c].
+        strides: side of a window, and the step to the next, in pixels; one that goes over the
+            edge is the mean of what it holds.
+        features: channels of the result, at least c: those of x come first.
+
+    Returns:
+        [b, ceil(h / strides), ceil(w / strides), features].
+
+    Example:
+        >>> pool_and_pad(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, 3).tolist()
+        [[[[1.5, 0.0, 0.0]]]]
+    """
+    if strides > 1:
+        window = (strides, strides)
+        x = nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
 def mean_of_pixels(x: jax.Array) -> jax.Array:
     """Return y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
 
@@ -285,6 +309,18 @@ def check_rates(**rates: float) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
+
+
+def check_variant(variant: str, variants: tuple[str, ...]) -> None:
+    """Raise ModelError unless the network is one of the variants of its class.
+
+    Example:
+        >>> check_variant("gnp", ("paper", "gnp"))
+    """
+    if variant not in variants:
+        raise ModelError(
+            f"model_params.variant = {variant!r}: must be one of {', '.join(variants)}"
+        )
 
 
 def check_batch_norm_group(group: int | None) -> None:

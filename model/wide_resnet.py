@@ -1,5 +1,6 @@
 """Wide residual networks for images of 32 x 32 pixels (Zagoruyko and Komodakis, 2016)."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from model.layers import (
+    FAN_IN,
     HE,
     UNIFORM_HEAD,
     BatchNorm,
     Conv,
     DType,
+    Initializer,
     check_batch_norm_group,
     check_images,
     check_rates,
@@ -22,7 +25,12 @@ from model.layers import (
 )
 from model.registry import ModelError, register
 
-_VARIANTS = ("paper", "gnp")
+# Initializers of the convolutions and of the last layer, and the batch norms' momentum.
+_VARIANTS: Mapping[str, tuple[Initializer, Initializer, float]] = {
+    "paper": (HE, nn.initializers.lecun_normal(), 0.9),
+    "gnp": (HE, UNIFORM_HEAD, 0.9),
+    "riemannian": (FAN_IN, FAN_IN, 0.99),
+}
 
 
 class Block(nn.Module):
@@ -37,14 +45,16 @@ class Block(nn.Module):
     dropout_rate: float
     pooled: bool = False
     first: bool = False
+    kernel_init: Initializer = HE
+    momentum: float = 0.9
     dtype: DType = jnp.float32
     batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, h / strides, w / strides, features]."""
-        conv = partial(Conv, kernel_init=HE, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
+        conv = partial(Conv, kernel_init=self.kernel_init, dtype=self.dtype)
+        norm = partial(BatchNorm, self.momentum, dtype=self.dtype, group=self.batch_norm_group)
         y = nn.relu(norm(name="norm_1")(x, train))
         if self.pooled:
             x = pool_and_pad(y if self.first else x, self.strides, self.features)
@@ -64,13 +74,15 @@ class WideResNet(nn.Module):
     """Three groups of (depth - 4) / 6 pre-activation blocks of 16, 32 and 64 times width channels.
 
     The variant "gnp" is the network that SAM and the gradient-norm penalty were published with:
-    its shortcuts have no parameters, and its last layer starts from a uniform distribution.
+    its shortcuts have no parameters, and its last layer starts from a uniform distribution. The
+    variant "riemannian", that of the Riemannian optimizers, draws kernels by their inputs, and has
+    batch norms of momentum 0.99.
 
     Attributes:
         depth: number of convolutions, 6 n + 4.
         width: factor of the channels.
         dropout_rate: share dropped between the convolutions of a block, in training.
-        variant: "paper" or "gnp".
+        variant: "paper", "gnp" or "riemannian".
         group_skips: each group's input is added to its output too, and the image to the last
             one's, by `pool_and_pad`; AutoAugment was published so.
         num_classes, batch_norm_group, dtype, remat: see `get_model`.
@@ -85,6 +97,7 @@ class WideResNet(nn.Module):
     References:
         Zagoruyko and Komodakis, 2016: https://arxiv.org/abs/1605.07146
         Zhao et al., 2022: https://github.com/zhaoyang-0204/gnp
+        Cho and Lee, 2017: https://github.com/MinhyungCho/riemannian-batch-normalization
     """
 
     num_classes: int
@@ -104,7 +117,7 @@ class WideResNet(nn.Module):
                 f"WideResNet_{self.depth}_{self.width}: the depth must be 6n + 4, at least 10; "
                 f"nearest: {lower if self.depth - lower <= 3 else lower + 6}"
             )
-        check_variant(self.variant, _VARIANTS)
+        check_variant(self.variant, tuple(_VARIANTS))
         check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
@@ -114,9 +127,10 @@ class WideResNet(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
         block_class = checkpointed(Block, self.remat)
-        norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
+        kernel_init, head_init, momentum = _VARIANTS[self.variant]
+        norm = partial(BatchNorm, momentum, dtype=self.dtype, group=self.batch_norm_group)
         image, published = x, self.variant == "gnp"
-        x = Conv(16, kernel_init=HE, dtype=self.dtype, name="stem")(x)
+        x = Conv(16, kernel_init=kernel_init, dtype=self.dtype, name="stem")(x)
         for group in range(3):
             features, strides = 16 * self.width * 2**group, 2 if group > 0 else 1
             entered = x
@@ -127,6 +141,8 @@ class WideResNet(nn.Module):
                     dropout_rate=self.dropout_rate,
                     pooled=published,
                     first=group == block == 0,
+                    kernel_init=kernel_init,
+                    momentum=momentum,
                     dtype=self.dtype,
                     batch_norm_group=self.batch_norm_group,
                     name=f"group_{group + 1}_block_{block + 1}",
@@ -136,5 +152,4 @@ class WideResNet(nn.Module):
         if self.group_skips:
             x = x + pool_and_pad(image.astype(x.dtype), 4, x.shape[-1])
         x = nn.relu(norm(name="norm")(x, train))
-        head_init = UNIFORM_HEAD if published else nn.initializers.lecun_normal()
         return nn.Dense(self.num_classes, kernel_init=head_init, name="head")(mean_of_pixels(x))

@@ -45,6 +45,16 @@ class Variant(NamedTuple):
 
 
 TIMM = Variant()
+# CaiT and Swin of the gradient-norm penalty's authors are those of the package jax_models.
+JAX_MODELS = Variant(
+    tanh_gelu=True,
+    patches=nn.initializers.xavier_uniform(),
+    token=ZEROS,
+    positions=ZEROS,
+    attention=nn.initializers.lecun_normal(),
+    mlp=nn.initializers.xavier_uniform(),
+    head=nn.initializers.lecun_normal(),
+)
 
 
 def chosen(variants: Mapping[str, Variant], name: str) -> Variant:

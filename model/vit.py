@@ -135,7 +135,7 @@ class ViT(nn.Module):
         x = nn.LayerNorm(name="norm")(x[:, 0])
         if self.representation_size is not None:
             x = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
-        return dense(self.num_classes, jnp.float32, "head", kernel_init=variant.head)(x)
+        return dense(self.num_classes, None, "head", kernel_init=variant.head)(x)
 
 
 @register("ViT_TI{patch:int}", examples=("ViT_TI16",))

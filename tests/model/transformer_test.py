@@ -364,9 +364,7 @@ def test_sizes_out_of_range(family):
         SMALL[family](num_heads=(3, 4) if family == "swin" else 3)
     with pytest.raises(ModelError, match="model_params.mlp_ratio = 0: must be at least 1"):
         SMALL[family](mlp_ratio=0)
-    with pytest.raises(
-        ModelError, match="model_params.variant = 'paper': must be one of timm, gnp"
-    ):
+    with pytest.raises(ModelError, match="variant = 'paper': must be one of timm, gnp"):
         SMALL[family](variant="paper")
 
 

@@ -81,7 +81,10 @@ KEYS = (
     Key("warmup_epochs", 0.0, number(0)).means("linear warmup from 0, in epochs"),
     Key(
         "lr_schedule_params.boundaries", (60.0, 120.0, 160.0), numbers(number(0), increasing=True)
-    ).means("stepped: epochs after which the rate is multiplied by the factor"),
+    ).means(
+        "stepped: epochs after which the rate is multiplied by the factor; the next step still has "
+        "the old rate"
+    ),
     Key("lr_schedule_params.factor", 0.2, number(above=0)).means("stepped: the factor"),
     Key("lr_schedule_params.rate", 0.97, number(above=0)).means("exponential: factor an epoch"),
     Key("lr_schedule_params.decay", 0.0, number(0)).means(
@@ -204,7 +207,8 @@ KEYS = (
         "initial value, and go on"
     ),
     Key("precision", "float32", choice("float32", "bfloat16")).means(
-        "of the model's computation; parameters, statistics, softmax and loss are float32"
+        "of the model's computation; parameters, statistics, softmax and loss are float32. With "
+        "JAX_ENABLE_X64=1 in the environment float64 takes its place"
     ),
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(

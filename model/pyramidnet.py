@@ -16,6 +16,7 @@ from model.layers import (
     check_images,
     checkpointed,
     mean_of_pixels,
+    pool_and_pad,
 )
 from model.registry import ModelError, register
 
@@ -64,8 +65,7 @@ def shake_drop(
 class Bottleneck(nn.Module):
     """shortcut(x) + shake_drop(bn(1x1(relu(bn(3x3(relu(bn(1x1(bn(x)))))))))).
 
-    The shortcut has no parameters: an average over 2 x 2 pixels where the block has strides of 2,
-    and channels of zeros for those that x does not have. The 3 x 3 convolution has the strides.
+    The shortcut is `pool_and_pad`. The 3 x 3 convolution has the strides.
     At a survival of 1 nothing is drawn.
     """
 
@@ -90,13 +90,7 @@ class Bottleneck(nn.Module):
         if self.survival < 1:
             key = self.make_rng("dropout") if train else None
             y = shake_drop(y, self.survival, self.alphas, key)
-        return self._shortcut(x) + y
-
-    def _shortcut(self, x: jax.Array) -> jax.Array:
-        if self.strides > 1:
-            window = (self.strides, self.strides)
-            x = nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 4 * self.features - x.shape[-1])))
+        return pool_and_pad(x, self.strides, 4 * self.features) + y
 
 
 @register(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.layers import (
+    FAN_IN,
     HE,
     BatchNorm,
     Conv,
@@ -17,6 +18,7 @@ from model.layers import (
     check_images,
     check_rates,
     check_sizes,
+    check_variant,
     max_pool,
     mean_of_pixels,
 )
@@ -198,6 +200,7 @@ class VGGRiemannian(nn.Module):
         widths: channels of each group's convolutions.
         dense: width of the dense layers.
         dropout_rate: share of each group's outputs that is dropped in training.
+        variant: "riemannian" alone, so that what is set for their `WideResNet` fits.
         num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
@@ -215,12 +218,14 @@ class VGGRiemannian(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense: int = 512
     dropout_rate: float = 0.0
+    variant: str = "riemannian"
     batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
 
     def __post_init__(self) -> None:
         _check_groups(registered_name(self), self.depth, self.widths, self.dense)
+        check_variant(self.variant, ("riemannian",))
         check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
@@ -229,6 +234,7 @@ class VGGRiemannian(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x, _LEAST)
+        fan_in_dense = partial(nn.Dense, kernel_init=FAN_IN)
         norm = partial(
             BatchNorm,
             momentum=0.99,
@@ -241,7 +247,7 @@ class VGGRiemannian(nn.Module):
             module: nn.Module, x: jax.Array, *, group: str, n: int, c: int
         ) -> jax.Array:
             for i in range(n):
-                x = _conv(c, dtype=self.dtype, name=f"{group}_conv_{i + 1}")(x)
+                x = Conv(c, kernel_init=FAN_IN, dtype=self.dtype, name=f"{group}_conv_{i + 1}")(x)
                 x = nn.relu(norm(name=f"{group}_norm_{i + 1}")(x, train))
             return max_pool(x)
 
@@ -252,6 +258,6 @@ class VGGRiemannian(nn.Module):
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         for name in ("dense_1", "dense_2"):
-            dense = nn.Dense(self.dense, use_bias=False, dtype=self.dtype, name=name)
+            dense = fan_in_dense(self.dense, use_bias=False, dtype=self.dtype, name=name)
             x = nn.relu(norm(name=f"{name}_norm")(dense(x), train))
-        return nn.Dense(self.num_classes, name="head")(at_least_float32(x))
+        return fan_in_dense(self.num_classes, name="head")(at_least_float32(x))

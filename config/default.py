@@ -88,7 +88,11 @@ KEYS = (
         "loss",
         "softmax_cross_entropy",
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
-    ).means("mean loss of a batch; it decides the metrics too"),
+    ).means("loss of an example; it decides the metrics too"),
+    Key("loss_reduction", "mean", choice("mean", "sum")).means(
+        "of a batch's losses and of the costs, what the gradient is of; sum: batch_size times as "
+        "large. What is logged are means"
+    ),
     Key("label_smoothing", 0.0, number(0, at_most=1)).means("share of the uniform label"),
     Key("l2_regularization", 0.0, number(0)).means("times half the squared norm, in the loss"),
     Key("l2_by_kind.weight", None, optional(number(0))).means(
@@ -201,6 +205,10 @@ KEYS = (
     ),
     Key("precision", "float32", choice("float32", "bfloat16")).means(
         "of the model's computation; parameters, statistics, softmax and loss are float32"
+    ),
+    Key("train_in_inference_mode", False, BOOLEAN).means(
+        "no dropout in training either, and batch norm with its running statistics, which stay as "
+        "they begin"
     ),
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(

@@ -95,7 +95,11 @@ KEYS = (
         "loss",
         "softmax_cross_entropy",
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
-    ).means("mean loss of a batch; it decides the metrics too"),
+    ).means("loss of an example; it decides the metrics too"),
+    Key("loss_reduction", "mean", choice("mean", "sum")).means(
+        "of a batch's losses and of the costs, what the gradient is of; sum: batch_size times as "
+        "large. What is logged are means"
+    ),
     Key("label_smoothing", 0.0, number(0, at_most=1)).means("share of the uniform label"),
     Key("l2_regularization", 0.0, number(0)).means("times half the squared norm, in the loss"),
     Key("l2_by_kind.weight", None, optional(number(0))).means(
@@ -210,6 +214,10 @@ KEYS = (
         "of the model's computation; parameters, statistics, softmax and loss are float32. With "
         "JAX_ENABLE_X64=1 in the environment float64 takes its place"
     ),
+    Key("train_in_inference_mode", False, BOOLEAN).means(
+        "no dropout in training either, and batch norm with its running statistics, which stay as "
+        "they begin"
+    ),
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
@@ -267,6 +275,17 @@ KEYS = (
         "share of the examples that is the test set where the data come without one "
         "(scikit-learn's sets, csv, npz)"
     ),
+    Key("dataset.split", "stratified", choice("stratified", "shuffled")).means(
+        "how both are drawn: the same share of each class; or the end of a shuffle by Python's "
+        "random, which is also the training set's order, as keras.utils.split_dataset does it"
+    ),
+    Key("dataset.shuffle", True, BOOLEAN).means(
+        "a new order of the training set in each epoch; False: always its own"
+    ),
+    Key("dataset.keep_last_batch", False, BOOLEAN).means(
+        "train on the examples that an epoch's full batches leave, too, in a smaller batch, which "
+        "is compiled on its own; False: they rest for that epoch"
+    ),
     Key("dataset.subset", None, optional(number(above=0))).means(
         "training examples to use, the same share of each class: a whole number from 1 up, or a "
         "share below 1; none: all"
@@ -275,11 +294,11 @@ KEYS = (
         "share of the training labels that are replaced by another class"
     ),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
-        "images: subtracted from each channel, where 1 is the largest uint8 value; none: the "
-        "data set's published ones, else the training set's own"
+        "subtracted from each channel of images, where 1 is the largest uint8 value, or column of "
+        "a table; none: the data set's published ones, else the training set's own"
     ),
     Key("dataset.std", None, optional(numbers(number(above=0)))).means(
-        "images: what each channel is divided by after that; none: likewise"
+        "what each channel or column is divided by after that; none: likewise"
     ),
     Key("dataset.workers", None, optional(integer(0))).means(
         "processes that read and augment; 0: threads of this one; none: as fits the machine"

@@ -33,6 +33,7 @@ from gnp.training.gradients import (
     micro_batched,
     of_share,
     penalized,
+    summed,
 )
 from gnp.training.mesh import WHOLE, abstract, build_mesh, shard, shard_batch
 from gnp.training.objective import Objective, build_objective, output_size
@@ -180,7 +181,9 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         labels=labels,
         omega=config.opt.omega,
     )
-    net = from_linen(module, dataset.normalize, dataset.shape)
+    net = from_linen(
+        module, dataset.normalize, dataset.shape, always_inference=config.train_in_inference_mode
+    )
 
     # The gradient of a batch: at once, in micro-batches, or in groups with a perturbation each.
     gradient = build_gradient(
@@ -196,6 +199,9 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         count = config.accumulate_steps
         return micro_batched(gradient, count) if count > 1 else gradient
 
+    def reduced(gradient: Gradient) -> Gradient:
+        return summed(gradient) if config.loss_reduction == "sum" else gradient
+
     def gradient_of(step: Any, penalize: bool) -> Gradient:
         if has_groups and config.gnp.m is None:
             raise ValueError("gnp.m is open: config.with_group_size says it for these devices")
@@ -205,14 +211,16 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         if penalize and taken < of:
             at_step = of_share(at_step, taken, of)
         at_step = in_micro_batches(at_step)
-        return grouped(at_step, config.gnp.m) if has_groups else at_step
+        return reduced(grouped(at_step, config.gnp.m) if has_groups else at_step)
 
     # What the chain's second gradient is of, where that is not the function or the examples of the
     # first.
     perturbed_of = None
     if config.gnp.method == "functional_sam":
-        functional = in_micro_batches(
-            gathered(build_functional_gradient(net.apply, objective, regularize))
+        functional = reduced(
+            in_micro_batches(
+                gathered(build_functional_gradient(net.apply, objective, regularize))
+            )
         )
 
         def perturbed_of(step: Any, params: Params) -> Gradient:
@@ -221,7 +229,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     elif taken < of:
 
         def perturbed_of(step: Any, params: Params) -> Gradient:
-            return in_micro_batches(gathered(gradient))
+            return reduced(in_micro_batches(gathered(gradient)))
 
     # The state, and where it lives.
     mesh = build_mesh(config.mesh.data, config.mesh.fsdp)

@@ -122,7 +122,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tests_that_a_page_names_are_there(page):
-    """Written `tests/FILE.py`, `tests/FILE.py::NAME`, or `::NAME` behind another of the same file."""
+    """As `tests/FILE.py`, `tests/FILE.py::NAME`, or `::NAME` behind another of the same file."""
     file = ""
     for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text()):
         file = path or file

@@ -23,6 +23,8 @@ DType = Any
 Module = TypeVar("Module", bound=nn.Module)
 # Kernels in front of ReLU (He et al., 2015): the variance is 2 over the outputs of a pixel.
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Of dense layers in the code of the gradient-norm penalty: uniform in ±1 / sqrt(outputs).
+UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def conv(
@@ -248,6 +250,23 @@ def mean_of_pixels(x: jax.Array) -> jax.Array:
         [[1.5]]
     """
     return jnp.mean(at_least_float32(x), axis=(1, 2))
+
+
+def head(num_classes: int, uniform: bool) -> nn.Dense:
+    """Return the layer of the logits, named "head".
+
+    Args:
+        num_classes: number of logits.
+        uniform: its kernel begins uniform in ±1 / sqrt(num_classes), as in the code of the
+            gradient-norm penalty; else normal, with a variance of 1 / inputs.
+
+    Example:
+        >>> kernel = head(4, True).init(jax.random.key(0), jnp.ones((1, 100)))["params"]["kernel"]
+        >>> round(float(kernel.max()), 2)
+        0.5
+    """
+    kernel_init = UNIFORM if uniform else nn.initializers.lecun_normal()
+    return nn.Dense(num_classes, kernel_init=kernel_init, name="head")
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -23,8 +23,8 @@ DType = Any
 Module = TypeVar("Module", bound=nn.Module)
 # Kernels in front of ReLU (He et al., 2015): the variance is 2 over the outputs of a pixel.
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# Of dense layers in the code of the gradient-norm penalty: uniform in ±1 / sqrt(outputs).
-UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+# Last layers of SAM's and the gradient-norm penalty's networks: +-1 / sqrt(outputs).
+UNIFORM_HEAD = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def conv(
@@ -236,6 +236,16 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+def with_slope_of(y: jax.Array, other: jax.Array) -> jax.Array:
+    """Return y, with the derivative of another array of its shape.
+
+    Example:
+        >>> jax.value_and_grad(lambda x: with_slope_of(x**2, 5 * x))(3.0)
+        (Array(9., dtype=float32, weak_type=True), Array(5., dtype=float32, weak_type=True))
+    """
+    return other + lax.stop_gradient(y - other)
+
+
 def mean_of_pixels(x: jax.Array) -> jax.Array:
     """Return y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
 
@@ -250,23 +260,6 @@ def mean_of_pixels(x: jax.Array) -> jax.Array:
         [[1.5]]
     """
     return jnp.mean(at_least_float32(x), axis=(1, 2))
-
-
-def head(num_classes: int, uniform: bool) -> nn.Dense:
-    """Return the layer of the logits, named "head".
-
-    Args:
-        num_classes: number of logits.
-        uniform: its kernel begins uniform in ±1 / sqrt(num_classes), as in the code of the
-            gradient-norm penalty; else normal, with a variance of 1 / inputs.
-
-    Example:
-        >>> kernel = head(4, True).init(jax.random.key(0), jnp.ones((1, 100)))["params"]["kernel"]
-        >>> round(float(kernel.max()), 2)
-        0.5
-    """
-    kernel_init = UNIFORM if uniform else nn.initializers.lecun_normal()
-    return nn.Dense(num_classes, kernel_init=kernel_init, name="head")
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -304,6 +297,18 @@ def check_rates(**rates: float) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
+
+
+def check_variant(variant: str, variants: tuple[str, ...]) -> None:
+    """Raise ModelError unless the network is one of the variants of its class.
+
+    Example:
+        >>> check_variant("gnp", ("paper", "gnp"))
+    """
+    if variant not in variants:
+        raise ModelError(
+            f"model_params.variant = {variant!r}: must be one of {', '.join(variants)}"
+        )
 
 
 def check_batch_norm_group(group: int | None) -> None:

@@ -18,6 +18,7 @@ from model.layers import (
     check_images,
     check_rates,
     check_sizes,
+    check_variant,
     max_pool,
     mean_of_pixels,
 )
@@ -25,7 +26,8 @@ from model.registry import ModelError, register, registered_name
 
 # Depth -> convolutions of each group; a 2 x 2 max-pool follows each group.
 _GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-_HEADS = ("cifar", "imagenet", "gnp")
+_HEADS = ("cifar", "imagenet")
+_VARIANTS = ("paper", "gnp")
 # Each group halves an image: this side in pixels leaves one.
 _LEAST = 32
 # Images up to this width get the CIFAR head, in pixels.
@@ -91,14 +93,16 @@ class VGG(nn.Module):
     `features.3` as `features_3`. Pixels enter `classifier_0` channel by channel as they do there,
     so that its kernel is the transposed weight.
 
-    The head of the gradient-norm penalty's code is the ImageNet head of what is left itself, pixel
-    by pixel, whatever the image's size, with kernels uniform in ±1 / sqrt(outputs).
+    The variant "gnp" is the network that the gradient-norm penalty was published with: whatever
+    the image's size, the two dense layers get what is left as it is, pixel by pixel, and start
+    from a uniform distribution, as the last one does.
 
     Attributes:
         depth: 11, 13, 16 or 19.
         batch_norm: a batch norm behind each convolution.
-        head: "cifar", "imagenet", "gnp", or None: the first for images up to 64 pixels wide, else
-            the second.
+        head: "cifar", "imagenet", or None: the first for images up to 64 pixels wide. The variant
+            has one of its own.
+        variant: "paper" or "gnp".
         groups: convolutions of each group; (): those of the depth.
         widths: channels of each group's convolutions.
         dense: width of the dense layers.
@@ -110,6 +114,8 @@ class VGG(nn.Module):
         >>> from model.describe import count_parameters
         >>> count_parameters(VGG(1000, depth=16), (224, 224, 3))
         138357544
+        >>> count_parameters(VGG(10, depth=16, batch_norm=True, variant="gnp"), (32, 32, 3))
+        33646666
 
     References:
         Simonyan and Zisserman, 2015: https://arxiv.org/abs/1409.1556
@@ -120,6 +126,7 @@ class VGG(nn.Module):
     depth: int
     batch_norm: bool = False
     head: str | None = None
+    variant: str = "paper"
     groups: tuple[int, ...] = ()
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense: int = 4096
@@ -135,6 +142,12 @@ class VGG(nn.Module):
         if self.head not in (None, *_HEADS):
             raise ModelError(
                 f"model_params.head = {self.head!r}: must be one of {', '.join(_HEADS)}, or None"
+            )
+        check_variant(self.variant, _VARIANTS)
+        if self.variant == "gnp" and self.head is not None:
+            raise ModelError(
+                f"model_params.head = {self.head!r} with model_params.variant = 'gnp', which has a "
+                "head of its own: set one of them"
             )
         if self.batch_norm_group is not None and not (self.batch_norm or self.dense_norm):
             raise ModelError(
@@ -172,13 +185,13 @@ class VGG(nn.Module):
             body = partial(group, first=first, count=count, features=features)
             x = (nn.remat(body) if self.remat else body)(self, x)
             first += count * step + 1
-        if head == "cifar":
+        if self.variant == "gnp":
+            names, kernel_init = ("dense_1", "dense_2", "head"), UNIFORM_HEAD
+        elif head == "cifar":
             return nn.Dense(self.num_classes, name="classifier")(mean_of_pixels(x))
-        if head == "imagenet":
+        else:
             x = adaptive_mean_pool(x, _POOLED).transpose(0, 3, 1, 2)
             names, kernel_init = ("classifier_0", "classifier_3", "classifier_6"), _NORMAL
-        else:
-            names, kernel_init = ("dense_1", "dense_2", "head"), UNIFORM_HEAD
         dense = partial(nn.Dense, kernel_init=kernel_init)
         x = x.reshape(x.shape[0], -1)
         for name in names[:-1]:

@@ -14,7 +14,10 @@ from model.pyramidnet import Bottleneck
 from tests.model.published import TOLERANCE, assert_close, check, in_our_names, their_variables
 from tests.published import load
 
-TWO_GROUPS = {"head": "gnp", "groups": (1, 2), "widths": (64, 128), "dropout_rate": 0.0}
+TWO_GROUPS = {
+    **{"variant": "gnp", "dropout_rate": 0.0},
+    **{"groups": (1, 2), "widths": (64, 128)},
+}
 DENSE_NORM = {"dense_norm": True}
 
 

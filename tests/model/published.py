@@ -75,7 +75,8 @@ def check(
         module: ours, called as `module(x, train)`.
         names: their name of a parameter or statistic -> ours.
         suffix: of the training pass, where the entry has two ("_true_gradient").
-        tolerance: of the gradients, relative to each one's largest element.
+        tolerance: of logits, loss and gradients of the training pass, relative to the largest
+            element of each.
         paths: of their variables, "params/..." and "batch_stats/...", where the archive does not
             list them.
     """
@@ -112,8 +113,8 @@ def check(
     has_gradients = any(key.startswith(f"{entry}/grad{suffix}/") for key in arrays.files)
     step = jax.value_and_grad(loss, has_aux=True) if has_gradients else lambda p: (loss(p), None)
     (value, (logits, state)), gradients = jax.jit(step)(params)
-    assert_close(logits, arrays[f"{entry}/logits_train{suffix}"], "logits of training")
-    assert_close(value, arrays[f"{entry}/loss_train{suffix}"], "loss")
+    assert_close(logits, arrays[f"{entry}/logits_train{suffix}"], "logits of training", tolerance)
+    assert_close(value, arrays[f"{entry}/loss_train{suffix}"], "loss", tolerance)
     if not has_gradients:
         return
     # A bias in front of a batch norm has a gradient of zero, but for rounding.

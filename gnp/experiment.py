@@ -181,9 +181,13 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         labels=labels,
         omega=config.opt.omega,
     )
-    net = from_linen(
-        module, dataset.normalize, dataset.shape, always_inference=config.train_in_inference_mode
+    linen = partial(
+        from_linen,
+        normalize=dataset.normalize,
+        shape=dataset.shape,
+        always_inference=config.train_in_inference_mode,
     )
+    net = linen(module)
 
     # The gradient of a batch: at once, in micro-batches, or in groups with a perturbation each.
     def whole_gradient(net: Model) -> Gradient:
@@ -196,8 +200,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     is_noisy = getattr(module, "backward_noise", False)
     exact = gradient
     if is_noisy:
-        exact_module = module.clone(backward_noise=False)
-        exact = whole_gradient(from_linen(exact_module, dataset.normalize, dataset.shape))
+        exact = whole_gradient(linen(module.clone(backward_noise=False)))
     has_groups = _has_groups(config)
     penalize_at = None  # the penalty stands in the chain
     if _penalizes_parts(config):

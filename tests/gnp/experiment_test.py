@@ -129,8 +129,8 @@ def test_only_the_clean_gradient_of_a_penalized_step_has_no_backward_noise(monke
         given.append((gradient_of, perturbed_of, penalize))
         return lambda *args: args
 
-    def net(module, *rest):
-        return from_linen(module, *rest)._replace(apply=module.backward_noise)
+    def net(module, **rest):
+        return from_linen(module, **rest)._replace(apply=module.backward_noise)
 
     def gradient(is_noisy):
         return lambda params, model_state, *_: (Grads(params + 10 * is_noisy), {}, model_state)

@@ -232,9 +232,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     perturbed_of = None
     if config.gnp.method == "functional_sam":
         functional = reduced(
-            in_micro_batches(
-                gathered(build_functional_gradient(net.apply, objective, regularize))
-            )
+            in_micro_batches(gathered(build_functional_gradient(net.apply, objective, regularize)))
         )
 
         def perturbed_of(step: Any, params: Params) -> Gradient:

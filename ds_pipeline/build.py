@@ -107,6 +107,7 @@ def build_dataset(
         shape=shape,
         dtype=dtype,
         policy=_policy(keys),
+        padding=keys.padding,
         randaugment_layers=keys.randaugment_layers,
         randaugment_magnitude=keys.randaugment_magnitude,
     )

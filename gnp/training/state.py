@@ -79,7 +79,7 @@ def from_linen(
     def initialize(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = normalize(jnp.zeros((1, *shape), jnp.float32))
         variables = dict(module.init({"params": key, "dropout": key}, inputs, train=False))
-        return variables.pop("params"), variables
+        return _at_full_precision(variables.pop("params")), _at_full_precision(variables)
 
     def apply(
         params: Params,
@@ -101,6 +101,13 @@ def from_linen(
         return outputs, dict(updated)
 
     return Model(initialize, apply)
+
+
+def _at_full_precision(tree: Any) -> Any:
+    """Return float64 for float32 where JAX_ENABLE_X64=1 asks for it; Flax makes some of each."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(float) if leaf.dtype == jnp.float32 else leaf, tree
+    )
 
 
 def leaf_names(tree: Any) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def closed_form(name: str, t: int, warmup_steps: int) -> float:
     total = STEPS_PER_EPOCH * EPOCHS
     decayed = {
         "constant": 1.0,
-        "stepped": 0.2 ** ((t >= 10) + (t >= 16)),
+        "stepped": 0.2 ** ((t > 10) + (t > 16)),  # at a boundary the old rate holds
         "cosine": 0.5 * (1 + math.cos(math.pi * max(t - warmup_steps, 0) / (total - warmup_steps))),
         "exponential": 0.7 ** (t / STEPS_PER_EPOCH),
         "inverse_time": 1 / (1 + 0.25 * t),
@@ -81,7 +81,7 @@ def test_as_many_steps_as_can_be_counted(name: str) -> None:
     size, boundaries = 10**6, (1000, 2000, 1e30)
     options = {"steps_per_epoch": size, "boundaries": boundaries, "factor": 0.5, "rate": 0.999}
     rate = jax.jit(schedule(name, total_epochs=2147, warmup_epochs=1, decay=1e-9, **options))
-    steps = jnp.array([0, size // 2, 1000 * size - 1, 1000 * size, 2000 * size, 2**31 - 1])
+    steps = jnp.array([0, size // 2, 1000 * size, 1000 * size + 1, 2000 * size + 1, 2**31 - 1])
     rates = [float(rate(step)) for step in steps]
     assert rates[0] == 0 and all(0 <= each <= BASE for each in rates)
     if name == "stepped":

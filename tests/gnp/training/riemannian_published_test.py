@@ -343,7 +343,7 @@ def test_parameter_counts(name: str) -> None:
 
 
 def assert_drawn_alike(name: str, value: np.ndarray, expected: dict[str, Any]) -> None:
-    """By mean, deviation, kind and edge of the distribution."""
+    """By deviation, kind and edge of the distribution."""
     assert list(value.shape) == expected["shape"], name
     if expected["std"] == 0:
         np.testing.assert_array_equal(value, np.full(value.shape, expected["mean"]), name)

@@ -7,6 +7,7 @@ Precision: parameters and batch statistics are float32. `dtype` is that of the c
 the output, float32 or bfloat16; what adds up many values (statistics, means) does so in float32.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -131,6 +132,8 @@ class BatchNorm(nn.Module):
         use_scale: multiply by a parameter; else by 1.
         dtype: of the output.
         group: g, examples of a group; it divides the batch, the first axis. None: the batch.
+        unbiased: the running variance moves toward n / (n - 1) times that of the n values, as
+            TensorFlow's fused operation for images and PyTorch have it.
 
     Example:
         >>> x = jnp.array([[1.0], [3.0]])
@@ -149,6 +152,7 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     dtype: DType = jnp.float32
     group: int | None = None
+    unbiased: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -168,7 +172,9 @@ class BatchNorm(nn.Module):
             var = jnp.maximum(lax.square(x).mean(axes) - lax.square(mean), 0.0)
             if not self.is_initializing():
                 running_mean.value = self._updated(running_mean.value, mean)
-                running_var.value = self._updated(running_var.value, var)
+                n = x.size // mean.size
+                bessel = n / max(n - 1, 1) if self.unbiased else 1.0
+                running_var.value = self._updated(running_var.value, bessel * var)
         factor = lax.rsqrt(var + self.epsilon)
         if scale is not None:
             factor = factor * jnp.broadcast_to(scale, factor.shape)
@@ -263,6 +269,16 @@ def pool_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def with_slope_of(y: jax.Array, other: jax.Array) -> jax.Array:
+    """Return y, with the derivative of another array of its shape.
+
+    Example:
+        >>> jax.value_and_grad(lambda x: with_slope_of(x**2, 5 * x))(3.0)
+        (Array(9., dtype=float32, weak_type=True), Array(5., dtype=float32, weak_type=True))
+    """
+    return other + lax.stop_gradient(y - other)
+
+
 def mean_of_pixels(x: jax.Array) -> jax.Array:
     """Return y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
 
@@ -336,8 +352,8 @@ def check_batch_norm_group(group: int | None) -> None:
         )
 
 
-def check_sizes(**sizes: int | tuple[int, ...]) -> None:
-    """Raise ModelError unless each is at least 1; keywords are the model's parameters.
+def check_sizes(**sizes: float | tuple[int, ...]) -> None:
+    """Raise ModelError unless each is at least 1 and finite; keywords are the model's parameters.
 
     Of a tuple, there must be a first one, and each must be.
 
@@ -345,7 +361,8 @@ def check_sizes(**sizes: int | tuple[int, ...]) -> None:
         >>> check_sizes(patch_size=4, widths=(300, 100))
     """
     for name, size in sizes.items():
-        if min(size, default=0) < 1 if isinstance(size, tuple) else size < 1:
+        least = min(size, default=0) if isinstance(size, tuple) else size
+        if not 1 <= least < math.inf:
             allowed = "whole numbers of at least 1" if isinstance(size, tuple) else "at least 1"
             raise ModelError(f"model_params.{name} = {size}: must be {allowed}")
 

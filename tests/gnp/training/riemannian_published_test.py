@@ -263,13 +263,14 @@ def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
-    """As long as rounding alone does not part theirs: a ReLU's input crosses zero in each run."""
+    """Two steps: soon a ReLU's input rounds to the other side of zero, in theirs or in ours."""
 
     def parted(step: int) -> float:
         known = (META[name].get(run, {}) for name in ("float32_noise", "sensitivity"))
         return max(float(each.get(str(step), 0)) for each in known)
 
-    tolerances = {step: max(1e-5, 3 * parted(step)) for step in steps(run)}
+    # As exact as two runs can be of which each has this noise.
+    tolerances = {step: max(1e-5, 2 * parted(step)) for step in (1, 2)}
     kept = {step: value for step, value in tolerances.items() if value < 1e-3}
     follow(run, tmp_path, "", kept)
 

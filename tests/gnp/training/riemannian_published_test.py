@@ -20,6 +20,7 @@ from config import load_config
 from ds_pipeline import build_dataset
 from gnp.experiment import Experiment, build_experiment
 from gnp.training.state import TrainState, leaf_names
+from model.layers import FAN_IN
 from tests.marks import quick_first
 from tests.published import load, thinned, weight
 
@@ -193,7 +194,9 @@ def assert_close(values: dict[str, Any], stored: Any, layout: Any, tolerance: fl
         assert error <= tolerance * np.abs(expected).max(), (name, error / np.abs(expected).max())
 
 
-def follow(run: str, folder: Path, prefix: str, tolerances: dict[int, float]) -> None:
+def follow(
+    run: str, folder: Path, prefix: str, tolerances: dict[int, float]
+) -> tuple[Experiment, TrainState]:
     """Train as long as there is a tolerance, and compare all that the archive holds."""
     keep = {} if prefix else {"record.gradients": "True", "record.steps": "True"}
     experiment = experiment_of(run, folder, **keep)
@@ -221,7 +224,7 @@ def follow(run: str, folder: Path, prefix: str, tolerances: dict[int, float]) ->
             stored = ARRAYS[f"{prefix}{run}/step{step + 1}"]
             layout = META["layout"][run]
             assert_close(read(run, state, step + 1), stored, layout, tolerances[step + 1])
-    assert_evaluation(run, experiment, state)
+    return experiment, state
 
 
 def assert_evaluation(run: str, experiment: Experiment, state: TrainState) -> None:
@@ -246,25 +249,28 @@ def steps(run: str) -> list[int]:
     return sorted(int(step) for step in META["float32_noise"][run])
 
 
-QUICK, QUICK_COUNTS = "resnet_adamg", ("WRN-16-4 cifar10", "vgg13 cifar10")
+QUICK, QUICK_COUNTS = "resnet_sgdg", ("WRN-16-4 cifar10", "vgg13 cifar10")
 
 
 @pytest.mark.parametrize("run", quick_first(sorted(RUNS, key=lambda run: run != QUICK)))
 def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
     with jax.enable_x64(True):
-        follow(run, tmp_path, "f64/", dict.fromkeys(steps(run), 1e-9))
+        trained = follow(run, tmp_path, "f64/", dict.fromkeys(steps(run), 1e-9))
+        if run != QUICK:  # one more compilation
+            assert_evaluation(run, *trained)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
-    """As long as rounding alone does not part theirs: a ReLU's input crosses zero in each run."""
+    """Two steps: soon a ReLU's input rounds to the other side of zero, in theirs or in ours."""
 
     def parted(step: int) -> float:
         known = (META[name].get(run, {}) for name in ("float32_noise", "sensitivity"))
         return max(float(each.get(str(step), 0)) for each in known)
 
-    tolerances = {step: max(1e-5, 3 * parted(step)) for step in steps(run)}
+    # As exact as two runs can be of which each has this noise.
+    tolerances = {step: max(1e-5, 2 * parted(step)) for step in (1, 2)}
     kept = {step: value for step, value in tolerances.items() if value < 1e-3}
     follow(run, tmp_path, "", kept)
 
@@ -277,7 +283,7 @@ def parameters(config: Any, classes: int) -> Any:
     return jax.eval_shape(lambda x: module.init(key, x, train=False), image)["params"]
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", quick_first(sorted(RUNS, reverse=True), 2))
 def test_groups_and_decays(run: str) -> None:
     config, groups, flags = config_of(run), META["groups"][run], RUNS[run]["flags"]
     params = parameters(config, classes(run))
@@ -293,7 +299,7 @@ def test_groups_and_decays(run: str) -> None:
     assert by_name(optimizer.l2_coefficients(config, params)) == expected
 
 
-@pytest.mark.parametrize("run", ["resnet_sgd", "resnet_sgdg", "resnet_adamg"])
+@pytest.mark.parametrize("run", quick_first(["resnet_sgdg", "resnet_sgd", "resnet_adamg"]))
 def test_the_config_is_the_published_command(run: str) -> None:
     """These runs have its flags, but for the network."""
     published = load_config(f"{CONFIG}:cifar10,{RUNS[run]['flags']['optimizer']}")
@@ -337,12 +343,37 @@ def test_parameter_counts(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("run", [pytest.param("vgg11_sgd", marks=pytest.mark.slow), "resnet_sgdg"])
+def assert_drawn_alike(name: str, value: np.ndarray, expected: dict[str, Any]) -> None:
+    """By deviation, kind and edge of the distribution."""
+    assert list(value.shape) == expected["shape"], name
+    if expected["std"] == 0:
+        np.testing.assert_array_equal(value, np.full(value.shape, expected["mean"]), name)
+        return
+    value = np.float64(value)
+    # Two samples' variances, of n values each, differ by some sqrt(2 (kurtosis - 1) / n).
+    rtol = 5 * math.sqrt(2 * (expected["kurtosis"] - 1) / value.size)
+    np.testing.assert_allclose(value.var(), expected["std"] ** 2, rtol=rtol, err_msg=name)
+    kurtosis = np.mean((value - value.mean()) ** 4) / value.var() ** 2
+    # A normal distribution has 3, a uniform one 1.8, and one cut off at two deviations 2.37.
+    assert abs(kurtosis - expected["kurtosis"]) < 0.2, name
+    np.testing.assert_allclose(np.abs(value).max(), expected["max"], rtol=0.05, err_msg=name)
+
+
+def initializers(run: str) -> dict[str, dict[str, Any]]:
+    known, prefix = META["initialisers"], f"{run}/"
+    return {key.removeprefix(prefix): known[key] for key in known if key.startswith(prefix)}
+
+
+def test_a_kernel_is_drawn_by_its_inputs() -> None:
+    for name, expected in initializers("vgg11_sgd").items():
+        value = FAN_IN(jax.random.key(len(name)), expected["shape"])
+        assert_drawn_alike(name, np.asarray(value), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["vgg11_sgd", "resnet_sgdg"])
 def test_initializers(run: str) -> None:
-    prefix = f"{run}/"
-    known = META["initialisers"]
-    theirs = {key.removeprefix(prefix): known[key] for key in known if key.startswith(prefix)}
-    words = {}
+    theirs, words = initializers(run), {}
     if RUNS[run]["model"] == "resnet":
         width = theirs["group2_block0/layer1_in_block/conv/weight"]["shape"][-1] // 16
         words = {"model.model_name": f"WideResNet_{RUNS[run]['flags']['depth']}_{width}"}
@@ -354,20 +385,11 @@ def test_initializers(run: str) -> None:
     params = optimizer.unit_norm(variables["params"], optimizer.build_labels(config))
     leaves = by_name(params) | by_name(variables["batch_stats"])
     for name, expected in theirs.items():
-        value = np.float64(leaves[ours(name)])
-        assert list(value.shape) == expected["shape"], name
-        if expected["std"] == 0:
-            np.testing.assert_array_equal(value, np.full(value.shape, expected["mean"]), name)
-            continue
-        # Five deviations of a sample's; the variance's, of n values, is sqrt((kurtosis - 1) / n).
-        deviation = 5 * math.sqrt((expected["kurtosis"] - 1) / value.size)
-        np.testing.assert_allclose(value.var(), expected["std"] ** 2, rtol=2 * deviation)
-        kurtosis = np.mean((value - value.mean()) ** 4) / value.var() ** 2
-        # A normal distribution has 3, a uniform one 1.8, and one cut off at two deviations this.
-        assert abs(kurtosis - expected["kurtosis"]) < 0.2, name
-        np.testing.assert_allclose(np.abs(value).max(), expected["max"], rtol=0.05, err_msg=name)
+        value = np.asarray(leaves[ours(name)])
+        assert_drawn_alike(name, value, expected)
         lengths = np.linalg.norm(value.reshape(-1, value.shape[-1]), axis=0)
-        assert (np.abs(lengths - 1).max() < 1e-5) == expected["grassmann"], name
+        is_unit = value.ndim > 1 and np.abs(lengths - 1).max() < 1e-5
+        assert is_unit == expected["grassmann"], name
 
 
 @pytest.mark.parametrize("data", META["schedule"])

@@ -82,6 +82,7 @@ def test_a_published_command_line_is_our_recipe(recipe):
 UNASKED = {
     *("dataset.image_size", "dataset.num_classes", "dataset.num_channels"),
     *("gradient_clipping", "model.model_params.head"),
+    "model.model_params.variant",
 }
 
 

@@ -7,6 +7,7 @@ Precision: parameters and batch statistics are float32. `dtype` is that of the c
 the output, float32 or bfloat16; what adds up many values (statistics, means) does so in float32.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -319,8 +320,8 @@ def check_batch_norm_group(group: int | None) -> None:
         )
 
 
-def check_sizes(**sizes: int | tuple[int, ...]) -> None:
-    """Raise ModelError unless each is at least 1; keywords are the model's parameters.
+def check_sizes(**sizes: float | tuple[int, ...]) -> None:
+    """Raise ModelError unless each is at least 1 and finite; keywords are the model's parameters.
 
     Of a tuple, there must be a first one, and each must be.
 
@@ -328,7 +329,8 @@ def check_sizes(**sizes: int | tuple[int, ...]) -> None:
         >>> check_sizes(patch_size=4, widths=(300, 100))
     """
     for name, size in sizes.items():
-        if min(size, default=0) < 1 if isinstance(size, tuple) else size < 1:
+        least = min(size, default=0) if isinstance(size, tuple) else size
+        if not 1 <= least < math.inf:
             allowed = "whole numbers of at least 1" if isinstance(size, tuple) else "at least 1"
             raise ModelError(f"model_params.{name} = {size}: must be {allowed}")
 

@@ -56,7 +56,7 @@ def built_steps(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize("kind", ["batch", "micro"])
+@pytest.mark.parametrize("kind", quick_first(("batch", "micro")))
 def test_the_penalty_is_in_the_chain_or_in_the_micro_batches(monkeypatch, built_steps, kind):
     """And in one of them only."""
 
@@ -252,6 +252,7 @@ def test_the_parameters_are_drawn_from_init_seeds_alone():
     assert not np.array_equal(kernels[2], kernels[0])
 
 
+@pytest.mark.slow
 def test_names_are_looked_up_without_a_device(gnp_environment):
     """In processes that are not connected yet; groups build their penalty as a pure function."""
     program = """if True:

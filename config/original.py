@@ -112,11 +112,15 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.model.model_name = "ResNet50"
         case "wideresnet_ss_cifar":
             config.model.model_name = "WideResNet_2_96_ShakeShake"
+            config.model.model_params.variant = "gnp"
+            config.model.model_params.backward_noise = True
             config.total_epochs = 1800
         case "pyramidnet_sd_cifar":
             config.dataset.image_level_augmentations = "autoaugment"
             config.dataset.batch_level_augmentations = "mixcut"
             config.model.model_name = "PyramidNet_272_200_ShakeDrop"
+            config.model.model_params.variant = "gnp"
+            config.model.model_params.backward_noise = True
             config.batch_size = 128
             config.total_epochs = 1800
             config.base_lr = 0.05
@@ -137,5 +141,5 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.base_lr = 0.2
         case "vggbn_imagenet":
             config.model.model_name = "VGG16BN"
-            config.model.model_params.head = "imagenet"
+            config.model.model_params.variant = "gnp"
     return config

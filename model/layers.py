@@ -8,7 +8,7 @@ the output, float32 or bfloat16; what adds up many values (statistics, means) do
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -264,6 +264,16 @@ def pool_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def with_slope_of(y: jax.Array, other: jax.Array) -> jax.Array:
+    """Return y, with the derivative of another array of its shape.
+
+    Example:
+        >>> jax.value_and_grad(lambda x: with_slope_of(x**2, 5 * x))(3.0)
+        (Array(9., dtype=float32, weak_type=True), Array(5., dtype=float32, weak_type=True))
+    """
+    return other + lax.stop_gradient(y - other)
+
+
 def mean_of_pixels(x: jax.Array) -> jax.Array:
     """Return y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
 
@@ -317,7 +327,7 @@ def check_rates(**rates: float) -> None:
             raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
 
 
-def check_variant(variant: str, variants: tuple[str, ...]) -> None:
+def check_variant(variant: str, variants: Collection[str]) -> None:
     """Raise ModelError unless the network is one of the variants of its class.
 
     Example:

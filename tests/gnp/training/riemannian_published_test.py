@@ -369,10 +369,10 @@ def initializers(run: str) -> dict[str, dict[str, Any]]:
     return {key.removeprefix(prefix): known[key] for key in known if key.startswith(prefix)}
 
 
-def test_a_kernel_is_drawn_by_its_inputs() -> None:
-    for name, expected in initializers("vgg11_sgd").items():
-        value = FAN_IN(jax.random.key(len(name)), expected["shape"])
-        assert_drawn_alike(name, np.asarray(value), expected)
+@pytest.mark.parametrize("name", ["GROUP1_0/conv/weight", "fc0/weight"])
+def test_a_kernel_is_drawn_by_its_inputs(name: str) -> None:
+    expected = initializers("vgg11_sgd")[name]
+    assert_drawn_alike(name, np.asarray(FAN_IN(jax.random.key(0), expected["shape"])), expected)
 
 
 @pytest.mark.slow

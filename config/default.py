@@ -58,6 +58,10 @@ KEYS = (
         "what is perturbed where accumulate_steps > 1: the accumulated gradient, as of one large "
         "batch, or each micro-batch by its own"
     ),
+    Key("start_from", None, optional(PATH)).means(
+        "checkpoint of another run that a new one goes on from with state and step number, "
+        "DIR/checkpoints/STEP, or DIR for its newest; read when a run begins; none: init_seeds"
+    ),
     # Devices.
     Key("mesh.data", -1, AXIS).means(
         "devices that each hold the whole state, or one part each of it where mesh.fsdp > 1; -1: "
@@ -91,7 +95,11 @@ KEYS = (
         "loss",
         "softmax_cross_entropy",
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
-    ).means("mean loss of a batch; it decides the metrics too"),
+    ).means("loss of an example; it decides the metrics too"),
+    Key("loss_reduction", "mean", choice("mean", "sum")).means(
+        "of a batch's losses and of the costs, what the gradient is of; sum: batch_size times as "
+        "large. What is logged are means"
+    ),
     Key("label_smoothing", 0.0, number(0, at_most=1)).means("share of the uniform label"),
     Key("l2_regularization", 0.0, number(0)).means("times half the squared norm, in the loss"),
     Key("l2_by_kind.weight", None, optional(number(0))).means(
@@ -206,6 +214,10 @@ KEYS = (
         "of the model's computation; parameters, statistics, softmax and loss are float32. With "
         "JAX_ENABLE_X64=1 in the environment float64 takes its place"
     ),
+    Key("train_in_inference_mode", False, BOOLEAN).means(
+        "no dropout in training either, and batch norm with its running statistics, which stay as "
+        "they begin"
+    ),
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
@@ -240,6 +252,9 @@ KEYS = (
         "autoaugment, aa-only: the policy, of the published code or of the paper's tables; none: "
         "the published code's for the data set's name, else its imagenet"
     ),
+    Key("dataset.padding", 4, integer(0)).means(
+        "basic, autoaugment: pixels of reflection on each side, before the random crop"
+    ),
     Key("dataset.randaugment_layers", 2, integer(1)).means("randaugment: operations an image"),
     Key("dataset.randaugment_magnitude", 9.0, number(0, at_most=10)).means(
         "randaugment: their strength, up to 10"
@@ -260,6 +275,17 @@ KEYS = (
         "share of the examples that is the test set where the data come without one "
         "(scikit-learn's sets, csv, npz)"
     ),
+    Key("dataset.split", "stratified", choice("stratified", "shuffled")).means(
+        "how both are drawn: the same share of each class; or the end of a shuffle by Python's "
+        "random, which is also the training set's order, as keras.utils.split_dataset does it"
+    ),
+    Key("dataset.shuffle", True, BOOLEAN).means(
+        "a new order of the training set in each epoch; False: always its own"
+    ),
+    Key("dataset.keep_last_batch", False, BOOLEAN).means(
+        "train on the examples that an epoch's full batches leave, too, in a smaller batch, which "
+        "is compiled on its own; False: they rest for that epoch"
+    ),
     Key("dataset.subset", None, optional(number(above=0))).means(
         "training examples to use, the same share of each class: a whole number from 1 up, or a "
         "share below 1; none: all"
@@ -268,11 +294,11 @@ KEYS = (
         "share of the training labels that are replaced by another class"
     ),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
-        "images: subtracted from each channel, where 1 is the largest uint8 value; none: the "
-        "data set's published ones, else the training set's own"
+        "subtracted from each channel of images, where 1 is the largest uint8 value, or column of "
+        "a table; none: the data set's published ones, else the training set's own"
     ),
     Key("dataset.std", None, optional(numbers(number(above=0)))).means(
-        "images: what each channel is divided by after that; none: likewise"
+        "what each channel or column is divided by after that; none: likewise"
     ),
     Key("dataset.workers", None, optional(integer(0))).means(
         "processes that read and augment; 0: threads of this one; none: as fits the machine"
@@ -280,9 +306,15 @@ KEYS = (
     Key("use_test_set", True, BOOLEAN).means("evaluate on the test set; False: a held-out part"),
     # What is measured and kept.
     Key("compute_top_5_error_rate", False, BOOLEAN).means("log the top-5 error rate as well"),
+    Key("top_k", None, optional(integer(1))).means(
+        "k of a top-k error rate to log as well; none: none"
+    ),
+    Key("eval_batch_size", None, optional(integer(1))).means(
+        "examples of an evaluation batch, over all devices; none: batch_size"
+    ),
     Key("evaluate_every_n_epochs", 1, integer(1)).means("epochs between evaluations"),
     Key("save_ckpt_every_n_epochs", 1, integer(1)).means("epochs between checkpoints"),
-    Key("keep_checkpoints", 3, integer(2)).means("newest checkpoints that are kept"),
+    Key("keep_checkpoints", 3, integer(1)).means("newest checkpoints that are kept"),
     Key("log_every_n_steps", 50, integer(1)).means("steps between TensorBoard points"),
     Key("log_costs_per_layer", False, BOOLEAN).means(
         "log the weight cost and the orthogonality penalty of each parameter as well"
@@ -325,6 +357,7 @@ FREE_KEYS = (
     "mesh.fsdp",
     "save_ckpt_every_n_epochs",
     "keep_checkpoints",
+    "eval_batch_size",
     "log_every_n_steps",
     "record.sharpness_every_n_epochs",
 )

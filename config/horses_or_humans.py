@@ -53,4 +53,5 @@ def get_config(name: str = "plain") -> ml_collections.ConfigDict:
         config.opt.centralize = "all"
         config.opt.opt_params.decay = 0.9  # Keras' defaults
         config.opt.opt_params.eps = 1e-7
+        config.opt.opt_params.eps_in_sqrt = False  # as Keras had it then; it is in the root today
     return config

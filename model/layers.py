@@ -132,6 +132,8 @@ class BatchNorm(nn.Module):
         use_scale: multiply by a parameter; else by 1.
         dtype: of the output.
         group: g, examples of a group; it divides the batch, the first axis. None: the batch.
+        unbiased: the running variance moves toward n / (n - 1) times that of the n values, as
+            TensorFlow's fused operation for images and PyTorch have it.
 
     Example:
         >>> x = jnp.array([[1.0], [3.0]])
@@ -150,6 +152,7 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     dtype: DType = jnp.float32
     group: int | None = None
+    unbiased: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -169,7 +172,9 @@ class BatchNorm(nn.Module):
             var = jnp.maximum(lax.square(x).mean(axes) - lax.square(mean), 0.0)
             if not self.is_initializing():
                 running_mean.value = self._updated(running_mean.value, mean)
-                running_var.value = self._updated(running_var.value, var)
+                n = x.size // mean.size
+                bessel = n / max(n - 1, 1) if self.unbiased else 1.0
+                running_var.value = self._updated(running_var.value, bessel * var)
         factor = lax.rsqrt(var + self.epsilon)
         if scale is not None:
             factor = factor * jnp.broadcast_to(scale, factor.shape)

@@ -137,6 +137,22 @@ def of_share(gradient: Gradient, taken: int, of: int) -> Gradient:
     return gradient_of_share
 
 
+def summed(gradient: Gradient) -> Gradient:
+    """Multiply the gradients by the number of examples: of losses that are added up, not averaged.
+
+    The metrics stay means.
+    """
+
+    def summed_gradient(
+        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[Grads, Metrics, ModelState]:
+        grads, metrics, new_state = gradient(params, model_state, batch, key)
+        examples = batch["label"].shape[0]
+        return jax.tree.map(lambda g: g * examples, grads), metrics, new_state
+
+    return summed_gradient
+
+
 def gathered(gradient: Gradient) -> Gradient:
     """Gather parameters that are split over the mesh, and split their gradients alike."""
 

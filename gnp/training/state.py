@@ -49,7 +49,11 @@ class Model(NamedTuple):
 
 
 def from_linen(
-    module: Any, normalize: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]
+    module: Any,
+    normalize: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    *,
+    always_inference: bool = False,
 ) -> Model:
     """Return a Flax Linen module as plain functions.
 
@@ -58,6 +62,7 @@ def from_linen(
             `batch_stats`, and the random stream `dropout`.
         normalize: Raw inputs -> inputs of the module; part of the compiled step.
         shape: Of one raw input.
+        always_inference: Training too calls it with `train=False`, and keeps the rest as it is.
 
     Example:
         >>> import flax.linen as nn
@@ -84,7 +89,7 @@ def from_linen(
         key: jax.Array | None,
     ) -> tuple[jax.Array, ModelState]:
         variables = {"params": params, **model_state}
-        if not train:
+        if always_inference or not train:
             return module.apply(variables, normalize(inputs), train=False), model_state
         outputs, updated = module.apply(
             variables,

@@ -40,6 +40,12 @@ def test_grassmann_columns_start_at_length_one():
     assert np.abs(np.linalg.norm(dense, axis=0) - 1).min() > 1e-3
 
 
+def test_the_size_of_the_evaluations_batches():
+    experiment = build(("eval_batch_size", "100"))
+    counts = [int(batch["mask"].sum()) for batch in experiment.eval_batches()]
+    assert counts == [100, 100, 100, 59]
+
+
 @pytest.fixture
 def built_steps(monkeypatch):
     """(gradient_of, chain, penalize) of the train steps that build_experiment asks for."""
@@ -123,8 +129,8 @@ def test_only_the_clean_gradient_of_a_penalized_step_has_no_backward_noise(monke
         given.append((gradient_of, perturbed_of, penalize))
         return lambda *args: args
 
-    def net(module, *rest):
-        return from_linen(module, *rest)._replace(apply=module.backward_noise)
+    def net(module, **rest):
+        return from_linen(module, **rest)._replace(apply=module.backward_noise)
 
     def gradient(is_noisy):
         return lambda params, model_state, *_: (Grads(params + 10 * is_noisy), {}, model_state)
@@ -148,6 +154,33 @@ def test_only_the_clean_gradient_of_a_penalized_step_has_no_backward_noise(monke
             assert grads.penalized == 4 + 3 + 10
         assert perturbed_of(5, params)(params, {}, batch, jax.random.key(0))[0].clean == 14
     assert (grads.penalized is not None) == (kind == "micro")
+
+
+@pytest.mark.parametrize("words", [{}, {"gnp.method": "functional_sam"}, {"gnp.ascent_share": 0.5}])
+def test_both_gradients_are_of_the_losses_sum(monkeypatch, words):
+    """Also in micro-batches, and where the first one is of a share of the examples."""
+
+    def gradient(params, model_state, batch, key):
+        return Grads(jnp.ones(3)), {}, model_state
+
+    given = []
+
+    def fake(gradient_of, chain, *, perturbed_of, penalize, **_):
+        given.append((gradient_of, perturbed_of))
+        return lambda *args: args
+
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    monkeypatch.setattr(experiments, "build_gradient", lambda _: gradient)
+    monkeypatch.setattr(experiments, "build_functional_gradient", lambda *_: gradient)
+    words = words | {"loss_reduction": "sum", "accumulate_steps": 2}
+    build(*((name, str(value)) for name, value in words.items()))
+    batch = {"label": jnp.zeros(64)}
+    for gradient_of, perturbed_of in given:
+        gradients = [gradient_of(5), *([perturbed_of(5, jnp.ones(3))] if perturbed_of else [])]
+        for each in gradients:
+            clean = each(jnp.ones(3), {}, batch, jax.random.key(0))[0].clean
+            np.testing.assert_array_equal(clean, 64 * jnp.ones(3))
+        assert len(gradients) == (2 if len(words) == 3 else 1)
 
 
 def test_the_rule_chooses_the_step(built_steps):

@@ -218,6 +218,18 @@ def test_batch_norm_of_groups_is_that_of_each(shape, use_scale):
     assert_trees_equal(*evaluated)
 
 
+@pytest.mark.parametrize(("group", "size"), [(None, 6 * 4), (2, 2 * 4)])
+def test_an_unbiased_running_variance(group, size):
+    """And nothing else."""
+    x = np.random.default_rng(1).normal(1, 2, (6, 4, 3)).astype("f4")
+    biased, unbiased = (BatchNorm(0.0, group=group, unbiased=kind) for kind in (False, True))
+    variables = variables_of(biased, x, train=False)
+    y, state = biased.apply(variables, x, True, mutable=["batch_stats"])
+    found_y, found = unbiased.apply(variables, x, True, mutable=["batch_stats"])
+    state["batch_stats"]["var"] *= size / (size - 1)
+    assert_trees_close((found_y, found), (y, state))
+
+
 def test_batch_norm_of_groups_that_do_not_divide_the_batch():
     x = np.ones((6, 3), "f4")
     variables = variables_of(BatchNorm(group=4), x, train=False)

@@ -72,6 +72,7 @@ def test_every_metric_has_a_panel(lines):
     errors = {"train_error_rate": 0.5, "test_top_5_error_rate": 0.4}
     assert list(lines(errors))[:3] == ["loss", "error rate", "top 5 error rate"]
     assert "mean absolute error" in lines({"train_mean_absolute_error": 2.0})
+    assert "top 3 error rate" in lines({"test_top_3_error_rate": 0.4})
 
 
 def test_the_average_has_a_line_of_its_own(lines):

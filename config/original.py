@@ -17,6 +17,8 @@ With an argument it is one of their recipes, which have the same name there (the
     python -m gnp.main.main --config=config/original.py:wideresnet_cifar \
         --working_dir=runs/wideresnet-cifar --config.dataset.data_dir=DATA_DIR
 
+Networks are their variants (docs/models.md).
+
     argument                  recipe
     wideresnet_cifar          recipe/wideresnet-cifar.sh: WideResNet_28_10
     resnet_cifar              recipe/resnet-cifar.sh: ResNet50

@@ -61,7 +61,7 @@ def test_unknown_parameter():
     message = error_of("WideResNet_16_4", droput_rate=0.1)
     assert "model_params.droput_rate" in message
     assert "did you mean 'dropout_rate'?" in message
-    assert message.endswith("Allowed: dropout_rate, batch_norm_group, remat")
+    assert message.endswith("Allowed: dropout_rate, variant, group_skips, batch_norm_group, remat")
 
 
 @pytest.mark.parametrize("key", ["depth", "num_classes", "dtype", "parent", "name"])
@@ -121,7 +121,9 @@ def test_a_config_without_precision_computes_in_float32():
     assert build_model(SimpleNamespace(model=names), 10).dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", "float64"), ("bfloat16",) * 2])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", jnp.float64), ("bfloat16", jnp.bfloat16)]
+)
 def test_where_jax_has_64_bits_float64_takes_the_place_of_float32(precision, dtype):
     names = SimpleNamespace(model_name="DigitsCNN", model_params={})
     with jax.enable_x64(True):

@@ -112,6 +112,11 @@ def first_state(run: str, experiment: Experiment, names: Names) -> TrainState:
     )
 
 
+def is_noise(path: str) -> bool:
+    """The bias of an attention's keys has a gradient of zero, and Adam moves it by its rounding."""
+    return re.search(r"key\W+bias", path) is not None
+
+
 def assert_leaves(
     found: dict[str, np.ndarray], stored: np.ndarray, layout: Any, tolerance: float
 ) -> None:
@@ -119,8 +124,8 @@ def assert_leaves(
     for path, shape, start, length in layout:
         expected, value = stored[start : start + length], found[path]
         assert value.size == math.prod(shape), path
-        error = np.abs(thinned(value, STORED) - expected).max()
-        assert error <= tolerance * np.abs(expected).max(), (path, error / np.abs(expected).max())
+        error, largest = np.abs(thinned(value, STORED) - expected).max(), np.abs(expected).max()
+        assert error <= tolerance * largest or is_noise(path), (path, error / largest)
 
 
 def variables_of(run: str, state: TrainState, names: Names) -> dict[str, np.ndarray]:
@@ -180,8 +185,9 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
             found = variables_of(run, state, names)
             layout = META["layout"][RUNS[run]["model"]]
             assert_leaves(found, recorded(f"step{step + 1}"), layout, tolerance)
-            norms = [np.linalg.norm(np.float64(found[path])) for path, *_ in layout]
-            close(norms, recorded(f"step{step + 1}_norms"))
+            for (path, *_), norm in zip(layout, recorded(f"step{step + 1}_norms"), strict=True):
+                if not is_noise(path):
+                    close(np.linalg.norm(np.float64(found[path])), norm, err_msg=path)
         if (step + 1) % experiment.steps_per_epoch == 0:
             epoch = step // experiment.steps_per_epoch
             params, model_state = state.params, state.model_state
@@ -198,16 +204,28 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
         assert_leaves(optimizer_leaves(run, state, names), recorded("opt20"), layout, tolerance)
 
 
-@pytest.mark.parametrize("run", quick_first(sorted(RUNS, key=lambda run: run != "gnp")))
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
     with jax.enable_x64(True):
         follow(run, "f64", tmp_path, dict.fromkeys((1, 2, 5, 10, 20), 1e-9))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", quick_first(list(RUNS)))  # the first one has no penalty
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
     """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}
     tolerances = {step: max(1e-5, 3 * value) for step, value in noise.items()}
     follow(run, "f32", tmp_path, {s: value for s, value in tolerances.items() if value < 1e-3})
+
+
+def test_what_is_said_of_their_warmup() -> None:
+    """docs/from_the_original.md says it: the rate warms up, and the first step of lambda-warmup."""
+    for run in ("r_warmup", "lambda_warmup", "zero_warmup"):
+        rates, logged = (ARRAYS[f"f64/{run}/{name}"] for name in ("lr", "lr_logged"))
+        np.testing.assert_allclose(rates[:9], np.arange(9) / 8 * 0.02, rtol=1e-6)
+        np.testing.assert_array_equal(logged[1:], rates[:-1])  # what they log lags a step
+    norms = ARRAYS["f64/lambda_warmup/metric/gradient_norm"]
+    assert norms[0] == pytest.approx(1)
+    plain = ARRAYS["f64/zero_warmup/metric/gradient_norm"][0]
+    assert ARRAYS["f64/r_warmup/metric/gradient_norm"][0] == pytest.approx(0.2 + 0.8 * plain)

@@ -72,6 +72,7 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
     config.dataset.dataset_name = "cifar10"
     config.dataset.image_level_augmentations = "basic"
     config.model.model_name = "WideResNet_28_10"
+    config.model.model_params.variant = "gnp"
     config.batch_size = 256
     config.total_epochs = 200
     config.opt.opt_type = "Momentum"
@@ -100,7 +101,6 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
         config.gnp.alpha = 0.8
     if "vit" in recipe:
         config.model.model_name = "ViT_S4"
-        config.model.model_params.variant = "gnp"
         config.total_epochs = 300
         config.opt.opt_type = "Adam"
         config.opt.opt_params.weight_decay = 0.3
@@ -112,14 +112,12 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.model.model_name = "ResNet50"
         case "wideresnet_ss_cifar":
             config.model.model_name = "WideResNet_2_96_ShakeShake"
-            config.model.model_params.variant = "gnp"
             config.model.model_params.backward_noise = True
             config.total_epochs = 1800
         case "pyramidnet_sd_cifar":
             config.dataset.image_level_augmentations = "autoaugment"
             config.dataset.batch_level_augmentations = "mixcut"
             config.model.model_name = "PyramidNet_272_200_ShakeDrop"
-            config.model.model_params.variant = "gnp"
             config.model.model_params.backward_noise = True
             config.batch_size = 128
             config.total_epochs = 1800
@@ -141,5 +139,4 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.base_lr = 0.2
         case "vggbn_imagenet":
             config.model.model_name = "VGG16BN"
-            config.model.model_params.variant = "gnp"
     return config

@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, Initializer, check_images, check_rates, check_sizes, checkpointed
+from model.layers import (
+    DType,
+    Initializer,
+    check_images,
+    check_rates,
+    check_sizes,
+    check_variant,
+    checkpointed,
+)
 from model.registry import ModelError, register
 from model.transformer import (
     JAX_MODELS,
@@ -18,7 +26,6 @@ from model.transformer import (
     SelfAttention,
     Variant,
     check_heads,
-    chosen,
     dense,
     scaled,
     softmax,
@@ -155,14 +162,14 @@ class CaiT(nn.Module):
                 f"model_params.layer_scale = {self.layer_scale}: must be a finite number of at "
                 "least 0, or None"
             )
-        chosen(_VARIANTS, self.variant)
+        check_variant(self.variant, _VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
-        variant = chosen(_VARIANTS, self.variant)
+        variant = _VARIANTS[self.variant]
         patches = PatchEmbed(
             self.embed_dim,
             self.patch_size,

@@ -8,7 +8,7 @@ the output, float32 or bfloat16; what adds up many values (statistics, means) do
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -332,7 +332,7 @@ def check_rates(**rates: float) -> None:
             raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
 
 
-def check_variant(variant: str, variants: tuple[str, ...]) -> None:
+def check_variant(variant: str, variants: Collection[str]) -> None:
     """Raise ModelError unless the network is one of the variants of its class.
 
     Example:

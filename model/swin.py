@@ -14,6 +14,7 @@ from model.layers import (
     check_images,
     check_rates,
     check_sizes,
+    check_variant,
     checkpointed,
     mean_of_pixels,
 )
@@ -26,7 +27,6 @@ from model.transformer import (
     PatchEmbed,
     Variant,
     check_heads,
-    chosen,
     dense,
     growing_rates,
     softmax,
@@ -317,14 +317,14 @@ class Swin(nn.Module):
             attention_dropout_rate=self.attention_dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
         )
-        chosen(_VARIANTS, self.variant)
+        check_variant(self.variant, _VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
-        variant = chosen(_VARIANTS, self.variant)
+        variant = _VARIANTS[self.variant]
         patches = PatchEmbed(
             self.embed_dim,
             self.patch_size,

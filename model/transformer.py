@@ -5,7 +5,7 @@ published weights fit. Precision: matrix products and activations are of the mod
 parameters, softmax and the statistics of layer norm are float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -55,13 +55,6 @@ JAX_MODELS = Variant(
     mlp=nn.initializers.xavier_uniform(),
     head=nn.initializers.lecun_normal(),
 )
-
-
-def chosen(variants: Mapping[str, Variant], name: str) -> Variant:
-    """Return the variant of a name, or raise ModelError."""
-    if name not in variants:
-        raise ModelError(f"model_params.variant = {name!r}: must be one of {', '.join(variants)}")
-    return variants[name]
 
 
 class PatchEmbed(nn.Module):

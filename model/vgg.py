@@ -81,7 +81,7 @@ def _check_groups(
     if len(widths) != (len(groups) or 5):
         wanted = len(groups) or "five"
         raise ModelError(f"model_params.widths = {widths}: must be {wanted} numbers, one a group")
-    check_sizes(widths=widths, dense=dense)
+    check_sizes(widths=widths, dense=dense, groups=groups or (1,))
 
 
 @register("VGG{depth:int}", examples=tuple(f"VGG{depth}" for depth in _GROUPS))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, check_images, check_rates, check_sizes, checkpointed
+from model.layers import DType, check_images, check_rates, check_sizes, check_variant, checkpointed
 from model.registry import register
 from model.transformer import (
     TIMM,
@@ -16,7 +16,6 @@ from model.transformer import (
     SelfAttention,
     Variant,
     check_heads,
-    chosen,
     dense,
     growing_rates,
 )
@@ -95,14 +94,14 @@ class ViT(nn.Module):
             attention_dropout_rate=self.attention_dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
         )
-        chosen(_VARIANTS, self.variant)
+        check_variant(self.variant, _VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
-        variant = chosen(_VARIANTS, self.variant)
+        variant = _VARIANTS[self.variant]
         x = PatchEmbed(
             self.embed_dim,
             self.patch,

@@ -1,4 +1,4 @@
-"""dataset.split=shuffled, dataset.shuffle and keep_last_batch, as the evolution experiments have it.
+"""dataset.split=shuffled, shuffle and keep_last_batch, as the evolution experiments have them.
 
 The indices are those of keras.utils.split_dataset; see tests/published.py.
 """
@@ -53,9 +53,7 @@ def test_iris_is_split_twice_and_trained_on_in_that_order():
 @pytest.mark.parametrize("level", ["none", "mixup"])
 def test_a_smaller_last_batch_is_mixed_within_itself(processes, level):
     """And processes have consecutive shares of it."""
-    config = config_of(
-        subset=40, keep_last_batch=True, batch_level_augmentations=level, workers=0
-    )
+    config = config_of(subset=40, keep_last_batch=True, batch_level_augmentations=level, workers=0)
     dataset = build_dataset(config)
 
     def batches(dataset, processes):

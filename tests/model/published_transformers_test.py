@@ -19,46 +19,54 @@ from tests.published import load, weight
 NOT_DROPPED = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
 
 
+def by_head(params, heads):
+    """Parameters of a ViT with queries, keys and values apart and by heads, as theirs are."""
+
+    def block(own):
+        qkv, out = own["attn"]["qkv"], own["attn"]["proj"]
+        c = len(qkv["kernel"])
+        parts = {
+            name: {
+                "kernel": qkv["kernel"].reshape(c, 3, heads, -1)[:, index],
+                "bias": qkv["bias"].reshape(3, heads, -1)[index],
+            }
+            for index, name in enumerate(("query", "key", "value"))
+        }
+        parts["out"] = {"kernel": out["kernel"].reshape(heads, -1, c), "bias": out["bias"]}
+        return {**own, "attn": parts}
+
+    return {name: block(own) if "blocks" in name else own for name, own in params.items()}
+
+
+def joined(params):
+    """The parameters that `by_head` takes apart."""
+
+    def block(own):
+        attn = own["attn"]
+        c = attn["query"]["kernel"].shape[0]
+        parts = [attn[name] for name in ("query", "key", "value")]
+        qkv = {
+            "kernel": jnp.concatenate([p["kernel"].reshape(c, c) for p in parts], axis=1),
+            "bias": jnp.concatenate([p["bias"].reshape(c) for p in parts]),
+        }
+        out = {"kernel": attn["out"]["kernel"].reshape(c, c), "bias": attn["out"]["bias"]}
+        return {**own, "attn": {"qkv": qkv, "proj": out}}
+
+    return {name: block(own) if "blocks" in name else own for name, own in params.items()}
+
+
 class ByHead:
-    """A ViT whose queries, keys and values are apart and by heads, as theirs are."""
+    """A ViT of parameters as `by_head` gives them."""
 
     def __init__(self, module: ViT):
         self.module = module
 
     def init(self, *arguments, **keywords):
         params = self.module.init(*arguments, **keywords)["params"]
-        heads = self.module.num_heads
-
-        def block(own):
-            qkv, out = own["attn"]["qkv"], own["attn"]["proj"]
-            c = len(qkv["kernel"])
-            parts = {
-                name: {
-                    "kernel": qkv["kernel"].reshape(c, 3, heads, -1)[:, index],
-                    "bias": qkv["bias"].reshape(3, heads, -1)[index],
-                }
-                for index, name in enumerate(("query", "key", "value"))
-            }
-            parts["out"] = {"kernel": out["kernel"].reshape(heads, -1, c), "bias": out["bias"]}
-            return {**own, "attn": parts}
-
-        return {"params": {k: block(v) if "blocks" in k else v for k, v in params.items()}}
+        return {"params": by_head(params, self.module.num_heads)}
 
     def apply(self, variables, *arguments, **keywords):
-        def block(own):
-            attn = own["attn"]
-            c = attn["query"]["kernel"].shape[0]
-            parts = [attn[name] for name in ("query", "key", "value")]
-            qkv = {
-                "kernel": jnp.concatenate([p["kernel"].reshape(c, c) for p in parts], axis=1),
-                "bias": jnp.concatenate([p["bias"].reshape(c) for p in parts]),
-            }
-            out = {"kernel": attn["out"]["kernel"].reshape(c, c), "bias": attn["out"]["bias"]}
-            return {**own, "attn": {"qkv": qkv, "proj": out}}
-
-        params = variables["params"]
-        params = {k: block(v) if "blocks" in k else v for k, v in params.items()}
-        return self.module.apply({"params": params}, *arguments, **keywords)
+        return self.module.apply({"params": joined(variables["params"])}, *arguments, **keywords)
 
 
 def vit_name(path):

@@ -152,6 +152,11 @@ def _penalty(config: ml_collections.ConfigDict) -> Iterator[str]:
 def _method(config: ml_collections.ConfigDict) -> Iterator[str]:
     """A relative of the penalty has a radius, and none of the penalty's weight."""
     gnp = config.gnp
+    if gnp.method == "hvp" and config.model.model_params.get("backward_noise"):
+        yield (
+            "gnp.method = 'hvp' with model.model_params.backward_noise = True: what has noise in "
+            "its gradient has no Hessian; leave the method at 'finite_difference'"
+        )
     if gnp.method in default.PENALTY_METHODS:
         return
     if gnp.r == 0:

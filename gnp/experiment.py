@@ -183,9 +183,18 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     net = from_linen(module, dataset.normalize, dataset.shape)
 
     # The gradient of a batch: at once, in micro-batches, or in groups with a perturbation each.
-    gradient = build_gradient(
-        build_loss(net.apply, objective, regularize, config.log_costs_per_layer)
-    )
+    def whole_gradient(net: Model) -> Gradient:
+        return build_gradient(
+            build_loss(net.apply, objective, regularize, config.log_costs_per_layer)
+        )
+
+    gradient = whole_gradient(net)
+    # Shake-Shake's noise in the backward pass alone: the penalty's direction is without.
+    is_noisy = getattr(module, "backward_noise", False)
+    exact = gradient
+    if is_noisy:
+        exact_module = module.clone(backward_noise=False)
+        exact = whole_gradient(from_linen(exact_module, dataset.normalize, dataset.shape))
     has_groups = _has_groups(config)
     penalize_at = None  # the penalty stands in the chain
     if _penalizes_parts(config):
@@ -199,16 +208,18 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     def gradient_of(step: Any, penalize: bool) -> Gradient:
         if has_groups and config.gnp.m is None:
             raise ValueError("gnp.m is open: config.with_group_size says it for these devices")
-        at_step = gradient if has_groups else gathered(gradient)
+        on_mesh = (lambda gradient: gradient) if has_groups else gathered
+        at_step = on_mesh(exact if penalize else gradient)
         if penalize and penalize_at:
-            at_step = penalized(at_step, lambda *args: penalize_at(*args, step=step))
+            at = partial(penalize_at, step=step)
+            at_step = penalized(at_step, at, on_mesh(gradient))
         if penalize and taken < of:
             at_step = of_share(at_step, taken, of)
         at_step = in_micro_batches(at_step)
         return grouped(at_step, config.gnp.m) if has_groups else at_step
 
-    # What the chain's second gradient is of, where that is not the function or the examples of the
-    # first.
+    # What the chain's second gradient is of, where that is not the function, the noise or the
+    # examples of the first.
     perturbed_of = None
     if config.gnp.method == "functional_sam":
         functional = in_micro_batches(
@@ -218,7 +229,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         def perturbed_of(step: Any, params: Params) -> Gradient:
             return lambda moved, *rest: functional((moved, params), *rest)
 
-    elif taken < of:
+    elif taken < of or is_noisy:
 
         def perturbed_of(step: Any, params: Params) -> Gradient:
             return in_micro_batches(gathered(gradient))

@@ -149,16 +149,24 @@ def gathered(gradient: Gradient) -> Gradient:
     return gathered_gradient
 
 
-def penalized(gradient: Gradient, penalize: Penalize) -> Gradient:
+def penalized(
+    gradient: Gradient, penalize: Penalize, perturbed: Gradient | None = None
+) -> Gradient:
     """Compute the penalized gradient beside the clean one, from one more gradient of the batch.
 
     Both passes see the same batch statistics to begin with and the same random masks; what the
     perturbed pass says of metrics and batch statistics is dropped.
+
+    Args:
+        gradient: The clean one.
+        penalize: See `Penalize`.
+        perturbed: The gradient of the perturbed pass; None: as the clean one.
     """
+    second = perturbed or gradient
 
     def penalized_gradient(params: Params, *rest: Any) -> tuple[Grads, Metrics, ModelState]:
         def grad_fn(params: Params) -> Params:
-            return gradient(params, *rest)[0].clean
+            return second(params, *rest)[0].clean
 
         grads, metrics, new_state = gradient(params, *rest)
         return Grads(grads.clean, penalize(grad_fn, params, grads.clean)), metrics, new_state

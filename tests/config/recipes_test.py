@@ -78,10 +78,11 @@ def test_a_published_command_line_is_our_recipe(recipe):
     assert changed == FLAGS[recipe]["differs"]
 
 
-# What the authors' code does unasked: ImageNet's crops and sizes, Adam's second clipping.
+# What the authors' code does unasked: ImageNet's crops and sizes, Adam's second clipping, its
+# networks.
 UNASKED = {
     *("dataset.image_size", "dataset.num_classes", "dataset.num_channels"),
-    *("gradient_clipping", "model.model_params.head"),
+    *("gradient_clipping", "model.model_params.variant", "model.model_params.backward_noise"),
 }
 
 

@@ -97,6 +97,7 @@ def test_groups_that_do_not_divide_the_channels(key):
         Conv(4, groups=2).init(key, jnp.ones((1, 4, 4, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "window", "strides"), [*CONVOLUTIONS[:2], *quick_first(CONVOLUTIONS[2:3], 0)]
 )
@@ -121,6 +122,7 @@ def test_conv_hessian_vector_product_equals_that_of_flax(key, shape, window, str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "shapes"),
     [
@@ -228,6 +230,7 @@ def test_batch_norm_of_groups_that_do_not_divide_the_batch():
         BatchNorm(group=0).apply(variables, x, True, mutable=["batch_stats"])
 
 
+@pytest.mark.slow
 def test_batch_norm_starts_from_the_initial_statistics(key):
     x = jax.random.normal(key, (6, 3))
     stats = BatchNorm().init(key, x, train=True)["batch_stats"]

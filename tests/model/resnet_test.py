@@ -33,7 +33,7 @@ def count(variables):
     [
         (18, 11_689_512),
         (34, 21_797_672),
-        (50, 25_557_032),
+        pytest.param(50, 25_557_032, marks=pytest.mark.slow),
         pytest.param(101, 44_549_160, marks=pytest.mark.slow),
         pytest.param(152, 60_192_808, marks=pytest.mark.slow),
         pytest.param(200, 64_673_832, marks=pytest.mark.slow),

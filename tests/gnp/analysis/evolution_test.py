@@ -116,6 +116,7 @@ def test_the_articles_numbers_of_single_steps(golden):
         np.testing.assert_allclose(actual, expected, 0, 1e-6 * expected.max(), err_msg=key)
 
 
+@pytest.mark.slow
 def test_both_paths_agree_on_long_epochs_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(evolution_numbers, "_CHUNK", 8 * 60 * 40 * 7)  # seven steps at once
     draw = np.random.default_rng(0)

@@ -86,6 +86,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, small_run, tmp_path
     assert rows_of(tmp_path) == rows_of(whole[0])
 
 
+@pytest.mark.slow
 def test_what_a_method_and_a_rule_remember_goes_on(small_run, tmp_path):
     """VaSSO's mean of the gradients, and the moments of AE-SAM, across an epoch and within one."""
     keys = {"gnp__method": "vasso", "gnp__alpha": "0", "gnp__every": "1"}
@@ -151,6 +152,7 @@ def test_an_evaluation_that_is_not_finite_is_told(small_run, tmp_path, capsys):
     assert "warning: epoch 1: test loss not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_were_all_skipped_has_not_succeeded(small_run, tmp_path):
     def never(train_step):
         def step_that_is_skipped(state, batch, key, step):

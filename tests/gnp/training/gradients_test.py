@@ -364,6 +364,7 @@ def penalized_in_numpy(weights, scale, inputs, labels, share=1):
     return (1 - ALPHA) * w + ALPHA * there[0], (1 - ALPHA) * s + ALPHA * there[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"), [("whole", SIZE), ("groups", 4), ("groups", 8), ("share", 4)]
 )

@@ -178,7 +178,10 @@ KEYS = (
         "optimizer; SGDG and AdamG train convolutions on the Grassmann manifold, the rest by "
         "SGD with momentum"
     ),
-    Key("opt.opt_params", {}, KEYWORDS).means("its keyword arguments, such as weight_decay"),
+    Key("opt.opt_params", {}, KEYWORDS).means(
+        "its keyword arguments, such as weight_decay; eps_uncorrected=True of Adam: epsilon where "
+        "TensorFlow and Keras have it"
+    ),
     Key("opt.learning_rate_grassmann", None, optional(number(0))).means(
         "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05"
     ),

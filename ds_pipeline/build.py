@@ -31,8 +31,8 @@ from ds_pipeline.source import (
     Source,
     SubsetSource,
     channel_statistics,
-    stratified_draw,
     split_indices,
+    stratified_draw,
 )
 from ds_pipeline.splits import Splits, check_splits, constant_columns
 from ds_pipeline.table import StandardizedSource

@@ -1,4 +1,4 @@
-"""dataset.split=shuffled, dataset.shuffle and keep_last_batch, as the evolution experiments have it.
+"""dataset.split=shuffled, shuffle and keep_last_batch, as the evolution experiments have them.
 
 The indices are those of keras.utils.split_dataset; see tests/published.py.
 """

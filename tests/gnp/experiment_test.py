@@ -120,6 +120,33 @@ def test_the_first_gradient_is_of_a_share_and_the_second_of_all(monkeypatch, met
         np.testing.assert_array_equal(jax.tree.leaves(point.clean), points)
 
 
+@pytest.mark.parametrize("words", [{}, {"gnp.method": "functional_sam"}, {"gnp.ascent_share": 0.5}])
+def test_both_gradients_are_of_the_losses_sum(monkeypatch, words):
+    """Also in micro-batches, and where the first one is of a share of the examples."""
+
+    def gradient(params, model_state, batch, key):
+        return Grads(jnp.ones(3)), {}, model_state
+
+    given = []
+
+    def fake(gradient_of, chain, *, perturbed_of, penalize, **_):
+        given.append((gradient_of, perturbed_of))
+        return lambda *args: args
+
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    monkeypatch.setattr(experiments, "build_gradient", lambda _: gradient)
+    monkeypatch.setattr(experiments, "build_functional_gradient", lambda *_: gradient)
+    words = words | {"loss_reduction": "sum", "accumulate_steps": 2}
+    build(*((name, str(value)) for name, value in words.items()))
+    batch = {"label": jnp.zeros(64)}
+    for gradient_of, perturbed_of in given:
+        gradients = [gradient_of(5), *([perturbed_of(5, jnp.ones(3))] if perturbed_of else [])]
+        for each in gradients:
+            clean = each(jnp.ones(3), {}, batch, jax.random.key(0))[0].clean
+            np.testing.assert_array_equal(clean, 64 * jnp.ones(3))
+        assert len(gradients) == (2 if len(words) == 3 else 1)
+
+
 @pytest.mark.parametrize("kind", ["batch", "micro"])
 def test_only_the_clean_gradient_of_a_penalized_step_has_no_backward_noise(monkeypatch, kind):
     """As in the penalty's published code: plain steps and perturbed passes have it."""
@@ -154,33 +181,6 @@ def test_only_the_clean_gradient_of_a_penalized_step_has_no_backward_noise(monke
             assert grads.penalized == 4 + 3 + 10
         assert perturbed_of(5, params)(params, {}, batch, jax.random.key(0))[0].clean == 14
     assert (grads.penalized is not None) == (kind == "micro")
-
-
-@pytest.mark.parametrize("words", [{}, {"gnp.method": "functional_sam"}, {"gnp.ascent_share": 0.5}])
-def test_both_gradients_are_of_the_losses_sum(monkeypatch, words):
-    """Also in micro-batches, and where the first one is of a share of the examples."""
-
-    def gradient(params, model_state, batch, key):
-        return Grads(jnp.ones(3)), {}, model_state
-
-    given = []
-
-    def fake(gradient_of, chain, *, perturbed_of, penalize, **_):
-        given.append((gradient_of, perturbed_of))
-        return lambda *args: args
-
-    monkeypatch.setattr(experiments, "build_train_step", fake)
-    monkeypatch.setattr(experiments, "build_gradient", lambda _: gradient)
-    monkeypatch.setattr(experiments, "build_functional_gradient", lambda *_: gradient)
-    words = words | {"loss_reduction": "sum", "accumulate_steps": 2}
-    build(*((name, str(value)) for name, value in words.items()))
-    batch = {"label": jnp.zeros(64)}
-    for gradient_of, perturbed_of in given:
-        gradients = [gradient_of(5), *([perturbed_of(5, jnp.ones(3))] if perturbed_of else [])]
-        for each in gradients:
-            clean = each(jnp.ones(3), {}, batch, jax.random.key(0))[0].clean
-            np.testing.assert_array_equal(clean, 64 * jnp.ones(3))
-        assert len(gradients) == (2 if len(words) == 3 else 1)
 
 
 def test_the_rule_chooses_the_step(built_steps):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer import SCHEDULES, STRATEGIES, OptimizerError, gnp_warmup, learning_rate_schedule
+from tests.published import load
 
 STEPS_PER_EPOCH, EPOCHS, BASE = 4, 6, 0.5
 
@@ -49,6 +50,32 @@ def test_closed_form(name: str, warmup_epochs: float) -> None:
 
 def test_cosine_stays_at_zero_after_the_last_step() -> None:
     assert float(schedule("cosine")(10_000)) == 0.0
+
+
+@pytest.mark.parametrize("run", load("gnp_trajectory")[1]["runs"])
+def test_schedules_of_the_penaltys_authors(run: str) -> None:
+    """And what docs/from_the_original.md says of theirs: the logged rate lags a step."""
+    arrays, meta = load("gnp_trajectory")
+    settings, size = meta["runs"][run]["settings"], meta["training_set"]["steps_per_epoch"]
+    kept = {name: settings[name] for name in ("base_lr", "total_epochs", "warmup_epochs")}
+    penalty = settings["gnp"]["r"], settings["gnp"]["alpha"], size * settings["warmup_epochs"]
+    with jax.enable_x64(True):
+        rate = learning_rate_schedule(settings["lr_schedule_type"], steps_per_epoch=size, **kept)
+        ours = (rate, *gnp_warmup(settings["gr_warmup_strategy"], *penalty))
+        for name, each in zip(("lr", "metric/r", "metric/alpha"), ours, strict=True):
+            theirs = arrays[f"f64/{run}/{name}"]
+            found = [float(each(t)) for t in range(len(theirs))]
+            np.testing.assert_allclose(found, theirs, rtol=1e-7, err_msg=name)
+    rates = arrays[f"f64/{run}/lr"]
+    np.testing.assert_array_equal(arrays[f"f64/{run}/lr_logged"][1:], rates[:-1])
+
+
+def test_the_first_gradients_of_their_warmups() -> None:
+    """The lambda strategy applies a gradient of norm 1; that of r mixes it in; zero does not."""
+    arrays, _ = load("gnp_trajectory")
+    runs = ("plain", "lambda_warmup", "r_warmup", "zero_warmup")
+    plain, *norms = (arrays[f"f64/{run}/metric/gradient_norm"][0] for run in runs)
+    np.testing.assert_allclose(norms, [1, 0.2 + 0.8 * plain, plain], rtol=1e-9)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 4])

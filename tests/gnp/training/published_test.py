@@ -179,7 +179,7 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
             close(metrics["loss"], recorded("metric/train_loss")[step])
             close(metrics["error_rate"], recorded("metric/train_error_rate")[step], rtol=1e-6)
             close(min(metrics["gradient_norm"], clip), recorded("metric/gradient_norm")[step])
-        close(optax.tree.norm(state.params), recorded("metric/param_norm")[step])
+        close(metrics["param_norm"], recorded("metric/param_norm")[step])
 
         if step + 1 in tolerances:
             found = variables_of(run, state, names)

@@ -160,16 +160,18 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
     def recorded(name: str) -> np.ndarray:
         return ARRAYS[f"{precision}/{run}/{name}"]
 
+    # Of schedules: in float64 those of theirs have been through float32 here and there.
+    rounding = 1e-7 if precision == "f64" else 1e-6
     for step in range(max(tolerances)):
         tolerance = next(value for taken, value in tolerances.items() if taken > step)
         close = partial(np.testing.assert_allclose, rtol=tolerance, err_msg=f"step {step}")
         penalized = RUNS[run]["settings"]["gnp"]["r"] > 0 and bool(recorded("penalised")[step])
         assert experiment.step_rule(step) is penalized
         scalars = experiment.scalars(step)
-        close(scalars["learning_rate"], recorded("lr")[step], rtol=1e-7)
+        close(scalars["learning_rate"], recorded("lr")[step], rtol=rounding)
         if penalized:
-            close(scalars["r"], recorded("metric/r")[step], rtol=1e-7)
-            close(scalars["alpha"], recorded("metric/alpha")[step], rtol=1e-7)
+            close(scalars["r"], recorded("metric/r")[step], rtol=rounding)
+            close(scalars["alpha"], recorded("metric/alpha")[step], rtol=rounding)
 
         batch = {"input": jnp.asarray(images("x_int8")[step], dtype), "label": ARRAYS["in/y"][step]}
         state, metrics = experiment.train_step(state, batch, key, step)

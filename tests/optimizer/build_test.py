@@ -516,7 +516,7 @@ def test_lr_schedule_params_reach_the_schedule(make_config: MakeConfig) -> None:
     ):
         config = make_config(**{"lr_schedule_type": name, f"lr_schedule_params.{key}": value})
         rate = build_schedules(config, STEPS_PER_EPOCH).learning_rate
-        assert float(rate(4)) < 0.06, name
+        assert float(rate(5)) < 0.06, name  # at a boundary the old rate holds
 
 
 def test_decay_mask_and_adamw_agree(make_config: MakeConfig) -> None:

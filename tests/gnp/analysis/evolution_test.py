@@ -333,7 +333,7 @@ def test_verdicts_are_said_from_the_numbers(golden):
     )
     assert (grows.holds, grows.numbers) == (True, "fitted exponent 0.50 (1: linear)")
     assert (falls.holds, falls.numbers) == (True, "last over first 0.125")
-    words = "at the end 0.125 or less, and 0.938 or more"
+    words = "at the end, gradients at most 0.125, accumulated at least 0.938"
     assert (separate.holds, separate.numbers) == (True, words)
     others = verdicts(
         found._replace(

@@ -318,7 +318,11 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     ) -> Iterator[Batch]:
         size = -(-batch_size // mesh.size) * mesh.size  # the same number of examples on each device
         batches = ds_pipeline.evaluation_batches(
-            source or dataset.evaluation, size, workers=dataset.workers, stop=stop, **process
+            dataset.evaluation if source is None else source,
+            size,
+            workers=dataset.workers,
+            stop=stop,
+            **process,
         )
         return (shard_batch(batch, mesh) for batch in batches)
 

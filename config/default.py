@@ -256,6 +256,17 @@ KEYS = (
         "share of the examples that is the test set where the data come without one "
         "(scikit-learn's sets, csv, npz)"
     ),
+    Key("dataset.split", "stratified", choice("stratified", "shuffled")).means(
+        "how both are drawn: the same share of each class; or the end of a shuffle by Python's "
+        "random, which is also the training set's order, as keras.utils.split_dataset does it"
+    ),
+    Key("dataset.shuffle", True, BOOLEAN).means(
+        "a new order of the training set in each epoch; False: always its own"
+    ),
+    Key("dataset.keep_last_batch", False, BOOLEAN).means(
+        "train on the examples that an epoch's full batches leave, too, in a smaller batch, which "
+        "is compiled on its own; False: they rest for that epoch"
+    ),
     Key("dataset.subset", None, optional(number(above=0))).means(
         "training examples to use, the same share of each class: a whole number from 1 up, or a "
         "share below 1; none: all"
@@ -264,11 +275,11 @@ KEYS = (
         "share of the training labels that are replaced by another class"
     ),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
-        "images: subtracted from each channel, where 1 is the largest uint8 value; none: the "
-        "data set's published ones, else the training set's own"
+        "subtracted from each channel of images, where 1 is the largest uint8 value, or column of "
+        "a table; none: the data set's published ones, else the training set's own"
     ),
     Key("dataset.std", None, optional(numbers(number(above=0)))).means(
-        "images: what each channel is divided by after that; none: likewise"
+        "what each channel or column is divided by after that; none: likewise"
     ),
     Key("dataset.workers", None, optional(integer(0))).means(
         "processes that read and augment; 0: threads of this one; none: as fits the machine"

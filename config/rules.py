@@ -18,6 +18,7 @@ def problems(
     devices: int | None = None,
     training: bool = True,
     is_regression: bool = False,
+    examples: int | None = None,
 ) -> list[str]:
     """Return a line for everything that is wrong with a config.
 
@@ -26,6 +27,7 @@ def problems(
         devices: how many there are; None: the rules on them are left out.
         training: False for evaluation, which fills its batches up.
         is_regression: the target of the data set is a real number.
+        examples: of the training set; None: the rule on them is left out.
 
     Example:
         >>> config = default.get_config()
@@ -42,6 +44,7 @@ def problems(
         lines += mesh_problems(config, devices)
         if training:
             lines += _batch_on_devices(config, devices)
+            lines += _last_batch(config, devices, examples or 0)
     if is_regression and config.loss != "squared_error":
         lines.append(
             f"loss = {config.loss} is for classes, and the target of "
@@ -336,6 +339,22 @@ def _batch_on_devices(config: ml_collections.ConfigDict, devices: int) -> Iterat
         yield (
             f"model_params.batch_norm_group = {statistics} does not divide {name} = {at_once}, the "
             f"examples that the model is given at once: allowed is {_divisors(at_once)}"
+        )
+
+
+def _last_batch(config: ml_collections.ConfigDict, devices: int, examples: int) -> Iterator[str]:
+    """What a batch has to fit, the smaller one at an epoch's end has to, too."""
+    left = examples % config.batch_size
+    if not config.dataset.keep_last_batch or not left:
+        return
+    last = config.copy_and_resolve_references()
+    last.batch_size = left
+    if config.gnp.m == config.batch_size:  # the group is the batch
+        last.gnp.m = left
+    for line in (*_penalty(last), *_accumulation(last), *_batch_on_devices(last, devices)):
+        yield (
+            f"dataset.keep_last_batch = True leaves a batch of {left} of {examples} examples, for "
+            f"which {line}; or set it to False"
         )
 
 

@@ -9,12 +9,12 @@ from ds_pipeline.augment import Augment, Mix
 from ds_pipeline.dataset import Dataset
 from ds_pipeline.errors import DataError
 from ds_pipeline.loader import never, prefetched
-from ds_pipeline.order import Blocks, batch_indices, block_steps, process_rows
+from ds_pipeline.order import Blocks, Order, block_steps, process_rows
 from ds_pipeline.source import Batch, Indices, Source
 
 
 def count_steps(dataset: Dataset, batch_size: int) -> int:
-    """Count the full batches in an epoch: n // batch_size.
+    """Count the batches in an epoch: n // batch_size, and one where a smaller last one is kept.
 
     Args:
         dataset: its train source is counted.
@@ -36,7 +36,11 @@ def count_steps(dataset: Dataset, batch_size: int) -> int:
             f"batch_size {batch_size} is larger than the {len(dataset.train)} training examples of "
             f"'{dataset.name}'; use at most {len(dataset.train)}"
         )
-    return len(dataset.train) // batch_size
+    return _order(dataset, batch_size, seed=0).steps_per_epoch
+
+
+def _order(dataset: Dataset, batch_size: int, seed: int) -> Order:
+    return Order(len(dataset.train), batch_size, seed, dataset.shuffle, dataset.keep_last_batch)
 
 
 def train_batches(
@@ -69,7 +73,8 @@ def train_batches(
             that gives nothing; default: never.
 
     Returns:
-        A generator of `{"input": [b, ...], "label": [b, ...]}`, b = batch_size / process_count.
+        A generator of `{"input": [b, ...], "label": [b, ...]}`, b = batch_size / process_count;
+        less in a smaller last batch of an epoch, where `dataset.keep_last_batch` keeps it.
         Its `close()` stops the threads or workers; its end does so too. An error while a batch is
         read is raised here, at that batch or a few before it.
 
@@ -93,9 +98,9 @@ def train_batches(
         augment=dataset.augment,
         mix=dataset.mix,
         erase=dataset.erase,
-        seed=seed,
-        batch_size=batch_size,
-        rows=rows,
+        order=_order(dataset, batch_size, seed),
+        process_index=process_index,
+        process_count=process_count,
     )
     size = block_steps(dataset.shape, len(rows))
     blocks = Blocks(start_step, total_steps, steps_per_epoch, size)
@@ -149,42 +154,46 @@ class _Training:
     augment: Augment | None
     mix: Mix | None
     erase: Augment | None
-    seed: int
-    batch_size: int
-    rows: Indices
+    order: Order
+    process_index: int
+    process_count: int
 
     def __call__(self, first: int, last: int) -> list[Batch]:
-        epoch = first // (len(self.source) // self.batch_size)
-        indices, block = self._read(first, last, epoch, self.rows)
-        share = len(self.rows)
+        epoch, seed = first // self.order.steps_per_epoch, self.order.seed
+        indices, block = self._read(first, last, epoch, self._rows)
+        share = self.order.batch_size // self.process_count
         if self.mix is None:
             if self.erase is not None:
-                block = self.erase(block, self.seed, epoch, indices)
+                block = self.erase(block, seed, epoch, indices)
             return _cut(block, share)
         batches = _cut(block, share)
         for i, partners in enumerate(self._partners(first, last, epoch, batches)):
-            batch = self.mix(batches[i], partners, self.seed, first + i)
+            batch = self.mix(batches[i], partners, seed, first + i)
             if self.erase is not None:
                 own = indices[i * share : (i + 1) * share]
-                batch = self.erase(batch, self.seed, epoch, own)
+                batch = self.erase(batch, seed, epoch, own)
             batches[i] = batch
         return batches
 
     def _partners(
         self, first: int, last: int, epoch: int, batches: Sequence[Batch]
     ) -> Sequence[Batch]:
-        rows = self.batch_size - 1 - self.rows
-        if np.array_equal(rows[::-1], self.rows):
+        if self.process_count == 1:
             return [{key: value[::-1] for key, value in batch.items()} for batch in batches]
-        return _cut(self._read(first, last, epoch, rows)[1], len(rows))
+        block = self._read(first, last, epoch, lambda size: size - 1 - self._rows(size))[1]
+        return _cut(block, self.order.batch_size // self.process_count)
 
-    def _read(self, first: int, last: int, epoch: int, rows: Indices) -> tuple[Indices, Batch]:
+    def _rows(self, size: int) -> Indices:
+        return process_rows(size, self.process_index, self.process_count)
+
+    def _read(
+        self, first: int, last: int, epoch: int, rows: Callable[[int], Indices]
+    ) -> tuple[Indices, Batch]:
         """Read (indices, augmented examples) of these rows of the global batches, in order."""
-        count = len(self.source)
-        indices = batch_indices(count, self.batch_size, self.seed, first, last, rows)
+        indices = self.order.indices(first, last, rows)
         batch = self.source.batch(indices)
         if self.augment is not None:
-            batch = self.augment(batch, self.seed, epoch, indices)
+            batch = self.augment(batch, self.order.seed, epoch, indices)
         return indices, batch
 
 
@@ -204,6 +213,6 @@ class _Evaluation:
 
 
 def _cut(block: Batch, rows: int) -> list[Batch]:
-    """Split a block into batches of so many rows, without a copy."""
+    """Split a block into batches of so many rows, the last maybe of less, without a copy."""
     starts = range(0, len(block["label"]), rows)
     return [{key: value[i : i + rows] for key, value in block.items()} for i in starts]

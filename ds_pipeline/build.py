@@ -31,8 +31,8 @@ from ds_pipeline.source import (
     Source,
     SubsetSource,
     channel_statistics,
+    split_indices,
     stratified_draw,
-    stratified_split,
 )
 from ds_pipeline.splits import Splits, check_splits, constant_columns
 from ds_pipeline.table import StandardizedSource
@@ -137,6 +137,8 @@ def build_dataset(
             dtype=dtype,
             cutout_size=keys.cutout_size,
         ),
+        shuffle=keys.shuffle,
+        keep_last_batch=keys.keep_last_batch,
         workers=_workers(keys.workers, splits.train),
         warnings=tuple(map(escaped, warnings)),
     )
@@ -164,7 +166,7 @@ def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> S
     """Read the files of the kind of data set that its name says."""
     name = keys.dataset_name
     is_regression = keys.task == "regression"
-    test = keys.test_fraction, seed
+    test = keys.test_fraction, seed, keys.split
     if name in bundled.NAMES:
         splits = bundled.load_bundled(name, *test)
     elif name == "image_folder":
@@ -242,8 +244,8 @@ def _split(config: Any, splits: Splits) -> tuple[Source, Source, str]:
     train = splits.train
     if config.use_test_set and splits.evaluation is not None:
         return train, splits.evaluation, splits.evaluation_name
-    kept, held_out = stratified_split(
-        train.labels(), config.dataset.validation_fraction, config.seeds
+    kept, held_out = split_indices(
+        config.dataset.split, train.labels(), config.dataset.validation_fraction, config.seeds
     )
     return SubsetSource(train, kept), SubsetSource(train, held_out), "validation"
 

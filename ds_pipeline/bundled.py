@@ -13,13 +13,14 @@ from ds_pipeline.splits import Splits, split_off_test
 NAMES = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 
 
-def load_bundled(name: str, test_fraction: float, seed: int) -> Splits:
-    """Load a bundled set, split into train and test, stratified by class.
+def load_bundled(name: str, test_fraction: float, seed: int, split: str = "stratified") -> Splits:
+    """Load a bundled set, split into train and test.
 
     Args:
         name: one of NAMES.
         test_fraction: share of the test split.
         seed: of the split, at least 0.
+        split: how, see `split_indices`.
 
     Returns:
         Images uint8 [n, 8, 8, 1], 0 to 16, for the digits; float32 [n, d] for the others.
@@ -41,4 +42,6 @@ def load_bundled(name: str, test_fraction: float, seed: int) -> Splits:
     labels = bunch.target.astype(np.float32 if is_regression else np.int32)
     class_names = () if is_regression else tuple(str(text) for text in bunch.target_names)
     columns = () if name == "digits" else tuple(str(text) for text in bunch.feature_names)
-    return split_off_test(name, inputs, labels, test_fraction, seed, class_names, columns)
+    return split_off_test(
+        name, inputs, labels, test_fraction, seed, class_names, columns, split=split
+    )

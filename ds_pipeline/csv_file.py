@@ -21,7 +21,12 @@ from ds_pipeline.splits import (
 
 
 def load_csv(
-    file: Path, target: str | None, is_regression: bool, test_fraction: float, seed: int
+    file: Path,
+    target: str | None,
+    is_regression: bool,
+    test_fraction: float,
+    seed: int,
+    split: str = "stratified",
 ) -> Splits:
     """Load a table, split into train and test, stratified by class; random for a regression.
 
@@ -31,6 +36,7 @@ def load_csv(
         is_regression: it holds numbers; else classes, as text or whole numbers.
         test_fraction: share of the test split.
         seed: of the split, at least 0.
+        split: how, see `split_indices`.
 
     Returns:
         Inputs [n, d], the other columns in their order: float32, or float64 where that holds more.
@@ -64,7 +70,7 @@ def load_csv(
         labels, _, class_names = encode_classes(where, [text for _, text in targets])
     columns = (*header[:index], *header[index + 1 :])
     return split_off_test(
-        where, lossless(inputs), labels, test_fraction, seed, class_names, columns, warnings
+        where, lossless(inputs), labels, test_fraction, seed, class_names, columns, warnings, split
     )
 
 

@@ -32,6 +32,8 @@ class Dataset:
         augment: changes training batches; None: nothing does.
         mix: mixes each of them with a second one, after that.
         erase: changes them after that.
+        shuffle: each epoch has an order of its own; False: that of `train`.
+        keep_last_batch: examples that are left over make a smaller last batch; False: they rest.
         workers: processes that read and augment; 0: threads.
         warnings: what the user should know of the data, a line each.
     """
@@ -50,6 +52,8 @@ class Dataset:
     augment: Augment | None = None
     mix: Mix | None = None
     erase: Augment | None = None
+    shuffle: bool = True
+    keep_last_batch: bool = False
     workers: int = 0
     warnings: tuple[str, ...] = ()
 

@@ -18,7 +18,9 @@ from ds_pipeline.splits import Splits, encode_classes, float32_targets, listing,
 _HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 
 
-def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -> Splits:
+def load_npz(
+    file: Path, is_regression: bool, test_fraction: float, seed: int, split: str = "stratified"
+) -> Splits:
     """Load a data set from arrays; nothing that needs pickle is read.
 
     Args:
@@ -27,6 +29,7 @@ def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -
         is_regression: y holds numbers to predict, not classes.
         test_fraction: share of the test split, where the file has none.
         seed: of that split, at least 0.
+        split: how, see `split_indices`.
 
     Returns:
         Inputs uint8, float32 or float64 [n, h, w, c], or float32 or float64 [n, d]; float64 where
@@ -58,7 +61,7 @@ def load_npz(file: Path, is_regression: bool, test_fraction: float, seed: int) -
     if not is_regression:
         y, y_test, class_names = encode_classes(f"{file}, y", _texts(y), _texts(y_test))
     if not has_test:
-        return split_off_test(f"{file}, y", x, y, test_fraction, seed, class_names)
+        return split_off_test(f"{file}, y", x, y, test_fraction, seed, class_names, split=split)
     return Splits(
         train=InMemorySource(x, y),
         evaluation=InMemorySource(x_test, y_test),
@@ -176,7 +179,7 @@ def _finite(file: Path, name: str, values: np.ndarray) -> np.ndarray:
     """Return the values as float64, or as they are where that is smaller."""
     with np.errstate(over="ignore"):  # of a longer type: it is said below
         result = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
-    wrong = ~(np.abs(result) <= LARGEST)
+    wrong = ~(np.abs(result) <= min(LARGEST, float(np.finfo(result.dtype).max)))
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
         raise DataError(

@@ -2,12 +2,13 @@
 
 Step t of a training is step t mod s of epoch t // s, where an epoch has s = n // batch_size steps.
 It takes rows (t mod s) * batch_size onwards of the epoch's permutation of the n examples, so a run
-resumes at any step, and the n - s * batch_size last of each permutation rest for that epoch. Of a
-batch's rows each process has a slice. What is random in an example comes from (seed, epoch, index
-of the example), and in a batch as a whole from (seed, step).
+resumes at any step, and the n - s * batch_size last of each permutation rest for that epoch, or
+make one more, smaller batch. Of a batch's rows each process has a slice. What is random in an
+example comes from (seed, epoch, index of the example), and in a batch as a whole from (seed, step).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,25 +56,49 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> Ind
     return np.arange(process_index * share, (process_index + 1) * share)
 
 
-def batch_indices(
-    count: int, batch_size: int, seed: int, first: int, last: int, rows: Indices
-) -> Indices:
-    """Return the examples in these rows of the batches of steps first to last - 1 of one epoch.
+@dataclass(frozen=True)
+class Order:
+    """The examples of each step.
 
     Args:
         count: examples.
         batch_size: examples a step, over all processes.
         seed: at least 0.
-        first: step, counted from the beginning of the training.
-        last: likewise; in the same epoch as last - 1.
-        rows: [r], of the global batch.
+        shuffle: each epoch has a permutation of its own; False: each goes from 0 to count - 1.
+        keep_last_batch: what is left over makes a last, smaller batch; False: it rests.
 
-    Returns:
-        [(last - first) * r], step by step.
+    Example:
+        >>> order = Order(5, 2, 0, shuffle=False, keep_last_batch=True)
+        >>> order.steps_per_epoch, order.indices(1, 3, np.arange)
+        (3, array([2, 3, 4]))
     """
-    epoch, step = divmod(first, count // batch_size)
-    starts = np.arange(step, step + last - first)[:, None] * batch_size
-    return epoch_order(count, seed, epoch)[(starts + rows).ravel()]
+
+    count: int
+    batch_size: int
+    seed: int
+    shuffle: bool = True
+    keep_last_batch: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the batches of an epoch."""
+        full, left = divmod(self.count, self.batch_size)
+        return full + (self.keep_last_batch and left > 0)
+
+    def indices(self, first: int, last: int, rows: Callable[[int], Indices]) -> Indices:
+        """Return the examples of steps first to last - 1 of one epoch, step by step.
+
+        Args:
+            first: step, counted from the beginning of the training.
+            last: likewise; in the same epoch as last - 1.
+            rows: size of a global batch -> the rows that are wanted.
+        """
+        epoch, step = divmod(first, self.steps_per_epoch)
+        starts = range(step * self.batch_size, self.count, self.batch_size)[: last - first]
+        wanted = np.concatenate(
+            [start + rows(min(self.batch_size, self.count - start)) for start in starts]
+        )
+        return epoch_order(self.count, self.seed, epoch)[wanted] if self.shuffle else wanted
 
 
 @dataclass(frozen=True)
@@ -89,7 +114,9 @@ class Blocks:
     size: int
 
     def __len__(self) -> int:
-        return max(0, self._block(self.stop - 1) - self._block(self.start) + 1)
+        if self.stop <= self.start:
+            return 0
+        return self._block(self.stop - 1) - self._block(self.start) + 1
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         epoch, block = divmod(self._block(self.start) + index, self._blocks_per_epoch)

@@ -1,5 +1,6 @@
 """Random access to examples, whatever they are stored in."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -154,6 +155,50 @@ def chunks(source: Source) -> Iterator[Batch]:
         yield source.batch(np.arange(start, min(start + step, len(source))))
 
 
+def split_indices(
+    kind: str,
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    key: str = "dataset.validation_fraction",
+) -> tuple[Indices, Indices]:
+    """Split into two disjoint sets of indices, as dataset.split says.
+
+    Args:
+        kind: "stratified", see `stratified_split`, or "shuffled", see `shuffled_split`.
+        labels: [n], integers, or floats.
+        fraction: share of the second set, between 0 and 1.
+        seed: of the shuffle, at least 0.
+        key: config key of the fraction, for messages.
+    """
+    split = shuffled_split if kind == "shuffled" else stratified_split
+    return split(labels, fraction, seed, key)
+
+
+def shuffled_split(
+    labels: np.ndarray, fraction: float, seed: int, key: str = "dataset.validation_fraction"
+) -> tuple[Indices, Indices]:
+    """Split all indices, shuffled by Python's `random`, into the first and the rest, in that order.
+
+    The same as keras.utils.split_dataset(data, left_size=1 - fraction, shuffle=True, seed=seed).
+
+    Args:
+        labels: [n]; only counted.
+        fraction: share of the second set, between 0 and 1.
+        seed: of the shuffle, at least 0.
+        key: config key of the fraction, for messages.
+
+    Example:
+        >>> shuffled_split(np.zeros(5), 0.4, seed=13)
+        (array([0, 2, 1]), array([4, 3]))
+    """
+    order = list(range(len(labels)))
+    random.Random(seed).shuffle(order)
+    count = round(len(order) * (1 - fraction))
+    _check_both(len(order), len(order) - count, fraction, key)
+    return np.array(order[:count], np.int64), np.array(order[count:], np.int64)
+
+
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, key: str = "dataset.validation_fraction"
 ) -> tuple[Indices, Indices]:
@@ -176,13 +221,17 @@ def stratified_split(
     """
     total = len(labels)
     count = round(total * fraction)
+    _check_both(total, count, fraction, key)
+    second = np.zeros(total, bool)
+    second[stratified_draw(labels, count, (seed, _SPLIT_TAG))] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def _check_both(total: int, count: int, fraction: float, key: str) -> None:
     if not 0 < count < total:
         raise DataError(
             f"a share of {fraction} of {total} examples leaves one split empty; change {key}"
         )
-    second = np.zeros(total, bool)
-    second[stratified_draw(labels, count, (seed, _SPLIT_TAG))] = True
-    return np.flatnonzero(~second), np.flatnonzero(second)
 
 
 def stratified_draw(labels: np.ndarray, count: int, seed: tuple[int, ...]) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from ds_pipeline.source import (
     Source,
     SubsetSource,
     is_constant,
-    stratified_split,
+    split_indices,
 )
 
 # Of more digits, a label is a text: Python's own limit is 4,300.
@@ -206,10 +206,9 @@ def split_off_test(
     class_names: tuple[str, ...],
     columns: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
+    split: str = "stratified",
 ) -> Splits:
     """Split data that come without a test split into train and test.
-
-    Stratified by class; random for a regression.
 
     Args:
         where: the data set or file, for messages.
@@ -220,12 +219,13 @@ def split_off_test(
         class_names: as in `Splits`.
         columns: likewise.
         warnings: likewise.
+        split: how, see `split_indices`.
 
     Raises:
         DataError: a split would be empty, or a class would have no training example.
     """
     try:
-        train, test = stratified_split(labels, fraction, seed, "dataset.test_fraction")
+        train, test = split_indices(split, labels, fraction, seed, "dataset.test_fraction")
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     if class_names:

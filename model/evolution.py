@@ -29,6 +29,7 @@ _GLOROT = nn.initializers.glorot_uniform()
 
 _conv = partial(Conv, use_bias=True, kernel_init=_GLOROT)
 _dense = partial(nn.Dense, kernel_init=_GLOROT)
+_norm = partial(BatchNorm, 0.99, 1e-3)
 
 
 @register("HorsesOrHumansCNN")
@@ -191,6 +192,92 @@ class EvolutionCifarCNN(nn.Module):
         return _dense(self.num_classes, name="head")(at_least_float32(x))
 
 
+@register("EvolutionCifar10CNN")
+class EvolutionCifar10CNN(nn.Module):
+    """Padded 3 x 3 convolutions, ReLU, batch norm; a 2 x 2 max-pool between blocks; dense layers.
+
+    That of the article on CIFAR-10; `EvolutionCifar100CNN` is that on CIFAR-100.
+
+    Attributes:
+        features: channels of each block's convolutions.
+        dense: widths of the dense layers, each with a ReLU.
+        norm_dense: batch norms follow the dense layers, not the convolutions.
+        flat_dropout_rate: share of the flattened image that is dropped in training.
+        dropout_rate: share of the last dense layer's outputs, in front of its batch norm.
+        num_classes, batch_norm_group, dtype, remat: see `get_model`.
+
+    Example:
+        >>> from model.describe import count_parameters
+        >>> count_parameters(EvolutionCifar10CNN(10), (32, 32, 3))
+        2396330
+
+    References:
+        ywcb00, 2024: https://github.com/ywcb00/gradient_evolution
+    """
+
+    num_classes: int
+    features: tuple[tuple[int, ...], ...] = ((32, 32), (64, 64), (128, 128), ())
+    dense: tuple[int, ...] = (1024,)
+    norm_dense: bool = False
+    flat_dropout_rate: float = 0.2
+    dropout_rate: float = 0.2
+    batch_norm_group: int | None = None
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(features=sum(self.features, ()), dense=self.dense)
+        check_rates(flat_dropout_rate=self.flat_dropout_rate, dropout_rate=self.dropout_rate)
+        check_batch_norm_group(self.batch_norm_group)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]; h and w at least 8 for four blocks."""
+        check_images(self, x, 2 ** (len(self.features) - 1))
+        norm = partial(_norm, dtype=self.dtype, group=self.batch_norm_group)
+
+        def block(
+            module: nn.Module, x: jax.Array, *, features: tuple[int, ...], index: int
+        ) -> jax.Array:
+            for i, channels in enumerate(features):
+                name = f"{index}_{i + 1}"
+                x = nn.relu(_conv(channels, dtype=self.dtype, name=f"conv_{name}")(x))
+                if not self.norm_dense:
+                    x = norm(name=f"norm_{name}")(x, train)
+            return x
+
+        for i, features in enumerate(self.features):
+            body = partial(block, features=features, index=i + 1)
+            x = (nn.remat(body) if self.remat else body)(self, max_pool(x) if i else x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.Dropout(self.flat_dropout_rate, deterministic=not train)(x)
+        for i, width in enumerate(self.dense):
+            x = nn.relu(_dense(width, dtype=self.dtype, name=f"dense_{i + 1}")(x))
+            if i == len(self.dense) - 1:
+                x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+            if self.norm_dense:
+                x = norm(name=f"norm_{i + 1}")(x, train)
+        return _dense(self.num_classes, name="head")(at_least_float32(x))
+
+
+@register("EvolutionCifar100CNN")
+class EvolutionCifar100CNN(EvolutionCifar10CNN):
+    """`EvolutionCifar10CNN` for CIFAR-100: four convolutions, batch norms behind the dense layers.
+
+    Example:
+        >>> from model.describe import count_parameters
+        >>> count_parameters(EvolutionCifar100CNN(100), (32, 32, 3))
+        8578820
+    """
+
+    features: tuple[tuple[int, ...], ...] = ((16, 32, 64), (128,))
+    dense: tuple[int, ...] = (256, 256)
+    norm_dense: bool = True
+    flat_dropout_rate: float = 0.0
+    dropout_rate: float = 0.3
+
+
 @register("EvolutionFordACNN")
 class EvolutionFordACNN(nn.Module):
     """Three 1-D convolutions of width 3, each with batch norm and ReLU; the mean over time; logits.
@@ -231,13 +318,7 @@ class EvolutionFordACNN(nn.Module):
 
         def block(module: nn.Module, x: jax.Array, *, features: int, index: int) -> jax.Array:
             conv = _conv(features, (self.window, 1), dtype=self.dtype, name=f"conv_{index}")
-            norm = BatchNorm(
-                0.99,
-                1e-3,
-                dtype=self.dtype,
-                group=self.batch_norm_group,
-                name=f"norm_{index}",
-            )
+            norm = _norm(dtype=self.dtype, group=self.batch_norm_group, name=f"norm_{index}")
             return nn.relu(norm(conv(x), train))
 
         # A series is an image of width 1, which has the convolutions of images.

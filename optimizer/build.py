@@ -10,6 +10,7 @@ import optax
 
 from ._checks import OptimizerError, check_choice, check_flag, check_names, check_number
 from ._tree import mixing_types
+from .adam import adam
 from .adamg import adamg
 from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
@@ -28,9 +29,9 @@ _BASE: Mapping[str, tuple[Callable[..., optax.GradientTransformation], Mapping[s
     "SGD": (optax.sgd, {"momentum": None, "nesterov": False}),
     "Momentum": (optax.sgd, {"momentum": 0.9, "nesterov": True}),
     "Adam": (
-        optax.adamw,
+        adam,
         {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0, "nesterov": False}
-        | {"weight_decay": 0.0},
+        | {"weight_decay": 0.0, "eps_uncorrected": False},
     ),
     "RMSProp": (
         optax.rmsprop,
@@ -234,7 +235,7 @@ def opt_param_names(opt_type: str) -> tuple[str, ...]:
     Example:
         >>> from optimizer import opt_param_names
         >>> opt_param_names("Adam")
-        ('b1', 'b2', 'eps', 'eps_root', 'nesterov', 'weight_decay')
+        ('b1', 'b2', 'eps', 'eps_root', 'nesterov', 'weight_decay', 'eps_uncorrected')
     """
     check_choice("opt.opt_type", opt_type, OPTIMIZERS)
     return tuple(_defaults(opt_type))

@@ -66,7 +66,12 @@ def run(
     # Of a new run, all processes need those of process 0.
     begun_with = data or distributed.broadcast(identity)
     run_directory.check_data(working_dir, ds_pipeline.identity_problems(begun_with, identity))
-    rules.check(config, devices=devices, is_regression=dataset.is_regression)
+    rules.check(
+        config,
+        devices=devices,
+        is_regression=dataset.is_regression,
+        examples=len(dataset.train),
+    )
     experiment = build_experiment(config, dataset)
     recording = Recording(config, experiment, working_dir, profile)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
@@ -154,12 +159,12 @@ def train(
     batches = experiment.train_batches(progress.step, stop)
     steps_per_epoch, epochs = experiment.steps_per_epoch, config.total_epochs
 
-    def read(step: int, metrics: dict[str, Any]) -> None:
+    def read(step: int, metrics: dict[str, Any], weight: float) -> None:
         """Wait for the metrics of step `step`, counted from 1, and take them in."""
         gradients = metrics.pop("gradients", None)
         values = to_floats(metrics)
         experiment.step_rule.observe(step - 1, values["gradient_norm"])
-        finite = progress.add(values, finite=values.pop("finite") > 0)
+        finite = progress.add(values, values.pop("finite") > 0, weight)
         if not finite and config.on_nonfinite == "stop":
             raise non_finite_error(step, -(-step // steps_per_epoch), values)
         log.step(lambda: progress.postfix(config.batch_size))
@@ -197,11 +202,12 @@ def train(
                     batch = progress.next_batch(batches)
                 except ds_pipeline.StalledError:
                     break
+                weight = len(batch["label"]) / config.batch_size
                 state, metrics = recording.train_step(state, batch, key, step)
                 progress.step = step + 1
                 if unread:  # while the step that was just dispatched runs
                     read(*unread)
-                unread = step + 1, metrics
+                unread = step + 1, metrics, weight
                 if interrupt.reached(step + 1):
                     break
             if unread:
@@ -215,7 +221,8 @@ def train(
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
             measured = measure(dataset.evaluation_name, dataset.evaluation) | measured
         scalars = experiment.scalars(progress.step - 1)
-        row = progress.row(epoch, steps_per_epoch * config.batch_size, measured, scalars)
+        examples = min(steps_per_epoch * config.batch_size, len(experiment.dataset.train))
+        row = progress.row(epoch, examples, measured, scalars)
         log.end_epoch(row, row_line(row, epochs))
         progress.start_epoch()
         if epoch == epochs or epoch % config.save_ckpt_every_n_epochs == 0:

@@ -57,7 +57,7 @@ class Progress:
         self._started: float | None = None
         self.data_seconds: float = saved.get("data_seconds", 0.0)
         self._sums: dict[str, float] = dict(saved["sums"])
-        self._count: int = saved["count"]
+        self._count: float = saved["count"]
         self._skipped: int = saved["skipped"]
         self.has_learned: bool = saved.get("has_learned", self.step > 0)
 
@@ -100,12 +100,18 @@ class Progress:
         self.data_seconds += time.perf_counter() - started
         return batch
 
-    def add(self, values: dict[str, float], finite: bool) -> bool:
-        """Take a step's metrics into the means, unless it was not finite; return `finite`."""
+    def add(self, values: dict[str, float], finite: bool, weight: float = 1) -> bool:
+        """Take a step's metrics into the means, unless it was not finite; return `finite`.
+
+        Args:
+            values: Of the step.
+            finite: Whether its loss, gradient and update were.
+            weight: Of the step in the means: its examples, as a share of a full batch.
+        """
         if finite:
             for name, value in values.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += finite
+                self._sums[name] = self._sums.get(name, 0.0) + weight * value
+            self._count += weight
         self.has_learned |= finite
         self._skipped += not finite
         return finite
@@ -146,14 +152,15 @@ class Progress:
 
 def _is_progress(saved: dict[str, Any]) -> bool:
     """Return whether a JSON object is one that `Progress.to_json` gave."""
-    counts = [saved.get(name) for name in ("step", "count", "skipped")]
-    seconds = [saved.get("seconds"), saved.get("data_seconds", 0.0)]
+    counts = [saved.get(name) for name in ("step", "skipped")]
+    # The count of steps has fractions where an epoch's last batch is smaller.
+    numbers = [saved.get("count"), saved.get("seconds"), saved.get("data_seconds", 0.0)]
     sums = saved.get("sums")
     return (
         isinstance(sums, dict)
-        and all(type(value) in (int, float) for value in (*seconds, *sums.values()))
+        and all(type(value) in (int, float) for value in (*numbers, *sums.values()))
         and all(type(value) is int for value in counts)
-        and all(0 <= value < math.inf for value in (*counts, *seconds))
+        and all(0 <= value < math.inf for value in (*counts, *numbers))
         and (saved["count"] > 0 or not sums)
     )
 

@@ -663,6 +663,25 @@ def test_rules_on_devices(keys, devices, words):
 
 
 @pytest.mark.parametrize(
+    ("keys", "devices", "examples", "words"),
+    [
+        ({}, 4, 100, ""),
+        ({}, 8, 100, "a batch of 4 of 100 examples, for which batch_size = 4 cannot be split"),
+        ({}, 8, 96, ""),
+        ({"dataset.keep_last_batch": "False"}, 8, 100, ""),
+        ({"accumulate_steps": "3"}, 1, 100, "accumulate_steps = 3 does not divide batch_size = 4"),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "48"}, 1, 100, ""),
+        ({"gnp.sync_perturbations": "False", "gnp.m": "8"}, 1, 100, "gnp.m = 8 does not divide"),
+    ],
+)
+def test_rules_on_the_last_batch_of_an_epoch(keys, devices, examples, words):
+    config = load(("batch_size", "48"), *{"dataset.keep_last_batch": "True", **keys}.items())
+    assert problems(config, devices=devices) == []
+    lines = problems(config, devices=devices, examples=examples)
+    assert len(lines) == bool(words) and words in "".join(lines)
+
+
+@pytest.mark.parametrize(
     ("keys", "devices", "name"),
     [
         ({"gnp.sync_perturbations": "False"}, 4, "gnp.m = 12"),

@@ -94,6 +94,7 @@ def test_labels_as_text_and_for_regression(tmp_path: Path) -> None:
         ),
         ({"x": IMAGES, "y": np.full(20, b"caf\xe9")}, "y holds |S4; allowed are whole numbers and"),
         ({"x": np.full((20, 3), np.inf), "y": CLASSES}, "x[0] holds values that are NaN"),
+        ({"x": np.full((20, 3), np.inf, np.float32), "y": CLASSES}, "x[0] holds values that are"),
         ({"x": np.full((20, 3), 1e160), "y": CLASSES}, "too large (above 1e+150)"),
         (
             {"x": IMAGES, "y": CLASSES, "x_test": IMAGES[:, :3], "y_test": CLASSES},

@@ -1,11 +1,13 @@
 """The order of the examples, the shares of processes, and blocks of steps."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_pipeline.order import Blocks, batch_indices, block_steps, epoch_order, process_rows
+from ds_pipeline.order import Blocks, Order, block_steps, epoch_order, process_rows
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:
@@ -56,7 +58,31 @@ def test_the_order_cannot_be_changed_by_who_asks() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_share_each_batch(processes: int) -> None:
-    rows = [process_rows(6, i, processes) for i in range(processes)]
-    assert np.concatenate(rows).tolist() == list(range(6))
-    steps = [np.concatenate([batch_indices(20, 6, 1, t, t + 1, r) for r in rows]) for t in (3, 4)]
+    rows = [
+        partial(process_rows, process_index=i, process_count=processes) for i in range(processes)
+    ]
+    assert np.concatenate([share(6) for share in rows]).tolist() == list(range(6))
+    order = Order(20, 6, 1)
+    steps = [np.concatenate([order.indices(t, t + 1, share) for share in rows]) for t in (3, 4)]
     assert np.concatenate(steps).tolist() == epoch_order(20, 1, 1)[:12].tolist()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_last_batch_of_an_epoch_can_be_smaller(processes: int) -> None:
+    order = Order(16, 6, 1, keep_last_batch=True)
+    assert order.steps_per_epoch == 3
+    shares = [
+        order.indices(3, 6, partial(process_rows, process_index=i, process_count=processes))
+        for i in range(processes)
+    ]
+    each, last = 6 // processes, 4 // processes
+    assert [len(share) for share in shares] == [2 * each + last] * processes
+    borders = ((0, each), (each, 2 * each), (2 * each, 2 * each + last))
+    steps = [share[slice(*border)] for border in borders for share in shares]
+    assert np.concatenate(steps).tolist() == epoch_order(16, 1, 1).tolist()
+    assert Order(12, 6, 1, keep_last_batch=True).steps_per_epoch == 2
+
+
+def test_a_fixed_order_is_the_data_sets_own() -> None:
+    order = Order(5, 2, 1, shuffle=False)
+    assert [order.indices(t, t + 1, np.arange).tolist() for t in range(4)] == [[0, 1], [2, 3]] * 2

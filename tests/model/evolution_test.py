@@ -15,6 +15,8 @@ SIZES = [
     ("EvolutionMnistCNN", 10, (28, 28, 1), 34_826),
     ("EvolutionCifarCNN", 10, (32, 32, 3), 1_250_858),
     ("EvolutionCifarCNN", 100, (32, 32, 3), 1_297_028),
+    ("EvolutionCifar10CNN", 10, (32, 32, 3), 2_396_330),
+    ("EvolutionCifar100CNN", 100, (32, 32, 3), 8_578_820),
     ("EvolutionFordACNN", 2, (500, 1), 25_474),
     ("EvolutionIrisMLP", 3, (4,), 193),
     ("EvolutionBostonMLP", 1, (13,), 5_121),
@@ -26,6 +28,8 @@ SMALL = [
     ("EvolutionMnistCNN", {"features": (2,)}, (4, 4, 1)),
     ("HorsesOrHumansCNN", {"features": (2, 2, 2), "dense": 3}, (22, 22, 3)),
     ("EvolutionCifarCNN", {"features": (2,), "dense": 3}, (6, 6, 3)),
+    ("EvolutionCifar10CNN", {"features": ((2,), (2,)), "dense": (3,)}, (4, 4, 3)),
+    ("EvolutionCifar100CNN", {"features": ((2,), (2,)), "dense": (3, 3)}, (4, 4, 3)),
     ("EvolutionFordACNN", {"features": (2, 2)}, (5, 1)),
 ]
 

@@ -80,6 +80,26 @@ def test_base_optimizers(
     assert_trees_close(trajectory(built), trajectory(plain), atol=0)
 
 
+def test_adam_with_the_epsilon_of_keras(make_config: MakeConfig) -> None:
+    """Step by step by the formula of Keras' Adam, with gradients about as small as its epsilon."""
+    config = make_config(
+        **{"lr_schedule_type": "constant", "gnp.r": 0.0, "opt.opt_type": "Adam"},
+        **{"opt.opt_params": {"eps": 1e-3, "eps_uncorrected": True}},
+    )
+    built = build_optimizer(config, STEPS_PER_EPOCH)
+    params = jnp.zeros(3)
+    state = built.init(params)
+    m = v = expected = np.zeros(3)
+    for step in range(1, 6):
+        gradient = np.array([1e-3, -2e-2, 1.0]) * step
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        rate = 0.1 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        expected = expected - rate * m / (np.sqrt(v) + 1e-3)
+        updates, state = built.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params, expected, rtol=1e-4)
+
+
 def test_chain_is_penalty_clipping_base(make_config: MakeConfig) -> None:
     config = make_config(lr_schedule_type="constant", gradient_clipping=0.5)
     expected = optax.chain(

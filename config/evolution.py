@@ -4,12 +4,12 @@ r"""Evolution of gradients: small networks, every epoch's gradients recorded.
     python -m gnp.main.main --config=config/evolution.py:mnist --working_dir=runs/evolution-mnist \
         --config.dataset.data_dir=DATA_DIR
 
-    argument   recipe                        to expect on the held-out tenth
-    boston     recipe/evolution-boston.sh    mean absolute errors of 4.0 to 4.8 (three seeds), in seconds
+    argument   recipe                        to expect on the held-out tenth (three seeds)
+    boston     recipe/evolution-boston.sh    mean absolute errors of 4.0 to 4.8, each in seconds
     cifar10    recipe/evolution-cifar10.sh   not yet trained here; its hours are not known to us
     cifar100   recipe/evolution-cifar100.sh  not yet trained here; its hours are not known to us
     forda      recipe/evolution-forda.sh     not yet trained here; its hours are not known to us
-    iris       recipe/evolution-iris.sh      0, 8 and 15% errors (three seeds), in seconds
+    iris       recipe/evolution-iris.sh      0, 8 and 15% errors, each in seconds
     mnist      recipe/evolution-mnist.sh     TODO
 
 The data: mnist, cifar10 and cifar100 as TFDS prepares them (recipe/prepare_data.sh); DATA_DIR of

@@ -10,7 +10,7 @@ r"""Evolution of gradients: small networks, every epoch's gradients recorded.
     cifar100   recipe/evolution-cifar100.sh  not yet trained here; its hours are not known to us
     forda      recipe/evolution-forda.sh     not yet trained here; its hours are not known to us
     iris       recipe/evolution-iris.sh      0, 8 and 15% errors, each in seconds
-    mnist      recipe/evolution-mnist.sh     TODO
+    mnist      recipe/evolution-mnist.sh    not yet trained here with these settings
 
 The data: mnist, cifar10 and cifar100 as TFDS prepares them (recipe/prepare_data.sh); DATA_DIR of
 forda is the folder of the UCR sets, that of boston a table, boston_housing.csv, whose column medv

@@ -58,6 +58,10 @@ KEYS = (
         "what is perturbed where accumulate_steps > 1: the accumulated gradient, as of one large "
         "batch, or each micro-batch by its own"
     ),
+    Key("start_from", None, optional(PATH)).means(
+        "checkpoint of another run that a new one goes on from with state and step number, "
+        "DIR/checkpoints/STEP, or DIR for its newest; read when a run begins; none: init_seeds"
+    ),
     # Devices.
     Key("mesh.data", -1, AXIS).means(
         "devices that each hold the whole state, or one part each of it where mesh.fsdp > 1; -1: "
@@ -77,7 +81,10 @@ KEYS = (
     Key("warmup_epochs", 0.0, number(0)).means("linear warmup from 0, in epochs"),
     Key(
         "lr_schedule_params.boundaries", (60.0, 120.0, 160.0), numbers(number(0), increasing=True)
-    ).means("stepped: epochs after which the rate is multiplied by the factor"),
+    ).means(
+        "stepped: epochs after which the rate is multiplied by the factor; the next step still has "
+        "the old rate"
+    ),
     Key("lr_schedule_params.factor", 0.2, number(above=0)).means("stepped: the factor"),
     Key("lr_schedule_params.rate", 0.97, number(above=0)).means("exponential: factor an epoch"),
     Key("lr_schedule_params.decay", 0.0, number(0)).means(
@@ -88,7 +95,11 @@ KEYS = (
         "loss",
         "softmax_cross_entropy",
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
-    ).means("mean loss of a batch; it decides the metrics too"),
+    ).means("loss of an example; it decides the metrics too"),
+    Key("loss_reduction", "mean", choice("mean", "sum")).means(
+        "of a batch's losses and of the costs, what the gradient is of; sum: batch_size times as "
+        "large. What is logged are means"
+    ),
     Key("label_smoothing", 0.0, number(0, at_most=1)).means("share of the uniform label"),
     Key("l2_regularization", 0.0, number(0)).means("times half the squared norm, in the loss"),
     Key("l2_by_kind.weight", None, optional(number(0))).means(
@@ -167,7 +178,10 @@ KEYS = (
         "optimizer; SGDG and AdamG train convolutions on the Grassmann manifold, the rest by "
         "SGD with momentum"
     ),
-    Key("opt.opt_params", {}, KEYWORDS).means("its keyword arguments, such as weight_decay"),
+    Key("opt.opt_params", {}, KEYWORDS).means(
+        "its keyword arguments, such as weight_decay; eps_uncorrected=True of Adam: epsilon where "
+        "TensorFlow and Keras have it"
+    ),
     Key("opt.learning_rate_grassmann", None, optional(number(0))).means(
         "SGDG, AdamG: base_lr of the Grassmann group; none: the published 0.2 and 0.05"
     ),
@@ -200,7 +214,12 @@ KEYS = (
         "initial value, and go on"
     ),
     Key("precision", "float32", choice("float32", "bfloat16")).means(
-        "of the model's computation; parameters, statistics, softmax and loss are float32"
+        "of the model's computation; parameters, statistics, softmax and loss are float32. With "
+        "JAX_ENABLE_X64=1 in the environment float64 takes its place"
+    ),
+    Key("train_in_inference_mode", False, BOOLEAN).means(
+        "no dropout in training either, and batch norm with its running statistics, which stay as "
+        "they begin"
     ),
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(
@@ -235,6 +254,9 @@ KEYS = (
     ).means(
         "autoaugment, aa-only: the policy, of the published code or of the paper's tables; none: "
         "the published code's for the data set's name, else its imagenet"
+    ),
+    Key("dataset.padding", 4, integer(0)).means(
+        "basic, autoaugment: pixels of reflection on each side, before the random crop"
     ),
     Key("dataset.randaugment_layers", 2, integer(1)).means("randaugment: operations an image"),
     Key("dataset.randaugment_magnitude", 9.0, number(0, at_most=10)).means(
@@ -287,9 +309,15 @@ KEYS = (
     Key("use_test_set", True, BOOLEAN).means("evaluate on the test set; False: a held-out part"),
     # What is measured and kept.
     Key("compute_top_5_error_rate", False, BOOLEAN).means("log the top-5 error rate as well"),
+    Key("top_k", None, optional(integer(1))).means(
+        "k of a top-k error rate to log as well; none: none"
+    ),
+    Key("eval_batch_size", None, optional(integer(1))).means(
+        "examples of an evaluation batch, over all devices; none: batch_size"
+    ),
     Key("evaluate_every_n_epochs", 1, integer(1)).means("epochs between evaluations"),
     Key("save_ckpt_every_n_epochs", 1, integer(1)).means("epochs between checkpoints"),
-    Key("keep_checkpoints", 3, integer(2)).means("newest checkpoints that are kept"),
+    Key("keep_checkpoints", 3, integer(1)).means("newest checkpoints that are kept"),
     Key("log_every_n_steps", 50, integer(1)).means("steps between TensorBoard points"),
     Key("log_costs_per_layer", False, BOOLEAN).means(
         "log the weight cost and the orthogonality penalty of each parameter as well"
@@ -333,6 +361,7 @@ FREE_KEYS = (
     "mesh.fsdp",
     "save_ckpt_every_n_epochs",
     "keep_checkpoints",
+    "eval_batch_size",
     "log_every_n_steps",
     "record.sharpness_every_n_epochs",
 )

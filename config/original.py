@@ -17,6 +17,8 @@ With an argument it is one of their recipes, which have the same name there (the
     python -m gnp.main.main --config=config/original.py:wideresnet_cifar \
         --working_dir=runs/wideresnet-cifar --config.dataset.data_dir=DATA_DIR
 
+Networks are their variants (docs/models.md).
+
     argument                  recipe
     wideresnet_cifar          recipe/wideresnet-cifar.sh: WideResNet_28_10
     resnet_cifar              recipe/resnet-cifar.sh: ResNet50
@@ -37,8 +39,10 @@ CIFAR is CIFAR-10; CIFAR-100: --config.dataset.dataset_name=cifar100
 random crops at any scale with flips, 224 x 224 pixels, which their code does whatever its flags
 say.
 
-Their ViT_S16 cuts 32 x 32 pixels into patches of 4 x 4: here that is ViT_S4. Their Adam clips the
-gradient again, at 2, behind the clipping at 5: the same as clipping it at 2.
+Their ViT_S16 cuts 32 x 32 pixels into patches of 4 x 4: here that is ViT_S4. Adam of their code of
+2022, with vit_cifar_basic and vit_cifar_heavy, clips the gradient again, at 2, behind the clipping
+at 5: the same as clipping it at 2. That of 2024, with vit_cifar_basic_grwarmup, is Optax's: it
+clips at 5 alone, and so would the other two today (--config.gradient_clipping=5).
 
 vit_cifar_basic_grwarmup takes plain steps during 40 epochs in which the learning rate grows, then
 alpha 1 (zero warmup). The other strategies: --config.gr_warmup_strategy=lambda, or r; the penalty
@@ -70,6 +74,7 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
     config.dataset.dataset_name = "cifar10"
     config.dataset.image_level_augmentations = "basic"
     config.model.model_name = "WideResNet_28_10"
+    config.model.model_params.variant = "gnp"
     config.batch_size = 256
     config.total_epochs = 200
     config.opt.opt_type = "Momentum"
@@ -109,11 +114,13 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.model.model_name = "ResNet50"
         case "wideresnet_ss_cifar":
             config.model.model_name = "WideResNet_2_96_ShakeShake"
+            config.model.model_params.backward_noise = True
             config.total_epochs = 1800
         case "pyramidnet_sd_cifar":
             config.dataset.image_level_augmentations = "autoaugment"
             config.dataset.batch_level_augmentations = "mixcut"
             config.model.model_name = "PyramidNet_272_200_ShakeDrop"
+            config.model.model_params.backward_noise = True
             config.batch_size = 128
             config.total_epochs = 1800
             config.base_lr = 0.05
@@ -124,6 +131,7 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.opt.opt_params.weight_decay = 0.03
             config.base_lr = 5e-4
         case "vit_cifar_basic_grwarmup":
+            config.gradient_clipping = 5.0
             config.warmup_epochs = 40.0
             config.gr_warmup_strategy = "zero"
             config.gnp.alpha = 1.0
@@ -133,5 +141,4 @@ def get_config(recipe: str = "none") -> ml_collections.ConfigDict:
             config.base_lr = 0.2
         case "vggbn_imagenet":
             config.model.model_name = "VGG16BN"
-            config.model.model_params.head = "imagenet"
     return config

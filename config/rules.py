@@ -152,6 +152,11 @@ def _penalty(config: ml_collections.ConfigDict) -> Iterator[str]:
 def _method(config: ml_collections.ConfigDict) -> Iterator[str]:
     """A relative of the penalty has a radius, and none of the penalty's weight."""
     gnp = config.gnp
+    if gnp.method == "hvp" and config.model.model_params.get("backward_noise"):
+        yield (
+            "gnp.method = 'hvp' with model.model_params.backward_noise = True: what has noise in "
+            "its gradient has no Hessian; leave the method at 'finite_difference'"
+        )
     if gnp.method in default.PENALTY_METHODS:
         return
     if gnp.r == 0:
@@ -256,12 +261,21 @@ def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
             f"warmup_epochs = {config.warmup_epochs:g} is longer than "
             f"total_epochs = {config.total_epochs}"
         )
-    if config.compute_top_5_error_rate and config.loss != "softmax_cross_entropy":
-        yield f"compute_top_5_error_rate needs loss = softmax_cross_entropy, not {config.loss}"
+    for name in ("compute_top_5_error_rate", "top_k"):
+        if config[name] and config.loss != "softmax_cross_entropy":
+            yield f"{name} needs loss = softmax_cross_entropy, not {config.loss}"
     if config.label_smoothing > 0 and config.loss == "squared_error":
         yield f"label_smoothing = {config.label_smoothing} does not go with squared_error"
     if config.record.steps and not config.record.gradients:
         yield "record.steps = True with record.gradients = False: set record.gradients to True too"
+    for name, given in (
+        ("model.pretrained", config.model.pretrained is not None),
+        ("record.gradients", config.record.gradients),
+    ):
+        if config.start_from is not None and given:
+            yield (
+                f"start_from = {config.start_from!r} does not go with {name}: leave one of them out"
+            )
     subset = config.dataset.subset
     if subset is not None and subset > 1 and subset != int(subset):
         yield (

@@ -83,7 +83,7 @@ def build_dataset(
     num_classes = len(splits.class_names) or 1
     train, evaluation, evaluation_name = _split(config, splits)
     if keys.subset is not None:
-        train = _subset(train, keys.subset, config.seeds)
+        train = _subset(train, keys.subset, config.seeds, keys.shuffle)
     size = keys.image_size or _ENCODED_SIZE
     shape, dtype = splits.shape or (size, size, 3), splits.dtype
     if known is None:
@@ -107,6 +107,7 @@ def build_dataset(
         shape=shape,
         dtype=dtype,
         policy=_policy(keys),
+        padding=keys.padding,
         randaugment_layers=keys.randaugment_layers,
         randaugment_magnitude=keys.randaugment_magnitude,
     )
@@ -267,8 +268,11 @@ def _policy(keys: Any) -> str:
     return keys.autoaugment_policy or found_on
 
 
-def _subset(train: Source, subset: float, seed: int) -> Source:
-    """Draw a count (from 1 up) or a share of the examples, the same share of each class."""
+def _subset(train: Source, subset: float, seed: int, shuffle: bool) -> Source:
+    """Draw a count (from 1 up) or a share of the examples, the same share of each class.
+
+    They are sorted by class, or, where they are not to be shuffled, in their order.
+    """
     count = round(subset * len(train)) if subset < 1 else round(subset)
     if not 1 <= count <= len(train):
         raise DataError(
@@ -276,7 +280,8 @@ def _subset(train: Source, subset: float, seed: int) -> Source:
             f"set it to a share from {1 / len(train):.1g} to below 1, or to a number up to "
             f"{len(train)}"
         )
-    return SubsetSource(train, stratified_draw(train.labels(), count, (seed, _SUBSET_TAG)))
+    drawn = stratified_draw(train.labels(), count, (seed, _SUBSET_TAG))
+    return SubsetSource(train, drawn if shuffle else np.sort(drawn))
 
 
 def _statistics(keys: Any, splits: Splits, train: Source) -> tuple[np.ndarray, np.ndarray]:

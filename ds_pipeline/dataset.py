@@ -83,11 +83,12 @@ class Dataset:
         Returns:
             float32 [b, ..., c].
         """
-        values = jnp.asarray(inputs).astype(jnp.float32)
+        dtype = jnp.result_type(float)  # float64 where JAX_ENABLE_X64=1 asks for it
+        values = jnp.asarray(inputs).astype(dtype)
         if self.standardized:
             return values
         channels = (1,) * (values.ndim - 1) + (-1,)
-        mean, std = (x.astype(np.float32).reshape(channels) for x in (self.mean, self.std))
+        mean, std = (x.astype(dtype).reshape(channels) for x in (self.mean, self.std))
         return (values - mean) / std
 
 

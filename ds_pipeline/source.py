@@ -190,7 +190,7 @@ def shuffled_split(
 
     Example:
         >>> shuffled_split(np.zeros(5), 0.4, seed=13)
-        (array([0, 2, 1]), array([4, 3]))
+        (array([1, 0, 3]), array([4, 2]))
     """
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)

@@ -33,6 +33,7 @@ from gnp.training.gradients import (
     micro_batched,
     of_share,
     penalized,
+    summed,
 )
 from gnp.training.mesh import WHOLE, abstract, build_mesh, shard, shard_batch
 from gnp.training.objective import Objective, build_objective, output_size
@@ -174,19 +175,33 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     # The model and its loss.
     module = model.build_model(config, output_size(config.loss, dataset.num_classes))
     objective = build_objective(
-        config.loss, config.label_smoothing, config.compute_top_5_error_rate
+        config.loss, config.label_smoothing, config.compute_top_5_error_rate, config.top_k
     )
     regularize = build_regularizer(
         l2=lambda params: optimizer.l2_coefficients(config, params),
         labels=labels,
         omega=config.opt.omega,
     )
-    net = from_linen(module, dataset.normalize, dataset.shape)
+    linen = partial(
+        from_linen,
+        normalize=dataset.normalize,
+        shape=dataset.shape,
+        always_inference=config.train_in_inference_mode,
+    )
+    net = linen(module)
 
     # The gradient of a batch: at once, in micro-batches, or in groups with a perturbation each.
-    gradient = build_gradient(
-        build_loss(net.apply, objective, regularize, config.log_costs_per_layer)
-    )
+    def whole_gradient(net: Model) -> Gradient:
+        return build_gradient(
+            build_loss(net.apply, objective, regularize, config.log_costs_per_layer)
+        )
+
+    gradient = whole_gradient(net)
+    # Shake-Shake's noise in the backward pass alone: the penalty's direction is without.
+    is_noisy = getattr(module, "backward_noise", False)
+    exact = gradient
+    if is_noisy:
+        exact = whole_gradient(linen(module.clone(backward_noise=False)))
     has_groups = _has_groups(config)
     penalize_at = None  # the penalty stands in the chain
     if _penalizes_parts(config):
@@ -197,32 +212,37 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         count = config.accumulate_steps
         return micro_batched(gradient, count) if count > 1 else gradient
 
+    def reduced(gradient: Gradient) -> Gradient:
+        return summed(gradient) if config.loss_reduction == "sum" else gradient
+
     def gradient_of(step: Any, penalize: bool) -> Gradient:
         if has_groups and config.gnp.m is None:
             raise ValueError("gnp.m is open: config.with_group_size says it for these devices")
-        at_step = gradient if has_groups else gathered(gradient)
+        on_mesh = (lambda gradient: gradient) if has_groups else gathered
+        at_step = on_mesh(exact if penalize else gradient)
         if penalize and penalize_at:
-            at_step = penalized(at_step, lambda *args: penalize_at(*args, step=step))
+            at = partial(penalize_at, step=step)
+            at_step = penalized(at_step, at, on_mesh(gradient))
         if penalize and taken < of:
             at_step = of_share(at_step, taken, of)
         at_step = in_micro_batches(at_step)
-        return grouped(at_step, config.gnp.m) if has_groups else at_step
+        return reduced(grouped(at_step, config.gnp.m) if has_groups else at_step)
 
-    # What the chain's second gradient is of, where that is not the function or the examples of the
-    # first.
+    # What the chain's second gradient is of, where that is not the function, the noise or the
+    # examples of the first.
     perturbed_of = None
     if config.gnp.method == "functional_sam":
-        functional = in_micro_batches(
-            gathered(build_functional_gradient(net.apply, objective, regularize))
+        functional = reduced(
+            in_micro_batches(gathered(build_functional_gradient(net.apply, objective, regularize)))
         )
 
         def perturbed_of(step: Any, params: Params) -> Gradient:
             return lambda moved, *rest: functional((moved, params), *rest)
 
-    elif taken < of:
+    elif taken < of or is_noisy:
 
         def perturbed_of(step: Any, params: Params) -> Gradient:
-            return in_micro_batches(gathered(gradient))
+            return reduced(in_micro_batches(gathered(gradient)))
 
     # The state, and where it lives.
     mesh = build_mesh(config.mesh.data, config.mesh.fsdp)
@@ -316,7 +336,8 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     def eval_batches(
         stop: Callable[[], bool] = lambda: False, source: ds_pipeline.Source | None = None
     ) -> Iterator[Batch]:
-        size = -(-batch_size // mesh.size) * mesh.size  # the same number of examples on each device
+        size = config.eval_batch_size or batch_size
+        size = -(-size // mesh.size) * mesh.size  # the same number of examples on each device
         batches = ds_pipeline.evaluation_batches(
             dataset.evaluation if source is None else source,
             size,

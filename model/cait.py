@@ -7,14 +7,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import DType, check_images, check_rates, check_sizes, checkpointed
+from model.layers import (
+    DType,
+    Initializer,
+    check_images,
+    check_rates,
+    check_sizes,
+    check_variant,
+    checkpointed,
+)
 from model.registry import ModelError, register
 from model.transformer import (
-    NORMAL,
+    JAX_MODELS,
+    TIMM,
     Block,
     Mlp,
     PatchEmbed,
     SelfAttention,
+    Variant,
     check_heads,
     dense,
     scaled,
@@ -30,6 +40,7 @@ _STOCHASTIC_DEPTH = {
     384: {24: 0.1, 36: 0.2, 48: 0.3},
     768: {24: 0.2, 36: 0.3, 48: 0.4},
 }
+_VARIANTS = {"timm": TIMM, "gnp": JAX_MODELS}
 
 
 class ClassAttention(nn.Module):
@@ -37,18 +48,20 @@ class ClassAttention(nn.Module):
 
     num_heads: int
     dtype: DType
+    kernel_init: Initializer = TIMM.attention
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, 1 + n, c], the class token first -> [b, 1, c]."""
         c = x.shape[-1]
-        (query,) = split_heads(dense(c, self.dtype, "q")(x[:, 0]), 1, self.num_heads)
-        (key,) = split_heads(dense(c, self.dtype, "k")(x), 1, self.num_heads)
-        (value,) = split_heads(dense(c, self.dtype, "v")(x), 1, self.num_heads)
+        layer = partial(dense, c, self.dtype, kernel_init=self.kernel_init)
+        (query,) = split_heads(layer("q")(x[:, 0]), 1, self.num_heads)
+        (key,) = split_heads(layer("k")(x), 1, self.num_heads)
+        (value,) = split_heads(layer("v")(x), 1, self.num_heads)
         query = query * query.shape[-1] ** -0.5
         weights = softmax(jnp.einsum("bhd,bkhd->bhk", query, key), self.dtype)
         y = jnp.einsum("bkhd,bhk->bhd", value, weights).reshape(-1, 1, c)
-        return dense(c, self.dtype, "proj")(y)
+        return layer("proj")(y)
 
 
 class ClassBlock(nn.Module):
@@ -61,12 +74,14 @@ class ClassBlock(nn.Module):
     mlp_ratio: int
     layer_scale: float
     dtype: DType
+    variant: Variant = TIMM
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, 1 + n, c], the class token first -> the class token [b, 1, c], float32."""
-        attention = ClassAttention(self.num_heads, self.dtype, name="attn")
-        mlp = Mlp(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp")
+        variant = self.variant
+        attention = ClassAttention(self.num_heads, self.dtype, variant.attention, name="attn")
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], dtype=self.dtype, variant=variant, name="mlp")
         y = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         token = x[:, :1] + scaled(self, "gamma_1", attention(y))
         y = nn.LayerNorm(dtype=self.dtype, name="norm2")(token)
@@ -78,6 +93,11 @@ class CaiT(nn.Module):
 
     The subclasses are the published sizes.
 
+    Variants: "timm" has the exact GELU and starts as the paper's code does; "gnp", of the
+    gradient-norm penalty's authors after jax_models, has GELU's tanh approximation; the MLPs and
+    patches start at Xavier's uniform distribution, class token and positions at 0, other matrices
+    at LeCun's truncated normal one.
+
     Attributes:
         depth: number of blocks of self-attention.
         class_depth: number of blocks of class-attention.
@@ -87,13 +107,14 @@ class CaiT(nn.Module):
         mlp_ratio: hidden units of an MLP over embed_dim.
         layer_scale: initial factor of each branch. None: 0.1 up to a depth of
             18, 1e-5 up to 24, 1e-6 above, as the paper and an author say; the code released later
-            has 1e-5 for XXS36.
+            has 1e-5 for XXS36. "gnp" has 1e-6 for 768 channels, else 1e-5, whatever the depth.
         dropout_rate: share dropped behind position embedding, and behind attention and products
             of the blocks of self-attention, in training.
         attention_dropout_rate: share of the self-attention's weights dropped in training.
         stochastic_depth_rate: probability that an example goes round a branch, the same in every
             block of self-attention; in training. None: as published for the nearest depth that is
-            not larger (0.05 to 0.4), 0 for smaller ones.
+            not larger (0.05 to 0.4), 0 for smaller ones and for "gnp".
+        variant: "timm" or "gnp".
         dtype: of the computation; parameters, softmax, the tokens from block to block and logits
             are float32.
         num_classes, remat: see `get_model`.
@@ -119,6 +140,7 @@ class CaiT(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float | None = None
+    variant: str = "timm"
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -140,25 +162,49 @@ class CaiT(nn.Module):
                 f"model_params.layer_scale = {self.layer_scale}: must be a finite number of at "
                 "least 0, or None"
             )
+        check_variant(self.variant, _VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
-        x = PatchEmbed(self.embed_dim, self.patch_size, dtype=self.dtype, name="patch_embed")(x)
+        variant = _VARIANTS[self.variant]
+        patches = PatchEmbed(
+            self.embed_dim,
+            self.patch_size,
+            dtype=self.dtype,
+            kernel_init=variant.patches,
+            name="patch_embed",
+        )
+        x = patches(x)
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
-        x = x + self.param("pos_embed", NORMAL, (1, h * w, c))
+        x = x + self.param("pos_embed", variant.positions, (1, h * w, c))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         layer_scale, rate = self.layer_scale, self.stochastic_depth_rate
-        if layer_scale is None:
+        if layer_scale is None and self.variant == "gnp":
+            layer_scale = 1e-6 if c >= 768 else 1e-5
+        elif layer_scale is None:
             layer_scale = initial_layer_scale(self.depth)
         if rate is None:
-            rate = published_stochastic_depth(self.embed_dim, self.depth)
-        shared = {"mlp_ratio": self.mlp_ratio, "layer_scale": layer_scale, "dtype": self.dtype}
-        rates = self.dropout_rate, self.attention_dropout_rate
-        attention = partial(SelfAttention, self.num_heads, *rates, self.dtype, talking=True)
+            published = published_stochastic_depth(self.embed_dim, self.depth)
+            rate = 0.0 if self.variant == "gnp" else published
+        shared = {
+            "mlp_ratio": self.mlp_ratio,
+            "layer_scale": layer_scale,
+            "dtype": self.dtype,
+            "variant": variant,
+        }
+        attention = partial(
+            SelfAttention,
+            self.num_heads,
+            self.dropout_rate,
+            self.attention_dropout_rate,
+            self.dtype,
+            talking=True,
+            kernel_init=variant.attention,
+        )
         block, class_block = (checkpointed(each, self.remat) for each in (Block, ClassBlock))
         for index in range(self.depth):
             x = block(
@@ -168,14 +214,14 @@ class CaiT(nn.Module):
                 **shared,
                 name=f"blocks_{index}",
             )(x, train)
-        token = jnp.broadcast_to(self.param("cls_token", NORMAL, (1, 1, c)), (b, 1, c))
+        token = jnp.broadcast_to(self.param("cls_token", variant.token, (1, 1, c)), (b, 1, c))
         for index in range(self.class_depth):
             tokens = jnp.concatenate([token, x], axis=1)
             token = class_block(self.num_heads, **shared, name=f"blocks_token_only_{index}")(
                 tokens, train
             )
         token = nn.LayerNorm(name="norm")(token[:, 0])
-        return dense(self.num_classes, jnp.float32, "head")(token)
+        return dense(self.num_classes, None, "head", kernel_init=variant.head)(token)
 
 
 def initial_layer_scale(depth: int) -> float:

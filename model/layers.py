@@ -7,7 +7,8 @@ Precision: parameters and batch statistics are float32. `dtype` is that of the c
 the output, float32 or bfloat16; what adds up many values (statistics, means) does so in float32.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -23,6 +24,13 @@ DType = Any
 Module = TypeVar("Module", bound=nn.Module)
 # Kernels in front of ReLU (He et al., 2015): the variance is 2 over the outputs of a pixel.
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Last layers of SAM's and the gradient-norm penalty's networks: +-1 / sqrt(outputs).
+UNIFORM_HEAD = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+# Kernels of the Riemannian authors' networks: normal with a variance of 2.6 over the inputs, then
+# cut off at two deviations, which leaves 0.88 of the deviation.
+FAN_IN = nn.initializers.variance_scaling(
+    2.6 * 0.87962566103423978**2, "fan_in", "truncated_normal"
+)
 
 
 def conv(
@@ -124,6 +132,8 @@ class BatchNorm(nn.Module):
         use_scale: multiply by a parameter; else by 1.
         dtype: of the output.
         group: g, examples of a group; it divides the batch, the first axis. None: the batch.
+        unbiased: the running variance moves toward n / (n - 1) times that of the n values, as
+            TensorFlow's fused operation for images and PyTorch have it.
 
     Example:
         >>> x = jnp.array([[1.0], [3.0]])
@@ -142,6 +152,7 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     dtype: DType = jnp.float32
     group: int | None = None
+    unbiased: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -161,7 +172,9 @@ class BatchNorm(nn.Module):
             var = jnp.maximum(lax.square(x).mean(axes) - lax.square(mean), 0.0)
             if not self.is_initializing():
                 running_mean.value = self._updated(running_mean.value, mean)
-                running_var.value = self._updated(running_var.value, var)
+                n = x.size // mean.size
+                bessel = n / max(n - 1, 1) if self.unbiased else 1.0
+                running_var.value = self._updated(running_var.value, bessel * var)
         factor = lax.rsqrt(var + self.epsilon)
         if scale is not None:
             factor = factor * jnp.broadcast_to(scale, factor.shape)
@@ -234,6 +247,38 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+def pool_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:
+    """Return a shortcut without parameters: means over windows, then channels of zeros.
+
+    Args:
+        x: [b, h, w, c].
+        strides: side of a window, and the step to the next, in pixels; one that goes over the
+            edge is the mean of what it holds.
+        features: channels of the result, at least c: those of x come first.
+
+    Returns:
+        [b, ceil(h / strides), ceil(w / strides), features].
+
+    Example:
+        >>> pool_and_pad(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, 3).tolist()
+        [[[[1.5, 0.0, 0.0]]]]
+    """
+    if strides > 1:
+        window = (strides, strides)
+        x = nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+def with_slope_of(y: jax.Array, other: jax.Array) -> jax.Array:
+    """Return y, with the derivative of another array of its shape.
+
+    Example:
+        >>> jax.value_and_grad(lambda x: with_slope_of(x**2, 5 * x))(3.0)
+        (Array(9., dtype=float32, weak_type=True), Array(5., dtype=float32, weak_type=True))
+    """
+    return other + lax.stop_gradient(y - other)
+
+
 def mean_of_pixels(x: jax.Array) -> jax.Array:
     """Return y[b, c] = mean over i, j of x[b, i, j, c], in float32 (global average pooling).
 
@@ -287,6 +332,18 @@ def check_rates(**rates: float) -> None:
             raise ModelError(f"model_params.{name} = {rate}: must be at least 0 and below 1")
 
 
+def check_variant(variant: str, variants: Collection[str]) -> None:
+    """Raise ModelError unless the network is one of the variants of its class.
+
+    Example:
+        >>> check_variant("gnp", ("paper", "gnp"))
+    """
+    if variant not in variants:
+        raise ModelError(
+            f"model_params.variant = {variant!r}: must be one of {', '.join(variants)}"
+        )
+
+
 def check_batch_norm_group(group: int | None) -> None:
     """Raise ModelError unless the group of examples is None or at least 1."""
     if group is not None and group < 1:
@@ -295,8 +352,8 @@ def check_batch_norm_group(group: int | None) -> None:
         )
 
 
-def check_sizes(**sizes: int | tuple[int, ...]) -> None:
-    """Raise ModelError unless each is at least 1; keywords are the model's parameters.
+def check_sizes(**sizes: float | tuple[int, ...]) -> None:
+    """Raise ModelError unless each is at least 1 and finite; keywords are the model's parameters.
 
     Of a tuple, there must be a first one, and each must be.
 
@@ -304,7 +361,8 @@ def check_sizes(**sizes: int | tuple[int, ...]) -> None:
         >>> check_sizes(patch_size=4, widths=(300, 100))
     """
     for name, size in sizes.items():
-        if min(size, default=0) < 1 if isinstance(size, tuple) else size < 1:
+        least = min(size, default=0) if isinstance(size, tuple) else size
+        if not 1 <= least < math.inf:
             allowed = "whole numbers of at least 1" if isinstance(size, tuple) else "at least 1"
             raise ModelError(f"model_params.{name} = {size}: must be {allowed}")
 

@@ -9,21 +9,30 @@ import jax.numpy as jnp
 
 from model.layers import (
     HE,
+    UNIFORM_HEAD,
     BatchNorm,
     Conv,
     DType,
     check_batch_norm_group,
     check_images,
+    check_variant,
     checkpointed,
     mean_of_pixels,
+    pool_and_pad,
+    with_slope_of,
 )
 from model.registry import ModelError, register
 
 _STEM = 16  # channels that the first block starts from
+_VARIANTS = ("paper", "gnp")
 
 
 def shake_drop(
-    x: jax.Array, survival: float, alphas: tuple[float, ...], key: jax.Array | None
+    x: jax.Array,
+    survival: float,
+    alphas: tuple[float, ...],
+    key: jax.Array | None,
+    betas: tuple[float, ...] = (),
 ) -> jax.Array:
     """Return y[b] = x[b] (k[b] + a[b] - k[b] a[b]): x where k = 1, a x where k = 0.
 
@@ -31,7 +40,8 @@ def shake_drop(
     key) multiplies by the expectation, p + (1 - p) E[a].
 
     The backward pass has the same k and a, so the derivative is the one of the value. The paper
-    draws another factor (beta) there, and what it then follows is the gradient of no function.
+    draws another factor b there, in `betas`, and what it then follows is the gradient of no
+    function.
     The gradient-norm penalty needs one: it compares the gradient at theta with that at a second
     point.
 
@@ -40,6 +50,7 @@ def shake_drop(
         survival: p.
         alphas: lower and upper bound of a.
         key: of the draws; None in evaluation.
+        betas: lower and upper bound of b, which takes the place of a in the derivative; (): a.
 
     Returns:
         [b, h, w, c], of the dtype of x.
@@ -51,21 +62,24 @@ def shake_drop(
     References:
         Yamada et al., 2018, equation 6: https://arxiv.org/abs/1802.02375
     """
-    low, high = alphas
     if key is None:
-        return x * (survival + (1 - survival) * (low + high) / 2)
-    keep_key, alpha_key = jax.random.split(key)
+        return x * (survival + (1 - survival) * sum(alphas) / 2)
+    keep_key, factor_key = jax.random.split(key)
     shape = (x.shape[0], 1, 1, 1)
     keep = jax.random.bernoulli(keep_key, jnp.float32(survival), shape)
-    alpha = jax.random.uniform(alpha_key, shape, jnp.float32, low, high)
-    return x * jnp.where(keep, jnp.float32(1), alpha).astype(x.dtype)
+
+    def shaken(key: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
+        factor = jax.random.uniform(key, shape, jnp.float32, *bounds)
+        return x * jnp.where(keep, jnp.float32(1), factor).astype(x.dtype)
+
+    y = shaken(factor_key, alphas)
+    return with_slope_of(y, shaken(jax.random.fold_in(factor_key, 1), betas)) if betas else y
 
 
 class Bottleneck(nn.Module):
     """shortcut(x) + shake_drop(bn(1x1(relu(bn(3x3(relu(bn(1x1(bn(x)))))))))).
 
-    The shortcut has no parameters: an average over 2 x 2 pixels where the block has strides of 2,
-    and channels of zeros for those that x does not have. The 3 x 3 convolution has the strides.
+    The shortcut is `pool_and_pad`. The 3 x 3 convolution has the strides.
     At a survival of 1 nothing is drawn.
     """
 
@@ -73,6 +87,7 @@ class Bottleneck(nn.Module):
     strides: int
     survival: float
     alphas: tuple[float, ...]
+    betas: tuple[float, ...] = ()
     dtype: DType = jnp.float32
     batch_norm_group: int | None = None
 
@@ -89,14 +104,8 @@ class Bottleneck(nn.Module):
         y = norm(name="norm_4")(y, train)
         if self.survival < 1:
             key = self.make_rng("dropout") if train else None
-            y = shake_drop(y, self.survival, self.alphas, key)
-        return self._shortcut(x) + y
-
-    def _shortcut(self, x: jax.Array) -> jax.Array:
-        if self.strides > 1:
-            window = (self.strides, self.strides)
-            x = nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 4 * self.features - x.shape[-1])))
+            y = shake_drop(y, self.survival, self.alphas, key, self.betas)
+        return pool_and_pad(x, self.strides, 4 * self.features) + y
 
 
 @register(
@@ -114,7 +123,8 @@ class PyramidNet(nn.Module):
     Bottleneck k = 1 .. 3n has 16 + alpha k / (3n) channels inside, rounded, and four times as many
     outside. The paper's formula cuts the fraction off instead of rounding it; SAM and the
     gradient-norm penalty were published with rounding and without a batch norm behind the first
-    convolution (`stem_norm`), and so are the sizes of this class.
+    convolution (`stem_norm`), and so are the sizes of this class. In the variant "gnp" it has
+    their last layer too, which starts from a uniform distribution.
 
     Attributes:
         depth: number of convolutions and the dense layer, 9 n + 2.
@@ -123,6 +133,11 @@ class PyramidNet(nn.Module):
         survival: probability that the last branch is kept as it is in training; that of
             bottleneck k is 1 - (1 - survival) k / (3n). 1: no ShakeDrop.
         alphas: bounds of ShakeDrop's factor where a branch is not kept; see `shake_drop`.
+        betas: bounds of the factor that takes its place in the gradient, with `backward_noise`.
+        backward_noise: the gradient has random factors of its own, as in the paper. In a step with
+            a penalty that is the perturbed one alone, as in the gradient-norm penalty's code: the
+            direction is that of a gradient.
+        variant: "paper" or "gnp".
         num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
@@ -141,6 +156,9 @@ class PyramidNet(nn.Module):
     stem_norm: bool = False
     survival: float = 1.0
     alphas: tuple[float, ...] = (-1.0, 1.0)
+    betas: tuple[float, ...] = (0.0, 1.0)
+    backward_noise: bool = False
+    variant: str = "paper"
     batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
@@ -156,10 +174,12 @@ class PyramidNet(nn.Module):
             raise ModelError(
                 f"model_params.survival = {self.survival}: must be above 0 and at most 1"
             )
-        if len(self.alphas) != 2 or not self.alphas[0] <= self.alphas[1]:
-            raise ModelError(
-                f"model_params.alphas = {self.alphas}: must be a lower and an upper bound"
-            )
+        for name, bounds in {"alphas": self.alphas, "betas": self.betas}.items():
+            if len(bounds) != 2 or not bounds[0] <= bounds[1]:
+                raise ModelError(
+                    f"model_params.{name} = {bounds}: must be a lower and an upper bound"
+                )
+        check_variant(self.variant, _VARIANTS)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -182,12 +202,14 @@ class PyramidNet(nn.Module):
                 strides=2 if group > 0 and block == 0 else 1,
                 survival=1 - (1 - self.survival) * float(share),
                 alphas=self.alphas,
+                betas=self.betas if self.backward_noise else (),
                 dtype=self.dtype,
                 batch_norm_group=self.batch_norm_group,
                 name=f"group_{group + 1}_block_{block + 1}",
             )(x, train)
         x = nn.relu(norm(name="norm")(x, train))
-        return nn.Dense(self.num_classes, name="head")(mean_of_pixels(x))
+        head_init = UNIFORM_HEAD if self.variant == "gnp" else nn.initializers.lecun_normal()
+        return nn.Dense(self.num_classes, kernel_init=head_init, name="head")(mean_of_pixels(x))
 
 
 @register(

@@ -124,7 +124,9 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
     if precision not in PRECISIONS:
         raise ModelError(f"unknown precision {precision!r}. Allowed: {', '.join(PRECISIONS)}")
     params = {key: config.model.model_params[key] for key in config.model.model_params}
-    return _build(config.model.model_name, num_classes, PRECISIONS[precision], params)
+    # JAX_ENABLE_X64=1 makes float64 of what is float32 otherwise.
+    dtype = jnp.result_type(float) if precision == "float32" else PRECISIONS[precision]
+    return _build(config.model.model_name, num_classes, dtype, params)
 
 
 def model_names() -> tuple[str, ...]:
@@ -168,7 +170,7 @@ def _build(name: str, num_classes: int, dtype: Any, params: Mapping[str, Any]) -
         raise ModelError(f"num_classes = {num_classes!r}: choose a whole number of at least 1")
     if "dtype" in inspect.signature(entry.build).parameters:  # a user's own model need not have it
         checked["dtype"] = dtype
-    elif jnp.dtype(dtype) != jnp.float32:
+    elif jnp.finfo(dtype).bits < 32:
         raise ModelError(f"{name} computes in float32 alone: set precision to float32")
     return entry.build(num_classes=num_classes, **fields, **checked)
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 
 from model.layers import (
     HE,
+    UNIFORM_HEAD,
     BatchNorm,
     Conv,
     DType,
     check_batch_norm_group,
     check_images,
     check_sizes,
+    check_variant,
     checkpointed,
     mean_of_pixels,
     overlapping_max_pool,
@@ -23,7 +25,8 @@ from model.registry import ModelError, register
 # Depth -> blocks of each stage.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
-_STEMS = ("cifar", "imagenet")
+_STEMS = ("cifar", "imagenet", "none")
+_VARIANTS = ("paper", "gnp")
 # Images up to this width get the CIFAR stem, in pixels.
 _SMALL = 64
 
@@ -38,13 +41,21 @@ class BasicBlock(nn.Module):
 
     features: int
     strides: int = 1
+    padding: str | int = 1
+    use_bias: bool = False
     dtype: DType = jnp.float32
     batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features]."""
-        conv = partial(_conv, self.features, padding=1, dtype=self.dtype)
+        conv = partial(
+            _conv,
+            self.features,
+            padding=self.padding,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+        )
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = nn.relu(norm(name="bn1")(conv(strides=self.strides, name="conv1")(x), train))
         y = norm(name="bn2")(conv(name="conv2")(y), train)
@@ -60,17 +71,19 @@ class Bottleneck(nn.Module):
 
     features: int
     strides: int = 1
+    padding: str | int = 1
+    use_bias: bool = False
     dtype: DType = jnp.float32
     batch_norm_group: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), 4 features]."""
-        conv = partial(_conv, dtype=self.dtype)
+        conv = partial(_conv, use_bias=self.use_bias, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = conv(self.features, (1, 1), name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y, train))
-        y = conv(self.features, strides=self.strides, padding=1, name="conv2")(y)
+        y = conv(self.features, strides=self.strides, padding=self.padding, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y, train))
         y = conv(4 * self.features, (1, 1), name="conv3")(y)
         y = norm(name="bn3")(y, train)
@@ -81,9 +94,16 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, y: jax.Array, train:
     """Return what a block adds to y; called in the block, which holds its parameters."""
     if x.shape[-1] == y.shape[-1] and block.strides == 1:
         return x
-    x = _conv(y.shape[-1], (1, 1), block.strides, dtype=block.dtype, name="downsample_0")(x)
+    conv = _conv(
+        y.shape[-1],
+        (1, 1),
+        block.strides,
+        use_bias=block.use_bias,
+        dtype=block.dtype,
+        name="downsample_0",
+    )
     norm = BatchNorm(dtype=block.dtype, group=block.batch_norm_group, name="downsample_1")
-    return norm(x, train)
+    return norm(conv(x), train)
 
 
 @register(
@@ -97,27 +117,34 @@ class ResNet(nn.Module):
     norm, ReLU and `overlapping_max_pool`; the CIFAR stem a convolution of 3 x 3, batch norm and
     ReLU. Parameters are named as in PyTorch, `layer2.0.downsample.0` as `layer2_0/downsample_0`.
 
-    With 10 classes and the CIFAR stem, ResNet18 has 11,173,962 parameters, ResNet50 23,520,842.
-    The numbers 11,150,874 and 23,504,090 belong to stems of 16 channels, as in wide residual
-    networks, which give the first stage a shortcut convolution even in a ResNet18:
-    `stem_features=16` makes the second network, and the first but for the 4,800 biases that
-    every convolution of its blocks has in front of its batch norm, where they change nothing.
+    The variant "gnp" is the network that the gradient-norm penalty was published with. Behind the
+    stem's batch norm is no ReLU, the CIFAR stem has 16 channels, as in wide residual networks,
+    which give the first stage a shortcut convolution even in a ResNet18; basic blocks'
+    convolutions have biases, in front of a batch norm, where they change nothing; strides of 2 put
+    the odd pixel of zeros at the end ("SAME"); and the last layer starts from a uniform
+    distribution. On CIFAR ResNet18 has 11,150,874 parameters so, ResNet50 23,504,090, instead of
+    11,173,962 and 23,520,842.
 
     Attributes:
         depth: 18, 34, 50, 101, 152 or 200.
-        stem: "cifar", "imagenet", or None: the first for images up to 64 pixels wide.
+        stem: "cifar", "imagenet", "none", or None: the first for images up to 64 pixels wide, else
+            the second. Theirs goes by the classes: 10 or 100, 1000, and none for other numbers.
         stages: blocks of each stage; empty: those of the depth.
         widths: `features` of each stage's blocks.
-        stem_features: channels of the stem.
+        stem_features: channels of the stem; None: 64, and 16 in the variant's CIFAR stem.
+        variant: "paper" or "gnp".
         num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
         >>> from model.describe import count_parameters
         >>> count_parameters(ResNet(1000, depth=50), (224, 224, 3))
         25557032
+        >>> count_parameters(ResNet(10, depth=50, variant="gnp"), (32, 32, 3))
+        23504090
 
     References:
         He et al., 2016: https://arxiv.org/abs/1512.03385
+        Zhao et al., 2022: https://github.com/zhaoyang-0204/gnp
     """
 
     num_classes: int
@@ -125,7 +152,8 @@ class ResNet(nn.Module):
     stem: str | None = None
     stages: tuple[int, ...] = ()
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    stem_features: int = 64
+    stem_features: int | None = None
+    variant: str = "paper"
     batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
@@ -145,7 +173,10 @@ class ResNet(nn.Module):
                 f"model_params.stages = {stages} and model_params.widths = {self.widths}: "
                 "must be of the same length"
             )
-        check_sizes(stages=stages, widths=self.widths, stem_features=self.stem_features)
+        check_sizes(stages=stages, widths=self.widths)
+        if self.stem_features is not None:
+            check_sizes(stem_features=self.stem_features)
+        check_variant(self.variant, _VARIANTS)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -154,15 +185,10 @@ class ResNet(nn.Module):
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
         stem = self.stem or ("cifar" if x.shape[2] <= _SMALL else "imagenet")
-        if stem == "cifar":
-            x = _conv(self.stem_features, dtype=self.dtype, name="conv1")(x)
-        else:
-            conv = _conv(self.stem_features, (7, 7), 2, padding=3, dtype=self.dtype, name="conv1")
-            x = conv(x)
-        norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="bn1")
-        x = nn.relu(norm(x, train))
-        if stem == "imagenet":
-            x = overlapping_max_pool(x)
+        published = self.variant == "gnp"
+        padding: str | int = "SAME" if published else 1
+        if stem != "none":
+            x = self._stem(x, stem, train)
         block_class = checkpointed(BasicBlock if self.depth in _BASIC else Bottleneck, self.remat)
         blocks = self.stages or {**_BASIC, **_BOTTLENECK}[self.depth]
         for stage, (count, features) in enumerate(zip(blocks, self.widths, strict=True)):
@@ -170,8 +196,27 @@ class ResNet(nn.Module):
                 x = block_class(
                     features=features,
                     strides=2 if stage > 0 and block == 0 else 1,
+                    padding=padding,
+                    use_bias=published and self.depth in _BASIC,
                     dtype=self.dtype,
                     batch_norm_group=self.batch_norm_group,
                     name=f"layer{stage + 1}_{block}",
                 )(x, train)
-        return nn.Dense(self.num_classes, name="fc")(mean_of_pixels(x))
+        head_init = UNIFORM_HEAD if published else nn.initializers.lecun_normal()
+        return nn.Dense(self.num_classes, kernel_init=head_init, name="fc")(mean_of_pixels(x))
+
+    def _stem(self, x: jax.Array, stem: str, train: bool) -> jax.Array:
+        published = self.variant == "gnp"
+        norm = BatchNorm(dtype=self.dtype, group=self.batch_norm_group, name="bn1")
+        conv = partial(_conv, dtype=self.dtype, name="conv1")
+        features = self.stem_features or (16 if published and stem == "cifar" else 64)
+        if stem == "cifar":
+            x = conv(features)(x)
+        else:
+            x = conv(features, (7, 7), 2, padding="SAME" if published else 3)(x)
+        x = norm(x, train)
+        if not published:
+            x = nn.relu(x)
+        if stem == "cifar":
+            return x
+        return nn.max_pool(x, (3, 3), (2, 2), "SAME") if published else overlapping_max_pool(x)

@@ -8,18 +8,25 @@ import jax.numpy as jnp
 
 from model.layers import (
     HE,
+    UNIFORM_HEAD,
     BatchNorm,
     Conv,
     DType,
     check_batch_norm_group,
     check_images,
+    check_variant,
     checkpointed,
     mean_of_pixels,
+    with_slope_of,
 )
 from model.registry import ModelError, register
 
+_VARIANTS = ("paper", "gnp")
 
-def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array:
+
+def mix(
+    first: jax.Array, second: jax.Array, key: jax.Array | None, backward_noise: bool = False
+) -> jax.Array:
     """Return y[b] = w[b] first[b] + (1 - w[b]) second[b].
 
     The weight w is uniform in [0, 1], or 1/2 without a key. The backward pass has the same w, so
@@ -32,6 +39,7 @@ def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array
         first: [b, h, w, c].
         second: [b, h, w, c].
         key: of the draw; None in evaluation.
+        backward_noise: the derivative has another w, as in the paper.
 
     Returns:
         [b, h, w, c], of the dtype of first.
@@ -42,8 +50,13 @@ def mix(first: jax.Array, second: jax.Array, key: jax.Array | None) -> jax.Array
     """
     if key is None:
         return 0.5 * (first + second)
-    weight = jax.random.uniform(key, (first.shape[0], 1, 1, 1), jnp.float32).astype(first.dtype)
-    return second + weight * (first - second)
+
+    def mixed(key: jax.Array) -> jax.Array:
+        weight = jax.random.uniform(key, (first.shape[0], 1, 1, 1), jnp.float32)
+        return second + weight.astype(first.dtype) * (first - second)
+
+    y = mixed(key)
+    return with_slope_of(y, mixed(jax.random.fold_in(key, 1))) if backward_noise else y
 
 
 class Branch(nn.Module):
@@ -93,6 +106,7 @@ class Block(nn.Module):
 
     features: int
     strides: int
+    backward_noise: bool = False
     dtype: DType = jnp.float32
     batch_norm_group: int | None = None
 
@@ -102,7 +116,8 @@ class Block(nn.Module):
         shape = (self.features, self.strides, self.dtype, self.batch_norm_group)
         first = Branch(*shape, name="branch_1")(x, train)
         second = Branch(*shape, name="branch_2")(x, train)
-        y = mix(first, second, self.make_rng("dropout") if train else None)
+        key = self.make_rng("dropout") if train else None
+        y = mix(first, second, key, self.backward_noise)
         if x.shape[-1] != self.features:
             x = Shortcut(*shape, name="shortcut")(x, train)
         return x + y
@@ -114,12 +129,17 @@ class ShakeShake(nn.Module):
 
     Each block adds up two branches, with a random weight for each example in training and with
     1/2 in evaluation; see `mix`. The structure is that of the models that SAM and the
-    gradient-norm penalty were published with; their 2 x 96 has 26,192,922 parameters.
+    gradient-norm penalty were published with; their 2 x 96 has 26,192,922 parameters, and in the
+    variant "gnp" also their last layer, which starts from a uniform distribution.
 
     Attributes:
         width: channels of the first group, an even number.
         depth: number of convolutions on a path from the image to the logits and the dense layer,
             6 n + 2.
+        variant: "paper" or "gnp".
+        backward_noise: the gradient has random weights of its own, as in the paper. In a step with
+            a penalty that is the perturbed one alone, as in the gradient-norm penalty's code: the
+            direction is that of a gradient.
         num_classes, batch_norm_group, dtype, remat: see `get_model`.
 
     Example:
@@ -135,6 +155,8 @@ class ShakeShake(nn.Module):
     num_classes: int
     width: int
     depth: int = 26
+    variant: str = "paper"
+    backward_noise: bool = False
     batch_norm_group: int | None = None
     dtype: DType = jnp.float32
     remat: bool = False
@@ -147,6 +169,7 @@ class ShakeShake(nn.Module):
             raise ModelError(
                 f"{name}: model_params.depth = {self.depth} must be 6n + 2, at least 8"
             )
+        check_variant(self.variant, _VARIANTS)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -163,8 +186,11 @@ class ShakeShake(nn.Module):
                 x = block_class(
                     features=self.width * 2**group,
                     strides=2 if group > 0 and block == 0 else 1,
+                    backward_noise=self.backward_noise,
                     dtype=self.dtype,
                     batch_norm_group=self.batch_norm_group,
                     name=f"group_{group + 1}_block_{block + 1}",
                 )(x, train)
-        return nn.Dense(self.num_classes, name="head")(mean_of_pixels(nn.relu(x)))
+        head_init = UNIFORM_HEAD if self.variant == "gnp" else nn.initializers.lecun_normal()
+        head = nn.Dense(self.num_classes, kernel_init=head_init, name="head")
+        return head(mean_of_pixels(nn.relu(x)))

@@ -80,7 +80,8 @@ class MnistTutorialCNN(nn.Module):
 
     Three blocks of 1, 2 and 3 convolutions with 16, 32 and 64 filters of 3 x 3, each followed by
     ReLU and then batch norm, a 2 x 2 max-pool after each block; then a dense layer with ReLU,
-    batch norm and dropout. Initialization and batch norm have Keras' defaults.
+    batch norm and dropout. Initialization and batch norm have Keras' defaults; images' running
+    variance is the unbiased one, as TensorFlow computes it.
 
     Attributes:
         dropout_rate: share of the dense layer's outputs that is dropped in training.
@@ -114,7 +115,7 @@ class MnistTutorialCNN(nn.Module):
         def block(module: nn.Module, x: jax.Array, *, features: int, indices: range) -> jax.Array:
             for i in indices:
                 x = nn.relu(conv(features, name=f"Conv_{i}")(x))
-                x = norm(name=f"BatchNorm_{i}")(x, train)
+                x = norm(name=f"BatchNorm_{i}", unbiased=True)(x, train)
             return max_pool(x)
 
         for features, indices in ((16, range(1)), (32, range(1, 3)), (64, range(3, 6))):

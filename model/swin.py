@@ -7,12 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.layers import DType, check_images, check_rates, check_sizes, checkpointed, mean_of_pixels
+from model.layers import (
+    DType,
+    Initializer,
+    at_least_float32,
+    check_images,
+    check_rates,
+    check_sizes,
+    check_variant,
+    checkpointed,
+    mean_of_pixels,
+)
 from model.registry import ModelError, register
 from model.transformer import (
+    JAX_MODELS,
     NORMAL,
+    TIMM,
     Block,
     PatchEmbed,
+    Variant,
     check_heads,
     dense,
     growing_rates,
@@ -21,6 +34,7 @@ from model.transformer import (
 )
 
 _EPSILON = 1e-5
+_VARIANTS = {"timm": TIMM, "gnp": JAX_MODELS}
 
 
 class WindowAttention(nn.Module):
@@ -36,6 +50,7 @@ class WindowAttention(nn.Module):
         dropout_rate: share of the outputs that is dropped in training.
         attention_dropout_rate: share of the softmax's values that is dropped in training.
         dtype: of the computation and the output.
+        kernel_init: initializer of the matrices.
     """
 
     window: tuple[int, int]
@@ -44,6 +59,7 @@ class WindowAttention(nn.Module):
     dropout_rate: float
     attention_dropout_rate: float
     dtype: DType
+    kernel_init: Initializer = TIMM.attention
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -58,7 +74,7 @@ class WindowAttention(nn.Module):
         if any(self.shift):
             down, right = self.shift
             x = jnp.roll(x, (-down, -right), axis=(1, 2))
-        qkv = dense(3 * c, self.dtype, "qkv")(x)
+        qkv = dense(3 * c, self.dtype, "qkv", kernel_init=self.kernel_init)(x)
         # Axes: b image, n and m window, i and j query's row and column, k and l the key's, h head.
         # The windows stay where they are in the map: nothing is cut out and put back.
         qkv = qkv.reshape(b, h // rows, rows, w // columns, columns, 3 * c)
@@ -66,7 +82,7 @@ class WindowAttention(nn.Module):
         query = query * query.shape[-1] ** -0.5
         scores = jnp.einsum("bnimjhd,bnkmlhd->bnmhijkl", query, key)
         shape, area = scores.shape, rows * columns
-        scores = scores.reshape(b, -1, self.num_heads, area, area).astype(jnp.float32)
+        scores = at_least_float32(scores.reshape(b, -1, self.num_heads, area, area))
         # The table is turned, rather than the bias, which is many times larger.
         bias = table.T[:, relative_positions(self.window)]
         scores = scores + bias[None, None]
@@ -76,7 +92,7 @@ class WindowAttention(nn.Module):
         weights = softmax(scores, self.dtype)
         weights = nn.Dropout(self.attention_dropout_rate, deterministic=not train)(weights)
         y = jnp.einsum("bnkmlhd,bnmhijkl->bnimjhd", value, weights.reshape(shape))
-        y = dense(c, self.dtype, "proj")(y.reshape(x.shape))
+        y = dense(c, self.dtype, "proj", kernel_init=self.kernel_init)(y.reshape(x.shape))
         y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
         return jnp.roll(y, self.shift, axis=(1, 2)) if any(self.shift) else y
 
@@ -137,6 +153,7 @@ class PatchMerging(nn.Module):
     """Each 2 x 2 tokens, concatenated, to one of twice the channels: norm, then a matrix."""
 
     dtype: DType
+    kernel_init: Initializer = TIMM.attention
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -151,7 +168,7 @@ class PatchMerging(nn.Module):
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(b, h // 2, w // 2, 4 * c)
         x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x)
-        return dense(2 * c, self.dtype, "reduction", use_bias=False)(x)
+        return dense(2 * c, self.dtype, "reduction", False, self.kernel_init)(x)
 
 
 def _window_and_shift(side: int, window_size: int, is_shifted: bool) -> tuple[int, int]:
@@ -169,8 +186,8 @@ def _window_and_shift(side: int, window_size: int, is_shifted: bool) -> tuple[in
 class Stage(nn.Module):
     """Blocks on a map of one size, every second one with shifted windows; first, merging.
 
-    Attributes are those of `Swin`, but for this stage alone, and `merge`: begin with
-    `PatchMerging`.
+    Attributes are those of `Swin`, but for this stage alone, the variant itself for its name, and
+    `merge`: begin with `PatchMerging`.
     """
 
     merge: bool
@@ -180,6 +197,7 @@ class Stage(nn.Module):
     dropout_rate: float
     attention_dropout_rate: float
     stochastic_depth_rates: tuple[float, ...]
+    variant: Variant
     dtype: DType
     remat: bool
 
@@ -187,7 +205,7 @@ class Stage(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> the same, or with merging [b, h / 2, w / 2, 2 c]."""
         if self.merge:
-            x = PatchMerging(self.dtype, name="downsample")(x)
+            x = PatchMerging(self.dtype, self.variant.attention, name="downsample")(x)
         block = checkpointed(Block, self.remat)
         for index, rate in enumerate(self.stochastic_depth_rates):
             is_shifted = index % 2 == 1
@@ -195,8 +213,16 @@ class Stage(nn.Module):
                 *(_window_and_shift(side, self.window_size, is_shifted) for side in x.shape[1:3]),
                 strict=True,
             )
-            rates = self.dropout_rate, self.attention_dropout_rate
-            attention = partial(WindowAttention, window, shift, self.num_heads, *rates, self.dtype)
+            attention = partial(
+                WindowAttention,
+                window,
+                shift,
+                self.num_heads,
+                self.dropout_rate,
+                self.attention_dropout_rate,
+                self.dtype,
+                self.variant.attention,
+            )
             x = block(
                 attention,
                 self.mlp_ratio,
@@ -204,6 +230,7 @@ class Stage(nn.Module):
                 rate,
                 self.dtype,
                 epsilon=_EPSILON,
+                variant=self.variant,
                 name=f"blocks_{index}",
             )(x, train)
         return x
@@ -213,11 +240,13 @@ class Head(nn.Module):
     """Logits in float32 from the mean over a map, as the layer `fc`."""
 
     num_classes: int
+    kernel_init: Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
-        return dense(self.num_classes, jnp.float32, "fc")(mean_of_pixels(x))
+        fc = dense(self.num_classes, None, "fc", kernel_init=self.kernel_init)
+        return fc(mean_of_pixels(x))
 
 
 class Swin(nn.Module):
@@ -225,6 +254,11 @@ class Swin(nn.Module):
 
     The subclasses are the published sizes. Their patches of 4 and windows of 7 are for images
     whose sides are multiples of 224; 32 x 32 pixels go with patch_size=2 and window_size=4.
+
+    Variants: "timm" has the exact GELU and starts as the paper's code does; "gnp", of the
+    gradient-norm penalty's authors after jax_models, has GELU's tanh approximation; the MLPs and
+    patches start at Xavier's uniform distribution, other matrices at LeCun's truncated normal one,
+    the biases of positions as ever.
 
     Attributes:
         patch_size: side of a patch in pixels; must divide the image's sides.
@@ -238,6 +272,7 @@ class Swin(nn.Module):
         attention_dropout_rate: share of the softmax's values dropped in training.
         stochastic_depth_rate: probability that an example goes round a branch of the last block,
             in training; it grows in equal steps from 0 at the first.
+        variant: "timm" or "gnp".
         num_classes, dtype, remat: see `get_model`.
 
     Example:
@@ -259,6 +294,7 @@ class Swin(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.2
+    variant: str = "timm"
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -281,14 +317,21 @@ class Swin(nn.Module):
             attention_dropout_rate=self.attention_dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
         )
+        check_variant(self.variant, _VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
+        variant = _VARIANTS[self.variant]
         patches = PatchEmbed(
-            self.embed_dim, self.patch_size, norm=True, dtype=self.dtype, name="patch_embed"
+            self.embed_dim,
+            self.patch_size,
+            norm=True,
+            dtype=self.dtype,
+            kernel_init=variant.patches,
+            name="patch_embed",
         )
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(patches(x))
         rates = growing_rates(self.stochastic_depth_rate, sum(self.depths))
@@ -302,12 +345,13 @@ class Swin(nn.Module):
                 dropout_rate=self.dropout_rate,
                 attention_dropout_rate=self.attention_dropout_rate,
                 stochastic_depth_rates=rates[first : first + depth],
+                variant=variant,
                 dtype=self.dtype,
                 remat=self.remat,
                 name=f"layers_{index}",
             )(x, train)
         x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name="norm")(x)
-        return Head(self.num_classes, name="head")(x)
+        return Head(self.num_classes, variant.head, name="head")(x)
 
 
 @register("Swin_Tiny")
@@ -331,3 +375,44 @@ class SwinBase(Swin):
     depths: tuple[int, ...] = (2, 2, 18, 2)
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
     stochastic_depth_rate: float = 0.5
+
+
+class SwinPatch4(Swin):
+    """`Swin` of the gradient-norm penalty's authors: windows of 4 x 4 tokens, for 32 x 32 pixels.
+
+    The subclasses have their names. With patch_size=2 they are their `Swin_Tiny`, `Swin_Small` and
+    `Swin_Base`; these names stand for the paper's networks here.
+    """
+
+    window_size: int = 4
+    attention_dropout_rate: float = 0.1
+    stochastic_depth_rate: float = 0.0
+    variant: str = "gnp"
+
+
+@register("Swin_Tiny_Patch4")
+class SwinTinyPatch4(SwinPatch4):
+    """`SwinPatch4` of 96 channels, 2, 2, 6 and 2 blocks."""
+
+
+@register("Swin_Tiny_224")
+class SwinTiny224(SwinPatch4):
+    """`SwinPatch4` with windows of 7 x 7 tokens, for 224 x 224 pixels."""
+
+    window_size: int = 7
+
+
+@register("Swin_Small_Patch4")
+class SwinSmallPatch4(SwinPatch4):
+    """`SwinPatch4` of 96 channels, 2, 2, 18 and 2 blocks."""
+
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+
+
+@register("Swin_Base_Patch4")
+class SwinBasePatch4(SwinPatch4):
+    """`SwinPatch4` of 128 channels, 2, 2, 18 and 2 blocks."""
+
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)

@@ -16,7 +16,7 @@ from .build_masks import GRASSMANN_OPTIMIZERS, build_labels, decay_mask
 from .centralization import centralize, is_convolution
 from .looksam import looksam
 from .methods import build_method, gnp_gradients, gnp_method_params
-from .moments import penalty_warmup_steps
+from .moments import mixes_without_radius, penalty_warmup_steps
 from .parameters import is_normalization
 from .perturbation import relative
 from .recorder import record_gradient_evolution
@@ -151,7 +151,15 @@ def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransforma
     if opt.centralize != "none" and opt.centralize_at == "perturbation":
         parts["direction"] = _centralization(opt)
     schedules = build_schedules(config, steps_per_epoch)
-    return build_method(gnp, schedules.r, schedules.alpha, parts)
+    r = schedules.r
+    if mixes_without_radius(config):
+        # So small that it moves no parameter, and not the 0 that turns the penalty off.
+        r = _at_least(float(jnp.finfo(jnp.float32).tiny), r)
+    return build_method(gnp, r, schedules.alpha, parts)
+
+
+def _at_least(least: float, schedule: optax.Schedule) -> optax.Schedule:
+    return lambda step: jnp.maximum(schedule(step), least)
 
 
 def build_penalized_gradient(config: Any, steps_per_epoch: int) -> Callable[..., Any]:

@@ -145,7 +145,7 @@ class StepRule:
 def build_step_rule(config: Any, steps_per_epoch: int) -> StepRule:
     """Build the rule for penalized steps, which the host knows before it starts them.
 
-    A step whose penalized gradient would be the plain one (r = 0; α = 0 unless `normalize`) is
+    A step whose penalized gradient would be the plain one (r = 0 or α = 0 unless `normalize`) is
     plain; so are all but every `gnp.every`-th step, counted from step 0; those before the last
     `gnp.tail_epochs`; in hybrid training, those that a draw from (seeds, step) leaves out with
     probability 1 - p; and, with `gnp.unusual_norm`, those that `UnusualNorm` leaves out, to which
@@ -195,6 +195,17 @@ def penalty_warmup_steps(config: Any, steps_per_epoch: int) -> int:
     return count_steps("gnp.warmup_epochs", epochs, steps_per_epoch)
 
 
+def mixes_without_radius(config: Any) -> bool:
+    """Return whether a step of radius 0, the first of an r-warmup, is penalized all the same.
+
+    It is where g/‖g‖ is mixed in, as published: such a step is no plain one. The relatives mix
+    nothing.
+    """
+    gnp = config.gnp
+    is_mixing = gnp.method in METHODS and gnp.norm_perturbations
+    return config.gr_warmup_strategy == "r" and is_mixing
+
+
 def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
     """Return the first step at which the penalty is on, but for every and hybrid; None: never."""
     gnp, strategy = config.gnp, config.gr_warmup_strategy
@@ -205,7 +216,9 @@ def _first_penalized_step(config: Any, steps_per_epoch: int) -> int | None:
     warmup_steps = penalty_warmup_steps(config, steps_per_epoch)
     if strategy == "zero":
         return warmup_steps
-    starts_at_zero = strategy == "r" or (strategy == "lambda" and is_plain_without_alpha)
+    starts_at_zero = (strategy == "r" and not mixes_without_radius(config)) or (
+        strategy == "lambda" and is_plain_without_alpha
+    )
     return 1 if starts_at_zero and warmup_steps > 0 else 0
 
 

@@ -1,8 +1,11 @@
 """Schedules of the step: the learning rate, and the warmup of the penalty's r and alpha."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import mul
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -33,7 +36,7 @@ def learning_rate_schedule(
     :math:`\min(1, t / W) \cdot f(t)`, where f(t) is
 
     - constant: base_lr;
-    - stepped: base_lr · factor^k, k boundaries being at or before t;
+    - stepped: base_lr · factor^k, k boundaries being before t (at a boundary the old rate holds);
     - cosine: base_lr · ½(1 + cos(π·(t - W) / (T - W))) from t = W on, 0 from the last step T on;
     - exponential: base_lr · rate^(t / steps_per_epoch), at every step;
     - inverse_time: base_lr / (1 + decay·t), Keras' `decay`.
@@ -63,7 +66,7 @@ def learning_rate_schedule(
         >>> schedule = learning_rate_schedule(
         ...     "stepped", 0.5, steps_per_epoch=10, total_epochs=3, warmup_epochs=1, boundaries=(2,)
         ... )
-        >>> [round(float(schedule(t)), 3) for t in (0, 5, 10, 19, 20)]
+        >>> [round(float(schedule(t)), 3) for t in (0, 5, 10, 20, 21)]
         [0.0, 0.25, 0.5, 0.5, 0.05]
     """
     check_choice("lr_schedule_type", name, SCHEDULES)
@@ -173,7 +176,13 @@ def _stepped(
             "above 0, at least one step apart"
         )
     reached = [step for step in steps if step <= MAX_STEPS]
-    return mixing_types(optax.piecewise_constant_schedule(base_lr, dict.fromkeys(reached, factor)))
+    rates = list(accumulate([factor] * len(reached), mul, initial=float(base_lr)))
+
+    def rate(step: Any) -> jax.Array:
+        passed = jnp.sum(jnp.asarray(step) > jnp.array(reached, jnp.int32))
+        return jnp.array(rates, float)[passed]
+
+    return mixing_types(rate)
 
 
 def _inverse_time(base_lr: float, decay: float) -> optax.Schedule:

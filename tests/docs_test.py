@@ -120,6 +120,18 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tests_that_a_page_names_are_there(page):
+    """As `tests/FILE.py`, `tests/FILE.py::NAME`, or `::NAME` behind another of the same file."""
+    file = ""
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text()):
+        file = path or file
+        if path:
+            assert (ROOT / path).exists(), path
+        if name:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
 def test_the_page_of_models_lists_every_registered_name(registered_models):
     text = (DOCS / "models.md").read_text()
     assert [name for name in registered_models if f"| `{name}` |" not in text] == []

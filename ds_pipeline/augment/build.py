@@ -28,6 +28,7 @@ def get_augment(
     shape: tuple[int, ...],
     dtype: np.dtype,
     policy: str = "cifar",
+    padding: int = 4,
     randaugment_layers: int = 2,
     randaugment_magnitude: float = 9.0,
 ) -> Augment | None:
@@ -39,6 +40,7 @@ def get_augment(
         shape: of an example; of images, (h, w, c).
         dtype: of the images.
         policy: of autoaugment and aa-only, one of `POLICIES`.
+        padding: of basic and autoaugment, pixels on each side, default 4.
         randaugment_layers: operations an image, default 2.
         randaugment_magnitude: 0 to 10, default 9.
 
@@ -74,7 +76,7 @@ def get_augment(
         _check_name("autoaugment_policy", policy, tuple(POLICIES))
         steps = [autoaugment(shape, policy)]
     if image_level in ("basic", "autoaugment"):
-        steps.append(basic(shape))
+        steps.append(basic(shape, padding))
     augment = chain(steps)
     return None if augment is None else in_slices(augment)
 

@@ -77,7 +77,8 @@ def basic(shape: tuple[int, ...], pad: int = 4) -> Augment:
     if min(shape[:2]) <= pad:
         raise DataError(
             f"image_level_augmentations 'basic' pads by {pad} pixels and needs images of at least "
-            f"{pad + 1} x {pad + 1}, these are {shape[0]} x {shape[1]}; use 'none'"
+            f"{pad + 1} x {pad + 1}, these are {shape[0]} x {shape[1]}; use 'none', or a smaller "
+            "dataset.padding"
         )
 
     def augment(batch: Batch, seed: int, epoch: int, indices: Indices) -> Batch:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gnp.analysis.figure_files import BLUE, GREEN, ORANGE, picture
-from gnp.training.objective import METRICS, metric
+from gnp.training.objective import metric
 
 _TRAIN: dict[str, Any] = {"color": BLUE, "linestyle": "-"}
 _EVALUATION: dict[str, Any] = {"color": ORANGE, "linestyle": "--"}
@@ -30,8 +30,8 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    found = {metric(name) for row in rows for name in row}
-    measured = ("loss", *(name for name in reversed(METRICS) if name in found))
+    found = dict.fromkeys(metric(name) for row in rows for name in row)
+    measured = ("loss", *filter(None, found))
     panels = (*measured, "learning_rate", "gradient_norm", "alpha", "r")
     columns = -(-len(panels) // 2)
     with picture(path, (4 * columns, 6.5), mathtext=True) as figure:

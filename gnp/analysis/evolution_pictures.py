@@ -20,7 +20,6 @@ from gnp.analysis.figure_files import (
     picture,
     picture_file,
 )
-from gnp.training.objective import METRICS
 
 # isort: split
 
@@ -124,16 +123,14 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     with picture(path, (9, 5.5)) as figure:
         axis = figure.subplots()
-        for name in ("loss", *reversed(METRICS)):
-            key, is_rate = f"train_set_{name}", name in METRICS and METRICS[name].is_rate
-            points = [(row["epoch"], row[key]) for row in rows if key in row]
-            if points:
-                epochs, values = np.array(points, float).T
-                label = name.replace("top_5", "top-5").replace("_", " ")
-                if is_rate:
-                    values, label = 1 - values, label.replace("error rate", "accuracy")
-                axis.plot(epochs, values / (values.max() or 1), marker="o", ms=5, label=label,
-                          markevery=max(1, len(points) // 25))  # fmt: skip
+        keys = [key for row in rows for key in row if re.match("train_set_(?!ema_)", key)]
+        for key in dict.fromkeys(keys):
+            epochs, values = np.array([(row["epoch"], row[key]) for row in rows if key in row]).T
+            label = key.removeprefix("train_set_").replace("top_", "top-").replace("_", " ")
+            if label.endswith("error rate"):
+                values, label = 1 - values, label.replace("error rate", "accuracy")
+            axis.plot(epochs, values / (values.max() or 1), marker="o", ms=5, label=label,
+                      markevery=max(1, len(epochs) // 25))  # fmt: skip
         _over_epochs(axis, "Loss and metrics of the training set, in inference mode")
         axis.set_ylabel("share of the largest")
         axis.set_ylim(bottom=0)

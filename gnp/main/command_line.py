@@ -1,5 +1,6 @@
 """The command line: its flags, what is wrong with them, and the config that they name."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from absl import flags
 import config as configs
 from config import default
 from gnp.experiment import name_problems
+from gnp.training.checkpoint import run_of
 
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
@@ -20,8 +22,10 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --mode=train          train, evaluate, log, checkpoint (default)
   --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
                         --config.dataset.data_dir says where the data are now
-  --mode=inspect        print config, layers and parameters; computes nothing
-  --checkpoint=STEP     eval: which checkpoint (default: the newest)
+  --mode=inspect        print config, layers and parameters, of --config or of DIR; computes nothing
+  --checkpoint=STEP     eval, inspect: which checkpoint (default: the newest); a path of one is
+                        allowed too, RUN/checkpoints/STEP, or RUN for its newest
+  --values=REGEX        inspect: print the checkpoint's arrays whose paths REGEX finds
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
 
@@ -37,6 +41,7 @@ traceback; 130 Ctrl-C.
 """
 
 
+_MODES = {"checkpoint": ("eval", "inspect"), "values": ("inspect",), "profile": ("train",)}
 _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
@@ -49,10 +54,11 @@ class CommandLine(NamedTuple):
 
     Attributes:
         mode: train, eval or inspect.
-        config: checked and complete; None in eval without --config.
-        working_dir: the run directory; inspect does not use it.
-        checkpoint: the step to evaluate; None: the newest.
+        config: checked and complete; None in eval and inspect without --config.
+        working_dir: the run directory; that of the checkpoint where it is not given.
+        checkpoint: the step, or the path, of the one to read; None: the newest.
         overrides: (key, text) pairs for the directory's own config, in eval without --config.
+        values: inspect: a regular expression of the arrays to print; None: none.
         profile: the first and the last step to trace, counted from 1; None: none.
         processes: the coordinator's address, how many there are, and which one this is; None: not
             said here.
@@ -61,8 +67,9 @@ class CommandLine(NamedTuple):
     mode: str
     config: ml_collections.ConfigDict | None
     working_dir: Path
-    checkpoint: int | None
+    checkpoint: int | Path | None
     overrides: tuple[tuple[str, str], ...] = ()
+    values: str | None = None
     profile: tuple[int, int] | None = None
     processes: tuple[str, int, int] | None = None
 
@@ -101,12 +108,15 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     if wrong:
         raise UsageError("\n".join(wrong))
     processes = (values.coordinator_address, values.num_processes, values.process_id)
+    checkpoint = _checkpoint(values.checkpoint)
+    directory = run_of(checkpoint)[0] if isinstance(checkpoint, Path) else Path()
     return CommandLine(
         values.mode,
         config,
-        configs.local_path(values.working_dir or "."),
-        values.checkpoint,
+        _directory(values.working_dir) if values.working_dir else directory,
+        checkpoint,
         () if values.config else tuple(overrides),
+        values.values,
         _steps(values.profile or ""),
         None if None in processes else processes,
     )
@@ -114,28 +124,39 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
 
 def _flag_problems(values: flags.FlagValues) -> list[str]:
     wrong = []
-    if values.mode != "inspect" and not values.working_dir:
+    has_run = values.working_dir or not (values.checkpoint or "0").isdecimal()
+    if values.mode != "inspect" and not has_run:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
-    try:
-        configs.local_path(values.working_dir or ".")
-    except ValueError as error:
-        wrong.append(f"--working_dir={values.working_dir} {error}")
-    if any("\ud800" <= c <= "\udfff" for c in values.working_dir or ""):
-        # Bytes that Python's locale does not read, and that the library of checkpoints refuses.
-        wrong.append(
-            f"--working_dir={values.working_dir} is no text in UTF-8; name another directory, or "
-            "set PYTHONUTF8=1"
-        )
-    if values.mode != "eval" and not values.config:
+    for name, read in (("working_dir", _directory), ("checkpoint", _checkpoint)):
+        text = values[name].value
+        try:
+            read(text)
+        except ValueError as error:
+            wrong.append(f"--{name}={text} {error}")
+        if any("\ud800" <= c <= "\udfff" for c in text or ""):
+            # Bytes that Python's locale does not read, and that the library of checkpoints refuses.
+            wrong.append(
+                f"--{name}={text} is no text in UTF-8; name another directory, or set PYTHONUTF8=1"
+            )
+    if not values.config and (values.mode == "train" or not has_run):
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     if values.profile is not None and _steps(values.profile) is None:
         wrong.append(
             f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "
             "the first not above the last, such as --profile=20:25"
         )
-    for name, mode in (("checkpoint", "eval"), ("profile", "train")):
-        if values[name].value is not None and values.mode != mode:
-            wrong.append(f"--{name}={values[name].value} goes with --mode={mode} only")
+    if values.values is not None and not has_run:
+        wrong.append(
+            f"--values={values.values} needs --working_dir=DIR or --checkpoint=RUN/checkpoints/STEP"
+        )
+    try:
+        re.compile(values.values or "")
+    except re.error as error:
+        wrong.append(f"--values={values.values} is no regular expression: {error}")
+    for name, modes in _MODES.items():
+        if values[name].value is not None and values.mode not in modes:
+            only = " or ".join(f"--mode={mode}" for mode in modes)
+            wrong.append(f"--{name}={values[name].value} goes with {only} only")
     given = {name: values[name].value for name in _PROCESS_FLAGS}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
@@ -147,6 +168,26 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
             f"--num_processes={values.num_processes} has 0 to {values.num_processes - 1}"
         )
     return wrong
+
+
+def _directory(text: str | None) -> Path:
+    return configs.local_path(text or ".")
+
+
+def _checkpoint(text: str | None) -> int | Path | None:
+    """Return the step, or the whole path, of a checkpoint.
+
+    Raises:
+        ValueError: it is neither; the message goes behind the flag.
+    """
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    path = configs.local_path(text).absolute()
+    if not os.path.isdir(path):
+        raise ValueError(
+            "is neither a step nor a folder; RUN/checkpoints/STEP is needed, or RUN for its newest"
+        )
+    return path
 
 
 def _steps(text: str) -> tuple[int, int] | None:
@@ -181,9 +222,9 @@ def usage() -> str:
 
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    for name in ("config", "working_dir", "profile", "coordinator_address"):
+    for name in ("config", "working_dir", "checkpoint", "values", "profile", "coordinator_address"):
         flags.DEFINE_string(name, None, "", flag_values=values)  # USAGE has the help
-    for name, lowest in (("checkpoint", 0), ("num_processes", 1), ("process_id", 0)):
+    for name, lowest in (("num_processes", 1), ("process_id", 0)):
         flags.DEFINE_integer(name, None, "", lower_bound=lowest, flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "eval", "inspect"], "", flag_values=values)
     return values

@@ -23,7 +23,7 @@ from gnp.training.run_directory import read_config, read_data, refuse_other_conf
 def run(
     config: ml_collections.ConfigDict | None,
     working_dir: Path,
-    checkpoint: int | None,
+    checkpoint: int | Path | None,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> int:
     """Evaluate a checkpoint of a directory; print a table and a JSON line.
@@ -31,7 +31,7 @@ def run(
     Args:
         config: Complete, each key checked; None: the directory's own.
         working_dir: The run directory.
-        checkpoint: The step; None: the newest.
+        checkpoint: The step; a path, which may be in another directory; None: the newest.
         overrides: (key, text) pairs for the directory's own config.
     """
     stored, devices = read_config(working_dir), device_count()

@@ -1,6 +1,8 @@
-"""--mode=inspect: config, layers and parameters, without computing anything."""
+"""--mode=inspect: config, layers, parameters and their values, without computing anything."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,30 @@ import ds_pipeline
 import model
 import optimizer
 from gnp.analysis.results import print_table
+from gnp.main.command_line import UsageError
+from gnp.terminal import warn
+from gnp.training.checkpoint import Restored, read_checkpoint
 from gnp.training.objective import output_size
+from gnp.training.run_directory import read_config
 from gnp.training.state import leaf_names
 
 
-def run(config: ml_collections.ConfigDict) -> int:
-    """Print the config, the layers and the parameters of a config's model."""
+def run(
+    config: ml_collections.ConfigDict | None,
+    working_dir: Path,
+    checkpoint: int | Path | None = None,
+    values: str | None = None,
+) -> int:
+    """Print the config, the layers and the parameters of a config's model.
+
+    Args:
+        config: Complete; None: that of the run directory.
+        working_dir: The run directory.
+        checkpoint: As in `read_checkpoint`.
+        values: Regular expression; the arrays of the checkpoint whose paths it finds are printed.
+    """
+    if config is None:
+        config = configs.from_flat(read_config(working_dir))
     shape, num_classes = _input(config)
     module = model.build_model(config, output_size(config.loss, num_classes))
     params, layers = model.describe(module, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -61,7 +81,21 @@ def run(config: ml_collections.ConfigDict) -> int:
             f"{', '.join(unknown)}"
         )
     print(f"parameters: {sum(leaf.size for leaf in leaves)}")
+    if values is not None:
+        _print_values(read_checkpoint(working_dir, None, checkpoint), values)
     return 0
+
+
+def _print_values(restored: Restored, pattern: str) -> None:
+    """Print arrays of a checkpoint, long ones as NumPy abbreviates them."""
+    for warning in restored.warnings:
+        warn(warning)
+    named = dict(zip(leaf_names(restored.state), jax.tree.leaves(restored.state), strict=True))
+    found = [name for name in named if re.search(pattern, name)]
+    if not found:
+        raise UsageError(f"--values={pattern} finds none of {', '.join(named)}")
+    for name in found:
+        print(f"\n{name}, step {restored.step}: {_sizes(named[name].shape)}\n{named[name]}")
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:

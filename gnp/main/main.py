@@ -98,7 +98,9 @@ def main(arguments: Sequence[str]) -> int:
 def _run(line: command_line.CommandLine) -> int:
     match line.mode:
         case "inspect":
-            return inspect.run(line.config) if distributed.is_first() else 0
+            if not distributed.is_first():
+                return 0
+            return inspect.run(line.config, line.working_dir, line.checkpoint, line.values)
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:

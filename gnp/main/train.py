@@ -18,7 +18,7 @@ from gnp.experiment import Experiment, build_experiment, device_count
 from gnp.main.recording import Recording
 from gnp.terminal import warn
 from gnp.training import distributed, run_directory
-from gnp.training.checkpoint import Checkpoints
+from gnp.training.checkpoint import Checkpoints, Restored, read_checkpoint
 from gnp.training.files import FileFormatError
 from gnp.training.log import Log, rows_of
 from gnp.training.metrics import (
@@ -75,7 +75,8 @@ def run(
     experiment = build_experiment(config, dataset)
     recording = Recording(config, experiment, working_dir, profile)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
-    begun = None if resumes else experiment.initialize()
+    loaded = None if resumes else read_start(config, experiment)
+    begun = None if resumes or loaded else experiment.initialize()
 
     distributed.sync("all processes have built the run")
     if first:
@@ -89,17 +90,19 @@ def run(
         distributed.catch_signals() as interrupt,
         Checkpoints(working_dir, config.keep_checkpoints) as checkpoints,
     ):
-        restored = checkpoints.restore(experiment.abstract_state)
+        restored = checkpoints.restore(experiment.abstract_state) or loaded
         progress = Progress(restored.progress if restored else None)
         remembered = restored.progress.get("step_rule", {}) if restored else None
         experiment.step_rule.restore(remembered)
         epochs = progress.step // experiment.steps_per_epoch
-        rows = distributed.on_first(lambda: rows_of(working_dir, epochs), FileFormatError)
+        whole = config.start_from is None
+        rows = distributed.on_first(lambda: rows_of(working_dir, epochs, whole), FileFormatError)
         with Log(working_dir, rows, progress.step, active=first) as log, recording:
             if restored:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
-                log.say(f"going on in {working_dir} after step {progress.step}")
+                where = f"from {config.start_from}" if loaded else f"in {working_dir}"
+                log.say(f"going on {where} after step {progress.step}")
                 state = restored.state
             else:
                 state, report = begun or experiment.initialize()
@@ -107,7 +110,7 @@ def run(
                     log.say(f"{config.model.pretrained}: {report.summary()}")
                     for line in report.lines():
                         log.say(f"warning: pretrained weights, {line}")
-            del begun, restored  # no second copy of the state stays while it trains
+            del begun, loaded, restored  # no second copy of the state stays while it trains
             recording.start(progress.step, log)
             train(
                 config, experiment, state, progress, log=log, recording=recording,
@@ -121,6 +124,20 @@ def run(
             "learned; lower base_lr, or check the data (python -m gnp.analysis.data shows them)"
         )
     return exit_code(interrupt, progress.step, experiment.total_steps, config.retrain)
+
+
+def read_start(config: ml_collections.ConfigDict, experiment: Experiment) -> Restored | None:
+    """Return the checkpoint that a new run goes on from, of another run; None: from none."""
+    if config.start_from is None:
+        return None
+    path = configs.local_path(config.start_from)
+    found = read_checkpoint(path, experiment.abstract_state, path)
+    if found.step >= experiment.total_steps:
+        raise configs.ConfigError(
+            f"start_from = {config.start_from!r} is of step {found.step}, and the run has "
+            f"{experiment.total_steps}: raise total_epochs = {config.total_epochs}"
+        )
+    return found
 
 
 def train(

@@ -133,13 +133,16 @@ class Checkpoints:
             with self._writing():
                 written.result()
 
-    def restore(self, abstract_state: TrainState, step: int | None = None) -> Restored | None:
+    def restore(
+        self, abstract_state: TrainState | None, step: int | None = None
+    ) -> Restored | None:
         """Read the newest undamaged checkpoint, or that of a step; None where there is none.
 
         Damaged ones that are newer are set aside, each with a warning in the result.
 
         Args:
-            abstract_state: a state, or its shapes (jax.ShapeDtypeStruct), of the same structure.
+            abstract_state: a state, or its shapes (jax.ShapeDtypeStruct), of the same structure;
+                None: whatever is there, in dicts and lists, on one device.
             step: None: the newest.
 
         Raises:
@@ -271,13 +274,15 @@ class Checkpoints:
         (self.directory / str(step)).rename(target)
         return target
 
-    def _read(self, step: int, abstract_state: TrainState, warnings: list[str]) -> Restored:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(abstract_state))
+    def _read(self, step: int, abstract_state: TrainState | None, warnings: list[str]) -> Restored:
         folder = self.directory / str(step)
         try:
             progress = read_json(folder / _PROGRESS)
             stored = self._checkpointer.handler.metadata(folder / "state")
             there = getattr(stored, "tree", stored)
+            abstract = _on_one_device(there)
+            if abstract_state is not None:
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(abstract_state))
             self._check_structure(step, _shapes(there), _shapes(abstract))
             # Array by array, as what holds none may differ between versions of a transformation.
             target = _rearranged(abstract, there)
@@ -343,6 +348,14 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
 
 
+def _on_one_device(stored: Any) -> Any:
+    """Return the shapes of stored arrays, to be read as they are."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored
+    )
+
+
 def _reason(error: Exception) -> str:
     return describe(error) if isinstance(error, OSError) else first_line(error)
 
@@ -377,23 +390,37 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
 
 
+def run_of(checkpoint: Path) -> tuple[Path, int | None]:
+    """Return the run directory and the step of DIR/checkpoints/STEP, or DIR and None of DIR.
+
+    Example:
+        >>> run_of(Path("runs/a/checkpoints/44"))
+        (PosixPath('runs/a'), 44)
+    """
+    if checkpoint.parent.name == "checkpoints" and checkpoint.name.isdecimal():
+        return checkpoint.parent.parent, int(checkpoint.name)
+    return checkpoint, None
+
+
 def read_checkpoint(
-    directory: Path, abstract_state: TrainState, step: int | None = None
+    directory: Path, abstract_state: TrainState | None, checkpoint: int | Path | None = None
 ) -> Restored:
     """Read a checkpoint of a run directory, which is left as it is.
 
     Args:
         directory: Of the run.
-        abstract_state: Shapes, dtypes and shardings of the state.
-        step: None: the newest.
+        abstract_state: As in `Checkpoints.restore`.
+        checkpoint: Its step; a path as `run_of` takes it, also of another run; None: the newest.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another model.
     """
     restored = None
+    if isinstance(checkpoint, Path):
+        directory, checkpoint = run_of(checkpoint)
     if (directory / "checkpoints").is_dir():
         with Checkpoints(directory, read_only=True) as checkpoints:
-            restored = checkpoints.restore(abstract_state, step)
+            restored = checkpoints.restore(abstract_state, checkpoint)
     if restored is None:
         raise CheckpointError(f"no checkpoint in {directory}: train first")
     return restored

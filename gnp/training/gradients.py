@@ -137,6 +137,22 @@ def of_share(gradient: Gradient, taken: int, of: int) -> Gradient:
     return gradient_of_share
 
 
+def summed(gradient: Gradient) -> Gradient:
+    """Multiply the gradients by the number of examples: of losses that are added up, not averaged.
+
+    The metrics stay means.
+    """
+
+    def summed_gradient(
+        params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[Grads, Metrics, ModelState]:
+        grads, metrics, new_state = gradient(params, model_state, batch, key)
+        examples = batch["label"].shape[0]
+        return jax.tree.map(lambda g: g * examples, grads), metrics, new_state
+
+    return summed_gradient
+
+
 def gathered(gradient: Gradient) -> Gradient:
     """Gather parameters that are split over the mesh, and split their gradients alike."""
 
@@ -149,16 +165,24 @@ def gathered(gradient: Gradient) -> Gradient:
     return gathered_gradient
 
 
-def penalized(gradient: Gradient, penalize: Penalize) -> Gradient:
+def penalized(
+    gradient: Gradient, penalize: Penalize, perturbed: Gradient | None = None
+) -> Gradient:
     """Compute the penalized gradient beside the clean one, from one more gradient of the batch.
 
     Both passes see the same batch statistics to begin with and the same random masks; what the
     perturbed pass says of metrics and batch statistics is dropped.
+
+    Args:
+        gradient: The clean one.
+        penalize: See `Penalize`.
+        perturbed: The gradient of the perturbed pass; None: as the clean one.
     """
+    second = perturbed or gradient
 
     def penalized_gradient(params: Params, *rest: Any) -> tuple[Grads, Metrics, ModelState]:
         def grad_fn(params: Params) -> Params:
-            return gradient(params, *rest)[0].clean
+            return second(params, *rest)[0].clean
 
         grads, metrics, new_state = gradient(params, *rest)
         return Grads(grads.clean, penalize(grad_fn, params, grads.clean)), metrics, new_state

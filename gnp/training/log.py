@@ -116,15 +116,21 @@ class Log:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
-def rows_of(directory: Path, epochs: int) -> list[dict[str, Any]]:
+def rows_of(directory: Path, epochs: int, whole: bool = True) -> list[dict[str, Any]]:
     """Return the rows of the epochs that are done; the later ones will be written again.
+
+    Args:
+        directory: The run directory.
+        epochs: How many are done.
+        whole: All of them were trained here; False: the last ones, or none.
 
     Raises:
         FileFormatError: some are missing, or the file is damaged.
     """
     path = directory / "metrics.jsonl"
     rows = [row for row in read_rows(path) if row["epoch"] <= epochs]
-    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+    first = 1 if whole else epochs + 1 - len(rows)
+    if [row["epoch"] for row in rows] != list(range(first, epochs + 1)):
         raise FileFormatError(
             f"{path} lacks some of the rows of the {epochs} epochs that are done: put it back, or "
             "start over with --config.retrain=True"

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 
 from gnp.training.files import FileFormatError
-from gnp.training.objective import METRICS, metric
+from gnp.training.objective import metric
 from gnp.training.state import TrainState
 from gnp.training.step import EvalStep
 
 _AVERAGED = "ema_"
+# Of a step's metrics, those that are not of its examples.
+_NORMS = ("gradient_norm", "param_norm")
 
 
 class NonFiniteError(ArithmeticError):
@@ -137,8 +139,8 @@ class Progress:
             scalars: Learning rate, alpha and r of its last step.
         """
         means = self.means()
-        norm = {name: means.pop(name) for name in ("gradient_norm",) if name in means}
-        values = {f"train_{name}": v for name, v in means.items()} | measured | scalars | norm
+        norms = {name: means.pop(name) for name in _NORMS if name in means}
+        values = {f"train_{name}": v for name, v in means.items()} | measured | scalars | norms
         row: dict[str, Any] = {"epoch": epoch, "step": self.step}
         # JSON has no NaN: a value that is not finite is left out.
         row |= {name: value for name, value in values.items() if math.isfinite(value)}
@@ -249,5 +251,4 @@ def number(name: str, value: float | None) -> str:
         return "not finite"
     if isinstance(value, int):
         return f"{value:,}"
-    found = metric(name)
-    return f"{value:.2%}" if found and METRICS[found].is_rate else f"{value:.4f}"
+    return f"{value:.2%}" if (metric(name) or "").endswith("_rate") else f"{value:.4f}"

@@ -1,6 +1,8 @@
 """Losses and their metrics, per example, so that any batch and any mask can be averaged."""
 
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,7 +25,9 @@ class Objective(NamedTuple):
     metrics: Mapping[str, PerExample]
 
 
-def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False) -> Objective:
+def build_objective(
+    loss: str, label_smoothing: float = 0.0, top_5: bool = False, top_k: int | None = None
+) -> Objective:
     """Return the objective that a config's `loss` names.
 
     softmax_cross_entropy: -sum_c y_c log softmax(z)_c, with y smoothed toward 1/C;
@@ -36,6 +40,7 @@ def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False
         loss: One of the three names.
         label_smoothing: Share of the uniform label, in [0, 1].
         top_5: Report the top-5 error rate as well (softmax_cross_entropy only).
+        top_k: Report that of another k, too; None: of none.
 
     Raises:
         KeyError: an unknown name.
@@ -56,11 +61,10 @@ def build_objective(loss: str, label_smoothing: float = 0.0, top_5: bool = False
             outputs - targets(outputs, labels)
         ).mean(-1),
     }
-    if loss == "squared_error":
-        names = ["mean_absolute_error"]
-    else:
-        names = ["error_rate", *["top_5_error_rate"] * top_5]
-    return Objective(losses[loss], {name: METRICS[name].of_example for name in names})
+    name = "mean_absolute_error" if loss == "squared_error" else "error_rate"
+    ranks = {k: partial(top_k_error, k=k) for k in (5 if top_5 else None, top_k) if k}
+    ranked = {f"top_{k}_error_rate": error_of for k, error_of in ranks.items()}
+    return Objective(losses[loss], {name: METRICS[name], **ranked})
 
 
 def output_size(loss: str, num_classes: int) -> int:
@@ -103,9 +107,9 @@ def error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return (guess != classes).astype(jnp.float32)
 
 
-def top_5_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return 1 for each example whose class is not among the five largest outputs, else 0."""
-    _, best = jax.lax.top_k(outputs, min(5, outputs.shape[-1]))
+def top_k_error(outputs: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Return 1 for each example whose class is not among the k largest outputs, else 0."""
+    _, best = jax.lax.top_k(outputs, min(k, outputs.shape[-1]))
     return 1.0 - (best == _classes(labels)[:, None]).any(-1).astype(jnp.float32)
 
 
@@ -114,31 +118,20 @@ def absolute_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.abs(outputs - targets(outputs, labels)).mean(-1)
 
 
-class Metric(NamedTuple):
-    """A number of each example whose mean is reported; the smaller, the better.
-
-    Attributes:
-        of_example: (outputs [b, k], labels) -> [b], float32.
-        is_rate: Its mean is shown in percent.
-    """
-
-    of_example: PerExample
-    is_rate: bool = False
-
-
-# `metric` finds a name at the end of test_ema_error_rate: a name that ends as another comes first.
-METRICS: dict[str, Metric] = {
-    "top_5_error_rate": Metric(top_5_error, is_rate=True),
-    "error_rate": Metric(error, is_rate=True),
-    "mean_absolute_error": Metric(absolute_error),
+# Means of these are reported; the smaller, the better. One that is named a rate is in percent.
+METRICS: dict[str, PerExample] = {
+    "error_rate": error,
+    "mean_absolute_error": absolute_error,
 }
+_METRIC = re.compile(rf"(?:top_[0-9]+_error_rate|{'|'.join(METRICS)})$")
 
 
 def metric(name: str) -> str | None:
-    """Return which of METRICS a number of a run is a mean of; None: of none.
+    """Return which metric a number of a run is a mean of; None: of none.
 
     Example:
-        >>> metric("test_ema_error_rate"), metric("test_loss")
-        ('error_rate', None)
+        >>> metric("test_ema_error_rate"), metric("test_top_3_error_rate"), metric("test_loss")
+        ('error_rate', 'top_3_error_rate', None)
     """
-    return next((each for each in METRICS if name.endswith(each)), None)
+    found = _METRIC.search(name)
+    return found[0] if found else None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gnp.training.state import Params, leaf_names
+from model.layers import at_least_float32
 from optimizer import axes_of, orthogonality_penalty
 
 # cost -> path of a parameter -> scalar, float32.
@@ -44,7 +45,7 @@ def build_regularizer(
         structure: Any = jax.tree.structure(params)
         axes = structure.flatten_up_to(axes_of(params))
         weight_cost = {
-            path: jnp.float32(coefficient / 2) * jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+            path: coefficient / 2 * jnp.sum(jnp.square(at_least_float32(leaf)))
             for path, leaf, coefficient in zip(
                 paths, leaves, jax.tree.leaves(l2(params)), strict=True
             )

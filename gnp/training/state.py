@@ -49,7 +49,11 @@ class Model(NamedTuple):
 
 
 def from_linen(
-    module: Any, normalize: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]
+    module: Any,
+    normalize: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    *,
+    always_inference: bool = False,
 ) -> Model:
     """Return a Flax Linen module as plain functions.
 
@@ -58,6 +62,7 @@ def from_linen(
             `batch_stats`, and the random stream `dropout`.
         normalize: Raw inputs -> inputs of the module; part of the compiled step.
         shape: Of one raw input.
+        always_inference: Training too calls it with `train=False`, and keeps the rest as it is.
 
     Example:
         >>> import flax.linen as nn
@@ -74,7 +79,7 @@ def from_linen(
     def initialize(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = normalize(jnp.zeros((1, *shape), jnp.float32))
         variables = dict(module.init({"params": key, "dropout": key}, inputs, train=False))
-        return variables.pop("params"), variables
+        return _at_full_precision(variables.pop("params")), _at_full_precision(variables)
 
     def apply(
         params: Params,
@@ -84,7 +89,7 @@ def from_linen(
         key: jax.Array | None,
     ) -> tuple[jax.Array, ModelState]:
         variables = {"params": params, **model_state}
-        if not train:
+        if always_inference or not train:
             return module.apply(variables, normalize(inputs), train=False), model_state
         outputs, updated = module.apply(
             variables,
@@ -96,6 +101,13 @@ def from_linen(
         return outputs, dict(updated)
 
     return Model(initialize, apply)
+
+
+def _at_full_precision(tree: Any) -> Any:
+    """Return float64 for float32 where JAX_ENABLE_X64=1 asks for it; Flax makes some of each."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(float) if leaf.dtype == jnp.float32 else leaf, tree
+    )
 
 
 def leaf_names(tree: Any) -> tuple[str, ...]:

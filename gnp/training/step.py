@@ -48,7 +48,8 @@ def build_train_step(
     Returns:
         A function of a TrainState, a batch {"input" [b, ...], "label" [b]}, the run's key and the
         step's number from 0. Metrics, float32 scalars: those of the gradient, "gradient_norm" (of
-        the clean one, costs included), and "finite" (1 where loss, gradient and update are).
+        the clean one, costs included), "param_norm" (of all parameters, after the step), and
+        "finite" (1 where loss, gradient and update are).
     """
 
     def train_step(
@@ -85,6 +86,7 @@ def build_train_step(
         return new, {
             **metrics,
             "gradient_norm": gradient_norm,
+            "param_norm": optax.tree.norm(new.params),
             "finite": finite.astype(jnp.float32),
             **({"gradients": gradients} if keep_gradients else {}),
         }

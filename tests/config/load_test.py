@@ -307,6 +307,13 @@ def test_a_relative_replaces_the_weight_of_the_penalty():
     assert load(("gnp.method", "hvp")).gnp.alpha == 0.8
 
 
+def test_a_noisy_gradient_has_no_hessian():
+    noisy = ("model.model_params.backward_noise", "true")
+    (line,) = problems_of(("gnp.method", "hvp"), noisy)
+    assert "leave the method at 'finite_difference'" in line
+    assert load(noisy).model.model_params.backward_noise
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

@@ -1,7 +1,7 @@
 """The recipes of the published experiments, against a table of what was published.
 
-tests/reference/recipes.json was written from the papers, articles and repositories, not from the
-configs, but for the settings that its "about" names: those only keep the configs as they are.
+tests/reference/recipes.json was written from the sources' files, not from the configs; its "about"
+says what is in it.
 """
 
 import json
@@ -68,6 +68,14 @@ def test_every_recipe_of_an_experiment_is_in_the_table():
     assert {experiment.script.stem for experiment in EXPERIMENTS} == set(TABLE["recipes"])
 
 
+@pytest.mark.parametrize("recipe", TABLE["recipes"])
+def test_every_setting_has_its_file_and_commit(recipe):
+    source, rows = TABLE["sources"][recipe], TABLE["recipes"][recipe].values()
+    assert "article" in source or re.fullmatch("[0-9a-f]{40}", source["commit"])
+    read = [key for keys in source["files"].values() for key in keys]
+    assert sorted(read) == sorted({key for row in rows for key in row})
+
+
 @pytest.mark.parametrize("recipe", FLAGS)
 def test_a_published_command_line_is_our_recipe(recipe):
     """Behind our config it changes nothing but what the table says."""
@@ -78,10 +86,11 @@ def test_a_published_command_line_is_our_recipe(recipe):
     assert changed == FLAGS[recipe]["differs"]
 
 
-# What the authors' code does unasked: ImageNet's crops and sizes, Adam's second clipping.
+# What the authors' code does unasked: ImageNet's crops and sizes, Adam's second clipping, its
+# networks.
 UNASKED = {
     *("dataset.image_size", "dataset.num_classes", "dataset.num_channels"),
-    *("gradient_clipping", "model.model_params.head"),
+    *("gradient_clipping", "model.model_params.variant", "model.model_params.backward_noise"),
 }
 
 

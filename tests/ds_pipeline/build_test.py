@@ -36,6 +36,7 @@ def config_of(use_test_set: bool = True, seeds: int = 0, **keys: Any) -> SimpleN
         "image_level_augmentations": "none",
         "batch_level_augmentations": "none",
         "autoaugment_policy": None,
+        "padding": 4,
         "randaugment_layers": 2,
         "randaugment_magnitude": 9.0,
         "mixup_alpha": 1.0,
@@ -142,6 +143,16 @@ def test_augmentation_is_that_of_the_config(tmp_path: Path) -> None:
     assert data.mix is None and data.erase is not None
     plain = next(evaluation_batches(data.evaluation, 8))
     np.testing.assert_array_equal(plain["input"], data.evaluation.batch(np.arange(8))["input"])
+
+
+def test_without_padding_basic_mirrors_alone() -> None:
+    data = build_dataset(config_of(image_level_augmentations="basic", padding=0))
+    batch = data.train.batch(np.arange(60))
+    assert data.augment is not None
+    found = data.augment(batch, 0, 0, np.arange(60))["input"]
+    mirrored = (found == batch["input"][:, :, ::-1]).all((1, 2, 3))
+    assert 10 < mirrored.sum() < 50
+    np.testing.assert_array_equal(found[~mirrored], batch["input"][~mirrored])
 
 
 @pytest.mark.parametrize(("subset", "count"), [(500, 500), (0.5, 719), (1438, 1438)])

@@ -49,6 +49,16 @@ def test_iris_is_split_twice_and_trained_on_in_that_order():
     assert test.labels().tolist() == bunch.target[given].tolist()
 
 
+def test_a_subset_in_a_fixed_order_is_not_sorted_by_class():
+    labels = {
+        count: build_dataset(config_of(shuffle=False, subset=count)).train.labels()
+        for count in (None, 100)
+    }
+    rest = iter(labels[None].tolist())
+    assert all(label in rest for label in labels[100].tolist())  # in the order of the whole
+    assert np.any(np.diff(labels[100]) < 0)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("level", ["none", "mixup"])
 def test_a_smaller_last_batch_is_mixed_within_itself(processes, level):

@@ -16,6 +16,7 @@ from ds_pipeline import build_dataset
 from gnp import experiment as experiments
 from gnp.experiment import build_experiment, name_problems
 from gnp.training.gradients import Grads
+from model import get_model
 from tests.marks import quick_first
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "config" / "digits.py")
@@ -39,6 +40,12 @@ def test_grassmann_columns_start_at_length_one():
     assert np.abs(np.linalg.norm(dense, axis=0) - 1).min() > 1e-3
 
 
+def test_the_size_of_the_evaluations_batches():
+    experiment = build(("eval_batch_size", "100"))
+    counts = [int(batch["mask"].sum()) for batch in experiment.eval_batches()]
+    assert counts == [100, 100, 100, 59]
+
+
 @pytest.fixture
 def built_steps(monkeypatch):
     """(gradient_of, chain, penalize) of the train steps that build_experiment asks for."""
@@ -55,7 +62,7 @@ def built_steps(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize("kind", ["batch", "micro"])
+@pytest.mark.parametrize("kind", quick_first(("batch", "micro")))
 def test_the_penalty_is_in_the_chain_or_in_the_micro_batches(monkeypatch, built_steps, kind):
     """And in one of them only."""
 
@@ -111,6 +118,69 @@ def test_the_first_gradient_is_of_a_share_and_the_second_of_all(monkeypatch, met
         assert (first["size"], second["size"]) == (8 if penalize else 32, 32)
         points = [moved] if method == "sam" else [moved, here]
         np.testing.assert_array_equal(jax.tree.leaves(point.clean), points)
+
+
+@pytest.mark.parametrize("words", [{}, {"gnp.method": "functional_sam"}, {"gnp.ascent_share": 0.5}])
+def test_both_gradients_are_of_the_losses_sum(monkeypatch, words):
+    """Also in micro-batches, and where the first one is of a share of the examples."""
+
+    def gradient(params, model_state, batch, key):
+        return Grads(jnp.ones(3)), {}, model_state
+
+    given = []
+
+    def fake(gradient_of, chain, *, perturbed_of, penalize, **_):
+        given.append((gradient_of, perturbed_of))
+        return lambda *args: args
+
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    monkeypatch.setattr(experiments, "build_gradient", lambda _: gradient)
+    monkeypatch.setattr(experiments, "build_functional_gradient", lambda *_: gradient)
+    words = words | {"loss_reduction": "sum", "accumulate_steps": 2}
+    build(*((name, str(value)) for name, value in words.items()))
+    batch = {"label": jnp.zeros(64)}
+    for gradient_of, perturbed_of in given:
+        gradients = [gradient_of(5), *([perturbed_of(5, jnp.ones(3))] if perturbed_of else [])]
+        for each in gradients:
+            clean = each(jnp.ones(3), {}, batch, jax.random.key(0))[0].clean
+            np.testing.assert_array_equal(clean, 64 * jnp.ones(3))
+        assert len(gradients) == (2 if len(words) == 3 else 1)
+
+
+@pytest.mark.parametrize("kind", ["batch", "micro"])
+def test_only_the_clean_gradient_of_a_penalized_step_has_no_backward_noise(monkeypatch, kind):
+    """As in the penalty's published code: plain steps and perturbed passes have it."""
+    given, from_linen = [], experiments.from_linen
+
+    def fake(gradient_of, chain, *, perturbed_of, penalize, **_):
+        given.append((gradient_of, perturbed_of, penalize))
+        return lambda *args: args
+
+    def net(module, **rest):
+        return from_linen(module, **rest)._replace(apply=module.backward_noise)
+
+    def gradient(is_noisy):
+        return lambda params, model_state, *_: (Grads(params + 10 * is_noisy), {}, model_state)
+
+    module = get_model("WideResNet_2_2_ShakeShake", 10, depth=8, backward_noise=True)
+    monkeypatch.setattr(experiments.model, "build_model", lambda *_: module)
+    monkeypatch.setattr(experiments, "from_linen", net)
+    monkeypatch.setattr(experiments, "build_train_step", fake)
+    monkeypatch.setattr(experiments, "build_eval_step", lambda *_: print)
+    monkeypatch.setattr(experiments, "build_loss", lambda is_noisy, *_: is_noisy)
+    monkeypatch.setattr(experiments, "build_gradient", gradient)
+    penalty = {"gnp.alpha": "1.0", "gnp.r": "3.0", "warmup_epochs": "0"}
+    parts = {"accumulate_steps": "2", "accumulate_penalty": "micro"} if kind == "micro" else {}
+    build(*penalty.items(), *parts.items())
+    params, batch = jnp.array([4.0]), {"label": jnp.zeros(64)}
+    assert [penalize for *_, penalize in given] == [False, True]
+    for gradient_of, perturbed_of, penalize in given:
+        grads, *_ = gradient_of(5)(params, {}, batch, jax.random.key(0))
+        assert grads.clean == (4 if penalize else 14)
+        if grads.penalized is not None:
+            assert grads.penalized == 4 + 3 + 10
+        assert perturbed_of(5, params)(params, {}, batch, jax.random.key(0))[0].clean == 14
+    assert (grads.penalized is not None) == (kind == "micro")
 
 
 def test_the_rule_chooses_the_step(built_steps):
@@ -215,6 +285,7 @@ def test_the_parameters_are_drawn_from_init_seeds_alone():
     assert not np.array_equal(kernels[2], kernels[0])
 
 
+@pytest.mark.slow
 def test_names_are_looked_up_without_a_device(gnp_environment):
     """In processes that are not connected yet; groups build their penalty as a pure function."""
     program = """if True:

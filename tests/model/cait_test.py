@@ -80,6 +80,8 @@ def test_layer_scale_follows_the_depth_unless_given():
 
     assert start("CaiT_XXS2") == pytest.approx([0.1, 0.1])
     assert start("CaiT_XXS2", layer_scale=1e-3) == pytest.approx([1e-3, 1e-3])
+    assert start("CaiT_XXS2", variant="gnp") == pytest.approx([1e-5, 1e-5])
+    assert start("CaiT_M2", variant="gnp") == pytest.approx([1e-6, 1e-6])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
@@ -106,6 +108,7 @@ def test_stochastic_depth_is_the_published_one_unless_given():
 
     # Both branches of each block, class-attention not among them.
     assert rates("CaiT_XXS24") == [0.05] * 48
+    assert rates("CaiT_XXS24", variant="gnp") == [0.0] * 48
     assert rates("CaiT_M2") == [0.0] * 4
     assert rates("CaiT_M2", stochastic_depth_rate=0.3) == [0.3] * 4
 

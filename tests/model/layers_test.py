@@ -97,6 +97,7 @@ def test_groups_that_do_not_divide_the_channels(key):
         Conv(4, groups=2).init(key, jnp.ones((1, 4, 4, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "window", "strides"), [*CONVOLUTIONS[:2], *quick_first(CONVOLUTIONS[2:3], 0)]
 )
@@ -121,6 +122,7 @@ def test_conv_hessian_vector_product_equals_that_of_flax(key, shape, window, str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "shapes"),
     [
@@ -216,6 +218,18 @@ def test_batch_norm_of_groups_is_that_of_each(shape, use_scale):
     assert_trees_equal(*evaluated)
 
 
+@pytest.mark.parametrize(("group", "size"), [(None, 6 * 4), (2, 2 * 4)])
+def test_an_unbiased_running_variance(group, size):
+    """And nothing else."""
+    x = np.random.default_rng(1).normal(1, 2, (6, 4, 3)).astype("f4")
+    biased, unbiased = (BatchNorm(0.0, group=group, unbiased=kind) for kind in (False, True))
+    variables = variables_of(biased, x, train=False)
+    y, state = biased.apply(variables, x, True, mutable=["batch_stats"])
+    found_y, found = unbiased.apply(variables, x, True, mutable=["batch_stats"])
+    state["batch_stats"]["var"] *= size / (size - 1)
+    assert_trees_close((found_y, found), (y, state))
+
+
 def test_batch_norm_of_groups_that_do_not_divide_the_batch():
     x = np.ones((6, 3), "f4")
     variables = variables_of(BatchNorm(group=4), x, train=False)
@@ -228,6 +242,7 @@ def test_batch_norm_of_groups_that_do_not_divide_the_batch():
         BatchNorm(group=0).apply(variables, x, True, mutable=["batch_stats"])
 
 
+@pytest.mark.slow
 def test_batch_norm_starts_from_the_initial_statistics(key):
     x = jax.random.normal(key, (6, 3))
     stats = BatchNorm().init(key, x, train=True)["batch_stats"]

@@ -104,7 +104,7 @@ def passes(name, remat=False):
     return jax.jit(run_and_differentiate)
 
 
-@pytest.mark.parametrize(("name", "shape", "parameters"), quick_first(SIZES, 3))
+@pytest.mark.parametrize(("name", "shape", "parameters"), quick_first(SIZES))
 def test_published_size_and_logits(name, shape, parameters):
     module = get_model(name, num_classes=10)
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
@@ -154,6 +154,7 @@ def test_bfloat16_is_near_float32(name):
         assert 0 < np.abs(ours - theirs).max() < limit * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick_first(tuple(SMALL)))
 def test_remat_changes_nothing_but_memory(name):
     x, variables = drawn(name)
@@ -163,6 +164,7 @@ def test_remat_changes_nothing_but_memory(name):
     assert "remat2[" in str(jax.make_jaxpr(remat)(variables, x, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"),
     quick_first(

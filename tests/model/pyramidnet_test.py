@@ -90,6 +90,17 @@ def test_backward_has_the_factor_of_forward(key):
     np.testing.assert_allclose(pull_back(jnp.ones_like(y))[0], y / 2)
 
 
+def test_backward_noise_is_another_factor_of_those_that_are_not_kept(key):
+    x = jnp.full((1000, 1, 1, 1), 2.0)
+    betas = (2.0, 3.0)
+    y, pull_back = jax.vjp(lambda x: shake_drop(x, 0.5, (-1.0, 1.0), key, betas), x)
+    np.testing.assert_allclose(y, shake_drop(x, 0.5, (-1.0, 1.0), key), rtol=1e-6)
+    slope = pull_back(jnp.ones_like(y))[0]
+    np.testing.assert_array_equal(slope == 1, y == 2)
+    shaken = slope[slope != 1]
+    assert 2 <= shaken.min() < 2.02 and 2.98 < shaken.max() <= 3
+
+
 def test_factors_depend_on_the_key_alone():
     block = Bottleneck(2, 1, 0.5, (-1.0, 1.0))
     x = np.random.default_rng(1).normal(size=(16, 3, 3, 8)).astype("f4")
@@ -129,6 +140,8 @@ def test_factors_depend_on_the_key_alone():
         ("PyramidNet_11_5", {"survival": 1.5}, "at most 1"),
         ("PyramidNet_11_5", {"alphas": [1.0]}, "must be a lower and an upper bound"),
         ("PyramidNet_11_5", {"alphas": [1.0, 0.0]}, "must be a lower and an upper bound"),
+        ("PyramidNet_11_5", {"betas": [1.0, 0.0]}, "model_params.betas = (1.0, 0.0): must be"),
+        ("PyramidNet_11_5", {"variant": "tf"}, "variant = 'tf': must be one of paper, gnp"),
     ],
 )
 def test_sizes_that_there_are_not(name, params, message):

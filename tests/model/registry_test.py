@@ -4,6 +4,7 @@ import inspect
 from types import SimpleNamespace
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -60,7 +61,7 @@ def test_unknown_parameter():
     message = error_of("WideResNet_16_4", droput_rate=0.1)
     assert "model_params.droput_rate" in message
     assert "did you mean 'dropout_rate'?" in message
-    assert message.endswith("Allowed: dropout_rate, batch_norm_group, remat")
+    assert message.endswith("Allowed: dropout_rate, variant, group_skips, batch_norm_group, remat")
 
 
 @pytest.mark.parametrize("key", ["depth", "num_classes", "dtype", "parent", "name"])
@@ -118,6 +119,16 @@ def test_precision_of_a_config_is_the_dtype(precision, dtype):
 def test_a_config_without_precision_computes_in_float32():
     names = SimpleNamespace(model_name="DigitsCNN", model_params={})
     assert build_model(SimpleNamespace(model=names), 10).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", jnp.float64), ("bfloat16", jnp.bfloat16)]
+)
+def test_where_jax_has_64_bits_float64_takes_the_place_of_float32(precision, dtype):
+    names = SimpleNamespace(model_name="DigitsCNN", model_params={})
+    with jax.enable_x64(True):
+        module = build_model(SimpleNamespace(model=names, precision=precision), 10)
+        assert module.dtype == dtype
 
 
 def test_unknown_precision():

@@ -47,6 +47,16 @@ def test_backward_has_the_weight_of_forward(key):
     np.testing.assert_allclose(pull_back(jnp.ones_like(y)), [y - 4, 5 - y], rtol=1e-5)
 
 
+def test_backward_noise_is_another_weight(key):
+    first, second = jnp.full((1000, 1, 1, 1), 5.0), jnp.full((1000, 1, 1, 1), 4.0)
+    y, pull_back = jax.vjp(lambda *branches: mix(*branches, key, True), first, second)
+    np.testing.assert_allclose(y, mix(first, second, key), rtol=1e-6)
+    weight, rest = pull_back(jnp.ones_like(y))
+    np.testing.assert_allclose(weight + rest, 1, rtol=1e-6)
+    assert weight.std() == pytest.approx(12**-0.5, rel=0.1)
+    assert abs(np.corrcoef(np.ravel(weight), np.ravel(y))[0, 1]) < 0.15
+
+
 @pytest.mark.parametrize("train", quick_first([True, False]))
 def test_weights_depend_on_the_key_and_the_block_alone(train):
     module, x, params, stats = drawn(NAME, depth=8)
@@ -162,6 +172,7 @@ def test_structure_of_2_96():
         ("WideResNet_2_95_ShakeShake", {}, "the width must be even"),
         (NAME, {"depth": 27}, "model_params.depth = 27 must be 6n + 2, at least 8"),
         (NAME, {"depth": 2}, "at least 8"),
+        (NAME, {"variant": "tf"}, "model_params.variant = 'tf': must be one of paper, gnp"),
     ],
 )
 def test_sizes_that_there_are_not(name, params, message):

@@ -364,6 +364,14 @@ def test_sizes_out_of_range(family):
         SMALL[family](num_heads=(3, 4) if family == "swin" else 3)
     with pytest.raises(ModelError, match="model_params.mlp_ratio = 0: must be at least 1"):
         SMALL[family](mlp_ratio=0)
+    with pytest.raises(ModelError, match="variant = 'paper': must be one of timm, gnp"):
+        SMALL[family](variant="paper")
+
+
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf")])
+def test_an_mlp_without_a_width(ratio):
+    with pytest.raises(ModelError, match="model_params.mlp_ratio = .*: must be at least 1"):
+        SMALL["vit"](mlp_ratio=ratio)
 
 
 def test_growing_rates_of_one_block():

@@ -216,6 +216,10 @@ def test_adaptive_mean_pool_has_pytorchs_windows():
         ("VGG16", {"head": "large"}, "must be one of cifar, imagenet"),
         ("VGG16", {"dropout_rate": 1.0}, "dropout_rate"),
         ("VGG16", {"widths": (1, 2)}, "five"),
+        ("VGG16", {"groups": (1, 2)}, "widths .* must be 2 numbers"),
+        ("VGG16", {"groups": (1, 0), "widths": (1, 2)}, "groups .* at least 1"),
+        ("VGG16", {"variant": "tf"}, "variant = 'tf': must be one of paper, gnp"),
+        ("VGG16", {"variant": "gnp", "head": "cifar"}, "a head of its own: set one of them"),
     ],
 )
 def test_errors_say_what_is_allowed(name, params, message):

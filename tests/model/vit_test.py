@@ -22,7 +22,7 @@ def shapes(name, side=224, num_classes=1000, **params):
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)["params"]
 
 
-@pytest.mark.parametrize(("name", "parameters"), quick_first(SIZES, 3))
+@pytest.mark.parametrize(("name", "parameters"), quick_first(SIZES))
 def test_published_size(name, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(name))) == parameters
 

@@ -330,7 +330,7 @@ def test_experts_are_centralized_each_on_its_own() -> None:
 
 
 @pytest.mark.parametrize("use_bias", quick_first([True, False]))
-@pytest.mark.parametrize("layers", [3, 4])
+@pytest.mark.parametrize("layers", quick_first([3, 4]))
 def test_layers_of_a_scan_are_centralized_each_on_its_own(use_bias: bool, layers: int) -> None:
     module = Deep(partial(nn.Dense, 4, use_bias=use_bias), layers)
     grads = module.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
@@ -356,6 +356,7 @@ def test_the_grassmann_group_counts_the_inputs_of_one_layer() -> None:
     assert axes_of(params, output_first)["conv"]["weight"] == first
 
 
+@pytest.mark.slow
 def test_unit_norm_and_penalty_of_a_stack_go_layer_by_layer() -> None:
     kernels = random(STACK)
     unit = unit_norm(kernels, "grassmann", STACKED)
@@ -390,7 +391,8 @@ def moved(opt: Any, params: Any, gradients: Any) -> Any:
     return params, state
 
 
-@pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", tuple(OPTIMIZERS))
 def test_layers_of_a_stack_move_as_alone(optimizer: Any) -> None:
     params, *gradients = (random(STACK, seed) for seed in range(4))
     actual, state = moved(optimizer(0.1, grad_clip=0.5, axes=STACKED), params, gradients)
@@ -403,7 +405,8 @@ def test_layers_of_a_stack_move_as_alone(optimizer: Any) -> None:
         assert state.nu.shape == (3, 1, 1, 1, 8)
 
 
-@pytest.mark.parametrize("optimizer", quick_first(tuple(OPTIMIZERS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", tuple(OPTIMIZERS))
 def test_a_transposed_convolution_moves_along_its_inputs(optimizer: Any) -> None:
     params, *gradients = (random((2, 2, 3, 5), seed) for seed in range(4))
     swap = lambda x: jnp.swapaxes(x, -1, -2)  # noqa: E731

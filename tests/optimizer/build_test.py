@@ -387,7 +387,7 @@ def test_wrong_options_of_the_penalized_gradient(make_config: MakeConfig, option
 
 @pytest.mark.parametrize(
     "option, value",
-    [("adaptive", True), ("norm_perturbations", True), ("method", "hvp")],
+    quick_first([("adaptive", True), ("norm_perturbations", True), ("method", "hvp")], 2),
 )
 def test_options_reach_the_penalty(make_config: MakeConfig, option: str, value: Any) -> None:
     plain = trajectory(build_optimizer(make_config(), STEPS_PER_EPOCH))

@@ -94,6 +94,7 @@ def test_the_error_on_a_cubic_falls_as_r() -> None:
     assert abs(slope - 1) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [("b", "w"), pytest.param(("b",), marks=SLOW), ("w",)])
 @pytest.mark.parametrize(
     "dtype, rtol", [pytest.param("float32", 1e-5, marks=SLOW), ("float64", 1e-12)]

@@ -99,6 +99,7 @@ def test_moments_stay_tangents(to: str, kernel: Any, gradients: Any) -> None:
     assert np.linalg.norm(mu) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", quick_first(tuple(CONSTRAINTS)))
 def test_each_layer_of_a_stack_is_on_its_own(to: str, kernel: Any, gradients: Any) -> None:
     stacked, axes = jnp.stack([kernel, 2 * kernel]), Axes((0,), (1, 2, 3), (4,))

@@ -130,6 +130,7 @@ def test_transport_keeps_norms_in_float32(arrays: Arrays) -> None:
     np.testing.assert_allclose(length(moved), length(x["h1"]), rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kernels(largest=20.0))
 def test_transport_self_is_transport_along_itself(arrays: Arrays) -> None:

@@ -54,6 +54,7 @@ def moved(opt: optax.GradientTransformation, params: Any, *gradients: Any) -> tu
 # What a step is.
 
 
+@pytest.mark.slow
 def test_sgdg_without_momentum_is_the_geodesic_step(kernel: Any, gradient: Any) -> None:
     new, state = moved(sgdg(0.3, momentum=0.0), kernel, gradient)
     h = -0.3 * geometry.project(kernel, gradient)
@@ -280,6 +281,7 @@ def test_injected_clip_and_decay(optimizer: Optimizer, kernel: Any, gradient: An
     assert_trees_close(actual, moved(optimizer(0.1, **options), kernel, gradient, -gradient)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_in_multi_steps(optimizer: Optimizer, kernel: Any, gradient: Any) -> None:
     opt = optax.MultiSteps(optimizer(0.1), 2)
@@ -434,6 +436,7 @@ def test_labels_of_flax_layers() -> None:
     assert labels == expected
 
 
+@pytest.mark.slow
 def test_labels_of_nnx() -> None:
     class Model(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:

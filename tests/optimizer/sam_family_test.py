@@ -209,6 +209,7 @@ def test_momentum_sam_looks_against_the_momentum() -> None:
         np.testing.assert_allclose(found, theta - R * unit(m), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_random_perturbations_have_the_filters_size_and_are_drawn_anew() -> None:
     params = {"w": jnp.ones((500, 2)) * jnp.array([[1.0, 3.0]]), "scale": jnp.ones(400)}
     method = random_weight_perturbation(sigma=0.01)
@@ -248,6 +249,7 @@ def test_decoupled_the_optimizer_sees_the_plain_gradient() -> None:
         decouple(wsam(R), optax.adam(0.1), -1)
 
 
+@pytest.mark.slow
 def test_functional_sam_keeps_the_slope_at_the_outputs() -> None:
     x, y = jnp.array([[1.0, -2.0], [0.5, 0.3], [2.0, 1.0]]), jnp.array([0.1, 0.4, -0.2])
     outputs = lambda w: jnp.tanh(x @ w)  # noqa: E731
@@ -427,7 +429,7 @@ def test_looksam_leaves_whole_numbers_alone() -> None:
     np.testing.assert_allclose(result["w"], [1.0, 0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("stack", [0, 1, 2])
+@pytest.mark.parametrize("stack", quick_first((0, 1, 2)))
 def test_looksam_layer_by_layer_in_a_stack(stack: int) -> None:
     layers = [{"kernel": k} for k in jax.random.normal(jax.random.key(0), (3, 4, 2))]
     inputs, outputs = (axis for axis in range(3) if axis != stack)
@@ -495,7 +497,7 @@ def test_a_perturbed_gradient_that_overflows_is_stopped_behind_the_penalty() -> 
 
 
 @pytest.mark.parametrize(
-    "name", quick_first(["penalty", "asam", "normalize", "gsam", "stable_sam", "gam"], 3)
+    "name", quick_first(["penalty", "asam", "normalize", "gsam", "stable_sam", "gam"])
 )
 def test_norms_are_those_of_all_devices(name: str) -> None:
     # jax.vmap's named axis has the collectives of shard_map's.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer import SCHEDULES, STRATEGIES, OptimizerError, gnp_warmup, learning_rate_schedule
+from tests.published import load
 
 STEPS_PER_EPOCH, EPOCHS, BASE = 4, 6, 0.5
 
@@ -25,7 +26,7 @@ def closed_form(name: str, t: int, warmup_steps: int) -> float:
     total = STEPS_PER_EPOCH * EPOCHS
     decayed = {
         "constant": 1.0,
-        "stepped": 0.2 ** ((t >= 10) + (t >= 16)),
+        "stepped": 0.2 ** ((t > 10) + (t > 16)),  # at a boundary the old rate holds
         "cosine": 0.5 * (1 + math.cos(math.pi * max(t - warmup_steps, 0) / (total - warmup_steps))),
         "exponential": 0.7 ** (t / STEPS_PER_EPOCH),
         "inverse_time": 1 / (1 + 0.25 * t),
@@ -49,6 +50,32 @@ def test_closed_form(name: str, warmup_epochs: float) -> None:
 
 def test_cosine_stays_at_zero_after_the_last_step() -> None:
     assert float(schedule("cosine")(10_000)) == 0.0
+
+
+@pytest.mark.parametrize("run", load("gnp_trajectory")[1]["runs"])
+def test_schedules_of_the_penaltys_authors(run: str) -> None:
+    """And what docs/from_the_original.md says of theirs: the logged rate lags a step."""
+    arrays, meta = load("gnp_trajectory")
+    settings, size = meta["runs"][run]["settings"], meta["training_set"]["steps_per_epoch"]
+    kept = {name: settings[name] for name in ("base_lr", "total_epochs", "warmup_epochs")}
+    penalty = settings["gnp"]["r"], settings["gnp"]["alpha"], size * settings["warmup_epochs"]
+    with jax.enable_x64(True):
+        rate = learning_rate_schedule(settings["lr_schedule_type"], steps_per_epoch=size, **kept)
+        ours = (rate, *gnp_warmup(settings["gr_warmup_strategy"], *penalty))
+        for name, each in zip(("lr", "metric/r", "metric/alpha"), ours, strict=True):
+            theirs = arrays[f"f64/{run}/{name}"]
+            found = [float(each(t)) for t in range(len(theirs))]
+            np.testing.assert_allclose(found, theirs, rtol=1e-7, err_msg=name)
+    rates = arrays[f"f64/{run}/lr"]
+    np.testing.assert_array_equal(arrays[f"f64/{run}/lr_logged"][1:], rates[:-1])
+
+
+def test_the_first_gradients_of_their_warmups() -> None:
+    """The lambda strategy applies a gradient of norm 1; that of r mixes it in; zero does not."""
+    arrays, _ = load("gnp_trajectory")
+    runs = ("plain", "lambda_warmup", "r_warmup", "zero_warmup")
+    plain, *norms = (arrays[f"f64/{run}/metric/gradient_norm"][0] for run in runs)
+    np.testing.assert_allclose(norms, [1, 0.2 + 0.8 * plain, plain], rtol=1e-9)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 4])
@@ -81,7 +108,7 @@ def test_as_many_steps_as_can_be_counted(name: str) -> None:
     size, boundaries = 10**6, (1000, 2000, 1e30)
     options = {"steps_per_epoch": size, "boundaries": boundaries, "factor": 0.5, "rate": 0.999}
     rate = jax.jit(schedule(name, total_epochs=2147, warmup_epochs=1, decay=1e-9, **options))
-    steps = jnp.array([0, size // 2, 1000 * size - 1, 1000 * size, 2000 * size, 2**31 - 1])
+    steps = jnp.array([0, size // 2, 1000 * size, 1000 * size + 1, 2000 * size + 1, 2**31 - 1])
     rates = [float(rate(step)) for step in steps]
     assert rates[0] == 0 and all(0 <= each <= BASE for each in rates)
     if name == "stepped":

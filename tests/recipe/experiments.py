@@ -123,6 +123,8 @@ def overrides(
         "total_epochs": 1,
         "dataset.subset": STEPS * BATCH,
     }
+    if not config.use_test_set:  # the few examples are all trained on
+        values["use_test_set"] = True
     # A warmup takes one of the two.
     if config.warmup_epochs > 0:
         values["warmup_epochs"] = 1 / STEPS

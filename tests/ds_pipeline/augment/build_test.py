@@ -96,8 +96,8 @@ def test_a_large_block_is_made_of_small_ones(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
-        ("basic", lambda s: [basic(s)]),
-        ("autoaugment", lambda s: [autoaugment(s, "svhn"), basic(s)]),
+        ("basic", lambda s: [basic(s, 2)]),
+        ("autoaugment", lambda s: [autoaugment(s, "svhn"), basic(s, 2)]),
         ("aa-only", lambda s: [autoaugment(s, "svhn")]),
         ("randaugment", lambda s: [randaugment(s, 1, 5.0), random_flip]),
         ("keras", lambda s: [keras(s)]),
@@ -110,6 +110,7 @@ def test_the_order_of_the_steps(name: str, steps: Any) -> None:
         shape=shape,
         dtype=UINT8,
         policy="svhn",
+        padding=2,
         randaugment_layers=1,
         randaugment_magnitude=5.0,
     )

@@ -72,6 +72,7 @@ def test_every_metric_has_a_panel(lines):
     errors = {"train_error_rate": 0.5, "test_top_5_error_rate": 0.4}
     assert list(lines(errors))[:3] == ["loss", "error rate", "top 5 error rate"]
     assert "mean absolute error" in lines({"train_mean_absolute_error": 2.0})
+    assert "top 3 error rate" in lines({"test_top_3_error_rate": 0.4})
 
 
 def test_the_average_has_a_line_of_its_own(lines):
@@ -162,6 +163,7 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, capsys, monkeypatch, error)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_picture_left_is_removed(tmp_path):
     for name in (".curves.png.ab_1x2yz", ".curves.png", ".other.png.ab_1x2yz"):
         (tmp_path / name).write_text("")
@@ -170,6 +172,7 @@ def test_what_an_interrupted_picture_left_is_removed(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == left
 
 
+@pytest.mark.slow
 def test_numbers_of_any_size_are_drawn(tmp_path, capsys):
     losses = (3e38, -3e38, 1e-45, 0.0, float("inf"), float("nan"), 1.0)
     rows = [ROW | {"step": 10**18 * i, "train_loss": loss} for i, loss in enumerate(losses)]

@@ -179,6 +179,7 @@ def test_metrics_of_the_training_set_are_drawn_as_shares_of_their_largest(figure
     np.testing.assert_allclose(drawn["accuracy"].get_ydata(), [0.5, 0.625, 1])
 
 
+@pytest.mark.slow
 def test_both_paths_agree_on_long_epochs_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(evolution_numbers, "_CHUNK", 8 * 60 * 40 * 7)  # seven steps at once
     draw = np.random.default_rng(0)

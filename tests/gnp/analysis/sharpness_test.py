@@ -116,6 +116,7 @@ def test_equal_to_a_dense_hessian(small, dense):
     assert abs(values["hessian_trace"] - dense.values.sum()) < 3 * error
 
 
+@pytest.mark.slow
 def test_density_equals_a_dense_hessians(small, dense):
     size = len(dense.values)
     few = extremes(small.hessian, size, 3, 40, seed=0).ritz

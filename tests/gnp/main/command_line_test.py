@@ -45,3 +45,16 @@ def test_a_run_directory_that_is_no_path(mode, path):
         parse([f"--mode={mode}", "--config=config/digits.py", f"--working_dir={path}"])
     (line,) = str(raised.value).splitlines()
     assert line.startswith(f"--working_dir={path} ")
+
+
+def test_a_checkpoint_is_a_step_or_a_path(tmp_path):
+    """Of a path, the run is the directory where none is named."""
+    folder = tmp_path / "run" / "checkpoints" / "44"
+    folder.mkdir(parents=True)
+    for path, words in ((tmp_path / "run", ()), (Path("other"), ("--working_dir=other",))):
+        line = parse(["--mode=eval", f"--checkpoint={folder}", *words])
+        assert line is not None and (line.working_dir, line.checkpoint) == (path, folder)
+    line = parse([*EVAL, "--checkpoint=44"])
+    assert line is not None and line.checkpoint == 44
+    with pytest.raises(UsageError, match="--mode=eval needs --working_dir=DIR"):
+        parse(["--mode=eval", "--checkpoint=44"])

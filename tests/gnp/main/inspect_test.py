@@ -1,13 +1,16 @@
 """--mode=inspect: the published sizes, in seconds, without data."""
 
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import model
 import optimizer
+from gnp.training.checkpoint import read_checkpoint
 from tests.marks import quick_first
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
@@ -75,6 +78,33 @@ def test_shows_the_grassmann_group(run_gnp_here):
     assert groups["head/kernel"] == ["euclidean", "yes"]
     assert groups["norm/scale"] == ["euclidean", "yes"]
     assert sum(group == "grassmann" for group, _ in groups.values()) == 13
+
+
+def test_shows_the_values_of_a_checkpoint(run_gnp_here, digits_run):
+    """Of any array: parameters, statistics, the optimizer's."""
+    directory = digits_run.directory
+    result = run_gnp_here(
+        "--mode=inspect", f"--working_dir={directory}", "--checkpoint=44", "--values=Dense_0/bias"
+    )
+    assert result.returncode == 0, result.stderr
+    _, *found = re.split(r"^([a-z]\S+), step 44: [0-9]+\n", result.stdout, flags=re.MULTILINE)
+    shown = {name: np.fromstring(text.strip(" []\n"), sep=" ") for name, text in zip(
+        found[::2], found[1::2], strict=True)}  # fmt: skip
+    arrays = read_checkpoint(directory, None, 44).state
+    np.testing.assert_allclose(
+        shown["params/Dense_0/bias"], arrays.params["Dense_0"]["bias"], atol=1e-7
+    )
+    assert all(name.startswith("opt_state/") for name in shown.keys() - {"params/Dense_0/bias"})
+    assert len(shown) > 1
+    none = run_gnp_here("--mode=inspect", f"--checkpoint={directory}", "--values=nothing")
+    assert none.returncode == 2
+    assert none.stderr.startswith("gnp: --values=nothing finds none of ")
+
+
+def test_values_need_a_checkpoint(run_gnp_here):
+    result = run_gnp_here(f"--config={CONFIG / 'digits.py'}", "--mode=inspect", "--values=x")
+    assert result.returncode == 2
+    assert result.stderr.startswith("gnp: --values=x needs --working_dir=DIR or --checkpoint=RUN/")
 
 
 def test_needs_no_data_where_the_config_says_their_shape(run_gnp_here):

@@ -75,6 +75,24 @@ def test_eval_gives_the_metrics_of_training(digits_run, run_gnp_here, step):
     assert "test error rate" in result.stdout
 
 
+def test_eval_of_a_checkpoint_in_another_directory(digits_run, run_gnp_here, tmp_path):
+    """Its run is the default; another one's config and data are taken where that is named."""
+    checkpoint = f"--checkpoint={digits_run.directory / 'checkpoints' / '44'}"
+    alone = run_gnp_here("--mode=eval", checkpoint)
+    assert alone.returncode == 0, alone.stderr
+    printed = json.loads(alone.stdout.splitlines()[-1])
+    assert (printed["step"], printed["examples"]) == (44, 359)
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "dataset.json"):
+        shutil.copy(digits_run.directory / name, tmp_path / "bare")
+    both = run_gnp_here("--mode=eval", f"--working_dir={tmp_path / 'bare'}", checkpoint)
+    assert both.stdout.splitlines()[-1] == alone.stdout.splitlines()[-1]
+    newest = run_gnp_here(
+        "--mode=eval", f"--working_dir={tmp_path / 'bare'}", f"--checkpoint={digits_run.directory}"
+    )
+    assert json.loads(newest.stdout.splitlines()[-1])["step"] == 66
+
+
 def test_eval_falls_back_and_removes_nothing(digits_run, run_gnp_here, tmp_path):
     directory = tmp_path / "copy"
     shutil.copytree(digits_run.directory, directory)

@@ -96,6 +96,7 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_them(gnp, weights, tm
     assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
+@pytest.mark.slow
 def test_the_state_before_the_first_step(weights, tmp_path):
     np.savez(tmp_path / "weights.npz", **weights)
     path = ("model.pretrained", str(tmp_path / "weights.npz"))

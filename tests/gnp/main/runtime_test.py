@@ -39,6 +39,7 @@ def test_tpu_slices_get_theirs_and_a_single_one_none(accelerators):
     assert environment == {"JAX_PLATFORMS": "tpu"}
 
 
+@pytest.mark.slow
 def test_jaxlib_knows_the_gpu_flags():
     flags = " ".join(runtime.GPU_FLAGS)
     done = subprocess.run(

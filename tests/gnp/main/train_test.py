@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from config.schema import ConfigError
 from gnp.main import train
 from gnp.training.checkpoint import Checkpoints
 from gnp.training.distributed import Interrupt
@@ -51,7 +52,7 @@ def test_a_row_an_epoch_with_everything_in_it(whole):
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 5), (2, 10), (3, 15)]
     assert set(rows[0]) == {
         "epoch", "step", "train_loss", "train_error_rate", "test_loss", "test_error_rate",
-        "learning_rate", "alpha", "r", "gradient_norm", *SECONDS,
+        "learning_rate", "alpha", "r", "gradient_norm", "param_norm", *SECONDS,
     }  # fmt: skip
     assert whole[1].steps == [5, 10, 15]
 
@@ -86,6 +87,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, small_run, tmp_path
     assert rows_of(tmp_path) == rows_of(whole[0])
 
 
+def test_a_new_run_goes_on_from_a_checkpoint_of_another(whole, small_run, tmp_path, capsys):
+    """To the bit, over a stop of its own, with one checkpoint at a time."""
+    path = whole[0] / "checkpoints" / "5"
+    keys = {"start_from": str(path), "keep_checkpoints": "1"}
+    assert small_run(tmp_path, stop=11, **keys).steps == [12]
+    assert f"going on from {path} after step 5\n" in capsys.readouterr().err
+    found = small_run(tmp_path, **keys)
+    assert_trees_equal(found.state, whole[1].state)
+    assert f"going on in {tmp_path} after step 12\n" in capsys.readouterr().err
+    assert rows_of(tmp_path) == rows_of(whole[0])[1:]
+
+
+def test_a_checkpoint_that_has_all_steps_is_no_start(whole, small_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"is of step 15, and the run has 15: raise total_epochs"):
+        small_run(tmp_path / "run", start_from=str(whole[0]))
+
+
+@pytest.mark.slow
 def test_what_a_method_and_a_rule_remember_goes_on(small_run, tmp_path):
     """VaSSO's mean of the gradients, and the moments of AE-SAM, across an epoch and within one."""
     keys = {"gnp__method": "vasso", "gnp__alpha": "0", "gnp__every": "1"}
@@ -151,6 +170,7 @@ def test_an_evaluation_that_is_not_finite_is_told(small_run, tmp_path, capsys):
     assert "warning: epoch 1: test loss not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_were_all_skipped_has_not_succeeded(small_run, tmp_path):
     def never(train_step):
         def step_that_is_skipped(state, batch, key, step):
@@ -261,7 +281,7 @@ def test_points_of_steps_are_metrics_and_schedules_alone(small_run, tmp_path, mo
     names = set()
     monkeypatch.setattr(Log, "points", lambda _, step, values: names.update(values))
     small_run(tmp_path)
-    steps = {"train/loss", "train/error_rate", "train/gradient_norm"}
+    steps = {"train/loss", "train/error_rate", "train/gradient_norm", "train/param_norm"}
     assert {name for name in names if not name.startswith("epoch/")} == {
         *steps, "learning_rate", "alpha", "r"
     }  # fmt: skip

@@ -19,6 +19,7 @@ import pytest
 from gnp.training import checkpoint
 from gnp.training.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 from gnp.training.state import TrainState
+from tests.marks import quick_first
 
 # TensorStore's threads find their event loop closed where a file was not written or read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -112,7 +113,7 @@ def files_of(directory: Path, step: int) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize("harm", quick_first(("truncate", "flip", "remove")))
 def test_every_damaged_file_leads_to_the_checkpoint_before(tmp_path, harm):
     save(tmp_path / "original", (1, 2))
     names = files_of(tmp_path / "original", 2)

@@ -45,7 +45,7 @@ DROPOUT = {
     "Cifar10": ("dropout_rate", "flat_dropout_rate"),
     "Cifar100": ("dropout_rate",),
 }
-QUICK = ("Iris", "BostonHousing", "Mnist")
+QUICK = ("Iris", "BostonHousing")
 
 
 def layers(name):
@@ -169,7 +169,9 @@ def three_steps(network, seed):
     return after, deviations(name, "epoch_gradient", recorded.epoch), recorded.epoch
 
 
-@pytest.mark.parametrize("network", QUICK, indirect=True)
+@pytest.mark.parametrize(
+    "network", [*QUICK, pytest.param("Mnist", marks=pytest.mark.slow)], indirect=True
+)
 def test_three_steps_and_the_epoch_gradient(network):
     after, gradient, _ = three_steps(network, seed=None)
     assert max(after.values()) <= 1e-5 and max(gradient.values()) <= 1e-5, (after, gradient)

@@ -26,6 +26,7 @@ from gnp.training.gradients import (
     micro_batched,
     of_share,
     penalized,
+    summed,
 )
 from gnp.training.mesh import build_mesh, replicate, shard_batch
 from gnp.training.objective import build_objective
@@ -364,6 +365,7 @@ def penalized_in_numpy(weights, scale, inputs, labels, share=1):
     return (1 - ALPHA) * w + ALPHA * there[0], (1 - ALPHA) * s + ALPHA * there[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"), [("whole", SIZE), ("groups", 4), ("groups", 8), ("share", 4)]
 )
@@ -387,3 +389,11 @@ def test_equals_numpy(trained, kind, size):
             trained("linear")[devices][f"linear {kind} {size}"][:2], theta, strict=True
         ):
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_losses_that_are_added_up_and_not_averaged():
+    gradient = build_gradient(build_loss(alone, OBJECTIVE, regularize))
+    mean, metrics, _ = gradient(PARAMS, SEEN, BATCH, KEY)
+    found, same_metrics, _ = summed(gradient)(PARAMS, SEEN, BATCH, KEY)
+    assert_trees_close(found, jax.tree.map(lambda g: SIZE * g, mean), 1e-6, 1e-6)
+    assert_trees_close(same_metrics, metrics, 0, 0)

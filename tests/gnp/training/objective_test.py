@@ -59,6 +59,17 @@ def test_error_rates():
     np.testing.assert_array_equal(wrong, [1, 1, 0, 0, 0, 0, 0])
 
 
+def test_the_top_k_error_rate_of_any_k():
+    outputs = jnp.arange(7.0)[None].repeat(7, 0)
+    for k in (1, 3, 7, 9):
+        metrics = build_objective("softmax_cross_entropy", top_k=k).metrics
+        assert list(metrics) == ["error_rate", f"top_{k}_error_rate"]
+        wrong = metrics[f"top_{k}_error_rate"](outputs, jnp.arange(7))
+        np.testing.assert_array_equal(wrong, np.arange(7) < 7 - k)
+    both = build_objective("softmax_cross_entropy", top_5=True, top_k=2)
+    assert list(both.metrics) == ["error_rate", "top_5_error_rate", "top_2_error_rate"]
+
+
 @pytest.mark.parametrize(
     ("loss", "classes", "size"),
     [

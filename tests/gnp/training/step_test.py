@@ -91,7 +91,7 @@ def test_alpha_zero_is_plain_training_to_the_bit(setup):
     assert_trees_equal(plain.params, zero.params)
     assert_trees_equal(plain.params, off.params)
     assert_trees_equal(plain_metrics, zero_metrics)
-    assert set(plain_metrics) == {"loss", "error_rate", "gradient_norm", "finite"}
+    assert set(plain_metrics) == {"loss", "error_rate", "gradient_norm", "param_norm", "finite"}
 
 
 @pytest.mark.slow
@@ -126,6 +126,8 @@ def test_penalized_gradient_is_the_formula_with_the_same_masks(setup, loss_and_g
     ours, metrics = take_step(setup, penalized_sgd(), penalize=True)
     assert_trees_close(ours.params, expected)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    squares = sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(ours.params))
+    np.testing.assert_allclose(metrics["param_norm"], np.sqrt(squares), rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
 
 
@@ -190,6 +192,7 @@ def test_statistics_and_metrics_come_from_the_clean_pass(setup):
     plain, plain_metrics = take_step(setup, penalized_sgd(), penalize=False)
     penalized, metrics = take_step(setup, penalized_sgd(r=10.0), penalize=True)
     assert_trees_equal(plain.model_state, penalized.model_state)
+    del plain_metrics["param_norm"], metrics["param_norm"]  # after the step
     assert_trees_equal(plain_metrics, metrics)
     assert not np.allclose(
         plain.params["Dense_0"]["kernel"], penalized.params["Dense_0"]["kernel"], rtol=1e-3

@@ -323,7 +323,8 @@ KEYS = (
         "log the weight cost and the orthogonality penalty of each parameter as well"
     ),
     Key("record.gradients", False, BOOLEAN).means(
-        "record what each epoch's gradients add up to, and draw it at the end"
+        "record what each epoch's gradients add up to, and the metrics of the whole training set "
+        "after it; draw them at the end"
     ),
     Key("record.steps", False, BOOLEAN).means(
         "write every step's gradient to working_dir/gradients as well: 4 bytes a parameter and "

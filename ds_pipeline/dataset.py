@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds_pipeline.augment import Augment, Mix
+from ds_pipeline.decode import DecodedSource
 from ds_pipeline.source import InMemorySource, Source, channel_statistics
 
 
@@ -65,6 +66,13 @@ class Dataset:
     def is_regression(self) -> bool:
         """Labels are float32 values to predict, not classes."""
         return not self.class_names
+
+    @property
+    def train_as_evaluated(self) -> Source:
+        """The training examples as those of the evaluation set are read: not augmented."""
+        if isinstance(self.evaluation, DecodedSource) and not isinstance(self.train, DecodedSource):
+            return DecodedSource(self.train, self.evaluation.change)
+        return self.train
 
     def normalize(self, inputs: npt.ArrayLike | jax.Array) -> jax.Array:
         """Return (x - mean) / std; called in the compiled step, so that raw bytes go to the device.

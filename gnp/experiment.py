@@ -73,7 +73,8 @@ class Experiment:
             number says; the state is donated. Does not wait for the device.
         plain_step: The compiled plain step; set the mesh around a call of it.
         penalized_step: The compiled penalized step, likewise.
-        eval_batches: likewise, without a step: the evaluation set once, on the devices.
+        eval_batches: (whether a signal is to end the run, source) -> the source's examples once,
+            on the devices; without a source those of the evaluation set.
         eval_step: (params, model_state, batch) -> sums over the examples.
     """
 
@@ -332,11 +333,17 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         )
         return (shard_batch(batch, mesh) for batch in batches)
 
-    def eval_batches(stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+    def eval_batches(
+        stop: Callable[[], bool] = lambda: False, source: ds_pipeline.Source | None = None
+    ) -> Iterator[Batch]:
         size = config.eval_batch_size or batch_size
         size = -(-size // mesh.size) * mesh.size  # the same number of examples on each device
         batches = ds_pipeline.evaluation_batches(
-            dataset.evaluation, size, workers=dataset.workers, stop=stop, **process
+            dataset.evaluation if source is None else source,
+            size,
+            workers=dataset.workers,
+            stop=stop,
+            **process,
         )
         return (shard_batch(batch, mesh) for batch in batches)
 

@@ -26,6 +26,7 @@ from gnp.analysis.evolution_numbers import (
 from gnp.analysis.evolution_pictures import (
     plot_animation,
     plot_highest_elements,
+    plot_loss,
     plot_loss_and_metrics,
     plot_norms,
 )
@@ -46,7 +47,8 @@ def write_evolution(
 
     Args:
         evolution: of a run.
-        rows: the objects of its metrics.jsonl; none: no loss_and_metrics.png.
+        rows: the objects of its metrics.jsonl; none: no loss_and_metrics.png; without metrics of
+            the whole training set, which earlier versions did not measure: no loss.png.
         out: is there.
 
     Raises:
@@ -60,6 +62,8 @@ def write_evolution(
         (plot_animation, evolution, "animation.gif"),
     ]
     pictures += [(plot_loss_and_metrics, rows, "loss_and_metrics.png")] if rows else []
+    has_loss = any("train_set_loss" in row for row in rows)
+    pictures += [(plot_loss, rows, "loss.png")] if has_loss else []
     shown = [name for plot, what, name in pictures if drawn(plot, what, out / name)]
     return ["evolution.npz", "evolution.csv", *shown]
 

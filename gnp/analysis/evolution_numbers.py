@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gnp.terminal import one_line
-from gnp.training.evolution import CELLS, FIELDS, FOLDER, cells, epoch_files
+from gnp.training.evolution import FIELDS, FOLDER, SMALL, cells, epoch_files, most_cells
 from gnp.training.files import FileFormatError, read_arrays
 from gnp.training.gradient_files import FOLDER as GRADIENTS
 from gnp.training.gradient_files import INDEX, Index, read_index
@@ -45,8 +45,9 @@ class Evolution(NamedTuple):
         highest_accumulated: max |A_l| / s_l; [L, E].
         highest_dissolving: max D_l / s_l, of the dissolving gradient D = Σ|G| - |A|; [L, E].
         map_epochs: the epochs that have pictures, at most 40, evenly spaced; [K].
-        maps: gradient, accumulated, dissolving -> for each layer |G_l|, |A_l|, D_l as matrices of
-            at most 32 x 32 cells, each the largest of its elements; [K, rows, columns].
+        maps: gradient, accumulated, dissolving -> for each layer |G_l|, |A_l|, D_l as matrices;
+            of a network with more than 65,536 parameters of at most 32 x 32 cells, each the
+            largest of its elements; [K, rows, columns].
     """
 
     names: tuple[str, ...]
@@ -154,6 +155,12 @@ def read_evolution(directory: Path) -> dict[str, Any]:
     epochs = [_read_epoch(path, number in shown) for number, path in enumerate(files.values())]
     first, numbers = epochs[0], np.array(list(files))
     for path, epoch in zip(files.values(), epochs, strict=True):
+        # Of a run that an earlier version began, the first epochs have cells in any case.
+        epoch |= {
+            name: cells(value)
+            for name, value in epoch.items()
+            if name.startswith("map/") and value.shape != first.get(name, value).shape
+        }
         # Whatever the epochs that are shown have, the first has.
         if not all(
             np.array_equal(value, first[name])
@@ -188,7 +195,7 @@ def _read_epoch(path: Path, with_maps: bool) -> dict[str, np.ndarray]:
             array.dtype.kind not in kind
             or array.ndim != rank
             or (rank == 1 and not 0 < array.size == layers)
-            or (rank == 2 and not 0 < min(array.shape) <= max(array.shape) <= CELLS)
+            or (rank == 2 and not 0 < array.size <= SMALL)
             or (kind != "U" and (array < 0).any())
         ):
             raise FileFormatError(f"{path} is damaged: no {name} as it should be; {_ANEW}")
@@ -226,7 +233,8 @@ def _evolution(found: dict[str, Any]) -> Evolution:
 def _from_steps(index: Index, every: int) -> dict[str, Any]:
     """Compute what `read_evolution` gives from the steps' gradients."""
     epochs, layers = index.steps // every, len(index.names)
-    shown = evenly_spaced(epochs)
+    sizes = np.array([int(np.prod(shape)) for shape in index.shapes])
+    shown, most = evenly_spaced(epochs), most_cells(sizes.sum())
     found: dict[str, Any] = {
         f"{kind}/{field}": np.zeros((epochs, layers))
         for kind in ("mean", "max")
@@ -241,7 +249,7 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
                 found[f"mean/{field}"][epoch, layer] = values.mean()
                 found[f"max/{field}"][epoch, layer] = values.max()
                 if epoch in shown:
-                    pictures[field].append(cells(values))
+                    pictures[field].append(cells(values, most))
             bar.update()
         for field in FIELDS:
             found[f"map/{field}"].append(np.stack(pictures[field]))
@@ -249,7 +257,7 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
     numbers = np.arange(1, epochs + 1)
     return found | {
         "names": np.array(index.names),
-        "sizes": np.array([int(np.prod(shape)) for shape in index.shapes]),
+        "sizes": sizes,
         "epochs": numbers,
         "map_epochs": numbers[shown],
         "steps": np.full(epochs, every),
@@ -289,17 +297,18 @@ def verdicts(evolution: Evolution) -> list[Verdict]:
         ratio = norms[-1] / norms[0]
         falls = bool(ratio < 1), f"last over first {ratio:.3g}"
 
-    separate: tuple[bool | None, str] = None, "it takes two epochs and two layers to tell"
-    # Layers without gradients are left out.
-    ends = [layers[np.isfinite(layers) & (layers > 0)] for layers in evolution.highest_gradient.T]
-    if len(ends) >= 2 and min(len(ends[0]), len(ends[-1])) >= 2:
-        first, last = (float(ends[i].max() / ends[i].min()) for i in (0, -1))
-        words = f"largest over smallest: {first:.3g} at first, {last:.3g} at last"
-        separate = last > first, words
+    separate: tuple[bool | None, str] = None, "it takes two epochs of gradients to tell"
+    # In the first epoch both are the same. Layers without gradients are left out.
+    moves = (evolution.highest_accumulated > 0).any(1)
+    gradient, accumulated = evolution.highest_gradient[moves], evolution.highest_accumulated[moves]
+    if len(norms) >= 2 and moves.any() and np.isfinite([gradient, accumulated]).all():
+        most, least = float(gradient[:, -1].max()), float(accumulated[:, -1].min())
+        words = f"at the end, gradients at most {most:.3g}, accumulated at least {least:.3g}"
+        separate = most < least, words
     return [
         Verdict("the norm of the accumulated gradient grows slower than linearly", *grows),
         Verdict("the gradient's norm falls over the epochs", *falls),
-        Verdict("the layers' highest elements separate", *separate),
+        Verdict("the highest elements of gradients and accumulated gradients separate", *separate),
     ]
 
 

@@ -1,5 +1,6 @@
 """The pictures of a recorded run; each is replaced whole, or ends in an OSError."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,22 +29,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # So many layers have a line with a name of its own; more are colored by their place.
 NAMED_LAYERS = len(COLORS)
-ANIMATED_LAYERS, FRAME_MILLISECONDS = 8, 300
+# The animation shows all layers, or, of more than so many, a few.
+ALL_LAYERS, FEW_LAYERS = 32, 8
+FRAME_MILLISECONDS = 300
 _MOST_VERTICALS = 50
 # viridis without its lightest colors, which do not show on white.
 _LAYER_COLORS = LinearSegmentedColormap.from_list(
     "layers", colormaps["viridis"](np.linspace(0, 0.85))
 )
-# Of heatmaps: the square root leaves small values visible.
-_SHADES = PowerNorm(0.5, 0, 1)
 _FIELDS = {
-    "gradient": "|G|\nthe epoch's\ngradients,\nsummed",
-    "dissolving": "Σ|G| − |A|\ndissolving:\nwhat epochs took\nfrom each other",
-    "accumulated": "|A|\nall gradients\nso far,\nsummed",
+    "gradient": "Gradient |G|\nthe epoch's, summed",
+    "dissolving": "Dissolving gradient Σ|G| − |A|\nwhat epochs took from each other",
+    "accumulated": "Accumulated gradient |A|\nall so far, summed",
 }
 
 
@@ -114,39 +116,57 @@ def plot_loss_and_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> None
             axis.legend()
 
 
+def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw loss.png: loss and metrics of the training set, each over its largest value.
+
+    They are of all its examples, in inference mode, after each epoch.
+    """
+    with picture(path, (9, 5.5)) as figure:
+        axis = figure.subplots()
+        keys = [key for row in rows for key in row if re.match("train_set_(?!ema_)", key)]
+        for key in dict.fromkeys(keys):
+            epochs, values = np.array([(row["epoch"], row[key]) for row in rows if key in row]).T
+            label = key.removeprefix("train_set_").replace("top_", "top-").replace("_", " ")
+            if label.endswith("error rate"):
+                values, label = 1 - values, label.replace("error rate", "accuracy")
+            axis.plot(epochs, values / (values.max() or 1), marker="o", ms=5, label=label,
+                      markevery=max(1, len(epochs) // 25))  # fmt: skip
+        _over_epochs(axis, "Loss and metrics of the training set, in inference mode")
+        axis.set_ylabel("share of the largest")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+
+
 def plot_highest_elements(evolution: Evolution, path: Path) -> None:
-    """Draw highest_elements.png: a line a layer, for G and for A."""
+    """Draw highest_elements.png: of each layer, in a color, G solid and A dashed."""
     order, many = natural_order(evolution.names), len(evolution.names) > NAMED_LAYERS
-    panels = (
-        (evolution.highest_gradient, "Highest element of |G|, an epoch's gradients"),
-        (evolution.highest_accumulated, "Highest element of |A|, all gradients so far"),
-    )
-    with picture(path, (13, 6)) as figure:
-        axes = figure.subplots(1, 2, sharex=True)
-        for axis, (highest, title) in zip(axes, panels, strict=True):
-            # A layer without gradients has no place on a logarithmic axis, and nothing to show.
-            shown = [i for i in order if highest[i].max() > 0]
-            for i in shown:
-                place = order.index(i)
-                style: dict[str, Any] = {"marker": "osD^vPX*"[place % 8], "ms": 5}
-                if many:
-                    color = _LAYER_COLORS(place / (len(order) - 1))
-                    style = {"color": color, "ls": "-", "lw": 1, "alpha": 0.9}
-                axis.plot(evolution.epochs, highest[i], label=evolution.names[i], **style,
-                          markevery=max(1, len(evolution.epochs) // 15))  # fmt: skip
-            _over_epochs(axis, title)
-            _log_where_wide(axis)
-            if many and highest is evolution.highest_gradient:  # the others all end near 1
-                _name_outermost(figure, axis, evolution, highest, shown)
-        axes[0].set_ylabel("share of the layer's largest |A| over all epochs")
+    epochs = evolution.epochs
+    with picture(path, (10, 6.5)) as figure:
+        axis = figure.subplots()
+        # A layer without gradients has nothing to show.
+        shown = [i for i in order if evolution.highest_accumulated[i].max() > 0]
+        for i in shown:
+            place = order.index(i)
+            style: dict[str, Any] = {"color": COLORS[place % 8], "marker": "osD^vPX*"[place % 8]}
+            if many:
+                style = {"color": _LAYER_COLORS(place / (len(order) - 1)), "lw": 1, "alpha": 0.9}
+            style |= {"ms": 5, "markevery": max(1, len(epochs) // 15)}
+            axis.plot(epochs, evolution.highest_gradient[i], "-", label=evolution.names[i], **style)
+            axis.plot(epochs, evolution.highest_accumulated[i], "--", **style)
+        _over_epochs(axis, "Highest elements")
+        axis.set_ylabel("share of the layer's largest |A| over all epochs")
+        axis.set_ylim(bottom=0)
+        kinds = {"-": "|G|, an epoch's gradients", "--": "|A|, all gradients so far"}
+        handles = [Line2D([], [], color=GRAY, ls=ls, label=words) for ls, words in kinds.items()]
+        figure.legend(handles=handles, loc="outside upper right", ncols=2)
         if many:
+            _name_outermost(figure, axis, evolution, evolution.highest_gradient, shown)
             colors = ScalarMappable(Normalize(1, len(order)), _LAYER_COLORS)
-            bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=60, pad=0.03)
+            bar = figure.colorbar(colors, ax=axis, location="bottom", aspect=60, pad=0.03)
             first, last = (_short(evolution.names[order[i]]) for i in (0, -1))
             bar.set_label(f"layer, in the order of the names: 1 {first}, {len(order)} {last}")
         else:
-            handles, _ = axes[0].get_legend_handles_labels()
-            figure.legend(handles=handles, loc="outside lower center", ncols=4)
+            figure.legend(handles=axis.lines[::2], loc="outside lower center", ncols=4)
 
 
 def _name_outermost(
@@ -162,8 +182,7 @@ def _name_outermost(
     chosen = list(dict.fromkeys([*ranked[:most], *ranked[-most:]]))
     axis.margins(x=0.0)
     figure.draw_without_rendering()  # the limits of the axis are only now known
-    ends = axis.transData.transform([(evolution.epochs[-1], max(highest[i, -1], 1e-300))
-                                     for i in chosen])  # fmt: skip
+    ends = axis.transData.transform([(evolution.epochs[-1], highest[i, -1]) for i in chosen])
     heights = list(axis.transAxes.inverted().transform(ends)[:, 1])
     for i, height, place in zip(chosen, heights, spread_out(heights, 0.04), strict=True):
         axis.annotate(
@@ -189,7 +208,7 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
 def plot_animation(evolution: Evolution, path: Path) -> None:
     """Draw animation.gif: |G|, the dissolving gradient and |A| as heatmaps, epoch by epoch.
 
-    At most 8 layers and 40 epochs; the picture says which.
+    At most 40 epochs; the picture says which.
     """
     layers = animated_layers(evolution)
     with own_style():
@@ -202,7 +221,7 @@ def plot_animation(evolution: Evolution, path: Path) -> None:
         for k, epoch in enumerate(evolution.map_epochs):
             canvas.restore_region(background)
             for (field, layer), image in images.items():
-                image.set_data(_scaled(evolution.maps[field][layer])[k])
+                image.set_data(_pictures(evolution, field, layer)[k])
                 image.axes.draw_artist(image)
             title.set_text(f"epoch {epoch} of {evolution.epochs[-1]}")
             figure.draw_artist(title)
@@ -223,44 +242,49 @@ def _palette() -> Image.Image:
     return palette
 
 
-def animated_layers(evolution: Evolution, most: int = ANIMATED_LAYERS) -> list[int]:
+def animated_layers(evolution: Evolution) -> list[int]:
     """Return the indices of the layers that are shown, in the order of their names.
 
-    All, or evenly spaced ones among those that are no vector.
+    All; or, of more than 32, eight: evenly spaced ones among those that are no vector.
     """
     order = natural_order(evolution.names)
-    if len(order) <= most:
+    if len(order) <= ALL_LAYERS:
         return order
     matrices = [i for i in order if evolution.maps["gradient"][i].shape[1] > 1]
-    order = matrices if len(matrices) >= most else order
-    return [order[i] for i in evenly_spaced(len(order), most)]
+    order = matrices if len(matrices) >= FEW_LAYERS else order
+    return [order[i] for i in evenly_spaced(len(order), FEW_LAYERS)]
 
 
 def _heatmaps(evolution: Evolution, layers: Sequence[int]) -> tuple[Figure, dict[Any, Any]]:
-    """Draw a row a quantity, a column a layer; return (field, layer) -> its image."""
-    figure = Figure((max(7.5, 1.35 * len(layers) + 2.2), 5.6), dpi=100, layout="constrained")
-    axes = figure.subplots(len(_FIELDS), len(layers), squeeze=False)
+    """Draw a row a layer, a column a quantity; return (field, layer) -> its image."""
+    figure = Figure((9.5, min(14, 1.1 * len(layers)) + 1.6), dpi=100, layout="constrained")
+    axes = figure.subplots(len(layers), len(_FIELDS), squeeze=False)
+    # Of a large network few values are large: the square root leaves small ones visible.
+    shades = Normalize(0, 1) if len(layers) == len(evolution.names) else PowerNorm(0.5, 0, 1)
     images = {}
-    for row, (field, words) in zip(axes, _FIELDS.items(), strict=True):
-        for axis, layer in zip(row, layers, strict=True):
-            values = _scaled(evolution.maps[field][layer])[0]
+    for row, layer in zip(axes, layers, strict=True):
+        for axis, field in zip(row, _FIELDS, strict=True):
             images[field, layer] = axis.imshow(
-                values, norm=_SHADES, aspect="auto", interpolation="nearest", animated=True
-            )
+                _pictures(evolution, field, layer)[0],
+                norm=shades, aspect="auto", interpolation="nearest", animated=True,
+            )  # fmt: skip
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-    for axis, layer in zip(axes[0], layers, strict=True):
         name = _short(evolution.names[layer], 36).replace("/", "/\n")
-        axis.set_title(f"{name}\n{evolution.sizes[layer]:,}", fontsize=8, loc="center")
-    bar = figure.colorbar(ScalarMappable(_SHADES), ax=axes, aspect=40)
-    bar.ax.tick_params(labelsize=8)
+        words = f"{name}\n{evolution.sizes[layer]:,}"
+        row[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8, labelpad=8)
+    for axis, words in zip(axes[0], _FIELDS.values(), strict=True):
+        axis.set_title(words, fontsize=9, loc="center")
+    bar = figure.colorbar(ScalarMappable(shades), ax=axes, aspect=40, ticks=[0, 0.5, 1])
+    bar.ax.set_yticklabels(["low", "medium", "high"], fontsize=8)
     figure.supxlabel(_caption(evolution, layers), x=0.01, ha="left", fontsize=8, color=GRAY)
     return figure, images
 
 
 def _caption(evolution: Evolution, layers: Sequence[int]) -> str:
     shown, epochs = len(layers), len(evolution.map_epochs)
-    parts = ["1: the layer's largest in the row over all epochs shown; a cell: its largest element"]
+    parts = ["high: the layer's largest in the column over all epochs shown"]
+    if any(evolution.maps["gradient"][i][0].size < evolution.sizes[i] for i in layers):
+        parts.append("a cell: its largest element")
     if shown < len(evolution.names):
         parts.append(f"{shown} of {len(evolution.names)} layers")
     if epochs < len(evolution.epochs):
@@ -268,8 +292,15 @@ def _caption(evolution: Evolution, layers: Sequence[int]) -> str:
     return "; ".join(parts)
 
 
-def _scaled(maps: np.ndarray) -> np.ndarray:
-    """Scale a layer's pictures [K, rows, columns] to have their largest value at 1."""
+def _pictures(evolution: Evolution, field: str, layer: int) -> np.ndarray:
+    """Return a layer's pictures [K, rows, columns] with their largest value at 1.
+
+    Where they have all elements, these fill a matrix that is nearly a square.
+    """
+    maps, size = evolution.maps[field][layer], int(evolution.sizes[layer])
+    if maps[0].size == size:
+        rows = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
+        maps = maps.reshape(len(maps), rows, -1)
     return maps / (maps.max() or 1.0)
 
 

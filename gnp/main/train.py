@@ -172,6 +172,7 @@ def train(
     def stop() -> bool:
         return interrupt.signal is not None
 
+    dataset = experiment.dataset
     batches = experiment.train_batches(progress.step, stop)
     steps_per_epoch, epochs = experiment.steps_per_epoch, config.total_epochs
 
@@ -188,6 +189,18 @@ def train(
             log.points(step, {f"train/{name}": value for name, value in values.items()})
             log.points(step, experiment.scalars(step - 1))
         recording.step(step, gradients)
+
+    def measure(name: str, source: ds_pipeline.Source) -> dict[str, float]:
+        """Return the metrics of all examples of a source; say what is missing or not finite."""
+        means: dict[str, float] = {}
+        try:
+            batches = experiment.eval_batches(stop, source)
+            means, _ = evaluate(experiment.eval_step, state, batches)
+        except ds_pipeline.StalledError as error:  # the epoch is saved without it
+            log.say(f"warning: epoch {epoch}: no {name} metrics: {error}")
+        if wrong := [metric for metric, value in means.items() if not math.isfinite(value)]:
+            log.say(f"warning: epoch {epoch}: {name} {', '.join(wrong)} not finite")
+        return {f"{name}_{metric}": value for metric, value in means.items()}
 
     def save() -> None:
         remembered = experiment.step_rule.to_json()
@@ -220,16 +233,10 @@ def train(
             break
 
         state, measured = recording.end_epoch(state, epoch)
+        if config.record.gradients:
+            measured |= measure("train_set", dataset.train_as_evaluated)
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
-            name = experiment.dataset.evaluation_name
-            means: dict[str, float] = {}
-            try:
-                means, _ = evaluate(experiment.eval_step, state, experiment.eval_batches(stop))
-            except ds_pipeline.StalledError as error:  # the epoch is saved without it
-                log.say(f"warning: epoch {epoch}: no {name} metrics: {error}")
-            if wrong := [metric for metric, value in means.items() if not math.isfinite(value)]:
-                log.say(f"warning: epoch {epoch}: {name} {', '.join(wrong)} not finite")
-            measured = {f"{name}_{metric}": value for metric, value in means.items()} | measured
+            measured = measure(dataset.evaluation_name, dataset.evaluation) | measured
         scalars = experiment.scalars(progress.step - 1)
         examples = min(steps_per_epoch * config.batch_size, len(experiment.dataset.train))
         row = progress.row(epoch, examples, measured, scalars)

@@ -21,7 +21,8 @@ from optimizer import GradientEvolution, end_epoch
 
 FOLDER = "evolution"
 FIELDS = ("gradient", "accumulated", "dissolving")
-CELLS = 32
+# A network of so few parameters has pictures of all elements, a larger one of so many cells a side.
+SMALL, CELLS = 2**16, 32
 
 
 def summarize(evolution: GradientEvolution) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def summarize(evolution: GradientEvolution) -> dict[str, Any]:
 
     Returns:
         "steps" [], and for each of gradient, accumulated, dissolving: "mean/FIELD" [L],
-        "max/FIELD" [L], "map/FIELD" (a list of L arrays of at most 32 x 32 cells, see `cells`).
+        "max/FIELD" [L], "map/FIELD" (a list of L matrices: all elements, or, of a network with more
+        than 65,536, at most 32 x 32 cells; see `cells`).
 
     Example:
         >>> ones = {"w": jnp.ones((2, 3))}
@@ -45,12 +47,18 @@ def summarize(evolution: GradientEvolution) -> dict[str, Any]:
     absolute = jax.tree.leaves(evolution.absolute)
     # Rounding may take it below zero where nothing dissolved.
     dissolving = [jnp.maximum(total - a, 0) for total, a in zip(absolute, accumulated, strict=True)]
+    most = most_cells(sum(x.size for x in gradient))
     found: dict[str, Any] = {"steps": evolution.steps}
     for field, layers in zip(FIELDS, (gradient, accumulated, dissolving), strict=True):
         found[f"mean/{field}"] = jnp.stack([x.mean() for x in layers])
         found[f"max/{field}"] = jnp.stack([x.max() for x in layers])
-        found[f"map/{field}"] = [cells(x) for x in layers]
+        found[f"map/{field}"] = [cells(x, most) for x in layers]
     return found
+
+
+def most_cells(parameters: int) -> int:
+    """Return how many cells a side the pictures of a network may have."""
+    return SMALL if parameters <= SMALL else CELLS
 
 
 def cells(values: Any, most: int = CELLS) -> Any:

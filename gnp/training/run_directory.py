@@ -42,6 +42,7 @@ OUTPUTS = (
     "evolution.npz",
     "evolution.csv",
     "gradient_norms.png",
+    "loss.png",
     "loss_and_metrics.png",
     "highest_elements.png",
     "animation.gif",

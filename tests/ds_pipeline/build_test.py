@@ -270,6 +270,8 @@ def test_every_augmentation_takes_photographs(tmp_path: Path, level: str) -> Non
     assert batch["input"].shape == (4, 24, 24, 3) and batch["label"].shape == (4, 2)
     plain = next(evaluation_batches(data.evaluation, 3))
     assert plain["input"].shape == (3, 24, 24, 3) and plain["input"].dtype == np.uint8
+    trained = next(evaluation_batches(data.train_as_evaluated, 3))["input"]
+    assert trained.shape == (3, 24, 24, 3) and trained.dtype == np.uint8
 
 
 def truncate(file: Path) -> None:

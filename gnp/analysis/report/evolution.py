@@ -137,20 +137,23 @@ def norms(recorded: Evolution) -> dict[str, Any]:
             for i, (name, each) in enumerate(values.items())
         ]
 
-    def highest(letter: str, values: np.ndarray) -> Panel:
-        traces = lines({recorded.names[i]: values[i] for i in shown_layers(recorded)}, "legend2")
-        title = f"Highest element of |{letter}|\nover the layer's largest |A|"
-        return Panel(title, traces, titled("epoch"), {"rangemode": "tozero"})
-
     sums = {"|A|": recorded.accumulated_norm, "sum of |G|": recorded.summed_norm,
             "|G|": recorded.gradient_norm}  # fmt: skip
     traces = lines(sums, "legend")
     traces[1] |= {"fill": "tonexty", "fillcolor": "rgba(127, 127, 127, 0.2)"}
     title = "Norms: Σ over layers of ‖·‖₁ / size\nbetween the sums: the dissolving norm"
+    shown = {recorded.names[i]: i for i in shown_layers(recorded)}
+    highest = [
+        trace | {"line": trace["line"] | {"dash": dash}}
+        for values, dash in (
+            (recorded.highest_gradient, "solid"), (recorded.highest_accumulated, "dash"),
+        )
+        for trace in lines({name: values[i] for name, i in shown.items()}, "legend2")
+    ]  # fmt: skip
+    words = "Highest elements, over the layer's largest |A|\nsolid: |G|, dashed: |A|"
     panels = [
         Panel(title, traces, titled("epoch"), {"rangemode": "tozero"}),
-        highest("G", recorded.highest_gradient),
-        highest("A", recorded.highest_accumulated),
+        Panel(words, highest, titled("epoch"), {"rangemode": "tozero"}),
     ]
     legend = {"orientation": "h", "y": -0.08, "yanchor": "top"}
     return figure(panels, columns=1, height=270, legend2=legend)

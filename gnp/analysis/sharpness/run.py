@@ -13,7 +13,6 @@ import config as configs
 import ds_pipeline
 import model
 from config import rules
-from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.pictures import draw
@@ -194,4 +193,4 @@ def _draw(dataset: ds_pipeline.Dataset, examples: int | None, seed: int) -> ds_p
         )
     random = np.random.default_rng((seed, _EXAMPLES_TAG))
     chosen = np.sort(random.permutation(there)[:examples])
-    return ds_pipeline.SubsetSource(decoded(dataset.train, dataset.shape), chosen)
+    return ds_pipeline.SubsetSource(dataset.train_as_evaluated, chosen)

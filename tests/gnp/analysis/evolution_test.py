@@ -1,5 +1,6 @@
 """The evolution of a run: the article's numbers by both paths, pictures, verdicts, the command."""
 
+import contextlib
 import csv
 import json
 import re
@@ -10,17 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from matplotlib.figure import Figure
 
-from gnp.analysis import evolution, evolution_numbers
+from gnp.analysis import evolution, evolution_numbers, evolution_pictures
 from gnp.analysis.evolution import load_evolution, load_from_steps, verdicts, write_evolution
 from gnp.analysis.evolution_pictures import animated_layers, spread_out
 from gnp.analysis.results import show_results
-from gnp.training.evolution import FIELDS, EvolutionWriter
+from gnp.training.evolution import FIELDS, EvolutionWriter, cells
 from gnp.training.gradient_files import GradientFiles
 from gnp.training.mesh import build_mesh, replicate
 from gnp.training.run_directory import remove_run
 from gnp.training.state import TrainState
 from optimizer import record_gradient_evolution
+from tests import published
 from tests.marks import quick_first
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +58,7 @@ def record(directory, steps=STEPS, names=LAYERS, every_step=True):
         files.close()
     rows = [
         {"epoch": e + 1, "step": count * (e + 1), "train_loss": 2.0**-e, "train_error_rate": 0.5,
-         "test_loss": 1.0, "test_error_rate": 0.25, "epoch_seconds": 1.0}
+         "train_set_loss": 2.0**-e, "test_loss": 1.0, "test_error_rate": 0.25, "epoch_seconds": 1.0}
         for e in range(epochs)
     ]  # fmt: skip
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -114,6 +117,66 @@ def test_the_articles_numbers_of_single_steps(golden):
     ):
         expected = GOLDEN[f"f64/individual/{key}"]
         np.testing.assert_allclose(actual, expected, 0, 1e-6 * expected.max(), err_msg=key)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Return the list of figures that are drawn from here on, in place of their files."""
+    drawn = []
+
+    @contextlib.contextmanager
+    def picture(*_, **__):
+        drawn.append(Figure(layout="constrained"))
+        yield drawn[-1]
+
+    monkeypatch.setattr(evolution_pictures, "picture", picture)
+    return drawn
+
+
+def test_the_lines_of_the_published_plots(golden, figures):
+    """Of each number that the last version of the published code draws, at its place."""
+    arrays, _ = published.load("evolution_models")
+    found, steps = load_evolution(golden), load_from_steps(golden, every=1)
+
+    def meets(key, actual):
+        expected = arrays[f"plotted/f5e3123/{key}"]
+        np.testing.assert_allclose(actual, expected, 0, 1e-6 * expected.max() + 1e-12, err_msg=key)
+
+    meets("L1_Norm_Individual_Std.", steps.gradient_norm)
+    evolution_pictures.plot_norms(found, None)
+    drawn = {line.get_label(): line.get_ydata() for line in figures[0].axes[0].lines}
+    for key, label in (
+        ("Norm_of_Gradient", "‖G‖: an epoch's gradients, summed"),
+        ("Norm_of_Accumulated_Gradient", "‖A‖: all gradients so far, summed"),
+        ("Accumulated_Norm_of_Gradient", "running sum of ‖G‖"),
+    ):
+        meets(key, drawn[label])
+
+    evolution_pictures.plot_highest_elements(found, None)
+    axis = figures[1].axes[0]
+    assert len(figures[1].axes) == 1 and axis.get_yscale() == "linear"
+    # The last layer has no gradients, so no lines.
+    pairs = zip(axis.lines[::2], axis.lines[1::2], strict=True)
+    for i, (gradient, accumulated) in enumerate(pairs):
+        meets(f"Grad_Layer_{i}", gradient.get_ydata())
+        meets(f"Accgrad_Layer_{i}", accumulated.get_ydata())
+        assert (gradient.get_linestyle(), accumulated.get_linestyle()) == ("-", "--")
+        assert gradient.get_color() == accumulated.get_color()
+    assert len({line.get_color() for line in axis.lines}) == i + 1 == 5
+
+
+def test_metrics_of_the_training_set_are_drawn_as_shares_of_their_largest(figures):
+    rows = [
+        {"epoch": e, "train_loss": 9.0, "train_set_loss": loss, "train_set_error_rate": error}
+        for e, loss, error in ((1, 2.0, 0.6), (2, 1.0, 0.5), (3, 0.5, 0.2))
+    ]
+    rows.append({"epoch": 4, "train_loss": 9.0})  # its value was not finite
+    evolution_pictures.plot_loss(rows, None)
+    drawn = {line.get_label(): line for line in figures[0].axes[0].lines}
+    assert list(drawn) == ["loss", "accuracy"]
+    assert drawn["loss"].get_xdata().tolist() == [1, 2, 3]
+    np.testing.assert_allclose(drawn["loss"].get_ydata(), [1, 0.5, 0.25])
+    np.testing.assert_allclose(drawn["accuracy"].get_ydata(), [0.5, 0.625, 1])
 
 
 @pytest.mark.slow
@@ -224,7 +287,7 @@ def test_pictures_of_any_number_of_layers_and_epochs(golden, tmp_path, layers, e
         assert image.size[0] <= 1400
         if epochs > 1:  # frames that are alike become one
             assert 1 < image.n_frames <= len(shown)
-    assert len(animated_layers(found)) == min(layers, 8)
+    assert len(animated_layers(found)) == (8 if layers == 60 else layers)
 
 
 def test_shown_layers_are_in_natural_order(golden):
@@ -232,6 +295,23 @@ def test_shown_layers_are_in_natural_order(golden):
         names=("b_10", "b_2", "b_1", "head", "b_3", "b_9"),
     )
     assert [found.names[i] for i in animated_layers(found)][:4] == ["b_1", "b_2", "b_3", "b_9"]
+
+
+@pytest.mark.parametrize(("most", "shown", "shade"), [(6, 6, 0.25), (5, 2, 0.5)])
+def test_shades_are_linear_but_for_many_layers(golden, monkeypatch, most, shown, shade):
+    """All layers and all of their elements; of a large network, a few, with more contrast."""
+    monkeypatch.setattr(evolution_pictures, "ALL_LAYERS", most)
+    monkeypatch.setattr(evolution_pictures, "FEW_LAYERS", 2)
+    found = load_evolution(golden)
+    figure, images = evolution_pictures._heatmaps(found, animated_layers(found))
+    assert len(images) == 3 * shown
+    for (field, layer), image in images.items():
+        values, largest = found.maps[field][layer][0], found.maps[field][layer].max()
+        np.testing.assert_allclose(image.get_array().ravel(), values.ravel() / (largest or 1))
+        assert image.norm(0.25) == shade
+    assert images["gradient", 0].get_array().shape == (8, 12)  # of 12 x 8
+    texts = [text.get_text() for text in figure.axes[-1].get_yticklabels()]
+    assert texts == ["low", "medium", "high"]
 
 
 def test_labels_do_not_lie_over_one_another():
@@ -243,24 +323,47 @@ def test_labels_do_not_lie_over_one_another():
 def test_verdicts_are_said_from_the_numbers(golden):
     found = load_evolution(golden)
     epochs = np.arange(1.0, 9.0)
-    grows, falls, separates = verdicts(
+    nothing = np.zeros(8)
+    grows, falls, separate = verdicts(
         found._replace(
             accumulated_norm=3 * epochs**0.5,
             gradient_norm=1 / epochs,
-            highest_gradient=np.stack([1 / epochs, 1 / epochs**2, np.zeros(8)]),
+            highest_gradient=np.stack([1 / epochs, 1 / epochs**2, nothing]),
+            highest_accumulated=np.stack([epochs / 8, 1 - 0.5 / epochs, nothing]),
         )
     )
     assert (grows.holds, grows.numbers) == (True, "fitted exponent 0.50 (1: linear)")
     assert (falls.holds, falls.numbers) == (True, "last over first 0.125")
-    assert separates.holds and separates.numbers.endswith("1 at first, 8 at last")
+    words = "at the end, gradients at most 0.125, accumulated at least 0.938"
+    assert (separate.holds, separate.numbers) == (True, words)
     others = verdicts(
         found._replace(
             accumulated_norm=epochs**1.5,
             gradient_norm=epochs,
-            highest_gradient=np.stack([epochs, epochs]),
+            # Each layer's own two lines separate, and the groups do not.
+            highest_gradient=np.stack([1 / epochs, np.full(8, 0.9)]),
+            highest_accumulated=np.stack([0.5 + 0.2 / epochs, np.ones(8)]),
         )
     )
     assert [verdict.holds for verdict in others] == [False, False, False]
+
+
+def test_what_an_earlier_version_recorded_is_read(tmp_path):
+    """Files with cells; and those of a run that this version has gone on with."""
+    folder, draw = tmp_path / "evolution", np.random.default_rng(0)
+    record(tmp_path, [draw.normal(size=(2, 3, 40, 50))], ["w"], every_step=False)
+    whole = load_evolution(tmp_path)
+    assert whole.maps["gradient"][0].shape == (2, 40, 50)  # every element
+    for file in [folder / "epoch_00001.npz", folder / "epoch_00002.npz"]:
+        with np.load(file) as arrays:
+            kept = dict(arrays)
+        kept |= {name: cells(x) for name, x in kept.items() if name.startswith("map/")}
+        np.savez(file, **kept)
+        found = load_evolution(tmp_path)
+        assert found.maps["accumulated"][0].shape == (2, 20, 25)
+        for name in ("highest_gradient", "highest_accumulated", "gradient_norm"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+        assert verdicts(found) == verdicts(whole)
 
 
 def test_a_short_run_has_no_verdicts(tmp_path):
@@ -317,8 +420,11 @@ def test_a_run_records_and_draws(run_gnp_here, tmp_path):
     assert done.returncode == 0, done.stderr
     size = re.search(r"written: ([\d,]+) parameters x 8 steps x 4 bytes = ", done.stderr)
     assert size
-    assert "highest elements separate" in done.stdout and "animation.gif" in done.stdout
+    assert "accumulated gradients separate" in done.stdout and "animation.gif" in done.stdout
     directory = tmp_path / "run"
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [sorted(row).count("train_set_error_rate") for row in rows] == [1, 1]
+    assert (directory / "loss.png").exists()
     recorded, computed = load_evolution(directory), load_from_steps(directory)
     assert sum(recorded.sizes) == int(size[1].replace(",", ""))
     for x, y in zip(recorded[1:-1], computed[1:-1], strict=True):

@@ -279,8 +279,8 @@ def reading(
 ) -> Reading:
     """Return a copy of the run, beside another one; without the pictures, which take seconds."""
     source, experiment = whole
-    for name in ("plot_norms", "plot_highest_elements", "plot_animation", "plot_loss_and_metrics"):
-        monkeypatch.setattr(evolution, name, lambda *_: None)
+    for name in ("norms", "highest_elements", "animation", "loss", "loss_and_metrics"):
+        monkeypatch.setattr(evolution, f"plot_{name}", lambda *_: None)
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # 4.5 MB in every page
     folder = tmp_path / "runs"
     shutil.copytree(source / "run", folder / "bad")

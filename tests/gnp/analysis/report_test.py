@@ -398,7 +398,13 @@ def test_evolution_and_sharpness_are_in_the_page(tmp_path, make, results, page):
     assert float(row["hessian_eigenvalues_mean"]) == 5.0
     assert (float(row["hessian_trace_mean"]), row["sam_sharpness_mean"]) == (9.0, "")
     found = page()
-    assert found.panels == [5, 3, 3, 4, 1]
+    assert found.panels == [5, 3, 2, 4, 1]
+    lines = [each for each in found.figures[2]["data"] if each["legend"] == "legend2"]
+    assert [each["line"]["dash"] for each in lines] == ["solid"] * 3 + ["dash"] * 3
+    for gradient, accumulated in zip(lines[:3], lines[3:], strict=True):
+        assert gradient["name"] == accumulated["name"]
+        assert gradient["line"]["color"] == accumulated["line"]["color"]
+        assert gradient["yaxis"] == accumulated["yaxis"] == "y2"
     maps = found.figures[1]
     assert [frame["name"] for frame in maps["frames"]] == ["1", "2", "3"]
     for frame in maps["frames"]:

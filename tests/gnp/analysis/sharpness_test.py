@@ -17,7 +17,6 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 import model
 from config import load_config
 from ds_pipeline import InMemorySource, build_dataset, evaluation_batches
-from gnp.analysis.data_numbers import decoded
 from gnp.analysis.sharpness import __main__ as command
 from gnp.analysis.sharpness.directions import contour, curve, filter_normalized, sam_sharpness
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
@@ -28,7 +27,7 @@ from gnp.experiment import build_experiment
 from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import from_linen
-from tests.data_sets import write_csv_table, write_image_folder
+from tests.data_sets import write_image_folder
 
 EXAMPLES = 60
 DEFAULT = str(Path(__file__).parents[3] / "config" / "default.py")
@@ -344,7 +343,9 @@ def test_infinite_loss(small):
 
 
 def write_table(folder):
-    file = write_csv_table(folder / "table.csv")
+    file = folder / "table.csv"  # of seconds that float32 does not hold
+    rows = [f"{1_700_000_000 + i},{i % 7},{i % 5}" for i in range(40)]
+    file.write_text("\n".join(["time,rooms,price", *rows]))
     return {"dataset_name": "csv", "data_dir": file, "target": "price", "task": "regression"}
 
 
@@ -370,7 +371,7 @@ def test_any_kind_of_data_without_augmentation(tmp_path, write, name, loss):
     experiment = build_experiment(config, dataset)
     state, _ = experiment.initialize()
     surface = surfaces(experiment, batch_size=3, regularized=False)(state)
-    source = decoded(dataset.train, dataset.shape)
+    source = dataset.train_as_evaluated
     batch = source.batch(np.arange(len(source)))
     outputs, _ = experiment.model.apply(
         state.params, state.model_state, batch["input"], False, None

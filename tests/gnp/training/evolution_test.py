@@ -1,5 +1,6 @@
 """Recorded runs: the numbers of an epoch, its files, and their way through a run."""
 
+import json
 import re
 import shutil
 
@@ -69,7 +70,14 @@ def test_an_epochs_numbers():
     for field, values in zip(FIELDS, (g, a, np.maximum(s - np.abs(a), 0)), strict=True):
         np.testing.assert_allclose(found[f"mean/{field}"], [np.abs(values).mean()], 1e-6)
         np.testing.assert_array_equal(found[f"max/{field}"], [np.abs(values).max()])
-        np.testing.assert_array_equal(found[f"map/{field}"][0], cells(np.abs(values)))
+        np.testing.assert_array_equal(found[f"map/{field}"][0], np.abs(values))
+
+
+@pytest.mark.parametrize(("rows", "shape"), [(1024, (1024, 64)), (1025, (32, 32))])
+def test_pictures_of_a_small_network_have_all_elements(rows, shape):
+    tree = {"w": jnp.ones((rows, 64))}  # 65,536 elements, and more
+    found = summarize(GradientEvolution(tree, tree, tree, jnp.int32(3)))
+    assert {found[f"map/{field}"][0].shape for field in FIELDS} == {shape}
 
 
 def assert_sums(found, steps):
@@ -80,7 +88,7 @@ def assert_sums(found, steps):
             rows = np.abs(value).reshape(3, -1)
             np.testing.assert_allclose(found[f"mean/{field}"][:, layer], rows.mean(1), 1e-5)
             np.testing.assert_allclose(found[f"max/{field}"][:, layer], rows.max(1), 1e-5)
-            assert found[f"map/{field}"][layer].shape == (3, *cells(value[0]).shape)
+            assert found[f"map/{field}"][layer].size == value.size
 
 
 def test_a_file_an_epoch_with_the_sums_of_its_gradients(recorded):
@@ -90,6 +98,17 @@ def test_a_file_an_epoch_with_the_sums_of_its_gradients(recorded):
     assert list(found["sizes"]) == [leaf.size for leaf in jax.tree.leaves(run.state.params)]
     assert list(found["epochs"]) == [1, 2, 3] and list(found["steps"]) == [5, 5, 5]
     assert_sums(found, [np.load(file) for file in read_index(directory).files])
+
+
+def test_the_training_set_is_evaluated_after_each_epoch(recorded):
+    directory, run = recorded
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert all({"train_set_loss", "train_set_error_rate"} <= row.keys() for row in rows)
+    train = run.experiment.dataset.train
+    batch = train.batch(np.arange(len(train)))
+    outputs, _ = run.experiment.model.apply(run.state.params, {}, batch["input"], False, None)
+    losses = run.experiment.objective.loss(outputs, jnp.asarray(batch["label"]))
+    np.testing.assert_allclose(rows[-1]["train_set_loss"], losses.mean(), 1e-6)
 
 
 @pytest.mark.slow

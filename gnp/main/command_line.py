@@ -151,7 +151,7 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
         )
     try:
         re.compile(values.values or "")
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         wrong.append(f"--values={values.values} is no regular expression: {error}")
     for name, modes in _MODES.items():
         if values[name].value is not None and values.mode not in modes:

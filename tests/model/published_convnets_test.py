@@ -1,4 +1,7 @@
-"""VGG, PyramidNet, Shake-Shake and ShakeDrop: what the gradient-norm penalty's code computes."""
+"""VGG, PyramidNet, Shake-Shake and ShakeDrop: what the gradient-norm penalty's code computes.
+
+And how all its convolutional networks start.
+"""
 
 import itertools
 import re
@@ -22,6 +25,8 @@ from tests.model.published import (
     in_ours,
     their_variables,
 )
+from tests.model.resnet_test import published_names as resnet_names
+from tests.model.wide_resnet_test import published_names as wide_resnet_names
 from tests.published import load
 
 TWO_GROUPS = {
@@ -29,6 +34,8 @@ TWO_GROUPS = {
     **{"groups": (1, 2), "widths": (64, 128)},
 }
 DENSE_NORM = {"dense_norm": True}
+THREE_STAGES = {"stages": (1, 1, 1), "widths": (64, 128, 256)}
+TWO_STAGES = {"stages": (1, 1), "widths": (64, 128), "stem": "imagenet"}
 
 
 def vgg_names(path: str, *, step: int) -> str:
@@ -268,11 +275,15 @@ def test_dense_layers_start_uniform_in_the_variant(name, count, variant):
         ("vgg_bn", "VGG11BN", TWO_GROUPS, 8, partial(vgg_names, step=3)),
         ("pyramidnet", "PyramidNet_20_200", {}, 32, partial(pyramid_names, blocks=2)),
         ("shakeshake", "WideResNet_2_96_ShakeShake", {"depth": 8}, 32, shake_names),
+        ("wrn", "WideResNet_16_4", {}, 4, wide_resnet_names),
+        ("resnet_basic", "ResNet18", THREE_STAGES, 8, resnet_names(18, THREE_STAGES["stages"])),
+        ("resnet_bottleneck", "ResNet50", TWO_STAGES, 16, resnet_names(50, TWO_STAGES["stages"])),
     ],
 )
 def test_initializers(network, name, params, side, names):
     """Mean, standard deviation and kind: a kurtosis of 3 is normal, 1.8 uniform."""
-    module = get_model(name, 100, **{"variant": "gnp", **params})
+    classes = 1000 if network == "resnet_bottleneck" else 100
+    module = get_model(name, classes, **{"variant": "gnp", **params})
     x = jnp.zeros((1, side, side, 3))
     drawn = jax.jit(lambda: module.init(jax.random.key(0), x, train=False))()
     ours = flatten_dict(drawn, sep="/")

@@ -220,15 +220,3 @@ def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}
     tolerances = {step: max(1e-5, 10 * value) for step, value in noise.items()}
     follow(run, "f32", tmp_path, {s: value for s, value in tolerances.items() if value < 1e-3})
-
-
-def test_what_is_said_of_their_warmup() -> None:
-    """docs/from_the_original.md says it: the rate warms up, and the first step of lambda-warmup."""
-    for run in ("r_warmup", "lambda_warmup", "zero_warmup"):
-        rates, logged = (ARRAYS[f"f64/{run}/{name}"] for name in ("lr", "lr_logged"))
-        np.testing.assert_allclose(rates[:9], np.arange(9) / 8 * 0.02, rtol=1e-6)
-        np.testing.assert_array_equal(logged[1:], rates[:-1])  # what they log lags a step
-    norms = ARRAYS["f64/lambda_warmup/metric/gradient_norm"]
-    assert norms[0] == pytest.approx(1)
-    plain = ARRAYS["f64/zero_warmup/metric/gradient_norm"][0]
-    assert ARRAYS["f64/r_warmup/metric/gradient_norm"][0] == pytest.approx(0.2 + 0.8 * plain)

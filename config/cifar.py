@@ -3,11 +3,10 @@ r"""A wide residual network on CIFAR-10, with the gradient-norm penalty.
     python -m gnp.main.main --config=config/cifar.py --working_dir=runs/cifar \
         --config.dataset.data_dir=DATA_DIR
 
-The network is that of the paper on it, with shortcut convolutions of 1 x 1; the penalty's authors
-have another variant (config/original.py). The hyperparameters are those of the paper's CIFAR
-experiments (arXiv 2202.03599): r 0.1,
-alpha 0.8, learning rate 0.1 with a cosine, L2 1e-3, gradients clipped at 5, batch 256,
-200 epochs. Another network:
+The network is that of the paper on wide residual networks, with shortcut convolutions of 1 x 1; the
+penalty's authors have another variant (config/original.py). The hyperparameters are those of the
+penalty's experiments on CIFAR (arXiv 2202.03599): r 0.1, alpha 0.8, learning rate 0.1 with a
+cosine, L2 1e-3, gradients clipped at 5, batch 256, 200 epochs. Another network:
 --config.model.model_name=WideResNet_28_10. CIFAR-100: --config.dataset.dataset_name=cifar100
 --config.dataset.num_classes=100.
 

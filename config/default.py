@@ -97,8 +97,8 @@ KEYS = (
         choice("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"),
     ).means("loss of an example; it decides the metrics too"),
     Key("loss_reduction", "mean", choice("mean", "sum")).means(
-        "of a batch's losses and of the costs, what the gradient is of; sum: batch_size times as "
-        "large. What is logged are means"
+        "the gradient is of the mean of a batch's losses, or of their sum, batch_size times as "
+        "large, costs included; the losses that are logged are means"
     ),
     Key("label_smoothing", 0.0, number(0, at_most=1)).means("share of the uniform label"),
     Key("l2_regularization", 0.0, number(0)).means("times half the squared norm, in the loss"),
@@ -310,7 +310,7 @@ KEYS = (
     # What is measured and kept.
     Key("compute_top_5_error_rate", False, BOOLEAN).means("log the top-5 error rate as well"),
     Key("top_k", None, optional(integer(1))).means(
-        "k of a top-k error rate to log as well; none: none"
+        "log the top-k error rate of this k as well; none: of none"
     ),
     Key("eval_batch_size", None, optional(integer(1))).means(
         "examples of an evaluation batch, over all devices; none: batch_size"

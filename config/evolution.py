@@ -19,8 +19,8 @@ is the price. Iris comes with scikit-learn.
 Networks, optimizers and data are as in the last commit (f5e3123) of the article's code: a tenth of
 the training part is held out, by the same shuffle, and nothing trains on the test part; inputs are
 as they are, or pixels from 0 to 1; every epoch goes through the same batches, the last of which is
-smaller. What differs: the initial numbers; TFDS has the images in another order; of the table the
-test part is the end of the same shuffle, where Keras' loader has one of its own.
+smaller. What differs: the initial weights are other draws; TFDS has the images in another order;
+the table's test part is the end of the same shuffle, where Keras' loader has one of its own.
 docs/evolution.md says what is recorded.
 """
 

@@ -17,7 +17,7 @@ With an argument it is one of their recipes, which have the same name there (the
     python -m gnp.main.main --config=config/original.py:wideresnet_cifar \
         --working_dir=runs/wideresnet-cifar --config.dataset.data_dir=DATA_DIR
 
-Networks are their variants (docs/models.md).
+The networks are the authors' own, `model_params.variant=gnp` (docs/models.md).
 
     argument                  recipe
     wideresnet_cifar          recipe/wideresnet-cifar.sh: WideResNet_28_10

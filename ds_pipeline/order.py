@@ -1,10 +1,10 @@
 """Which example comes when: a pure function of (seed, step).
 
-Step t of a training is step t mod s of epoch t // s, where an epoch has s = n // batch_size steps.
+Step t of a training is step t mod s of epoch t // s, where an epoch has s = n // batch_size steps,
+and one more where the examples that are left make a smaller batch; else they rest for that epoch.
 It takes rows (t mod s) * batch_size onwards of the epoch's permutation of the n examples, so a run
-resumes at any step, and the n - s * batch_size last of each permutation rest for that epoch, or
-make one more, smaller batch. Of a batch's rows each process has a slice. What is random in an
-example comes from (seed, epoch, index of the example), and in a batch as a whole from (seed, step).
+resumes at any step. Of a batch's rows each process has a slice. What is random in an example comes
+from (seed, epoch, index of the example), and in a batch as a whole from (seed, step).
 """
 
 import functools

@@ -18,8 +18,8 @@ from model.layers import (
 )
 from model.registry import ModelError, register
 from model.transformer import (
-    JAX_MODELS,
     TIMM,
+    VARIANTS,
     Block,
     Mlp,
     PatchEmbed,
@@ -40,7 +40,6 @@ _STOCHASTIC_DEPTH = {
     384: {24: 0.1, 36: 0.2, 48: 0.3},
     768: {24: 0.2, 36: 0.3, 48: 0.4},
 }
-_VARIANTS = {"timm": TIMM, "gnp": JAX_MODELS}
 
 
 class ClassAttention(nn.Module):
@@ -162,14 +161,14 @@ class CaiT(nn.Module):
                 f"model_params.layer_scale = {self.layer_scale}: must be a finite number of at "
                 "least 0, or None"
             )
-        check_variant(self.variant, _VARIANTS)
+        check_variant(self.variant, VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
-        variant = _VARIANTS[self.variant]
+        variant = VARIANTS[self.variant]
         patches = PatchEmbed(
             self.embed_dim,
             self.patch_size,

@@ -26,6 +26,8 @@ Module = TypeVar("Module", bound=nn.Module)
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Last layers of SAM's and the gradient-norm penalty's networks: +-1 / sqrt(outputs).
 UNIFORM_HEAD = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+# Variant of a convolutional network -> initializer of its last layer.
+HEADS = {"paper": nn.initializers.lecun_normal(), "gnp": UNIFORM_HEAD}
 # Kernels of the Riemannian authors' networks: normal with a variance of 2.6 over the inputs, then
 # cut off at two deviations, which leaves 0.88 of the deviation.
 FAN_IN = nn.initializers.variance_scaling(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from model.layers import (
     HE,
-    UNIFORM_HEAD,
+    HEADS,
     BatchNorm,
     Conv,
     DType,
@@ -24,7 +24,6 @@ from model.layers import (
 from model.registry import ModelError, register
 
 _STEM = 16  # channels that the first block starts from
-_VARIANTS = ("paper", "gnp")
 
 
 def shake_drop(
@@ -179,7 +178,7 @@ class PyramidNet(nn.Module):
                 raise ModelError(
                     f"model_params.{name} = {bounds}: must be a lower and an upper bound"
                 )
-        check_variant(self.variant, _VARIANTS)
+        check_variant(self.variant, HEADS)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -208,8 +207,8 @@ class PyramidNet(nn.Module):
                 name=f"group_{group + 1}_block_{block + 1}",
             )(x, train)
         x = nn.relu(norm(name="norm")(x, train))
-        head_init = UNIFORM_HEAD if self.variant == "gnp" else nn.initializers.lecun_normal()
-        return nn.Dense(self.num_classes, kernel_init=head_init, name="head")(mean_of_pixels(x))
+        head = nn.Dense(self.num_classes, kernel_init=HEADS[self.variant], name="head")
+        return head(mean_of_pixels(x))
 
 
 @register(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from model.layers import (
     HE,
-    UNIFORM_HEAD,
+    HEADS,
     BatchNorm,
     Conv,
     DType,
@@ -26,7 +26,6 @@ from model.registry import ModelError, register
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 _STEMS = ("cifar", "imagenet", "none")
-_VARIANTS = ("paper", "gnp")
 # Images up to this width get the CIFAR stem, in pixels.
 _SMALL = 64
 
@@ -176,7 +175,7 @@ class ResNet(nn.Module):
         check_sizes(stages=stages, widths=self.widths)
         if self.stem_features is not None:
             check_sizes(stem_features=self.stem_features)
-        check_variant(self.variant, _VARIANTS)
+        check_variant(self.variant, HEADS)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -202,8 +201,8 @@ class ResNet(nn.Module):
                     batch_norm_group=self.batch_norm_group,
                     name=f"layer{stage + 1}_{block}",
                 )(x, train)
-        head_init = UNIFORM_HEAD if published else nn.initializers.lecun_normal()
-        return nn.Dense(self.num_classes, kernel_init=head_init, name="fc")(mean_of_pixels(x))
+        head = nn.Dense(self.num_classes, kernel_init=HEADS[self.variant], name="fc")
+        return head(mean_of_pixels(x))
 
     def _stem(self, x: jax.Array, stem: str, train: bool) -> jax.Array:
         published = self.variant == "gnp"

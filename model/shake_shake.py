@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from model.layers import (
     HE,
-    UNIFORM_HEAD,
+    HEADS,
     BatchNorm,
     Conv,
     DType,
@@ -20,8 +20,6 @@ from model.layers import (
     with_slope_of,
 )
 from model.registry import ModelError, register
-
-_VARIANTS = ("paper", "gnp")
 
 
 def mix(
@@ -169,7 +167,7 @@ class ShakeShake(nn.Module):
             raise ModelError(
                 f"{name}: model_params.depth = {self.depth} must be 6n + 2, at least 8"
             )
-        check_variant(self.variant, _VARIANTS)
+        check_variant(self.variant, HEADS)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()
 
@@ -191,6 +189,5 @@ class ShakeShake(nn.Module):
                     batch_norm_group=self.batch_norm_group,
                     name=f"group_{group + 1}_block_{block + 1}",
                 )(x, train)
-        head_init = UNIFORM_HEAD if self.variant == "gnp" else nn.initializers.lecun_normal()
-        head = nn.Dense(self.num_classes, kernel_init=head_init, name="head")
+        head = nn.Dense(self.num_classes, kernel_init=HEADS[self.variant], name="head")
         return head(mean_of_pixels(nn.relu(x)))

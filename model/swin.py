@@ -20,9 +20,9 @@ from model.layers import (
 )
 from model.registry import ModelError, register
 from model.transformer import (
-    JAX_MODELS,
     NORMAL,
     TIMM,
+    VARIANTS,
     Block,
     PatchEmbed,
     Variant,
@@ -34,7 +34,6 @@ from model.transformer import (
 )
 
 _EPSILON = 1e-5
-_VARIANTS = {"timm": TIMM, "gnp": JAX_MODELS}
 
 
 class WindowAttention(nn.Module):
@@ -317,14 +316,14 @@ class Swin(nn.Module):
             attention_dropout_rate=self.attention_dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
         )
-        check_variant(self.variant, _VARIANTS)
+        check_variant(self.variant, VARIANTS)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, h, w, c] -> [b, num_classes]."""
         check_images(self, x)
-        variant = _VARIANTS[self.variant]
+        variant = VARIANTS[self.variant]
         patches = PatchEmbed(
             self.embed_dim,
             self.patch_size,

@@ -55,6 +55,8 @@ JAX_MODELS = Variant(
     mlp=nn.initializers.xavier_uniform(),
     head=nn.initializers.lecun_normal(),
 )
+# Of CaiT and Swin.
+VARIANTS = {"timm": TIMM, "gnp": JAX_MODELS}
 
 
 class PatchEmbed(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from model.layers import (
     FAN_IN,
     HE,
-    UNIFORM_HEAD,
+    HEADS,
     BatchNorm,
     Conv,
     DType,
@@ -27,8 +27,8 @@ from model.registry import ModelError, register
 
 # Initializers of the convolutions and of the last layer, and the batch norms' momentum.
 _VARIANTS: Mapping[str, tuple[Initializer, Initializer, float]] = {
-    "paper": (HE, nn.initializers.lecun_normal(), 0.9),
-    "gnp": (HE, UNIFORM_HEAD, 0.9),
+    "paper": (HE, HEADS["paper"], 0.9),
+    "gnp": (HE, HEADS["gnp"], 0.9),
     "riemannian": (FAN_IN, FAN_IN, 0.99),
 }
 
@@ -117,7 +117,7 @@ class WideResNet(nn.Module):
                 f"WideResNet_{self.depth}_{self.width}: the depth must be 6n + 4, at least 10; "
                 f"nearest: {lower if self.depth - lower <= 3 else lower + 6}"
             )
-        check_variant(self.variant, tuple(_VARIANTS))
+        check_variant(self.variant, _VARIANTS)
         check_rates(dropout_rate=self.dropout_rate)
         check_batch_norm_group(self.batch_norm_group)
         super().__post_init__()

@@ -197,10 +197,10 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         )
 
     gradient = whole_gradient(net)
-    # Shake-Shake's noise in the backward pass alone: the penalty's direction is without.
+    # Shake-Shake's noise in the backward pass: a gradient that gives a direction is without.
     is_noisy = getattr(module, "backward_noise", False)
     exact = gradient
-    if is_noisy:
+    if is_noisy and optimizer.gnp_gradients(config.gnp) > 1:
         exact = whole_gradient(linen(module.clone(backward_noise=False)))
     has_groups = _has_groups(config)
     penalize_at = None  # the penalty stands in the chain

@@ -127,6 +127,8 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
     has_run = values.working_dir or not (values.checkpoint or "0").isdecimal()
     if values.mode != "inspect" and not has_run:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
+    elif values.checkpoint is not None and not has_run:
+        wrong.append(f"--checkpoint={values.checkpoint} needs --working_dir=DIR, the run directory")
     for name, read in (("working_dir", _directory), ("checkpoint", _checkpoint)):
         text = values[name].value
         try:

@@ -280,8 +280,9 @@ class Checkpoints:
             progress = read_json(folder / _PROGRESS)
             stored = self._checkpointer.handler.metadata(folder / "state")
             there = getattr(stored, "tree", stored)
-            abstract = _on_one_device(there)
-            if abstract_state is not None:
+            if abstract_state is None:
+                abstract = _on_one_device(there)
+            else:
                 abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(abstract_state))
             self._check_structure(step, _shapes(there), _shapes(abstract))
             # Array by array, as what holds none may differ between versions of a transformation.

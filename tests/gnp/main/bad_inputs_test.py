@@ -131,6 +131,7 @@ def test_spaces_around_the_equals_sign(refused):
         (["--checkpoint=-1", "--mode=eval"], "--checkpoint=-1 is neither"),
         (["--checkpoint=s3://a/b", "--mode=eval"], "--checkpoint=s3://a/b is a URL"),
         (["--values=(", "--mode=inspect"], "--values=( is no regular expression: "),
+        (["--values=a{9999999999}", "--mode=inspect"], "9999999999} is no regular expression: "),
         (["--values=kernel"], "--values=kernel goes with --mode=inspect only"),
         (["stray"], "'stray' is not a flag"),
         (["--checkpoint=7"], "goes with --mode=eval or --mode=inspect only"),

@@ -7,6 +7,7 @@ import pytest
 from gnp.main.command_line import UsageError, parse
 
 EVAL = ("--mode=eval", "--working_dir=runs/x")
+INSPECT = ("--mode=inspect", "--config=config/digits.py")
 
 
 def test_eval_takes_keys_that_results_do_not_depend_on():
@@ -56,5 +57,6 @@ def test_a_checkpoint_is_a_step_or_a_path(tmp_path):
         assert line is not None and (line.working_dir, line.checkpoint) == (path, folder)
     line = parse([*EVAL, "--checkpoint=44"])
     assert line is not None and line.checkpoint == 44
-    with pytest.raises(UsageError, match="--mode=eval needs --working_dir=DIR"):
-        parse(["--mode=eval", "--checkpoint=44"])
+    for words, flag in ((["--mode=eval"], "--mode=eval"), (INSPECT, "--checkpoint=44")):
+        with pytest.raises(UsageError, match=f"{flag} needs --working_dir=DIR"):
+            parse([*words, "--checkpoint=44"])

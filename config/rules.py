@@ -357,7 +357,7 @@ def _batch_on_devices(config: ml_collections.ConfigDict, devices: int) -> Iterat
 
 
 def _last_batch(config: ml_collections.ConfigDict, devices: int, examples: int) -> Iterator[str]:
-    """What a batch has to fit, the smaller one at an epoch's end has to, too."""
+    """The smaller batch at an epoch's end has to fit what every batch has to."""
     left = examples % config.batch_size
     if not config.dataset.keep_last_batch or not left:
         return

@@ -58,7 +58,7 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
             three = (values[0], min(values), values[-1])
             shown.append([name.replace("_", " "), *(number(name, value) for value in three)])
     print_table(str(working_dir), shown, ("", *epochs), numbers=epochs)
-    seconds, count = sum(row["epoch_seconds"] for row in rows), rows[-1]["epoch"]
+    seconds, count = sum(row["epoch_seconds"] for row in rows), len(rows)
     names = ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
     files = ", ".join(name for name in names if (working_dir / name).exists())
     print(

@@ -238,7 +238,7 @@ def train(
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
             measured = measure(dataset.evaluation_name, dataset.evaluation) | measured
         scalars = experiment.scalars(progress.step - 1)
-        examples = min(steps_per_epoch * config.batch_size, len(experiment.dataset.train))
+        examples = min(steps_per_epoch * config.batch_size, len(dataset.train))
         row = progress.row(epoch, examples, measured, scalars)
         log.end_epoch(row, row_line(row, epochs))
         progress.start_epoch()

@@ -135,7 +135,8 @@ class Progress:
         Args:
             epoch: From 1 on.
             examples: Training examples of an epoch.
-            measured: Metrics of the evaluation set, and sharpness, at the epoch's end.
+            measured: At the epoch's end, metrics of the evaluation set, and, of a run that records
+                them, of the training set and sharpness.
             scalars: Learning rate, alpha and r of its last step.
         """
         means = self.means()

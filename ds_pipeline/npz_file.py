@@ -177,9 +177,9 @@ def _targets(
 
 def _finite(file: Path, name: str, values: np.ndarray) -> np.ndarray:
     """Return the values as float64, or as they are where that is smaller."""
-    with np.errstate(over="ignore"):  # of a longer type: it is said below; the limit in float32
+    with np.errstate(over="ignore"):  # of a longer type: it is said below
         result = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
-        wrong = ~(np.abs(result) <= LARGEST)
+    wrong = ~(np.abs(result) <= min(LARGEST, float(np.finfo(result.dtype).max)))
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
         raise DataError(

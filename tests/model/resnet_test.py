@@ -52,7 +52,7 @@ def test_size_on_cifar():
     assert count(shapes("ResNet50", 32, 10)) == 23_520_842
 
 
-@pytest.mark.parametrize("depth", quick_first([18, 50, 34, 101, 152, 200], 2))
+@pytest.mark.parametrize("depth", quick_first([18, 50, 34, 101, 152, 200]))
 def test_size_of_the_penaltys_authors(depth):
     counts = load("gnp_models")[1]["parameter_counts"][f"ResNet{depth}"]
     for classes, size in ((10, 32), (100, 32), (1000, 224))[: 3 if depth < 100 else 1]:

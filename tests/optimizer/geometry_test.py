@@ -327,6 +327,7 @@ def test_derivatives_are_those_of_the_geodesic(size: float) -> None:
 # The axes of a column.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
     [(0, 1, 2, 3), (2, 3, 0, 1)]

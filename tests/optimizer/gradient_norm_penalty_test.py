@@ -202,6 +202,7 @@ def test_bfloat16_is_float32_at_the_point_and_in_the_result() -> None:
     assert_trees_close(result, (1 - alpha) * g1 + alpha * g2, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", quick_first(tuple(METHODS)))
 def test_the_penalty_of_parameters_in_bfloat16_is_that_of_float32(method: str) -> None:
     # Rounded to bfloat16 neither θ + ε differs from θ, nor g' from g.

@@ -21,6 +21,7 @@ def after_a_step(steps, penalize):
     return step.by_path(steps.state.params)
 
 
+@pytest.mark.slow
 def test_measures_and_writes(tmp_path, capsys):
     out = tmp_path / "step.json"
     words = ["--models", "MLP", "--steps", "penalized", "every_5", "--batch_size=2", "--runs=2"]

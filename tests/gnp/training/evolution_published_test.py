@@ -13,6 +13,7 @@ from config import load_config
 from ds_pipeline import build_dataset
 from gnp.experiment import build_experiment
 from optimizer import end_epoch
+from tests.marks import quick_first
 from tests.published import load, thinned, weight
 
 ARRAYS, META = load("evolution_models")
@@ -45,7 +46,7 @@ DROPOUT = {
     "Cifar10": ("dropout_rate", "flat_dropout_rate"),
     "Cifar100": ("dropout_rate",),
 }
-QUICK = ("Iris", "BostonHousing")
+QUICK = ("Iris",)
 
 
 def layers(name):
@@ -169,9 +170,7 @@ def three_steps(network, seed):
     return after, deviations(name, "epoch_gradient", recorded.epoch), recorded.epoch
 
 
-@pytest.mark.parametrize(
-    "network", [*QUICK, pytest.param("Mnist", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.parametrize("network", quick_first(["Iris", "BostonHousing", "Mnist"]), indirect=True)
 def test_three_steps_and_the_epoch_gradient(network):
     after, gradient, _ = three_steps(network, seed=None)
     assert max(after.values()) <= 1e-5 and max(gradient.values()) <= 1e-5, (after, gradient)

@@ -129,7 +129,7 @@ def take_step(apply, kind, backend="cpu", **options):
     return step(state, BATCH, KEY, np.uint32(STEP))
 
 
-@pytest.mark.parametrize("penalize", [False, True])
+@pytest.mark.parametrize("penalize", quick_first([True, False]))
 def test_the_accumulated_step_is_that_of_the_large_batch(backend, penalize):
     """Weight cost and metrics included: the cost is counted once."""
     options = {"penalize": penalize, "regularize": regularize}

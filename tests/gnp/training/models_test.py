@@ -32,6 +32,8 @@ MODELS = [
     ("HorsesOrHumansCNN", {"features": (4, 4, 4), "dense": 8}, (24, 24, 3)),
     ("EvolutionMnistCNN", {"features": (4, 4)}, (12, 12, 1)),
     ("EvolutionCifarCNN", {"features": (4, 4), "dense": 8}, (12, 12, 3)),
+    ("EvolutionCifar10CNN", {"features": ((4,), ()), "dense": (8,)}, (8, 8, 3)),
+    ("EvolutionCifar100CNN", {"features": ((4,), (4,)), "dense": (8, 8)}, (8, 8, 3)),
     ("EvolutionFordACNN", {"features": (4, 4)}, (16, 1)),
     ("EvolutionIrisMLP", {}, (4,)),
     ("EvolutionBostonMLP", {}, (13,)),

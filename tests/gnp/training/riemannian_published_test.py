@@ -254,19 +254,18 @@ def steps(run: str) -> list[int]:
     return sorted(int(step) for step in META["float32_noise"][run])
 
 
-QUICK, QUICK_COUNTS = "resnet_sgdg", ("WRN-16-4 cifar10", "vgg13 cifar10")
+QUICK_COUNTS = ("WRN-16-4 cifar10", "vgg13 cifar10")
 
 
-@pytest.mark.parametrize("run", quick_first(sorted(RUNS, key=lambda run: run != QUICK)))
+@pytest.mark.slow
+@pytest.mark.parametrize("run", sorted(RUNS))
 def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
     # VGG with SGD at this rate is chaos: after five steps rounding has grown to that of float32's
     # noise, over 2^29, which float64 is finer by.
     noise = {step: float(META["float32_noise"][run][str(step)]) for step in steps(run)}
     tolerances = {step: max(1e-9, 8 * each / 2**29) for step, each in noise.items()}
     with jax.enable_x64(True):
-        trained = follow(run, tmp_path, "f64/", tolerances)
-        if run != QUICK:  # one more compilation
-            assert_evaluation(run, *trained)
+        assert_evaluation(run, *follow(run, tmp_path, "f64/", tolerances))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 # Most of a test's time is compilation, and most of that optimization.
 optimizations="${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}"
-options=(-n 2)
+options=(-n 2 --dist worksteal)
 paths=("$ROOT/tests" "$ROOT/config" "$ROOT/ds_pipeline" "$ROOT/gnp" "$ROOT/model" "$ROOT/optimizer")
 arguments=()
 for argument in "$@"; do

@@ -1,7 +1,7 @@
 """Centralization: output axes of Flax's layers, properties, masks and dtypes."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -84,82 +84,98 @@ class Tables(nn.Module):
         return [self.param(name, nn.initializers.ones, size) for name, size in sizes.items()]
 
 
-# The shapes of a layer's parameters, and the axes of the mean: one tuple for all of its kernels, or
-# for each layer in it by rank. () is: leave it alone.
-LAYERS: dict[str, tuple[Any, Any]] = {
-    "Conv_1d": (shapes(nn.Conv(5, (3,)), (1, 8, 2)), (0, 1)),
-    "Conv_2d": (shapes(nn.Conv(5, (3, 3)), (1, 8, 8, 2)), (0, 1, 2)),
-    "Conv_2d_without_bias": (shapes(nn.Conv(2, (3, 3), use_bias=False), (1, 8, 8, 2)), (0, 1, 2)),
-    "Conv_3d": (shapes(nn.Conv(5, (3, 3, 3)), (1, 8, 8, 8, 2)), (0, 1, 2, 3)),
-    "Conv_depthwise": (
-        shapes(nn.Conv(4, (3, 3), feature_group_count=4), (1, 8, 8, 4)),
-        (0, 1, 2),
-    ),
-    "ConvTranspose": (shapes(nn.ConvTranspose(5, (3, 3)), (1, 8, 8, 2)), (0, 1, 2)),
-    "ConvTranspose_transposed": (
-        shapes(nn.ConvTranspose(5, (3, 3), transpose_kernel=True), (1, 8, 8, 2)),
-        (0, 1, 3),
-    ),
-    "ConvLocal": (shapes(nn.ConvLocal(5, (3,)), (1, 8, 2)), (1,)),
-    "Dense": (shapes(nn.Dense(5), (1, 7)), (0,)),
-    "DenseGeneral": (
-        shapes(nn.DenseGeneral(features=(2, 3), axis=(-2, -1)), (1, 4, 5)),
-        (0, 1),
-    ),
-    "DenseGeneral_batched": (
-        shapes(nn.DenseGeneral(features=(3,), axis=(-1,), batch_dims=(0,)), (2, 4, 5)),
-        (1,),
-    ),
-    "Einsum": (shapes(nn.Einsum((3, 4), "abc,cd->abd"), (1, 2, 3)), (0,)),
-    "MultiHeadDotProductAttention": (
-        shapes(nn.MultiHeadDotProductAttention(2, qkv_features=6), (1, 5, 4)),
-        ATTENTION,
-    ),
-    "MultiHeadDotProductAttention_without_bias": (
-        shapes(nn.MultiHeadDotProductAttention(4, qkv_features=16, use_bias=False), (1, 5, 4)),
-        ATTENTION,
-    ),
-    "LSTMCell": (cell(nn.LSTMCell(4), (3,)), (0,)),
-    "OptimizedLSTMCell": (cell(nn.OptimizedLSTMCell(4), (3,)), (0,)),
-    "GRUCell": (cell(nn.GRUCell(4), (3,)), (0,)),
-    "ConvLSTMCell": (cell(nn.ConvLSTMCell(4, (3, 3)), (5, 5, 2)), (0, 1, 2)),
-    "Stack": (shapes(Stack(), (1, 4)), (1,)),
-    # As many layers as the window is wide, where the bias fits three pairs of axes.
-    "Stack_of_Conv": (shapes(Stack(nn.Conv(4, (3, 3))), (1, 8, 8, 4)), (1, 2, 3)),
-    "Stack_of_DenseGeneral": (shapes(Stack(nn.DenseGeneral((2, 6), (-2, -1))), (1, 2, 6)), (1, 2)),
-    "Stack_of_attention": (
-        shapes(Stack(nn.MultiHeadDotProductAttention(4)), (1, 5, 8)),
-        STACKED_ATTENTION,
-    ),
-    "Stack_of_attention_without_bias": (
-        shapes(Stack(nn.MultiHeadDotProductAttention(4, use_bias=False)), (1, 5, 8)),
-        STACKED_ATTENTION,
-    ),
-    "NonLocal": (shapes(NonLocal(), (1, 4, 4, 6)), (0, 1, 2)),
-    "NonLocal_without_bias": (shapes(NonLocal(use_bias=False), (1, 4, 4, 6)), (0, 1, 2)),
-    "Embed": (
-        (
-            jax.eval_shape(nn.Embed(7, 3).init, jax.random.key(0), jnp.zeros(2, int))["params"],
-            flax_axes(nn.Embed(7, 3), jnp.zeros(2, int)),
+@cache
+def layers() -> dict[str, tuple[Any, Any]]:
+    """Return name -> (what `shapes` does of a layer, axes of the mean).
+
+    The axes are one tuple for all of its kernels, or for each layer in it by rank. () is: leave it
+    alone.
+    """
+    return {
+        "Conv_1d": (shapes(nn.Conv(5, (3,)), (1, 8, 2)), (0, 1)),
+        "Conv_2d": (shapes(nn.Conv(5, (3, 3)), (1, 8, 8, 2)), (0, 1, 2)),
+        "Conv_2d_without_bias": (
+            shapes(nn.Conv(2, (3, 3), use_bias=False), (1, 8, 8, 2)),
+            (0, 1, 2),
         ),
-        (),
-    ),
-    "Tables": (shapes(Tables()), ()),
-    "BatchNorm": (shapes(nn.BatchNorm(True), (2, 3)), ()),
-    "LayerNorm": (shapes(nn.LayerNorm(), (2, 3)), ()),
-}
-TREE = {name: shape for name, ((shape, _), _) in LAYERS.items()}
-DECLARED = {name: axes for name, ((_, axes), _) in LAYERS.items()}
-PATHS = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree_util.tree_leaves_with_path(TREE)
-]
+        "Conv_3d": (shapes(nn.Conv(5, (3, 3, 3)), (1, 8, 8, 8, 2)), (0, 1, 2, 3)),
+        "Conv_depthwise": (
+            shapes(nn.Conv(4, (3, 3), feature_group_count=4), (1, 8, 8, 4)),
+            (0, 1, 2),
+        ),
+        "ConvTranspose": (shapes(nn.ConvTranspose(5, (3, 3)), (1, 8, 8, 2)), (0, 1, 2)),
+        "ConvTranspose_transposed": (
+            shapes(nn.ConvTranspose(5, (3, 3), transpose_kernel=True), (1, 8, 8, 2)),
+            (0, 1, 3),
+        ),
+        "ConvLocal": (shapes(nn.ConvLocal(5, (3,)), (1, 8, 2)), (1,)),
+        "Dense": (shapes(nn.Dense(5), (1, 7)), (0,)),
+        "DenseGeneral": (
+            shapes(nn.DenseGeneral(features=(2, 3), axis=(-2, -1)), (1, 4, 5)),
+            (0, 1),
+        ),
+        "DenseGeneral_batched": (
+            shapes(nn.DenseGeneral(features=(3,), axis=(-1,), batch_dims=(0,)), (2, 4, 5)),
+            (1,),
+        ),
+        "Einsum": (shapes(nn.Einsum((3, 4), "abc,cd->abd"), (1, 2, 3)), (0,)),
+        "MultiHeadDotProductAttention": (
+            shapes(nn.MultiHeadDotProductAttention(2, qkv_features=6), (1, 5, 4)),
+            ATTENTION,
+        ),
+        "MultiHeadDotProductAttention_without_bias": (
+            shapes(nn.MultiHeadDotProductAttention(4, qkv_features=16, use_bias=False), (1, 5, 4)),
+            ATTENTION,
+        ),
+        "LSTMCell": (cell(nn.LSTMCell(4), (3,)), (0,)),
+        "OptimizedLSTMCell": (cell(nn.OptimizedLSTMCell(4), (3,)), (0,)),
+        "GRUCell": (cell(nn.GRUCell(4), (3,)), (0,)),
+        "ConvLSTMCell": (cell(nn.ConvLSTMCell(4, (3, 3)), (5, 5, 2)), (0, 1, 2)),
+        "Stack": (shapes(Stack(), (1, 4)), (1,)),
+        # As many layers as the window is wide, where the bias fits three pairs of axes.
+        "Stack_of_Conv": (shapes(Stack(nn.Conv(4, (3, 3))), (1, 8, 8, 4)), (1, 2, 3)),
+        "Stack_of_DenseGeneral": (
+            shapes(Stack(nn.DenseGeneral((2, 6), (-2, -1))), (1, 2, 6)),
+            (1, 2),
+        ),
+        "Stack_of_attention": (
+            shapes(Stack(nn.MultiHeadDotProductAttention(4)), (1, 5, 8)),
+            STACKED_ATTENTION,
+        ),
+        "Stack_of_attention_without_bias": (
+            shapes(Stack(nn.MultiHeadDotProductAttention(4, use_bias=False)), (1, 5, 8)),
+            STACKED_ATTENTION,
+        ),
+        "NonLocal": (shapes(NonLocal(), (1, 4, 4, 6)), (0, 1, 2)),
+        "NonLocal_without_bias": (shapes(NonLocal(use_bias=False), (1, 4, 4, 6)), (0, 1, 2)),
+        "Embed": (
+            (
+                jax.eval_shape(nn.Embed(7, 3).init, jax.random.key(0), jnp.zeros(2, int))["params"],
+                flax_axes(nn.Embed(7, 3), jnp.zeros(2, int)),
+            ),
+            (),
+        ),
+        "Tables": (shapes(Tables()), ()),
+        "BatchNorm": (shapes(nn.BatchNorm(True), (2, 3)), ()),
+        "LayerNorm": (shapes(nn.LayerNorm(), (2, 3)), ()),
+    }
+
+
+@cache
+def tree() -> Any:
+    """Return the shapes of all the layers' parameters."""
+    return {name: shape for name, ((shape, _), _) in layers().items()}
+
+
+def paths() -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree())
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def mean_axes(path: str, leaf: jax.Array) -> tuple[int, ...]:
     """Return the axes of the mean, from the table above."""
     name, *_ = path.split("/")
-    axes = LAYERS[name][1]
+    axes = layers()[name][1]
     if leaf.ndim <= 1 or path.endswith("/bias"):
         return ()
     return axes[path.split("/")[-2]][leaf.ndim] if isinstance(axes, dict) else axes
@@ -167,7 +183,7 @@ def mean_axes(path: str, leaf: jax.Array) -> tuple[int, ...]:
 
 @jax.jit
 def centralized(grads: Any) -> Any:
-    opt = centralize(axes=DECLARED)
+    opt = centralize(axes={name: axes for name, ((_, axes), _) in layers().items()})
     return opt.update(grads, opt.init(grads))[0]
 
 
@@ -179,7 +195,7 @@ def draw(seed: int, exponent: int) -> Any:
         x = generator.normal(generator.normal(), 1.0, shape.shape) * 10.0**exponent
         return x.astype(np.float32)
 
-    return jax.tree.map(leaf, TREE)
+    return jax.tree.map(leaf, tree())
 
 
 seeds, exponents = st.integers(0, 10**6), st.integers(-12, 12)
@@ -191,7 +207,7 @@ seeds, exponents = st.integers(0, 10**6), st.integers(-12, 12)
 def test_every_output_unit_of_every_layer_has_mean_zero(seed: int, exponent: int) -> None:
     grads = draw(seed, exponent)
     result = centralized(grads)
-    leaves = zip(PATHS, jax.tree.leaves(grads), jax.tree.leaves(result), strict=True)
+    leaves = zip(paths(), jax.tree.leaves(grads), jax.tree.leaves(result), strict=True)
     for path, before, after in leaves:
         axes = mean_axes(path, before)
         if not axes:
@@ -211,7 +227,7 @@ def test_centralization_is_a_projection(seed: int, exponent: int) -> None:
     a, b = draw(seed, exponent), draw(seed + 1, 0)
     pa, pb = centralized(a), centralized(b)
     trees = (a, b, pa, pb, centralized(pa))
-    for path, *leaves in zip(PATHS, *map(jax.tree.leaves, trees), strict=True):
+    for path, *leaves in zip(paths(), *map(jax.tree.leaves, trees), strict=True):
         a_, b_, pa_, pb_, ppa_ = (np.asarray(leaf, np.float64) for leaf in leaves)
         np.testing.assert_allclose(ppa_, pa_, 0, 1e-6 * np.max(np.abs(a_)), err_msg=path)
         size = np.linalg.norm(a_) * np.linalg.norm(b_)
@@ -387,11 +403,11 @@ def test_a_wrong_mask_is_an_error_in_init_and_update(where: Any) -> None:
 
 
 def test_convolutions_are_told_from_the_other_layers() -> None:
-    mask = is_convolution(TREE)
-    assert jax.tree.structure(mask) == jax.tree.structure(TREE)
-    found = {path for path, is_one in zip(PATHS, jax.tree.leaves(mask), strict=True) if is_one}
+    mask = is_convolution(tree())
+    assert jax.tree.structure(mask) == jax.tree.structure(tree())
+    found = {path for path, is_one in zip(paths(), jax.tree.leaves(mask), strict=True) if is_one}
     convolutions = ("Conv", "NonLocal", "Stack_of_Conv")
-    assert found == {p for p in PATHS if p.startswith(convolutions) and p.endswith("/kernel")}
+    assert found == {p for p in paths() if p.startswith(convolutions) and p.endswith("/kernel")}
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ Networks, optimizers and data are as in the last commit (f5e3123) of the article
 the training part is held out, by the same shuffle, and nothing trains on the test part; inputs are
 as they are, or pixels from 0 to 1; every epoch goes through the same batches, the last of which is
 smaller. What differs: the initial weights are other draws; TFDS has the images in another order;
-the table's test part is the end of the same shuffle, where Keras' loader has one of its own; a
-series of FordA has the deviation 1 here, in its file by n - 1 values, so that ours is 0.1% larger.
+the table's test part is the end of the same shuffle, where Keras' loader has one of its own.
 docs/evolution.md says what is recorded.
 """
 

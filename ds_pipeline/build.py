@@ -174,7 +174,8 @@ def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> S
         splits = load_image_folder(_named_path(keys, "the image folder"), use_test_set, cache_dir)
     elif name.startswith("ucr/"):
         folder = _named_path(keys, "the folder of the UCR sets")
-        splits = load_ucr(folder, name.removeprefix("ucr/"))
+        normalize = keys.mean is None and keys.std is None
+        splits = load_ucr(folder, name.removeprefix("ucr/"), normalize)
     elif name == "csv":
         splits = load_csv(_named_path(keys, "the CSV file"), keys.target, is_regression, *test)
     elif name == "npz":

@@ -1,5 +1,6 @@
 """Tables in CSV files: one column to predict, the others to predict it from."""
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -76,16 +77,17 @@ def load_csv(
 
 def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], tuple[str, ...]]:
     """Return (header, rows with the number of their first line, warnings)."""
-    reader = csv.reader(text_lines(file, "the CSV file"), strict=True, skipinitialspace=True)
     rows: list[tuple[int, list[str]]] = []
     line = 1
-    try:
-        for fields in reader:
-            if len(fields) > 1 or any(field.strip() for field in fields):  # no blank line
-                rows.append((line, fields))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{file}, line {line}: {one_line(error)}") from error
+    with contextlib.closing(text_lines(file, "the CSV file")) as text:
+        reader = csv.reader(text, strict=True, skipinitialspace=True)
+        try:
+            for fields in reader:
+                if len(fields) > 1 or any(field.strip() for field in fields):  # no blank line
+                    rows.append((line, fields))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{file}, line {line}: {one_line(error)}") from error
     if not rows:
         raise DataError(f"{file} is empty; it needs a header line and rows")
     header = [normalized(name.strip()) for name in rows.pop(0)[1]]

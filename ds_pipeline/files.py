@@ -8,7 +8,7 @@ import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -49,8 +49,10 @@ def opened(file: Path, meaning: str) -> Iterator[IO[bytes]]:
         raise DataError(f"{file} cannot be read: {error.strerror or one_line(error)}") from error
 
 
-def text_lines(file: Path, meaning: str) -> Iterator[str]:
+def text_lines(file: Path, meaning: str) -> Generator[str, None, None]:
     r"""Yield the lines of a text in UTF-8 with their ends: \\n, \\r\\n or \\r.
+
+    The file stays open until the last one, or until the generator is closed.
 
     Raises:
         DataError: as `opened`; it is no text.

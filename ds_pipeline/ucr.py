@@ -27,7 +27,7 @@ Lines: TypeAlias = Iterator[tuple[int, str]]
 Rows: TypeAlias = Iterator[tuple[int, str, list[list[str]]]]
 
 
-def load_ucr(data_dir: Path, name: str) -> Splits:
+def load_ucr(data_dir: Path, name: str, normalize: bool = True) -> Splits:
     """Load both splits of a UCR set, each channel of each series z-normalized.
 
     x = (values - mean) / std of that channel of the series itself, with the population's deviation;
@@ -36,6 +36,7 @@ def load_ucr(data_dir: Path, name: str) -> Splits:
     Args:
         data_dir: the folder with NAME/NAME_TRAIN.tsv or .ts, or with NAME_TRAIN.tsv or .ts.
         name: of the set, such as FordA.
+        normalize: False: x is what the files hold.
 
     Returns:
         Series float32 [n, length, channels]; classes are the labels, sorted.
@@ -51,8 +52,8 @@ def load_ucr(data_dir: Path, name: str) -> Splits:
         https://arxiv.org/abs/1811.00075.
     """
     train_file, test_file = _files(data_dir, name)
-    train, train_labels = _read(train_file)
-    test, test_labels = _read(test_file)
+    train, train_labels = _read(train_file, normalize)
+    test, test_labels = _read(test_file, normalize)
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"{test_file}: series of {test.shape[1]} values in {test.shape[2]} channels, but those "
@@ -91,20 +92,23 @@ def _files(data_dir: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}_TRAIN.ts", folder / f"{name}_TEST.ts"
 
 
-def _read(file: Path) -> tuple[np.ndarray, list[str]]:
-    """Read (z-normalized series [n, length, channels], labels) of a file."""
-    lines = enumerate(text_lines(file, "the folder of the UCR set"), start=1)
+def _read(file: Path, normalize: bool) -> tuple[np.ndarray, list[str]]:
+    """Read (series float32 [n, length, channels], labels) of a file."""
     numbers: list[int] = []
     labels: list[str] = []
     series: list[list[np.ndarray]] = []
-    for line, label, channels in (_ts_rows if file.suffix == ".ts" else _tsv_rows)(file, lines):
-        numbers.append(line)
-        labels.append(label)
-        series.append([_values(f"{file}, line {line}", fields) for fields in channels])
+    rows = _ts_rows if file.suffix == ".ts" else _tsv_rows
+    with contextlib.closing(text_lines(file, "the folder of the UCR set")) as text:
+        for line, label, channels in rows(file, enumerate(text, start=1)):
+            numbers.append(line)
+            labels.append(label)
+            series.append([_values(f"{file}, line {line}", fields) for fields in channels])
     if not series:
         raise DataError(f"{file} is empty: there is no series in it")
     _check_sizes(file, numbers, series)
-    return znormalize(np.array(series)).transpose(0, 2, 1), labels
+    values = np.array(series)
+    values = znormalize(values) if normalize else values.astype(np.float32)
+    return values.transpose(0, 2, 1), labels
 
 
 def _tsv_rows(file: Path, lines: Lines) -> Rows:

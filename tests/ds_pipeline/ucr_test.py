@@ -36,6 +36,8 @@ def test_reads_what_was_written(tmp_path: Path, inside: bool) -> None:
     np.testing.assert_allclose(found[..., 0], expected, rtol=1e-6, atol=1e-6)
     assert splits.mean is not None and splits.std is not None
     assert (splits.mean.tolist(), splits.std.tolist()) == ([0], [1])
+    as_they_are = load_ucr(folder, "Waves", normalize=False).train.batch(np.arange(5))["input"]
+    np.testing.assert_array_equal(as_they_are[..., 0], raw.astype(np.float32))
 
 
 def test_constant_series_become_zero() -> None:

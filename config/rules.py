@@ -236,6 +236,13 @@ def _accumulation(config: ml_collections.ConfigDict) -> Iterator[str]:
             "one after another already; leave one of them out, or set accumulate_penalty to micro "
             "and gnp.sync_perturbations to True for a perturbation a micro-batch"
         )
+    in_parts = not gnp.sync_perturbations or config.accumulate_penalty == "micro"
+    if config.loss_reduction == "sum" and gnp.norm_perturbations and gnp.r > 0 and in_parts:
+        yield (
+            "loss_reduction = 'sum' with gnp.norm_perturbations = True and a perturbation of each "
+            "group or micro-batch: the sum of normalized gradients has no length of 1; set one of "
+            "the first two to its default, 'mean' or False"
+        )
 
 
 def _optimizer(config: ml_collections.ConfigDict) -> Iterator[str]:

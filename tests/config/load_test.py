@@ -328,6 +328,11 @@ def test_a_noisy_gradient_has_no_hessian():
         ({"gnp.tail_epochs": "1", "gnp.r": "0", "gnp.alpha": "0"}, "there is no penalty to work"),
         ({"gnp.unusual_norm": "1"}, "must be two numbers, at the run's begin and end"),
         ({"gnp.ascent_share": "0.001"}, "gnp.ascent_share = 0.001 must be at least 0.01"),
+        (
+            {"loss_reduction": "sum", "gnp.norm_perturbations": "true",
+             "gnp.sync_perturbations": "false"},
+            "the sum of normalized gradients has no length of 1",
+        ),
         ({"gnp.ascent_share": "0.5", "gnp.r": "0", "gnp.alpha": "0"}, "there is no penalty to wor"),
         (
             {"gnp.ascent_share": "0.5", "gnp.sync_perturbations": "false"},

@@ -199,8 +199,7 @@ COUNTS = {
     for name, counts in load("gnp_models")[1]["parameter_counts"].items()
     for key, count in counts.items()
     for classes, side in re.findall(r"(\d+) classes, (\d+)x", key)
-    if name.startswith(("ViT", "CaiT", "Swin")) and classes != "100"
-    if side == "32" or re.search("TI16|XXS12|Tiny", name)
+    if name.startswith(("ViT", "CaiT", "Swin"))
 }
 
 

@@ -52,3 +52,26 @@ def thinned(array: Any, count: int) -> np.ndarray:
     """Return every ceil(size / count)-th element of the flattened array."""
     flat = np.asarray(array).ravel()
     return flat[:: math.ceil(flat.size / count)]
+
+
+def assert_drawn_alike(name: str, array: Any, expected: dict[str, Any]) -> None:
+    """Assert that initial weights are drawn from the distribution of an archive's.
+
+    By mean, standard deviation and kind: a kurtosis of 3 is normal, 1.8 uniform, 2.37 cut off at
+    two deviations. Both have been drawn; their differences' deviations are those of normal samples.
+
+    Args:
+        name: for messages.
+        array: ours.
+        expected: of theirs, shape, mean, std and kurtosis.
+    """
+    values = np.asarray(array, np.float64)
+    assert values.shape == tuple(expected["shape"]), name
+    mean, std, size = values.mean(), values.std(), values.size
+    if expected["std"] == 0:
+        assert (mean, std) == (expected["mean"], 0), name
+        return
+    assert abs(mean - expected["mean"]) < 5 * expected["std"] * math.sqrt(2 / size), name
+    assert abs(std / expected["std"] - 1) < 5 * math.sqrt(1 / size), name
+    kurtosis = ((values - mean) ** 4).mean() / std**4
+    assert abs(kurtosis - expected["kurtosis"]) < 5 * math.sqrt(48 / size), name

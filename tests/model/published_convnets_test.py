@@ -27,7 +27,7 @@ from tests.model.published import (
 )
 from tests.model.resnet_test import published_names as resnet_names
 from tests.model.wide_resnet_test import published_names as wide_resnet_names
-from tests.published import load
+from tests.published import assert_drawn_alike, load
 
 TWO_GROUPS = {
     **{"variant": "gnp", "dropout_rate": 0.0},
@@ -281,22 +281,10 @@ def test_dense_layers_start_uniform_in_the_variant(name, count, variant):
     ],
 )
 def test_initializers(network, name, params, side, names):
-    """Mean, standard deviation and kind: a kurtosis of 3 is normal, 1.8 uniform."""
     classes = 1000 if network == "resnet_bottleneck" else 100
     module = get_model(name, classes, **{"variant": "gnp", **params})
     x = jnp.zeros((1, side, side, 3))
     drawn = jax.jit(lambda: module.init(jax.random.key(0), x, train=False))()
     ours = flatten_dict(drawn, sep="/")
     for path, theirs in load("gnp_models")[1]["initialisers"][network].items():
-        values = np.asarray(ours[in_ours(path, names)], float)
-        assert values.shape == tuple(theirs["shape"]), path
-        mean, deviation = values.mean(), values.std()
-        if theirs["std"] == 0:
-            assert (mean, deviation) == (theirs["mean"], 0), path
-            continue
-        # Both have been drawn: five times their difference's deviation, if normal.
-        size = values.size
-        assert abs(mean - theirs["mean"]) < 5 * theirs["std"] * (2 / size) ** 0.5, path
-        assert abs(deviation / theirs["std"] - 1) < 5 / size**0.5, path
-        kurtosis = ((values - mean) ** 4).mean() / deviation**4
-        assert abs(kurtosis - theirs["kurtosis"]) < min(0.3, 5 * (48 / size) ** 0.5), path
+        assert_drawn_alike(path, ours[in_ours(path, names)], theirs)

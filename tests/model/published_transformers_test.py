@@ -14,7 +14,7 @@ from model.swin import Swin
 from model.vit import ViT
 from tests.marks import quick_first
 from tests.model.published import assert_close, check
-from tests.published import load, weight
+from tests.published import assert_drawn_alike, load, weight
 
 NOT_DROPPED = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
 
@@ -215,11 +215,6 @@ def test_counts_of_every_name(name, side, classes):
         assert found == count["parameters"]
 
 
-def kurtosis(values):
-    centered = values - values.mean()
-    return (centered**4).mean() / (centered**2).mean() ** 2 if values.std() else 0.0
-
-
 @pytest.mark.parametrize(
     ("family", "module", "theirs"),
     quick_first(
@@ -242,11 +237,5 @@ def test_initial_weights(family, module, theirs):
             assert re.search(r"blocks\d", path), path  # theirs has twelve blocks, ours one
             continue
         compared += 1
-        rough = 4 / np.sqrt(array.size)
-        deviation = expected["std"]
-        assert array.shape == tuple(expected["shape"]), path
-        assert abs(array.mean() - expected["mean"]) <= 2 * rough * deviation, path
-        assert array.std() == pytest.approx(deviation, rel=2 * rough), path
-        if deviation:
-            assert kurtosis(array) == pytest.approx(expected["kurtosis"], abs=8 * rough), path
+        assert_drawn_alike(path, array, expected)
     assert compared > 12

@@ -22,7 +22,7 @@ from gnp.experiment import Experiment, build_experiment
 from gnp.training.state import TrainState, leaf_names
 from model.layers import FAN_IN
 from tests.marks import quick_first
-from tests.published import load, thinned, weight
+from tests.published import assert_drawn_alike, load, thinned, weight
 
 CONFIG = Path(__file__).resolve().parents[3] / "config" / "riemannian.py"
 ARRAYS, META = load("riemannian")
@@ -349,22 +349,6 @@ def test_parameter_counts(name: str) -> None:
         "grassmann_variables": len(group),
         "trainable_variables": len(leaves),
     }
-
-
-def assert_drawn_alike(name: str, value: np.ndarray, expected: dict[str, Any]) -> None:
-    """By deviation, kind and edge of the distribution."""
-    assert list(value.shape) == expected["shape"], name
-    if expected["std"] == 0:
-        np.testing.assert_array_equal(value, np.full(value.shape, expected["mean"]), name)
-        return
-    value = np.float64(value)
-    # Two samples' variances, of n values each, differ by some sqrt(2 (kurtosis - 1) / n).
-    rtol = 5 * math.sqrt(2 * (expected["kurtosis"] - 1) / value.size)
-    np.testing.assert_allclose(value.var(), expected["std"] ** 2, rtol=rtol, err_msg=name)
-    kurtosis = np.mean((value - value.mean()) ** 4) / value.var() ** 2
-    # A normal distribution has 3, a uniform one 1.8, and one cut off at two deviations 2.37.
-    assert abs(kurtosis - expected["kurtosis"]) < 0.2, name
-    np.testing.assert_allclose(np.abs(value).max(), expected["max"], rtol=0.05, err_msg=name)
 
 
 def initializers(run: str) -> dict[str, dict[str, Any]]:

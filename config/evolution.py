@@ -10,7 +10,7 @@ r"""Evolution of gradients: small networks, every epoch's gradients recorded.
     cifar100   recipe/evolution-cifar100.sh  not yet trained here; its hours are not known to us
     forda      recipe/evolution-forda.sh     not yet trained here; its hours are not known to us
     iris       recipe/evolution-iris.sh      0.00, 7.69 and 15.38% errors, each in seconds
-    mnist      recipe/evolution-mnist.sh     not yet trained here with these settings
+    mnist      recipe/evolution-mnist.sh     4.6% errors (one seed), in 21 minutes
 
 The data: mnist, cifar10 and cifar100 as TFDS prepares them (recipe/prepare_data.sh); DATA_DIR of
 forda is the folder of the UCR sets, that of boston a table, boston_housing.csv, whose column medv

@@ -97,9 +97,12 @@ def conv(
     For one input channel in float32, where XLA's convolution is six times slower, the value of the
     same-padded one is a sum of shifted products; the derivative in the kernel's direction stays
     that of the plain one. For the others, the kernel's gradient takes the images from a copy of
-    their own (see `_channels_first`). Forward and reverse differentiation, and one over the other,
-    work in every case.
+    their own (see `_channels_first`). In float64, for which XLA's convolution has no fast way, it
+    is a sum of matrix products. Forward and reverse differentiation, and one over the other, work
+    in every case.
     """
+    if x.dtype == jnp.float64:
+        return _sum_of_products(x, kernel, strides, padding)
     # In bfloat16 a sum of products would round at each term.
     one_channel = x.shape[-1] == 1 and x.dtype == jnp.float32
     if one_channel and (strides, padding) == (1, "SAME"):
@@ -128,6 +131,20 @@ def plain_conv(
         dimension_numbers=(axes, "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _sum_of_products(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: str | int
+) -> jax.Array:
+    """Add up, over the taps of the window, the pixels that each reads times its matrix."""
+    window, steps = kernel.shape[:2], (strides, strides)
+    edges: Any = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    if isinstance(padding, str):
+        edges = lax.padtype_to_pads(x.shape[1:3], window, steps, padding)
+    x = jnp.pad(x, ((0, 0), *edges, (0, 0)))
+    h, w = (strides * ((x.shape[1 + i] - window[i]) // strides) + 1 for i in (0, 1))
+    taps = [(row, column) for row in range(window[0]) for column in range(window[1])]
+    return sum(x[:, i : i + h : strides, j : j + w : strides] @ kernel[i, j] for i, j in taps)  # type: ignore[return-value]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from model import cpu
 from model.layers import (
     BatchNorm,
     Conv,
@@ -90,6 +91,19 @@ def test_padding_groups_and_dtype_equal_those_of_flax(key, shape, strides, paddi
     y, expected = (jax.jit(module.apply)(variables, x) for module in (ours, theirs))
     assert (y.shape, y.dtype) == (expected.shape, dtype)
     assert_trees_close(y.astype("f4"), expected.astype("f4"))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
+def test_conv_in_float64_is_the_plain_one(strides, padding):
+    draw = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = (
+            jnp.asarray(draw.normal(size=(2, 6, 5, 3))),
+            jnp.asarray(draw.normal(size=(3, 2, 3, 4))),
+        )
+        y, expected = (each(x, kernel, strides, padding) for each in (cpu.conv, cpu.plain_conv))
+        np.testing.assert_allclose(y, expected, 1e-13, 1e-13)
 
 
 def test_groups_that_do_not_divide_the_channels(key):

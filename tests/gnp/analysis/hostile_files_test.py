@@ -323,7 +323,7 @@ def test_a_damaged_file_is_taken_or_refused_in_one_line(reading: Reading, name: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_hundreds_of_damages_of_each_kind_of_file(reading: Reading, name: str) -> None:
-    damage(reading, name, 250)
+    damage(reading, name, 60 if "checkpoints" in name else 250)  # slow ones
 
 
 @pytest.mark.parametrize("name", FILES)

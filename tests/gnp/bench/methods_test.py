@@ -189,7 +189,8 @@ def test_stopped(tmp_path, gnp_environment):
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys, monkeypatch):
     write_tfds_set(tmp_path / "data", "mnist", n_train=2400, n_test=20, shape=(28, 28, 1))
-    short = {"total_epochs": 1, "evaluate_every_n_epochs": 1, "save_ckpt_every_n_epochs": 1}
+    short = {"total_epochs": 1, "evaluate_every_n_epochs": 1, "save_ckpt_every_n_epochs": 1,
+             "model.model_name": "MLP"}  # fmt: skip
     names = ["SGD", "GNP every 5th step"]
     for name in names:
         monkeypatch.setitem(methods.METHODS, name, methods.METHODS[name] | short)

@@ -158,7 +158,8 @@ def test_all_smoke(checkout: Checkout):
 def test_test(checkout: Checkout):
     _, [call] = checkout.run("test.sh", "-k", "a or b")
     root = str(checkout.root)
-    head = ["-P", "-m", "pytest", "-c", f"{root}/pyproject.toml", f"--rootdir={root}", "-n", "2"]
+    head = ["-P", "-m", "pytest", "-c", f"{root}/pyproject.toml", f"--rootdir={root}"]
+    head += ["-n", "2", "--dist", "worksteal"]
     folders = ["tests", "config", "ds_pipeline", "gnp", "model", "optimizer"]
     assert call == [*head, *(f"{root}/{folder}" for folder in folders), "-k", "a or b"]
     assert (checkout.root / ".cache/jax").is_dir()

@@ -297,8 +297,8 @@ KEYS = (
         "share of the training labels that are replaced by another class"
     ),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
-        "subtracted from each channel of images, where 1 is the largest uint8 value, or column of "
-        "a table; none: the data set's published ones, else the training set's own"
+        "subtracted from each channel of images, where 1 is the largest uint8 value, or of series, "
+        "or column of a table; none: the data set's published ones, else the training set's own"
     ),
     Key("dataset.std", None, optional(numbers(number(above=0)))).means(
         "what each channel or column is divided by after that; none: likewise"
@@ -310,7 +310,7 @@ KEYS = (
     # What is measured and kept.
     Key("compute_top_5_error_rate", False, BOOLEAN).means("log the top-5 error rate as well"),
     Key("top_k", None, optional(integer(1))).means(
-        "log the top-k error rate of this k as well; none: of none"
+        "log the top-k error rate of this k as well; none: off"
     ),
     Key("eval_batch_size", None, optional(integer(1))).means(
         "examples of an evaluation batch, over all devices; none: batch_size"

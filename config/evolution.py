@@ -12,6 +12,7 @@ r"""Evolution of gradients: small networks, every epoch's gradients recorded.
     iris       recipe/evolution-iris.sh      0.00, 7.69 and 15.38% errors, each in seconds
     mnist      recipe/evolution-mnist.sh     4.6% errors (one seed), in 21 minutes
 
+The minutes are those of a process of low priority, beside other work, on two cores of an AMD EPYC.
 The data: mnist, cifar10 and cifar100 as TFDS prepares them (recipe/prepare_data.sh); DATA_DIR of
 forda is the folder of the UCR sets, that of boston a table, boston_housing.csv, whose column medv
 is the price. Iris comes with scikit-learn.

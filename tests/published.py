@@ -1,4 +1,4 @@
-"""What the published code computes: archives, the rule behind their weights, their thinning.
+"""Read what the published code computes: archives, the rule of their weights, their thinning.
 
 `meta` in each archive of tests/reference/published explains its keys, inputs and hyperparameters.
 """

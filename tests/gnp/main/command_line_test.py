@@ -49,7 +49,7 @@ def test_a_run_directory_that_is_no_path(mode, path):
 
 
 def test_a_checkpoint_is_a_step_or_a_path(tmp_path):
-    """Of a path, the run is the directory where none is named."""
+    """Take the run of a path for the directory where none is named."""
     folder = tmp_path / "run" / "checkpoints" / "44"
     folder.mkdir(parents=True)
     for path, words in ((tmp_path / "run", ()), (Path("other"), ("--working_dir=other",))):

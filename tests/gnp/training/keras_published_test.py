@@ -177,7 +177,7 @@ def test_counts():
     + [("horses_or_humans.py:gc", f"gc/{run}", GC_RUNS[run]) for run in GC_RUNS],
 )
 def test_the_first_update(config, run, words):
-    """Of the archive's gradients, to the last digits of the weights."""
+    """Make it of the archive's gradients, as exactly as the weights are stored."""
     config = load_config(str(CONFIG / config), list(words.items()))
     folder = "gc/grad_centralized" if "gc_" in run else "gc/grad" if "gc/" in run else f"{run}/grad"
     names = [name.removeprefix(f"{folder}/") for name in ARRAYS if name.startswith(f"{folder}/")]

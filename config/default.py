@@ -90,6 +90,15 @@ KEYS = (
     Key("lr_schedule_params.decay", 0.0, number(0)).means(
         "inverse_time: base_lr / (1 + decay * step); decay per step"
     ),
+    # The epoch that counts.
+    Key("early_stopping.metric", None, optional(TEXT)).means(
+        "number of an epoch's row, such as validation_loss, whose smallest value makes an epoch "
+        "the best: its checkpoint is kept, and evaluated by default. For validation_... a part of "
+        "the training set is held out where the data have none. none: the newest epoch counts"
+    ),
+    Key("early_stopping.patience", None, optional(integer(1))).means(
+        "training ends after so many evaluations without a better one; none: never"
+    ),
     # Loss and regularization.
     Key(
         "loss",

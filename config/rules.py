@@ -3,7 +3,7 @@
 Each rule yields the lines to tell the user: what is wrong, what is allowed, what to do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,8 @@ def problems(
     config: ml_collections.ConfigDict,
     devices: int | None = None,
     training: bool = True,
-    is_regression: bool = False,
+    task: str | None = None,
+    losses: Collection[str] = (),
     examples: int | None = None,
 ) -> list[str]:
     """Return a line for everything that is wrong with a config.
@@ -26,7 +27,8 @@ def problems(
         config: without references that have no value.
         devices: how many there are; None: the rules on them are left out.
         training: False for evaluation, which fills its batches up.
-        is_regression: the target of the data set is a real number.
+        task: what is learned of the data; None: the rule on its losses is left out.
+        losses: those of the task.
         examples: of the training set; None: the rule on them is left out.
 
     Example:
@@ -45,10 +47,10 @@ def problems(
         if training:
             lines += _batch_on_devices(config, devices)
             lines += _last_batch(config, devices, examples or 0)
-    if is_regression and config.loss != "squared_error":
+    if task is not None and config.loss not in losses:
         lines.append(
-            f"loss = {config.loss} is for classes, and the target of "
-            f"'{config.dataset.dataset_name}' is a real number: set loss to squared_error"
+            f"loss = {config.loss} does not go with {task}, the task of "
+            f"'{config.dataset.dataset_name}': set loss to {' or '.join(losses)}"
         )
     return lines
 
@@ -263,6 +265,12 @@ def _optimizer(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
+    stopping = config.early_stopping
+    if stopping.metric is None and stopping.patience is not None:
+        yield (
+            f"early_stopping.patience = {stopping.patience} needs early_stopping.metric, such as "
+            "validation_loss"
+        )
     if config.warmup_epochs > config.total_epochs:
         yield (
             f"warmup_epochs = {config.warmup_epochs:g} is longer than "

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def build_dataset(
     warnings = [*splits.warnings, *check_splits(where, splits)]
     _check_requested(keys, splits)
     num_classes = len(splits.class_names) or 1
-    train, evaluation, evaluation_name = _split(config, splits)
+    train, evaluation, evaluation_name, validation = _split(config, splits)
     if keys.subset is not None:
         train = _subset(train, keys.subset, config.seeds, keys.shuffle)
     size = keys.image_size or _ENCODED_SIZE
@@ -95,12 +96,15 @@ def build_dataset(
     train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
     crop, level, filling = None, keys.image_level_augmentations, mean
     if splits.shape is None:
-        train, evaluation, crop = _decoded(train, evaluation, size, level)
+        train, evaluation, validation, crop = _decoded(train, evaluation, validation, size, level)
         level = _AFTER_CROP.get(level, level)
     # What a run had to be trained on so is evaluated so, too.
-    standardized = "float64" in (dtype.name, known and known.get("dtype"))
-    if standardized:
-        train, evaluation = (StandardizedSource(each, mean, std) for each in (train, evaluation))
+    standardized = splits.standardized
+    if not standardized and "float64" in (dtype.name, known and known.get("dtype")):
+        standardized = True
+        standardize = partial(StandardizedSource, mean=mean, std=std)
+        train, evaluation = standardize(train), standardize(evaluation)
+        validation = validation and standardize(validation)
         dtype, filling = np.dtype(np.float32), np.zeros_like(mean)
     augment = get_augment(
         level,
@@ -142,6 +146,9 @@ def build_dataset(
         keep_last_batch=keys.keep_last_batch,
         workers=_workers(keys.workers, splits.train),
         warnings=tuple(map(escaped, warnings)),
+        task=splits.task,
+        target_shape=splits.target_shape,
+        validation=validation,
     )
     if known is not None and (problems := identity_problems(known, identity(dataset))):
         other = f"the data are not those of the training: {'; '.join(problems)}"
@@ -217,16 +224,15 @@ def _path(data_dir: str, meaning: str) -> Path:
 def _check_requested(keys: Any, splits: Splits) -> None:
     """Raise DataError unless the data are as the config expects; encoded images get any size."""
     shape = splits.shape or (keys.image_size, keys.image_size, 3)
-    is_regression = not splits.class_names
-    if keys.task is not None and (keys.task == "regression") != is_regression:
+    if keys.task not in (None, splits.task):
         raise DataError(
             f"dataset.task {keys.task} does not match '{keys.dataset_name}', whose labels are "
-            f"{'numbers to predict' if is_regression else 'classes'}; set it to None"
+            f"{'classes' if splits.class_names else 'numbers to predict'}; set it to None"
         )
     is_image = len(shape) == 3
     size = f"{shape[0]} x {shape[1]}" if is_image else "no images"
     channels = str(shape[-1]) if len(shape) > 1 else "vectors"
-    classes = "numbers to predict" if is_regression else str(len(splits.class_names))
+    classes = str(len(splits.class_names) or "numbers to predict")
     found = (
         ("image_size", is_image and shape[0] == shape[1] == keys.image_size, size),
         ("num_channels", channels == str(keys.num_channels), channels),
@@ -241,25 +247,40 @@ def _check_requested(keys: Any, splits: Splits) -> None:
             )
 
 
-def _split(config: Any, splits: Splits) -> tuple[Source, Source, str]:
-    """Return (train, evaluation, its name): the test set, or examples held out of train."""
-    train = splits.train
-    if config.use_test_set and splits.evaluation is not None:
-        return train, splits.evaluation, splits.evaluation_name
-    kept, held_out = split_indices(
-        config.dataset.split, train.labels(), config.dataset.validation_fraction, config.seeds
-    )
-    return SubsetSource(train, kept), SubsetSource(train, held_out), "validation"
+def _split(config: Any, splits: Splits) -> tuple[Source, Source, str, Source | None]:
+    """Return (train, evaluation, its name, validation).
+
+    Evaluated is the test set, or the validation part: that of the data, else examples held out of
+    train. Beside the test set there is a validation part where early stopping asks for it.
+    """
+    train, validation = splits.train, splits.validation
+    test = splits.evaluation if config.use_test_set else None
+    chosen_by_validation = (config.early_stopping.metric or "").startswith("validation_")
+    if test is not None and (splits.evaluation_name == "validation" or not chosen_by_validation):
+        return train, test, splits.evaluation_name, None
+    if validation is None:
+        kept, held_out = split_indices(
+            config.dataset.split, train.labels(), config.dataset.validation_fraction, config.seeds
+        )
+        train, validation = SubsetSource(train, kept), SubsetSource(train, held_out)
+    if test is None:
+        return train, validation, "validation", None
+    return train, test, splits.evaluation_name, validation
 
 
 def _decoded(
-    train: Source, evaluation: Source, size: int, level: str
-) -> tuple[Source, Source, Augment | None]:
-    """Bring encoded images to one size: (train, evaluation, crop of the training images)."""
-    if level in _AFTER_CROP:
-        return train, DecodedSource(evaluation, center_crop(size)), inception_crop(size)
-    center = center_crop(size, 1.0)
-    return DecodedSource(train, center), DecodedSource(evaluation, center), None
+    train: Source, evaluation: Source, validation: Source | None, size: int, level: str
+) -> tuple[Source, Source, Source | None, Augment | None]:
+    """Bring encoded images to one size: (train, evaluation, validation, crop of train)."""
+    crop = inception_crop(size) if level in _AFTER_CROP else None
+    center = center_crop(size) if crop else center_crop(size, 1.0)
+    held = validation and DecodedSource(validation, center)
+    return (
+        train if crop else DecodedSource(train, center),
+        DecodedSource(evaluation, center),
+        held,
+        crop,
+    )
 
 
 def _policy(keys: Any) -> str:

@@ -22,7 +22,8 @@ class Dataset:
         evaluation: examples to evaluate on.
         evaluation_name: 'test' or 'validation'.
         shape: of an input: (h, w, c), (length, c) or (d,).
-        class_names: one a class; () for a regression.
+        task: what is learned: "classification", "regression" or "forecasting".
+        class_names: one a class; () where labels are no classes.
         mean: float64 [c], in the units of the raw values (0 to 255 for uint8 photographs).
         std: likewise.
         dtype: of the raw values.
@@ -36,6 +37,8 @@ class Dataset:
         keep_last_batch: examples that are left over make a smaller last batch; False: they rest.
         workers: processes that read and augment; 0: threads.
         warnings: what the user should know of the data, a line each.
+        target_shape: of a label; (): a class or a number.
+        validation: examples to choose the best epoch by, where that is not `evaluation`.
     """
 
     name: str
@@ -56,16 +59,14 @@ class Dataset:
     keep_last_batch: bool = False
     workers: int = 0
     warnings: tuple[str, ...] = ()
+    task: str = "classification"
+    target_shape: tuple[int, ...] = ()
+    validation: Source | None = None
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 to num_classes - 1; 1 for a regression."""
+        """Labels are 0 to num_classes - 1; 1 where they are no classes."""
         return len(self.class_names) or 1
-
-    @property
-    def is_regression(self) -> bool:
-        """Labels are float32 values to predict, not classes."""
-        return not self.class_names
 
     @property
     def train_as_evaluated(self) -> Source:
@@ -124,4 +125,5 @@ def from_arrays(
         std=std,
         dtype=source.inputs.dtype,
         augment=augment,
+        task="classification" if class_names else "regression",
     )

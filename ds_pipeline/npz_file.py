@@ -69,6 +69,7 @@ def load_npz(
         shape=x.shape[1:],
         dtype=x.dtype,
         class_names=class_names,
+        task="regression" if is_regression else "classification",
     )
 
 

@@ -35,11 +35,15 @@ class Splits:
         shape: of an input; None: encoded images of any size.
         dtype: of the inputs, once decoded; float64: float32 does not hold them, and they are to be
             standardized before they become float32.
-        class_names: one a class; (): a regression.
+        class_names: one a class; (): labels are no classes.
         columns: names of a table's inputs, in their order; (): they have none.
         mean: published, of each channel, in the units of the raw values; None: there is none.
         std: likewise.
         warnings: what the user should know, a line each.
+        task: what is learned: "classification", "regression" or "forecasting".
+        target_shape: of a label; (): a class or a number.
+        validation: a split of the data's own to choose the best epoch by; None: there is none.
+        standardized: the sources give (x - mean) / std already.
     """
 
     train: Source
@@ -52,6 +56,10 @@ class Splits:
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    task: str = "classification"
+    target_shape: tuple[int, ...] = ()
+    validation: Source | None = None
+    standardized: bool = False
 
 
 def encode_classes(
@@ -246,6 +254,7 @@ def split_off_test(
         class_names=class_names,
         columns=columns,
         warnings=warnings,
+        task="classification" if class_names else "regression",
     )
 
 

@@ -36,10 +36,10 @@ from gnp.training.gradients import (
     summed,
 )
 from gnp.training.mesh import WHOLE, abstract, build_mesh, shard, shard_batch
-from gnp.training.objective import Objective, build_objective, output_size
 from gnp.training.regularizer import Regularizer, build_regularizer
 from gnp.training.state import Model, Params, TrainState, from_linen
 from gnp.training.step import EvalStep, build_eval_step, build_train_step
+from gnp.training.tasks import TASKS, Objective
 from model import Report
 
 # So many that every fraction of an epoch is a whole step: the real number is known with the data.
@@ -173,10 +173,11 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     labels = optimizer.build_labels(config)
 
     # The model and its loss.
-    module = model.build_model(config, output_size(config.loss, dataset.num_classes))
-    objective = build_objective(
-        config.loss, config.label_smoothing, config.compute_top_5_error_rate, config.top_k
-    )
+    task = TASKS[dataset.task]
+    output_shape = task.output_shape(config.loss, dataset.num_classes, dataset.target_shape)
+    module = model.build_model(config, output_shape[0])
+    top_k = (5 if config.compute_top_5_error_rate else None, config.top_k)
+    objective = task.objective(config.loss, config.label_smoothing, [k for k in top_k if k])
     regularize = build_regularizer(
         l2=lambda params: optimizer.l2_coefficients(config, params),
         labels=labels,
@@ -186,6 +187,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         from_linen,
         normalize=dataset.normalize,
         shape=dataset.shape,
+        output_shape=output_shape,
         always_inference=config.train_in_inference_mode,
     )
     net = linen(module)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gnp.analysis.figure_files import BLUE, GREEN, ORANGE, picture
-from gnp.training.objective import metric
+from gnp.training.tasks import metric
 
 _TRAIN: dict[str, Any] = {"color": BLUE, "linestyle": "-"}
 _EVALUATION: dict[str, Any] = {"color": ORANGE, "linestyle": "--"}

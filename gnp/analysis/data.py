@@ -120,7 +120,7 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         "examples": len(source),
         "input": data_numbers.kind(dataset, source),
         "shape": list(dataset.shape),
-        "task": "regression" if dataset.is_regression else "classification",
+        "task": dataset.task,
         "augmentation": {
             "image_level": keys.image_level_augmentations,
             "batch_level": keys.batch_level_augmentations,

@@ -161,7 +161,7 @@ def _limits(source: ds_pipeline.Source) -> tuple[float, float]:
 
 
 def _label_name(label: Any, dataset: ds_pipeline.Dataset, most: int) -> str:
-    if dataset.is_regression:
+    if not dataset.class_names:
         return f"{float(label):.4g}"
     return pictures.shortened(dataset.class_names[int(label)], most)
 

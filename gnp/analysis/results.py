@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gnp.terminal import one_line, warn
+from gnp.training.early_stopping import best_row
 from gnp.training.files import FileFormatError, read_rows
 from gnp.training.metrics import number
 
@@ -40,8 +41,14 @@ def print_table(
     print(text.get(), end="")
 
 
-def show_results(working_dir: Path, has_evolution: bool) -> None:
-    """Draw the pictures of a run, print its table, and say where everything is."""
+def show_results(working_dir: Path, has_evolution: bool, metric: str | None = None) -> None:
+    """Draw the pictures of a run, print its table, and say where everything is.
+
+    Args:
+        working_dir: The run directory.
+        has_evolution: Gradients were recorded.
+        metric: The number that makes an epoch the best; None: each number has its own best.
+    """
     rows = read_rows(working_dir / "metrics.jsonl")
     if not rows:
         return
@@ -50,12 +57,14 @@ def show_results(working_dir: Path, has_evolution: bool) -> None:
     from gnp.analysis.figure_files import drawn
 
     drawn(plot_curves, rows, working_dir / "curves.png")
-    epochs, shown = ("first epoch", "best", "last epoch"), []
+    best = best_row(rows, metric)
+    title = f"best epoch, {best['epoch']}" if best else "best"
+    epochs, shown = ("first epoch", title, "last epoch"), []
     for name in rows[-1]:
         # Single parameters' costs, with a / in their names, are in metrics.jsonl.
         if name.split("_")[0] in ("train", "test", "validation") and "/" not in name:
             values = [row[name] for row in rows if name in row]
-            three = (values[0], min(values), values[-1])
+            three = (values[0], best.get(name) if best else min(values), values[-1])
             shown.append([name.replace("_", " "), *(number(name, value) for value in three)])
     print_table(str(working_dir), shown, ("", *epochs), numbers=epochs)
     seconds, count = sum(row["epoch_seconds"] for row in rows), len(rows)

@@ -12,7 +12,7 @@ from absl import flags
 import config as configs
 from config import default
 from gnp.experiment import name_problems
-from gnp.training.checkpoint import run_of
+from gnp.training.checkpoint import BEST, run_of
 
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
@@ -23,8 +23,9 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
                         --config.dataset.data_dir says where the data are now
   --mode=inspect        print config, layers and parameters, of --config or of DIR; computes nothing
-  --checkpoint=STEP     eval, inspect: which checkpoint (default: the newest); a path of one is
-                        allowed too, RUN/checkpoints/STEP, or RUN for its newest
+  --checkpoint=STEP     eval, inspect: which checkpoint (default: the newest); best: that of the best
+                        epoch, eval's default where early_stopping.metric says which that is; a
+                        path of one is allowed too, RUN/checkpoints/STEP, or RUN for its newest
   --values=REGEX        inspect: print the checkpoint's arrays whose paths REGEX finds
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
@@ -56,7 +57,7 @@ class CommandLine(NamedTuple):
         mode: train, eval or inspect.
         config: checked and complete; None in eval and inspect without --config.
         working_dir: the run directory; that of the checkpoint where it is not given.
-        checkpoint: the step, or the path, of the one to read; None: the newest.
+        checkpoint: the step, or the path, of the one to read, or BEST; None: the default.
         overrides: (key, text) pairs for the directory's own config, in eval without --config.
         values: inspect: a regular expression of the arrays to print; None: none.
         profile: the first and the last step to trace, counted from 1; None: none.
@@ -67,7 +68,7 @@ class CommandLine(NamedTuple):
     mode: str
     config: ml_collections.ConfigDict | None
     working_dir: Path
-    checkpoint: int | Path | None
+    checkpoint: int | Path | str | None
     overrides: tuple[tuple[str, str], ...] = ()
     values: str | None = None
     profile: tuple[int, int] | None = None
@@ -124,7 +125,8 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
 
 def _flag_problems(values: flags.FlagValues) -> list[str]:
     wrong = []
-    has_run = values.working_dir or not (values.checkpoint or "0").isdecimal()
+    names_no_run = values.checkpoint in (None, BEST) or values.checkpoint.isdecimal()
+    has_run = values.working_dir or not names_no_run
     if values.mode != "inspect" and not has_run:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
     elif values.checkpoint is not None and not has_run:
@@ -176,18 +178,21 @@ def _directory(text: str | None) -> Path:
     return configs.local_path(text or ".")
 
 
-def _checkpoint(text: str | None) -> int | Path | None:
-    """Return the step, or the whole path, of a checkpoint.
+def _checkpoint(text: str | None) -> int | Path | str | None:
+    """Return the step, or the whole path, of a checkpoint, or BEST.
 
     Raises:
         ValueError: it is neither; the message goes behind the flag.
     """
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
+    if text is None or text == BEST:
+        return text
+    if text.isdecimal():
+        return int(text)
     path = configs.local_path(text).absolute()
     if not os.path.isdir(path):
         raise ValueError(
-            "is neither a step nor a folder; RUN/checkpoints/STEP is needed, or RUN for its newest"
+            "is neither a step, nor best, nor a folder; RUN/checkpoints/STEP is needed, or RUN for "
+            "its newest"
         )
     return path
 

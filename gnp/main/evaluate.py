@@ -14,7 +14,7 @@ from config import default, rules
 from gnp.analysis.results import print_table
 from gnp.experiment import build_experiment, device_count
 from gnp.terminal import warn
-from gnp.training.checkpoint import read_checkpoint
+from gnp.training.checkpoint import BEST, read_checkpoint
 from gnp.training.distributed import is_first
 from gnp.training.metrics import evaluate, number
 from gnp.training.run_directory import read_config, read_data, refuse_other_config
@@ -23,7 +23,7 @@ from gnp.training.run_directory import read_config, read_data, refuse_other_conf
 def run(
     config: ml_collections.ConfigDict | None,
     working_dir: Path,
-    checkpoint: int | Path | None,
+    checkpoint: int | Path | str | None,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> int:
     """Evaluate a checkpoint of a directory; print a table and a JSON line.
@@ -31,7 +31,7 @@ def run(
     Args:
         config: Complete, each key checked; None: the directory's own.
         working_dir: The run directory.
-        checkpoint: The step; a path, which may be in another directory; None: the newest.
+        checkpoint: As in `read_checkpoint`; None: the best where the run has one.
         overrides: (key, text) pairs for the directory's own config.
     """
     stored, devices = read_config(working_dir), device_count()
@@ -47,6 +47,8 @@ def run(
             configs.as_json(default.get_config()),
             advice="leave --config out, or give the keys that it was trained with",
         )
+    if checkpoint is None and config.early_stopping.metric is not None:
+        checkpoint = BEST
     rules.check(config, devices=devices, training=False)
     # What the data were called and normalized by in training holds for others, too.
     dataset = ds_pipeline.build_dataset(config, working_dir, known=read_data(working_dir) or None)

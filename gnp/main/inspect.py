@@ -16,15 +16,15 @@ from gnp.analysis.results import print_table
 from gnp.main.command_line import UsageError
 from gnp.terminal import warn
 from gnp.training.checkpoint import Restored, read_checkpoint
-from gnp.training.objective import output_size
 from gnp.training.run_directory import read_config
 from gnp.training.state import leaf_names
+from gnp.training.tasks import TASKS
 
 
 def run(
     config: ml_collections.ConfigDict | None,
     working_dir: Path,
-    checkpoint: int | Path | None = None,
+    checkpoint: int | Path | str | None = None,
     values: str | None = None,
 ) -> int:
     """Print the config, the layers and the parameters of a config's model.
@@ -37,8 +37,8 @@ def run(
     """
     if config is None:
         config = configs.from_flat(read_config(working_dir))
-    shape, num_classes = _input(config)
-    module = model.build_model(config, output_size(config.loss, num_classes))
+    shape, outputs = _sizes_of(config)
+    module = model.build_model(config, outputs)
     params, layers = model.describe(module, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     print_table(
         "config", [(key, str(value)) for key, value in sorted(configs.as_json(config).items())]
@@ -98,13 +98,16 @@ def _print_values(restored: Restored, pattern: str) -> None:
         print(f"\n{name}, step {restored.step}: {_sizes(named[name].shape)}\n{named[name]}")
 
 
-def _input(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
-    """Return input shape and class count, as the config says them, else from the data."""
+def _sizes_of(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
+    """Return input shape and number of outputs, as the config says them, else from the data."""
     asked = config.dataset
     if asked.image_size and asked.num_channels and asked.num_classes:
-        return (asked.image_size, asked.image_size, asked.num_channels), asked.num_classes
+        sizes = TASKS["classification"].output_shape(config.loss, asked.num_classes, ())
+        return (asked.image_size, asked.image_size, asked.num_channels), sizes[0]
     dataset = ds_pipeline.build_dataset(config)
-    return dataset.shape, dataset.num_classes
+    task = TASKS[dataset.task]
+    sizes = task.output_shape(config.loss, dataset.num_classes, dataset.target_shape)
+    return dataset.shape, sizes[0]
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -19,6 +19,7 @@ from gnp.main.recording import Recording
 from gnp.terminal import warn
 from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import Checkpoints, Restored, read_checkpoint
+from gnp.training.early_stopping import best_row, has_ended
 from gnp.training.files import FileFormatError
 from gnp.training.log import Log, rows_of
 from gnp.training.metrics import (
@@ -30,6 +31,7 @@ from gnp.training.metrics import (
     to_floats,
 )
 from gnp.training.state import TrainState
+from gnp.training.tasks import TASKS
 
 
 def run(
@@ -69,10 +71,12 @@ def run(
     rules.check(
         config,
         devices=devices,
-        is_regression=dataset.is_regression,
+        task=dataset.task,
+        losses=TASKS[dataset.task].losses,
         examples=len(dataset.train),
     )
     experiment = build_experiment(config, dataset)
+    check_best(config, experiment)
     recording = Recording(config, experiment, working_dir, profile)
     # Pretrained weights may not fit, which shows here. A run that goes on needs them no more.
     loaded = None if resumes else read_start(config, experiment)
@@ -117,7 +121,7 @@ def run(
                 checkpoints=checkpoints, interrupt=interrupt,
             )  # fmt: skip
     if first:
-        show_results(working_dir, config.record.gradients)
+        show_results(working_dir, config.record.gradients, config.early_stopping.metric)
     if progress.step == experiment.total_steps and not progress.has_learned:
         raise NonFiniteError(
             "every step was skipped, as its loss, gradient or update was not finite: nothing was "
@@ -138,6 +142,23 @@ def read_start(config: ml_collections.ConfigDict, experiment: Experiment) -> Res
             f"{experiment.total_steps}: raise total_epochs = {config.total_epochs}"
         )
     return found
+
+
+def check_best(config: ml_collections.ConfigDict, experiment: Experiment) -> None:
+    """Raise ConfigError where early_stopping.metric is no number of this run's epochs."""
+    given, dataset = config.early_stopping.metric, experiment.dataset
+    parts = ["train", dataset.evaluation_name]
+    parts += ["validation"] if dataset.validation is not None else []
+    parts += ["train_set"] if config.record.gradients else []
+    if config.ema_decay is not None:
+        parts += [f"{part}_ema" for part in parts[1:]]
+    names = ("loss", *experiment.objective.metrics)
+    allowed = [f"{part}_{name}" for part in parts for name in names]
+    if given is not None and given not in allowed:
+        raise configs.ConfigError(
+            f"early_stopping.metric = {given!r} is no number of an epoch; allowed: "
+            f"{', '.join(allowed)}"
+        )
 
 
 def train(
@@ -175,6 +196,7 @@ def train(
     dataset = experiment.dataset
     batches = experiment.train_batches(progress.step, stop)
     steps_per_epoch, epochs = experiment.steps_per_epoch, config.total_epochs
+    metric, patience = config.early_stopping.metric, config.early_stopping.patience
 
     def read(step: int, metrics: dict[str, Any], weight: float) -> None:
         """Wait for the metrics of step `step`, counted from 1, and take them in."""
@@ -205,10 +227,13 @@ def train(
     def save() -> None:
         remembered = experiment.step_rule.to_json()
         rule = {"step_rule": remembered} if remembered else {}
-        checkpoints.save(progress.step, state, progress.to_json() | rule)
+        best = best_row(log.rows, metric)
+        checkpoints.save(
+            progress.step, state, progress.to_json() | rule, best=best["step"] if best else None
+        )
 
     for epoch in range(progress.step // steps_per_epoch + 1, epochs + 1):
-        if interrupt.reached(progress.step):
+        if interrupt.reached(progress.step) or has_ended(log.rows, metric, patience):
             break
         end = epoch * steps_per_epoch
         log.start_epoch(epoch, epochs, steps_per_epoch, done=progress.step + steps_per_epoch - end)
@@ -237,13 +262,19 @@ def train(
             measured |= measure("train_set", dataset.train_as_evaluated)
         if epoch == epochs or epoch % config.evaluate_every_n_epochs == 0:
             measured = measure(dataset.evaluation_name, dataset.evaluation) | measured
+            if dataset.validation is not None:
+                measured |= measure("validation", dataset.validation)
         scalars = experiment.scalars(progress.step - 1)
         examples = min(steps_per_epoch * config.batch_size, len(dataset.train))
         row = progress.row(epoch, examples, measured, scalars)
         log.end_epoch(row, row_line(row, epochs))
         progress.start_epoch()
-        if epoch == epochs or epoch % config.save_ckpt_every_n_epochs == 0:
+        is_best = best_row(log.rows, metric) is row
+        is_last = epoch == epochs or has_ended(log.rows, metric, patience)
+        if is_last or is_best or epoch % config.save_ckpt_every_n_epochs == 0:
             save()
+        if is_last and epoch < epochs:
+            log.say(f"{metric} was not below its best for {patience} evaluations: training ends")
 
     if progress.step and interrupt.reached(progress.step):
         save()

@@ -18,10 +18,13 @@ import orbax.checkpoint as ocp
 from gnp.terminal import describe, one_line
 from gnp.training import distributed
 from gnp.training.distributed import on_first
+from gnp.training.early_stopping import best_step
 from gnp.training.files import first_line, opened, read_json, sync_folder, write_atomic, write_json
 from gnp.training.run_directory import PARTS_OF_A_CHECKPOINT, steps_with
 from gnp.training.state import TrainState, leaf_names
 
+# In place of a step: that of the best epoch.
+BEST = "best"
 _DIGESTS = "sha256.json"
 _PROGRESS = "progress/metadata"
 # Of every checkpoint; what other files hold the arrays is for orbax to decide.
@@ -104,13 +107,16 @@ class Checkpoints:
         """Return the steps that have a complete checkpoint, ascending."""
         return steps_with(self.directory, _DIGESTS)
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: TrainState, progress: dict[str, Any], best: int | None = None
+    ) -> None:
         """Start to write a checkpoint; wait for the one before.
 
         Args:
             step: steps taken so far.
             state: the arrays; may be donated as soon as this returns.
             progress: JSON values that the host keeps.
+            best: step of a checkpoint that is kept beside the newest.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -120,7 +126,7 @@ class Checkpoints:
         if on_first(lambda: self._begin(step, progress), CheckpointError):
             with self._writing():
                 self._checkpointer.save(self._unfinished(step) / "state", _arrays(state))
-            self._written = self._thread.submit(self._finish, step)
+            self._written = self._thread.submit(self._finish, step, best)
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -208,7 +214,7 @@ class Checkpoints:
             write_atomic(file, json.dumps(progress))
         return True
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, step: int, best: int | None) -> None:
         """Wait for the arrays; give the checkpoint its name once all of it is on the disk."""
         self._checkpointer.wait_until_finished()
         if not distributed.is_first():
@@ -225,6 +231,8 @@ class Checkpoints:
         folder.rename(self.directory / str(step))
         sync_folder(self.directory)
         for old in self.steps()[: -self._keep]:
+            if old == best:
+                continue
             (self.directory / str(old)).rename(self._unfinished(old))  # never half removed
             shutil.rmtree(self._unfinished(old), ignore_errors=True)
 
@@ -404,14 +412,15 @@ def run_of(checkpoint: Path) -> tuple[Path, int | None]:
 
 
 def read_checkpoint(
-    directory: Path, abstract_state: TrainState | None, checkpoint: int | Path | None = None
+    directory: Path, abstract_state: TrainState | None, checkpoint: int | Path | str | None = None
 ) -> Restored:
     """Read a checkpoint of a run directory, which is left as it is.
 
     Args:
         directory: Of the run.
         abstract_state: As in `Checkpoints.restore`.
-        checkpoint: Its step; a path as `run_of` takes it, also of another run; None: the newest.
+        checkpoint: Its step; a path as `run_of` takes it, also of another run; BEST: that of the
+            best epoch; None: the newest.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another model.
@@ -419,9 +428,11 @@ def read_checkpoint(
     restored = None
     if isinstance(checkpoint, Path):
         directory, checkpoint = run_of(checkpoint)
+    step = best_step(directory) if checkpoint == BEST else checkpoint
+    assert not isinstance(step, str)
     if (directory / "checkpoints").is_dir():
         with Checkpoints(directory, read_only=True) as checkpoints:
-            restored = checkpoints.restore(abstract_state, checkpoint)
+            restored = checkpoints.restore(abstract_state, step)
     if restored is None:
         raise CheckpointError(f"no checkpoint in {directory}: train first")
     return restored

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from gnp.training import mesh
-from gnp.training.objective import Objective
 from gnp.training.regularizer import Regularizer, summarize, total
 from gnp.training.state import Apply, ModelState, Params
+from gnp.training.tasks import Objective
 from model import cpu
 
 Batch = dict[str, jax.Array]

@@ -85,9 +85,9 @@ class Log:
     def end_epoch(self, row: dict[str, Any], line: str) -> None:
         """Write the epoch's row into metrics.jsonl and TensorBoard, and its line to the screen."""
         self.close_bar()
+        self.rows.append(row)
         if not self.active:
             return
-        self.rows.append(row)
         self._write_rows()
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
         # A name with a folder of its own keeps it.

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from gnp.training.files import FileFormatError
-from gnp.training.objective import metric
 from gnp.training.state import TrainState
 from gnp.training.step import EvalStep
+from gnp.training.tasks import metric
 
 _AVERAGED = "ema_"
 # Of a step's metrics, those that are not of its examples.

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model import ModelError
+
 Params = Any
 ModelState = Any
 
@@ -53,6 +55,7 @@ def from_linen(
     normalize: Callable[[jax.Array], jax.Array],
     shape: tuple[int, ...],
     *,
+    output_shape: tuple[int, ...] | None = None,
     always_inference: bool = False,
 ) -> Model:
     """Return a Flax Linen module as plain functions.
@@ -62,7 +65,11 @@ def from_linen(
             `batch_stats`, and the random stream `dropout`.
         normalize: Raw inputs -> inputs of the module; part of the compiled step.
         shape: Of one raw input.
+        output_shape: Of one example's outputs, as its task needs them; None: any.
         always_inference: Training too calls it with `train=False`, and keeps the rest as it is.
+
+    Raises:
+        ModelError: by `initialize`, where the outputs have another shape.
 
     Example:
         >>> import flax.linen as nn
@@ -78,7 +85,14 @@ def from_linen(
 
     def initialize(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = normalize(jnp.zeros((1, *shape), jnp.float32))
-        variables = dict(module.init({"params": key, "dropout": key}, inputs, train=False))
+        rngs = {"params": key, "dropout": key}
+        outputs, variables = module.init_with_output(rngs, inputs, train=False)
+        if output_shape is not None and outputs.shape[1:] != output_shape:
+            raise ModelError(
+                f"{type(module).__name__} gives outputs of {_sizes(outputs.shape[1:])} an "
+                f"example, and the task needs {_sizes(output_shape)}: choose another model_name"
+            )
+        variables = dict(variables)
         return _at_full_precision(variables.pop("params")), _at_full_precision(variables)
 
     def apply(
@@ -101,6 +115,10 @@ def from_linen(
         return outputs, dict(updated)
 
     return Model(initialize, apply)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
 
 
 def _at_full_precision(tree: Any) -> Any:

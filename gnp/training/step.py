@@ -9,8 +9,8 @@ import optax
 
 from gnp.training import mesh
 from gnp.training.gradients import Batch, Gradient, Metrics
-from gnp.training.objective import Objective
 from gnp.training.state import Apply, ModelState, Params, TrainState
+from gnp.training.tasks import Objective
 from optimizer import perturbed_params
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, Any], tuple[TrainState, Metrics]]

@@ -711,9 +711,9 @@ def test_groups_with_statistics_of_their_own_divide_what_the_model_is_given(keys
 
 def test_a_real_number_needs_the_loss_for_it():
     config = load()
-    assert problems(config, is_regression=False) == []
-    (line,) = problems(config, is_regression=True)
-    assert line.endswith("the target of 'digits' is a real number: set loss to squared_error")
+    assert problems(config, task="classification", losses=("softmax_cross_entropy",)) == []
+    (line,) = problems(config, task="regression", losses=("squared_error",))
+    assert line.endswith("go with regression, the task of 'digits': set loss to squared_error")
 
 
 def test_a_stored_config_fits_other_devices():

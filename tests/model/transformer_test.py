@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from gnp.training.gradients import build_gradient, build_loss
-from gnp.training.objective import build_objective
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_train_step
+from gnp.training.tasks import classification
 from model import ModelError, get_model
 from model.cait import CaiT
 from model.swin import Swin
@@ -268,7 +268,7 @@ def test_a_penalized_step_is_finite_and_changes_everything(family):
     module = SMALL[family](**{**NOTHING_DROPPED, "stochastic_depth_rate": 0.4})
     _, apply = from_linen(module, lambda x: x, (16, 16, 3))
     optimizer = optax.chain(gradient_norm_penalty(0.05, 0.8), optax.adam(1e-3))
-    objective = build_objective("softmax_cross_entropy")
+    objective = classification.objective("softmax_cross_entropy")
     gradient = build_gradient(build_loss(apply, objective))
     step = jax.jit(build_train_step(lambda _: gradient, optimizer, penalize=True))
     params = weights(family)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from jax.flatten_util import ravel_pytree
 
 from gnp.training.gradients import Batch
-from gnp.training.objective import Objective
 from gnp.training.regularizer import Regularizer, total
 from gnp.training.state import Apply, ModelState, Params
+from gnp.training.tasks import Objective
 
 Vector = npt.NDArray[np.float64]
 Function = Callable[..., jax.Array]

@@ -24,9 +24,9 @@ from gnp.analysis.sharpness.run import surfaces
 from gnp.analysis.sharpness.spectrum import extremes, lanczos, smooth, spectrum, trace
 from gnp.analysis.sharpness.surface import SharpnessError, Surface, build_products, flatten
 from gnp.experiment import build_experiment
-from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import from_linen
+from gnp.training.tasks import classification
 from tests.data_sets import write_image_folder
 
 EXAMPLES = 60
@@ -62,7 +62,7 @@ def parts_of(name, keywords):
 
 
 def surface_of(apply, params, model_state, source, batch_size=30, regularize=None):
-    objective = build_objective("softmax_cross_entropy", label_smoothing=0.1)
+    objective = classification.objective("softmax_cross_entropy", label_smoothing=0.1)
     products = build_products(apply, objective, regularize, params)
     batches = list(evaluation_batches(source, batch_size))
     return Surface(products, flatten(params), model_state, lambda: batches, len(source))
@@ -187,7 +187,7 @@ def test_evaluation_mode():
     model_state = jax.tree.map(lambda leaf: leaf + 0.3, model_state)
     batch = source.batch(np.arange(EXAMPLES))
     logits = apply(params, model_state, batch["input"], False, None)[0]
-    objective = build_objective("softmax_cross_entropy", label_smoothing=0.1)
+    objective = classification.objective("softmax_cross_entropy", label_smoothing=0.1)
     true = float(objective.loss(logits, batch["label"]).mean())
     surface = surface_of(apply, params, model_state, source, batch_size=32)
     assert surface.loss() == pytest.approx(true, rel=1e-6)

@@ -10,12 +10,12 @@ import pytest
 from gnp.training.checkpoint import CheckpointError, Checkpoints
 from gnp.training.gradients import build_gradient, build_loss, micro_batched
 from gnp.training.metrics import evaluate
-from gnp.training.objective import build_objective
 from gnp.training.state import TrainState
 from gnp.training.step import build_eval_step, build_train_step
+from gnp.training.tasks import classification
 from optimizer import record_gradient_evolution
 
-OBJECTIVE = build_objective("softmax_cross_entropy")
+OBJECTIVE = classification.objective("softmax_cross_entropy")
 SGD = optax.with_extra_args_support(optax.sgd(0.5, 0.9))
 DECAY = 0.75
 

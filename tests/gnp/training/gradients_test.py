@@ -29,16 +29,16 @@ from gnp.training.gradients import (
     summed,
 )
 from gnp.training.mesh import build_mesh, replicate, shard_batch
-from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import TrainState
 from gnp.training.step import build_train_step
+from gnp.training.tasks import classification
 from model import cpu
 from optimizer import gradient_norm_penalty, looksam, penalized_gradient
 from tests.marks import quick_first
 from tests.trees import assert_trees_close
 
-OBJECTIVE = build_objective("softmax_cross_entropy")
+OBJECTIVE = classification.objective("softmax_cross_entropy")
 SIZE, R, ALPHA, KEY, STEP = 32, 0.1, 0.8, jax.random.key(7), 3
 STEPS, RATE, MOMENTUM = 5, 0.5, 0.9
 PARAMS = {

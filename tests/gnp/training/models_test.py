@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from gnp.training.gradients import build_gradient, build_loss
-from gnp.training.objective import build_objective
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_train_step
+from gnp.training.tasks import classification
 from model import get_model
 from optimizer import gradient_norm_penalty
 from tests.marks import quick_first
@@ -43,7 +43,7 @@ MODELS = [
 TRANSFORMERS = ("ViT_", "Swin_", "CaiT_")
 
 
-OBJECTIVE = build_objective("softmax_cross_entropy")
+OBJECTIVE = classification.objective("softmax_cross_entropy")
 
 
 def penalized_step(apply, optimizer):

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from gnp.training.gradients import build_functional_gradient, build_gradient, build_loss
-from gnp.training.objective import build_objective
 from gnp.training.regularizer import build_regularizer
 from gnp.training.state import TrainState, from_linen
 from gnp.training.step import build_eval_step, build_train_step
+from gnp.training.tasks import classification
 from optimizer import (
     functional_gradients,
     gradient_norm_penalty,
@@ -25,7 +25,7 @@ from tests.trees import assert_trees_close, assert_trees_equal, differ
 
 assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5)
 
-OBJECTIVE = build_objective("softmax_cross_entropy")
+OBJECTIVE = classification.objective("softmax_cross_entropy")
 
 
 class Net(nn.Module):

@@ -76,7 +76,7 @@ KEYS = (
     Key(
         "lr_schedule_type",
         "cosine",
-        choice("constant", "stepped", "cosine", "exponential", "inverse_time"),
+        choice("constant", "stepped", "cosine", "cosine_restarts", "exponential", "inverse_time"),
     ).means("how the learning rate falls"),
     Key("warmup_epochs", 0.0, number(0)).means("linear warmup from 0, in epochs"),
     Key(
@@ -89,6 +89,9 @@ KEYS = (
     Key("lr_schedule_params.rate", 0.97, number(above=0)).means("exponential: factor an epoch"),
     Key("lr_schedule_params.decay", 0.0, number(0)).means(
         "inverse_time: base_lr / (1 + decay * step); decay per step"
+    ),
+    Key("lr_schedule_params.period", 5, integer(1)).means(
+        "cosine_restarts: epochs of a cosine; the rate changes between epochs"
     ),
     # The epoch that counts.
     Key("early_stopping.metric", None, optional(TEXT)).means(

@@ -92,7 +92,9 @@ def build_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransfor
         >>> config = Config(
         ...     seeds=0, base_lr=0.1, total_epochs=2, warmup_epochs=0.0,
         ...     lr_schedule_type="constant",
-        ...     lr_schedule_params=Config(boundaries=(), factor=0.1, rate=0.97, decay=0.0),
+        ...     lr_schedule_params=Config(
+        ...         boundaries=(), factor=0.1, rate=0.97, decay=0.0, period=1
+        ...     ),
         ...     gradient_clipping=0.0, no_weight_decay_on_bn=False, gr_warmup_strategy="none",
         ...     use_hybrid_training=False, hybrid_config=Config(p=0.0),
         ...     gnp=Config(r=0.1, alpha=0.8, norm_perturbations=False, every=2, warmup_epochs=None,
@@ -289,6 +291,7 @@ def _learning_rate(config: Any, base_lr: float, steps_per_epoch: int) -> optax.S
         factor=given.factor,
         rate=given.rate,
         decay=given.decay,
+        period=given.period,
     )
 
 

@@ -12,7 +12,7 @@ import optax
 from ._checks import OptimizerError, check_choice, check_number
 from ._tree import mixing_types
 
-SCHEDULES = ("constant", "stepped", "cosine", "exponential", "inverse_time")
+SCHEDULES = ("constant", "stepped", "cosine", "cosine_restarts", "exponential", "inverse_time")
 STRATEGIES = ("none", "lambda", "r", "zero")
 # Optax counts steps in int32.
 MAX_STEPS = 2**31 - 1
@@ -29,6 +29,7 @@ def learning_rate_schedule(
     factor: float = 0.1,
     rate: float = 0.97,
     decay: float = 0.0,
+    period: int = 1,
 ) -> optax.Schedule:
     r"""Return a learning rate that decays as `name` says, after a linear warmup from 0.
 
@@ -38,6 +39,8 @@ def learning_rate_schedule(
     - constant: base_lr;
     - stepped: base_lr · factor^k, k boundaries being before t (at a boundary the old rate holds);
     - cosine: base_lr · ½(1 + cos(π·(t - W) / (T - W))) from t = W on, 0 from the last step T on;
+    - cosine_restarts: base_lr · ½(1 + cos(π·e / P)), e being the whole epochs since the last
+      multiple of P epochs: the rate stays for an epoch, and is base_lr again after P;
     - exponential: base_lr · rate^(t / steps_per_epoch), at every step;
     - inverse_time: base_lr / (1 + decay·t), Keras' `decay`.
 
@@ -53,6 +56,7 @@ def learning_rate_schedule(
         factor: stepped: the factor at each boundary, >= 0.
         rate: exponential: the factor of one epoch, > 0.
         decay: inverse_time: the decay of one step, >= 0.
+        period: cosine_restarts: P, whole epochs, >= 1.
 
     Returns:
         A schedule: step -> learning rate.
@@ -84,6 +88,8 @@ def learning_rate_schedule(
         )
     if name == "stepped":
         decayed = _stepped(base_lr, boundaries, factor, steps_per_epoch)
+    elif name == "cosine_restarts":
+        decayed = _cosine_restarts(base_lr, period, steps_per_epoch)
     elif name == "exponential":
         check_number("lr_schedule_params.rate", rate)
         if rate == 0:
@@ -183,6 +189,16 @@ def _stepped(
         return jnp.array(rates, float)[passed]
 
     return mixing_types(rate)
+
+
+def _cosine_restarts(base_lr: float, period: int, steps_per_epoch: int) -> optax.Schedule:
+    check_number("lr_schedule_params.period", period, low=1)
+
+    def rate(step: Any) -> jax.Array:
+        epoch = jnp.asarray(step) // steps_per_epoch % period
+        return base_lr * 0.5 * (1 + jnp.cos(jnp.pi * epoch / period))
+
+    return rate
 
 
 def _inverse_time(base_lr: float, decay: float) -> optax.Schedule:

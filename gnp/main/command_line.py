@@ -23,8 +23,8 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
                         --config.dataset.data_dir says where the data are now
   --mode=inspect        print config, layers and parameters, of --config or of DIR; computes nothing
-  --checkpoint=STEP     eval, inspect: which checkpoint (default: the newest); best: that of the best
-                        epoch, eval's default where early_stopping.metric says which that is; a
+  --checkpoint=STEP     eval, inspect: which checkpoint (default: the newest); best: that of the
+                        best epoch, eval's default where early_stopping.metric says which it is; a
                         path of one is allowed too, RUN/checkpoints/STEP, or RUN for its newest
   --values=REGEX        inspect: print the checkpoint's arrays whose paths REGEX finds
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile

@@ -131,7 +131,7 @@ def built() -> optax.GradientTransformation:
         opt_type="AdamG", opt_params={}, learning_rate_grassmann=0.1, grassmann_where="^[vw]$",
         centralize="conv", centralize_at="gradient",
     )  # fmt: skip
-    schedule = SimpleNamespace(boundaries=(), factor=0.1, rate=0.9, decay=0.0)
+    schedule = SimpleNamespace(boundaries=(), factor=0.1, rate=0.9, decay=0.0, period=2)
     config = SimpleNamespace(
         base_lr=0.1, total_epochs=3, warmup_epochs=0.0, lr_schedule_type="cosine",
         lr_schedule_params=schedule, gradient_clipping=5.0, no_weight_decay_on_bn=False,

@@ -513,10 +513,12 @@ def test_lr_schedule_params_reach_the_schedule(make_config: MakeConfig) -> None:
         ("stepped", "boundaries", (1,)),
         ("exponential", "rate", 0.5),
         ("inverse_time", "decay", 0.5),
+        ("cosine_restarts", "period", 3),
     ):
         config = make_config(**{"lr_schedule_type": name, f"lr_schedule_params.{key}": value})
         rate = build_schedules(config, STEPS_PER_EPOCH).learning_rate
-        assert float(rate(5)) < 0.06, name  # at a boundary the old rate holds
+        step = 5 if key != "period" else 2 * STEPS_PER_EPOCH
+        assert float(rate(step)) < 0.06, name  # at a boundary the old rate holds
 
 
 def test_decay_mask_and_adamw_agree(make_config: MakeConfig) -> None:
@@ -600,7 +602,9 @@ def test_unknown_type_has_no_param_names() -> None:
 
 
 def test_names() -> None:
-    assert SCHEDULES == ("constant", "stepped", "cosine", "exponential", "inverse_time")
+    assert SCHEDULES == (
+        "constant", "stepped", "cosine", "cosine_restarts", "exponential", "inverse_time",
+    )  # fmt: skip
     assert STRATEGIES == ("none", "lambda", "r", "zero")
 
 

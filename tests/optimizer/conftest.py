@@ -18,7 +18,9 @@ def make_config() -> Callable[..., SimpleNamespace]:
             total_epochs=3,
             warmup_epochs=0.0,
             lr_schedule_type="cosine",
-            lr_schedule_params=SimpleNamespace(boundaries=(), factor=0.1, rate=0.9, decay=0.0),
+            lr_schedule_params=SimpleNamespace(
+                boundaries=(), factor=0.1, rate=0.9, decay=0.0, period=2
+            ),
             gradient_clipping=0.0,
             no_weight_decay_on_bn=False,
             gr_warmup_strategy="none",

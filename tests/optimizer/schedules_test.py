@@ -28,6 +28,7 @@ def closed_form(name: str, t: int, warmup_steps: int) -> float:
         "constant": 1.0,
         "stepped": 0.2 ** ((t > 10) + (t > 16)),  # at a boundary the old rate holds
         "cosine": 0.5 * (1 + math.cos(math.pi * max(t - warmup_steps, 0) / (total - warmup_steps))),
+        "cosine_restarts": 0.5 * (1 + math.cos(math.pi * (t // STEPS_PER_EPOCH % 4) / 4)),
         "exponential": 0.7 ** (t / STEPS_PER_EPOCH),
         "inverse_time": 1 / (1 + 0.25 * t),
     }[name]
@@ -39,8 +40,9 @@ def closed_form(name: str, t: int, warmup_steps: int) -> float:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_closed_form(name: str, warmup_epochs: float) -> None:
     rate = schedule(
-        name, warmup_epochs=warmup_epochs, boundaries=(2.5, 4), factor=0.2, rate=0.7, decay=0.25
-    )
+        name, warmup_epochs=warmup_epochs, boundaries=(2.5, 4), factor=0.2, rate=0.7, decay=0.25,
+        period=4,
+    )  # fmt: skip
     steps = range(STEPS_PER_EPOCH * EPOCHS + 1)
     expected = [closed_form(name, t, int(warmup_epochs * STEPS_PER_EPOCH)) for t in steps]
     np.testing.assert_allclose([float(rate(t)) for t in steps], expected, rtol=1e-5, atol=1e-7)
@@ -120,6 +122,7 @@ def test_as_many_steps_as_can_be_counted(name: str) -> None:
         ("stepped", {"factor": -1}, "factor=-1 must"),
         ("exponential", {"rate": 0}, "rate=0 must be > 0"),
         ("inverse_time", {"decay": -1e-3}, "decay=-0.001 must"),
+        ("cosine_restarts", {"period": 0}, "period=0 must"),
         ("cosine", {"total_epochs": 2**29}, "total_epochs=536870912 of 4 steps are more steps"),
         ("stepped", {"warmup_epochs": 1e300}, "warmup_epochs=1e+300 of 4 steps are more steps"),
     ],

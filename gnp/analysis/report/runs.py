@@ -14,6 +14,7 @@ from config import default
 from gnp.analysis.command_line import UsageError
 from gnp.analysis.sharpness.files import read_results
 from gnp.terminal import describe
+from gnp.training.early_stopping import best_row, has_ended
 from gnp.training.files import FileFormatError, read_rows
 from gnp.training.run_directory import OUTPUTS, RunDirectoryError, read_config
 
@@ -45,13 +46,16 @@ class Run(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """True once the last epoch of its config is done."""
-        return self.epochs >= self.config["total_epochs"]
+        """True once the last epoch of its config is done, or its patience is at its end."""
+        stopping = (self.config[f"early_stopping.{name}"] for name in ("metric", "patience"))
+        return self.epochs >= self.config["total_epochs"] or has_ended(self.rows, *stopping)
 
     @property
     def metric(self) -> str:
         """Name of what is compared, such as `test_error_rate`."""
         split = "test" if self.config["use_test_set"] else "validation"
+        if self.config["dataset.dataset_name"] == "forecast":
+            return f"{split}_loss"  # the mean squared error, by which forecasts are compared
         squared = self.config["loss"] == "squared_error"
         return f"{split}_{'mean_absolute_error' if squared else 'error_rate'}"
 
@@ -151,13 +155,16 @@ def points(run: Run, name: str) -> list[tuple[int, float]]:
 
 
 def final_value(run: Run, name: str) -> float | None:
-    """Return a metric where it was measured last; None if that is not finite, or never was.
+    """Return a metric of the best epoch, or where it was measured last if none is the best.
+
+    None if that is not finite, or never was.
 
     Example:
         >>> final_value(Run(Path(), {}, [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), "loss")
         0.5
     """
-    values = [row[name] for row in run.rows if name in row]
+    best = best_row(run.rows, run.config.get("early_stopping.metric"))
+    values = [row[name] for row in ([best] if best else run.rows) if name in row]
     return values[-1] if values and is_number(values[-1]) else None
 
 

@@ -127,7 +127,7 @@ def test_spaces_around_the_equals_sign(refused):
     [
         (["--wurking_dir=x"], "working_dir"),
         (["--mode=trian"], "trian"),
-        (["--checkpoint=first", "--mode=eval"], "first is neither a step nor a folder; RUN/che"),
+        (["--checkpoint=first", "--mode=eval"], "first is neither a step, nor best, nor a folder"),
         (["--checkpoint=-1", "--mode=eval"], "--checkpoint=-1 is neither"),
         (["--checkpoint=s3://a/b", "--mode=eval"], "--checkpoint=s3://a/b is a URL"),
         (["--values=(", "--mode=inspect"], "--values=( is no regular expression: "),

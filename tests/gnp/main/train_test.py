@@ -12,7 +12,7 @@ import pytest
 
 from config.schema import ConfigError
 from gnp.main import train
-from gnp.training.checkpoint import Checkpoints
+from gnp.training.checkpoint import Checkpoints, read_checkpoint
 from gnp.training.distributed import Interrupt
 from gnp.training.files import FileFormatError
 from gnp.training.log import Log
@@ -119,6 +119,60 @@ def test_what_a_method_and_a_rule_remember_goes_on(small_run, tmp_path):
     assert rules[0] == rules[1] and [step for step, _ in rules[0]["unread"]] == [13, 14]
     shares = [row["train_penalized"] for row in rows_of(tmp_path / "whole")]
     assert all(round(5 * share, 6).is_integer() for share in shares) and 0 < sum(shares) < 3
+
+
+def measuring(losses):
+    """Return a stand-in for `evaluate` that gives these losses of the validation part in turn."""
+    left = iter(losses)
+
+    def evaluate(eval_step, state, batches):
+        return {"loss": next(left), "error_rate": 0.5}, 1
+
+    return evaluate
+
+
+def test_training_ends_at_the_end_of_the_patience_and_the_best_is_kept(
+    small_run, tmp_path, monkeypatch, capsys
+):
+    """However often it is interrupted; the newest and the best checkpoint stay."""
+    keys = {
+        "use_test_set": "False", "total_epochs": "9", "keep_checkpoints": "1",
+        "early_stopping__metric": "validation_loss", "early_stopping__patience": "2",
+        "save_ckpt_every_n_epochs": "4",
+    }  # fmt: skip
+    losses = [3.0, 2.0, 2.5, 2.0, 1.0]
+    monkeypatch.setattr(train, "evaluate", measuring(losses))
+    per_epoch = small_run(tmp_path, stop=0, **keys).experiment.steps_per_epoch
+    small_run(tmp_path, stop=2 * per_epoch + 1, **keys)
+    found = small_run(tmp_path, **keys)
+    assert found.steps == [2 * per_epoch, 4 * per_epoch]
+    assert "validation_loss was not below its best for 2 evaluations" in capsys.readouterr().err
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
+    again = small_run(tmp_path, **keys)  # at its end already
+    assert again.steps == found.steps and len(rows_of(tmp_path)) == 4
+    assert read_checkpoint(tmp_path, again.experiment.abstract_state, "best").step == 2 * per_epoch
+
+
+def test_a_validation_part_is_held_out_beside_the_test_set(small_run, tmp_path, whole):
+    keys = {"early_stopping__metric": "validation_loss", "total_epochs": "1"}
+    found = small_run(tmp_path, **keys).experiment.dataset
+    usual = whole[1].experiment.dataset
+    (row,) = rows_of(tmp_path)
+    assert {"test_loss", "validation_loss", "validation_error_rate"} < set(row)
+    assert len(found.train) + len(found.validation) == len(usual.train) > len(found.train)
+    assert len(found.evaluation) == len(usual.evaluation)
+    inputs = [
+        source.batch(np.arange(len(source)))["input"] for source in (found.train, found.validation)
+    ]
+    together = np.concatenate(inputs)
+    everything = usual.train.batch(np.arange(len(usual.train)))["input"]
+    assert sorted(map(tuple, together)) == sorted(map(tuple, everything))
+
+
+def test_a_number_that_no_epoch_has_makes_none_the_best(small_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"'test_accuracy' is no number .* train_loss, train_err"):
+        small_run(tmp_path / "run", early_stopping__metric="test_accuracy")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 class Asked(Interrupt):

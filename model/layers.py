@@ -391,10 +391,16 @@ def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
         )
 
 
-def check_series(model: nn.Module, x: jax.Array) -> None:
-    """Raise ModelError unless x is a batch of series, [b, length, channels] or [b, length]."""
+def check_series(model: nn.Module, x: jax.Array, axes: Collection[int] = (1, 2)) -> None:
+    """Raise ModelError unless x is a batch of series, [b, length, channels] or [b, length].
+
+    Args:
+        model: what is called.
+        x: the batch.
+        axes: how many a series may have; (2,): it must come with channels.
+    """
     shape = x.shape[1:]
-    if len(shape) not in (1, 2):
+    if len(shape) not in axes:
         raise _cannot_take(model, shape, f"{_kind(shape)}, not a series")
     check_not_empty(model, x)
 

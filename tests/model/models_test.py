@@ -39,6 +39,7 @@ WITH_BATCH_NORM = [
     ("MnistTutorialCNN", {}, (8, 8, 1)),
     ("DigitsCNN", {}, (4, 4, 1)),
     ("EvolutionFordACNN", {}, (9, 1)),
+    ("TSMixer", {}, (9, 2)),
 ]
 # Name -> parameters of the model, a small input.
 SMALL = {
@@ -214,7 +215,7 @@ def test_every_batch_norm_has_the_groups(monkeypatch, name, params, shape):
 
     x = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
     variables, (logits, _) = jax.eval_shape(initialize_and_train, x)
-    assert logits.shape == (4, 3)
+    assert logits.shape == ((4, 3, 2) if name == "TSMixer" else (4, 3))
     assert len(calls) == len(jax.tree.leaves(variables["batch_stats"])) / 2
     assert {group for _, group in calls} == {2}
     with pytest.raises(ModelError, match="batch_norm_group = 0: must be at least 1"):

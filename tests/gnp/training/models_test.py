@@ -39,8 +39,8 @@ MODELS = [
     ("EvolutionBostonMLP", {}, (13,)),
     ("MLP", {"widths": (8,)}, (4,)),
 ]
-# tests/model/transformer_test.py takes their step.
-TRANSFORMERS = ("ViT_", "Swin_", "CaiT_")
+# tests/model/transformer_test.py and forecasting_test.py take their step.
+ELSEWHERE = ("ViT_", "Swin_", "CaiT_", "SAMformer", "TSMixer", "LinearForecaster")
 
 
 OBJECTIVE = classification.objective("softmax_cross_entropy")
@@ -63,7 +63,7 @@ def test_every_family_is_here(registered_models):
     registered = {
         type(get_model(name, num_classes=10))
         for name in registered_models
-        if not name.startswith(TRANSFORMERS)
+        if not name.startswith(ELSEWHERE)
     }
     assert registered == tested
 

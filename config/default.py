@@ -236,14 +236,24 @@ KEYS = (
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
-        "npz; or a TFDS name (tfds/NAME is always TFDS); imagenet: image_folder with random crops"
+        "npz; forecast (a series, whose future is predicted); or a TFDS name (tfds/NAME is always "
+        "TFDS); imagenet: image_folder with random crops"
     ),
     Key("dataset.data_dir", None, optional(PATH)).means(
         "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
-        "image_folder, ucr: their folder. csv, npz: the file"
+        "image_folder, ucr: their folder. csv, npz: the file. forecast: the CSV file; none: a "
+        "generated series"
     ),
     Key("dataset.train_split", "train", TEXT).means("TFDS: split to train on, as train+extra"),
-    Key("dataset.target", None, optional(TEXT)).means("csv: name of the column to predict"),
+    Key("dataset.target", None, optional(TEXT)).means(
+        "csv: name of the column to predict. forecast: of the one to forecast, from itself; none: "
+        "all"
+    ),
+    Key("dataset.lookback", 512, integer(1)).means("forecast: rows that a forecast is made from"),
+    Key("dataset.horizon", 96, integer(1)).means("forecast: rows that are forecast"),
+    Key("dataset.allow_gaps", False, BOOLEAN).means(
+        "forecast: take rows as evenly spaced, though times between them are missing"
+    ),
     Key("dataset.task", None, optional(choice("classification", "regression"))).means(
         "csv, npz: what the target is; none: classification (diabetes is always regression)"
     ),

@@ -15,11 +15,13 @@ from ds_pipeline.csv_file import load_csv
 from ds_pipeline.dataset import Dataset
 from ds_pipeline.decode import DecodedSource, center_crop, inception_crop
 from ds_pipeline.errors import DataError, escaped
+from ds_pipeline.forecast import WindowSource, load_forecast
 from ds_pipeline.identity import (
     check_inputs,
     identity,
     identity_problems,
     innermost,
+    known_columns,
     known_statistics,
     matched,
 )
@@ -65,7 +67,8 @@ def build_dataset(
     numbered as there, columns are in that order, and that mean and deviation normalize it.
 
     Args:
-        config: reads `seeds` (of splits, subset and label noise), `use_test_set` and all keys of
+        config: reads `seeds` (of splits, subset and label noise), `use_test_set`,
+            `early_stopping.metric` and all keys of
             `dataset` that config/default.py lists.
         cache_dir: where lists of an image folder's files are kept; None: nowhere.
         known: what `identity` returned when the run was trained, from a file; None: train anew.
@@ -75,7 +78,7 @@ def build_dataset(
             do not match the config or the run.
     """
     keys = config.dataset
-    splits = _read(keys, config.seeds, config.use_test_set, cache_dir)
+    splits = _read(keys, config.seeds, config.use_test_set, cache_dir, known)
     if known is not None:
         splits = matched(known, splits)
     where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))
@@ -170,7 +173,13 @@ def dataset_names(data_dir: str | None = None) -> tuple[str, ...]:
     return (*bundled.NAMES, *prepared_names(_tfds_dir(data_dir)))
 
 
-def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> Splits:
+def _read(
+    keys: Any,
+    seed: int,
+    use_test_set: bool,
+    cache_dir: Path | None,
+    known: Mapping[str, Any] | None,
+) -> Splits:
     """Read the files of the kind of data set that its name says."""
     name = keys.dataset_name
     is_regression = keys.task == "regression"
@@ -185,6 +194,8 @@ def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> S
         splits = load_ucr(folder, name.removeprefix("ucr/"), normalize)
     elif name == "csv":
         splits = load_csv(_named_path(keys, "the CSV file"), keys.target, is_regression, *test)
+    elif name == "forecast":
+        splits = _read_series(keys, known)
     elif name == "npz":
         splits = load_npz(_named_path(keys, "the .npz file"), is_regression, *test)
     else:
@@ -195,6 +206,25 @@ def _read(keys: Any, seed: int, use_test_set: bool, cache_dir: Path | None) -> S
             f"dataset.train_split {keys.train_split} is for TFDS sets; '{name}' has 'train' alone"
         )
     return splits
+
+
+def _read_series(keys: Any, known: Mapping[str, Any] | None) -> Splits:
+    """Read a series; its windows are of the channels, and standardized, as those of a known run."""
+    for name in ("mean", "std"):
+        if keys[name] is not None:
+            raise DataError(
+                f"dataset.{name} = {keys[name]}: a series to forecast is standardized by its "
+                "training part; set it to None"
+            )
+    file = None if keys.data_dir is None else _named_path(keys, "the CSV file")
+    columns: tuple[str, ...] | None = None if keys.target is None else (keys.target,)
+    statistics = None
+    if known is not None:
+        columns = known_columns(known)
+        statistics = known_statistics(known, len(columns))
+    return load_forecast(
+        file, keys.lookback, keys.horizon, columns, statistics, allow_gaps=keys.allow_gaps
+    )
 
 
 def _tfds_dir(data_dir: str | None) -> Path:
@@ -341,4 +371,5 @@ def _workers(wanted: int | None, train: Source) -> int:
     """Count worker processes; by default none for data in memory, which each would copy."""
     if wanted is not None:
         return wanted
-    return default_workers(encoded=not isinstance(innermost(train), InMemorySource))
+    in_memory = isinstance(innermost(train), (InMemorySource, WindowSource))
+    return default_workers(encoded=not in_memory)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def load_csv(
     inputs = np.empty((len(rows), len(header) - 1))
     for row, (line, fields) in enumerate(rows):
         inputs[row] = [
-            _number(file, line, name, text)
+            finite_number(file, line, name, text)
             for column, (name, text) in enumerate(zip(header, fields, strict=True))
             if column != index
         ]
@@ -62,7 +63,7 @@ def load_csv(
     class_names: tuple[str, ...] = ()
     if is_regression:
         classes = "for classes set dataset.task to classification, or "
-        numbers = [_number(file, line, header[index], t, classes) for line, t in targets]
+        numbers = [finite_number(file, line, header[index], t, classes) for line, t in targets]
         labels = float32_targets(where, np.array(numbers))
     else:
         for line, text in targets:
@@ -77,36 +78,52 @@ def load_csv(
 
 def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], tuple[str, ...]]:
     """Return (header, rows with the number of their first line, warnings)."""
-    rows: list[tuple[int, list[str]]] = []
+    (_, header), *rows = read_table(file)
+    nameless = [name for i, name in enumerate(header) if name == _nameless(i)]
+    warning = (
+        f"{file}: no name in the header for {listing(nameless)}, taken as an input; remove it if "
+        "it numbers the rows"
+    )
+    return header, rows, (warning,) if nameless else ()
+
+
+def _nameless(index: int) -> str:
+    return f"column {index + 1}"
+
+
+def read_table(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the names of a table's columns, then its rows, each with the number of its first line.
+
+    Blank lines are left out. A column without a name is called `column 1`, by its place.
+
+    Raises:
+        DataError: the file is missing, empty or cannot be read, has two columns of one name, or a
+            row of another length.
+    """
+    header: list[str] = []
     line = 1
     with contextlib.closing(text_lines(file, "the CSV file")) as text:
         reader = csv.reader(text, strict=True, skipinitialspace=True)
         try:
             for fields in reader:
-                if len(fields) > 1 or any(field.strip() for field in fields):  # no blank line
-                    rows.append((line, fields))
-                line = reader.line_num + 1
+                first, line = line, reader.line_num + 1
+                if len(fields) < 2 and not any(field.strip() for field in fields):
+                    continue
+                if not header:
+                    names = (normalized(name.strip()) for name in fields)
+                    header = fields = [name or _nameless(i) for i, name in enumerate(names)]
+                    if repeated := duplicate(header):
+                        raise DataError(f"{file}: two columns are named '{repeated}'; rename one")
+                elif len(fields) != len(header):
+                    raise DataError(
+                        f"{file}, line {first}: {len(fields)} values, but the header names "
+                        f"{len(header)} columns"
+                    )
+                yield first, fields
         except csv.Error as error:
             raise DataError(f"{file}, line {line}: {one_line(error)}") from error
-    if not rows:
+    if not header:
         raise DataError(f"{file} is empty; it needs a header line and rows")
-    header = [normalized(name.strip()) for name in rows.pop(0)[1]]
-    nameless = [i for i, name in enumerate(header) if not name]
-    for i in nameless:
-        header[i] = f"column {i + 1}"
-    if repeated := duplicate(header):
-        raise DataError(f"{file}: two columns are named '{repeated}'; rename one")
-    for line, fields in rows:
-        if len(fields) != len(header):
-            raise DataError(
-                f"{file}, line {line}: {len(fields)} values, but the header names {len(header)} "
-                "columns"
-            )
-    warning = (
-        f"{file}: no name in the header for {listing([header[i] for i in nameless])}, taken as an "
-        "input; remove it if it numbers the rows"
-    )
-    return header, rows, (warning,) if nameless else ()
 
 
 def _target_index(file: Path, header: list[str], target: str | None) -> int:
@@ -123,7 +140,19 @@ def _target_index(file: Path, header: list[str], target: str | None) -> int:
     return header.index(target)
 
 
-def _number(file: Path, line: int, column: str, text: str, advice: str = "") -> float:
+def finite_number(file: Path, line: int, column: str, text: str, advice: str = "") -> float:
+    """Return the number in a field of a table.
+
+    Args:
+        file: for messages, as the next two.
+        line: of the row.
+        column: its name.
+        text: the field.
+        advice: what else may be done, before a semicolon.
+
+    Raises:
+        DataError: it is empty, no finite number or too large.
+    """
     try:
         value = number(text)
     except ValueError:

@@ -15,7 +15,7 @@ from typing import IO
 from ds_pipeline.errors import DataError, one_line
 
 # Kinds of data sets whose name does not say which data they are: dataset.data_dir does.
-OWN_FILES = ("image_folder", "csv", "npz")
+OWN_FILES = ("image_folder", "csv", "npz", "forecast")
 # The squares of larger numbers, which a deviation sums, are too large for float64.
 LARGEST = 1e150
 # What numpy, zipfile and zlib raise for a damaged .npz; a size that was changed asks for memory.

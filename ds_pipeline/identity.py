@@ -12,6 +12,7 @@ import numpy as np
 
 from ds_pipeline.dataset import Dataset
 from ds_pipeline.errors import DataError, escaped
+from ds_pipeline.forecast import WindowSource
 from ds_pipeline.image_folder import ImageFolder
 from ds_pipeline.label_noise import RelabeledSource
 from ds_pipeline.source import Batch, InMemorySource, Source, SubsetSource, View
@@ -44,8 +45,9 @@ def identity(dataset: Dataset) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     done: list[Source] = []
-    for source in (dataset.train, dataset.evaluation):
-        _hash(digest, source, done)
+    for source in (dataset.train, dataset.evaluation, dataset.validation):
+        if source is not None:
+            _hash(digest, source, done)
     return {
         "train_examples": len(dataset.train),
         "evaluation_examples": len(dataset.evaluation),
@@ -136,6 +138,15 @@ def matched(known: Mapping[str, Any], splits: Splits) -> Splits:
     return replace(splits, class_names=classes, warnings=warnings)
 
 
+def known_columns(known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the columns that a run was trained on.
+
+    Raises:
+        DataError: it stored something else.
+    """
+    return _texts(known, "columns")
+
+
 def check_inputs(known: Mapping[str, Any], shape: Sequence[int], dtype: np.dtype) -> None:
     """Raise DataError unless a run was trained on such inputs; floats are alike, however wide."""
     stored = known.get("shape"), known.get("dtype")
@@ -184,6 +195,8 @@ def _hash(digest: Any, source: Source, done: list[Source]) -> None:
         digest.update(json.dumps([source.directory.name, files]).encode())
     elif isinstance(source, ImageFolder):
         arrays = [source.labels(), source.index.names, source.index.ends]
+    elif isinstance(source, WindowSource):  # its labels are views of the series
+        arrays = [source.series]
     else:
         arrays = [source.labels()]
         if isinstance(source, InMemorySource) and source.inputs.nbytes <= _MOST_HASHED_BYTES:

@@ -57,7 +57,10 @@ def config_of(use_test_set: bool = True, seeds: int = 0, **keys: Any) -> SimpleN
         "workers": None,
     }
     dataset = SimpleNamespace(**{**defaults, **keys})
-    return SimpleNamespace(seeds=seeds, use_test_set=use_test_set, dataset=dataset)
+    stopping = SimpleNamespace(metric=None)
+    return SimpleNamespace(
+        seeds=seeds, use_test_set=use_test_set, dataset=dataset, early_stopping=stopping
+    )
 
 
 def refusal(config: SimpleNamespace) -> str:

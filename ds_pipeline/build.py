@@ -210,10 +210,10 @@ def _read(
 
 def _read_series(keys: Any, known: Mapping[str, Any] | None) -> Splits:
     """Read a series; its windows are of the channels, and standardized, as those of a known run."""
-    for name in ("mean", "std"):
-        if keys[name] is not None:
+    for name, given in (("mean", keys.mean), ("std", keys.std)):
+        if given is not None:
             raise DataError(
-                f"dataset.{name} = {keys[name]}: a series to forecast is standardized by its "
+                f"dataset.{name} = {given}: a series to forecast is standardized by its "
                 "training part; set it to None"
             )
     file = None if keys.data_dir is None else _named_path(keys, "the CSV file")

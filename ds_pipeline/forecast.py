@@ -190,8 +190,8 @@ def _time(file: Path, line: int, column: str, text: str) -> datetime:
     match = _TIME.fullmatch(text.strip())
     try:
         if match:
-            year, month, day, *clock = (int(part) for part in match.groups() if part is not None)
-            return datetime(year, month, day, *clock)
+            year, month, day, hour, minute, second = (int(part or 0) for part in match.groups())
+            return datetime(year, month, day, hour, minute, second)
     except ValueError:  # such as the 30th of February
         pass
     found = f"'{text.strip()[:40]}' is no time" if text.strip() else "no time"
@@ -209,9 +209,7 @@ def _check_times(
     for line, time, step in zip(lines[1:], times[1:], steps, strict=True):
         if step <= timedelta():
             wrong = "is there twice" if not step else f"is before {time - step}, the row above it"
-            raise DataError(
-                f"{file}, line {line}: the time {time} {wrong}; sort or remove such rows"
-            )
+            raise DataError(f"{file}, line {line}: {time} {wrong}; sort or remove such rows")
         if step > usual and not allow_gaps:
             raise DataError(
                 f"{file}, line {line}: times are missing between {time - step} and {time}, as most "

@@ -153,13 +153,11 @@ class ChannelAttention(nn.Module):
         key_size: d, columns of Q and K.
         value_size: columns of V; None: as many as there are time steps, and no W and b.
         dtype: of the computation and the output; softmax is computed in float32.
-        kernel_init: initializer of the matrices of Q, K and V.
     """
 
     key_size: int
     value_size: int | None
     dtype: DType = jnp.float32
-    kernel_init: Initializer = GLOROT
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, channels, time] -> [b, channels, time]."""
@@ -170,7 +168,7 @@ class ChannelAttention(nn.Module):
         """Return the softmax [b, channels, channels], a row for each query, and y, as x."""
         time = x.shape[-1]
         sizes = (self.key_size, self.key_size, self.value_size or time)
-        init = partial(side_by_side, self.kernel_init, sizes)
+        init = partial(side_by_side, GLOROT, sizes)
         qkv = nn.Dense(sum(sizes), dtype=self.dtype, kernel_init=init, name="qkv")(x)
         query, key, value = jnp.split(qkv, (self.key_size, 2 * self.key_size), axis=-1)
         query = query * self.key_size**-0.5
@@ -197,14 +195,6 @@ def side_by_side(
     return jnp.concatenate([init(k, (shape[0], size), dtype) for k, size in parts], axis=1)
 
 
-def keras_heads(key: jax.Array, shape: tuple[int, int], dtype: DType = jnp.float32) -> jax.Array:
-    """Draw as Keras does for attention of one head: uniform, +-sqrt(6 / (n + n m)) for [n, m].
-
-    Its kernels are [n, heads, m]. The initializer takes n for a window's size, as of a convolution.
-    """
-    return GLOROT(key, (shape[0], 1, shape[1]), dtype).reshape(shape)
-
-
 @register("SAMformer")
 class SAMformer(Forecaster):
     """RevIN; x <- x + attention between the channels (`ChannelAttention`); one linear map to come.
@@ -216,8 +206,6 @@ class SAMformer(Forecaster):
         key_size: d, features of a query and a key.
         value_size: features of a value, which a matrix of this rank makes of the past and back.
             None: any matrix [lookback, lookback], as in the authors' package for PyTorch.
-        keras_init: start the queries', keys' and values' matrices as small as Keras has them, see
-            `keras_heads`; else as all the others.
         num_classes, use_revin: see `Forecaster`.
         dtype, remat: see `get_model`.
 
@@ -236,7 +224,6 @@ class SAMformer(Forecaster):
 
     key_size: int = 16
     value_size: int | None = 16
-    keras_init: bool = False
     dtype: DType = jnp.float32
     remat: bool = False
 
@@ -250,8 +237,7 @@ class SAMformer(Forecaster):
         """Build the layers."""
         super().setup()
         block = nn.remat(ChannelAttention) if self.remat else ChannelAttention
-        init = keras_heads if self.keras_init else GLOROT
-        self.attn = block(self.key_size, self.value_size, self.dtype, init)
+        self.attn = block(self.key_size, self.value_size, self.dtype)
 
     def mix(self, x: jax.Array, train: bool) -> jax.Array:
         """[b, channels, lookback] -> [b, channels, lookback]."""

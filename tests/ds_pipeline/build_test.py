@@ -54,6 +54,9 @@ def config_of(use_test_set: bool = True, seeds: int = 0, **keys: Any) -> SimpleN
         "label_noise": 0.0,
         "mean": None,
         "std": None,
+        "lookback": 512,
+        "horizon": 96,
+        "allow_gaps": False,
         "workers": None,
     }
     dataset = SimpleNamespace(**{**defaults, **keys})
@@ -346,7 +349,7 @@ def test_series_tables_and_arrays(tmp_path: Path) -> None:
     file = write_csv_table(tmp_path / "a.csv", columns=4)
     keys = {"dataset_name": "csv", "data_dir": str(file), "target": "price"}
     table = build_dataset(config_of(**keys, task="regression"))
-    assert table.is_regression and (table.num_classes, table.class_names) == (1, ())
+    assert table.task == "regression" and (table.num_classes, table.class_names) == (1, ())
     inputs = table.train.batch(np.arange(len(table.train)))["input"]
     found = np.asarray(table.normalize(inputs))
     np.testing.assert_allclose(found.mean(axis=0), np.zeros(4), atol=1e-6)
@@ -356,7 +359,7 @@ def test_series_tables_and_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=images, y=np.arange(20) % 2)
     arrays = build_dataset(config_of(dataset_name="npz", data_dir=str(tmp_path / "a.npz")))
     assert (arrays.shape, arrays.num_classes, len(arrays.evaluation)) == ((5, 4, 3), 2, 4)
-    assert not arrays.is_regression
+    assert arrays.task == "classification"
 
 
 def test_a_part_of_a_regression_is_held_out() -> None:

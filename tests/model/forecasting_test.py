@@ -311,7 +311,6 @@ def test_bfloat16_is_near_float32(name):
     ("params", "limits"),
     [
         ({}, [(6 / (512 + 16)) ** 0.5] * 3),
-        ({"keras_init": True}, [(6 / (512 + 512 * 16)) ** 0.5] * 3),
         ({"value_size": None}, [(6 / (512 + 16)) ** 0.5] * 2 + [(6 / 1024) ** 0.5]),
     ],
 )

@@ -1,4 +1,19 @@
-"""SAMformer: a forecast by attention over the channels, which the penalty makes learn."""
+"""SAMformer, a forecast by attention between channels, on a series such as ETTh1.
+
+    python -m gnp.main.main --config=config/samformer.py --working_dir=runs/samformer \
+        --config.dataset.data_dir=ETTh1.csv --config.dataset.horizon=96
+    bash recipe/samformer-etth1.sh --config.dataset.data_dir=ETTh1.csv    # the published table
+
+Any CSV file with a time column and numbers will do; without data_dir a series is generated. As
+published (Ilbert et al., ICML 2024, https://arxiv.org/abs/2402.10198): look-back 512, batches of
+32, Adam at 1e-3 with Keras' epsilon, a cosine over epochs that restarts every 5, at most 100
+epochs, early stopping with patience 5 on the validation loss; the best checkpoint is the result.
+SAM is the penalty with gnp.alpha=1; plain training: --config.gnp.r=0 --config.gnp.alpha=0. The
+last window of an epoch, which is one alone, rests.
+
+On ETTh1 at horizon 96, test_loss, the mean squared error, is 0.37 (published: 0.381), after one to
+two minutes on two cores; docs/results.md has the table.
+"""
 
 import ml_collections
 

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 # The sets that recipes train on and that TFDS downloads by itself: what `all` stands for.
 RECIPES = ("mnist", "cifar10", "cifar100", "svhn_cropped", "horses_or_humans", "iris")
 SCIKIT_LEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes")
-BY_HAND = ("FordA", "ucr", "boston_housing", "image_folder", "imagenet2012")
+BY_HAND = ("FordA", "ucr", "boston_housing", "image_folder", "imagenet2012", "forecast")
 
 MIB = 2**20
 # Sizes of the prepared sets, from TFDS' catalog; the downloads' are in TFDS itself.
@@ -72,6 +72,21 @@ BOSTON = """\
   against using it but to teach about that; a substitute without a download is
   --config.dataset.dataset_name=diabetes.
   Then put it there: {data_dir}/boston_housing.csv
+  and give the same command again."""
+FORECAST = """\
+{name}: download the series by hand, CSV files with a time column:
+  ETTh1, ETTh2, ETTm1, ETTm2 (transformers; CC BY-ND 4.0):
+    https://github.com/zhouhaoyi/ETDataset, folder ETT-small
+  Electricity (321 consumers by the hour; CC BY 4.0):
+    https://archive.ics.uci.edu/dataset/321/electricityloaddiagrams20112014
+  Exchange (8 rates by the day), and Electricity and Traffic as papers have them; no
+  license is stated:
+    https://github.com/laiguokun/multivariate-time-series-data
+  Traffic (862 roads by the hour; its site states the terms): https://pems.dot.ca.gov
+  Weather (21 values every 10 minutes; its site states the terms):
+    https://www.bgc-jena.mpg.de/wetter
+  Where a file has no time column or no header, give it both.
+  Then put them there: {data_dir}/ETTh1.csv
   and give the same command again."""
 IMAGE_FOLDER = """\
 {name}: no folders train and val (or test) in {data_dir}. Put images there:
@@ -381,6 +396,10 @@ def is_in_place(name: str, data_dir: Path) -> bool:
         found = [file for file in files if file.is_file()]
         text, config, there = BOSTON, "boston", bool(found)
         settings["data_dir"] = (found or files)[0]
+    elif name == "forecast":
+        files = sorted(data_dir.glob("*.csv"))
+        text, config, there = FORECAST, "samformer", bool(files)
+        settings["data_dir"] = files[0] if files else data_dir
     elif name == "image_folder":
         splits = [split for split in ("train", "val", "test") if (data_dir / split).is_dir()]
         text, config = IMAGE_FOLDER, "imagenet_folder"

@@ -5,8 +5,9 @@
 #
 # NAME: a TFDS name, such as cifar10, emnist/letters or mnist:3.0.1 (tfds/NAME is the same);
 #     all: those of the recipes (mnist, cifar10, cifar100, svhn_cropped, horses_or_humans, iris);
-#     FordA or ucr/NAME, boston_housing, image_folder, imagenet2012: what to download by hand and
-#     where to put it; once it is there, the command that trains on it.
+#     FordA or ucr/NAME, boston_housing, forecast (ETT and other series), image_folder,
+#     imagenet2012: what to download by hand and where to put it; once it is there, the command
+#     that trains on it.
 # DIR: where the data lie, relative to where you are. The last of several words is DIR where it is
 #     no data set that is known. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets. Hand the same
 #     folder to gnp: --config.dataset.data_dir=DIR

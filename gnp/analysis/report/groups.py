@@ -117,7 +117,10 @@ def names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def data_of(config: Mapping[str, Any]) -> str:
     """Return the title of a config's data set."""
-    return dataset_title(str(config["dataset.dataset_name"]), config.get("dataset.data_dir"))
+    title = dataset_title(str(config["dataset.dataset_name"]), config.get("dataset.data_dir"))
+    if config["dataset.dataset_name"] == "forecast":
+        return f"{title}, horizon {config['dataset.horizon']}"
+    return title
 
 
 def show(value: Any) -> str:

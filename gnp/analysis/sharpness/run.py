@@ -9,20 +9,17 @@ import ml_collections
 import numpy as np
 import numpy.typing as npt
 
-import config as configs
 import ds_pipeline
 import model
-from config import rules
+from gnp.analysis.runs import open_run
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness
 from gnp.analysis.sharpness.pictures import draw
 from gnp.analysis.sharpness.surface import SharpnessError, Surface, build_products, flatten
-from gnp.experiment import Experiment, build_experiment, device_count
-from gnp.training.checkpoint import read_checkpoint
+from gnp.experiment import Experiment, build_experiment
 from gnp.training.evolution import write_npz
 from gnp.training.files import write_json
 from gnp.training.mesh import replicate, shard_batch
-from gnp.training.run_directory import read_config, read_data
 from gnp.training.state import TrainState
 
 DEFAULT_EXAMPLES = 2000
@@ -60,14 +57,8 @@ def open_checkpoint(
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
             one line each.
     """
-    devices = device_count()
-    config = configs.on_devices(configs.from_flat(read_config(directory)), devices)
-    rules.check(config, devices=devices, training=False)
-    dataset = ds_pipeline.build_dataset(config, directory, known=read_data(directory) or None)
-    experiment = build_experiment(exact(config), dataset)
+    _, experiment, restored, warnings = open_run(directory, step, change=exact)
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)
-    restored = read_checkpoint(directory, experiment.abstract_state, step)
-    warnings = [*dataset.warnings, *restored.warnings]
     return restored.step, surface_of(restored.state), warnings
 
 

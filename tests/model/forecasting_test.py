@@ -220,8 +220,8 @@ def test_tsmixer_drops_the_outputs_of_each_product_in_training_alone():
     for train in (True, False):
         with nn.intercept_methods(record):
             jax.eval_shape(lambda: module.init(jax.random.key(0), windows(), train=train))  # noqa: B023
-    rows = BATCH * LOOKBACK
-    places = [(BATCH, CHANNELS, LOOKBACK), (rows, 4), (rows, CHANNELS)] * 2
+    wide = (BATCH, LOOKBACK)
+    places = [(BATCH, CHANNELS, LOOKBACK), (*wide, 4), (*wide, CHANNELS)] * 2
     assert found == [(shape, 0.5, not train) for train in (True, False) for shape in places]
 
 

@@ -110,6 +110,7 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
     source = dataset.train if split == "train" else dataset.evaluation
     name = "train" if split == "train" else dataset.evaluation_name
     labels, classes = source.labels(), dataset.class_names
+    is_forecast = dataset.task == "forecasting"
     title = one_line(dataset_title(keys.dataset_name, keys.data_dir))
     title += f", {name}: {len(source):,} examples"
     for warning in dataset.warnings:
@@ -126,14 +127,14 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
             "batch_level": keys.batch_level_augmentations,
         },
         "warnings": list(dataset.warnings),
-        **data_numbers.label_facts(labels, classes),
+        **({} if is_forecast else data_numbers.label_facts(labels, classes)),
     }
     _print_overview(facts)
     if classes:
         counts = [each["examples"] for each in facts["classes"]]
         _print_classes(facts["classes"], counts)
         drawn(pictures.plot_class_counts, classes, counts, title, out / "class_counts.png")
-    else:
+    elif not is_forecast:
         drawn(pictures.plot_targets, labels, title, out / "targets.png")
     if facts["input"] == "encoded images":
         sizes = data_numbers.image_sizes(source)
@@ -142,7 +143,8 @@ def look(config: ml_collections.ConfigDict, out: Path, split: str, seconds: floa
         if len(facts["sizes"]["counts"]) > 1:
             part = f"; {len(sizes):,} of them" if len(sizes) < len(source) else ""
             drawn(pictures.plot_sizes, sizes, title + part, out / "sizes.png")
-    facts["statistics"] = data_numbers.statistics_facts(source, dataset)
+    values = data_numbers.rows_of_series(source, dataset) if is_forecast else source
+    facts["statistics"] = data_numbers.statistics_facts(values, dataset)
     _print_statistics(facts)
     changes = [name for name in facts["augmentation"].values() if name != "none"]
     title += f"; {', '.join(changes)}" if split == "train" and changes else ""

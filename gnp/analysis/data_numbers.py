@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 import ds_pipeline
 from ds_pipeline.decode import DecodedSource, center_crop, image_size
-from ds_pipeline.source import EncodedImage
+from ds_pipeline.forecast import WindowSource
+from ds_pipeline.identity import innermost
+from ds_pipeline.source import EncodedImage, InMemorySource
 from ds_pipeline.table import StandardizedSource
 
 # Statistics read at most so many bytes of examples, evenly spread over the split; decoding
@@ -191,6 +193,14 @@ def size_facts(sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
 def _range(values: npt.NDArray[Any]) -> dict[str, float]:
     low, middle, high = np.quantile(values.astype(np.float64), [0, 0.5, 1]).tolist()
     return {"min": low, "median": middle, "max": high}
+
+
+def rows_of_series(source: ds_pipeline.Source, dataset: ds_pipeline.Dataset) -> ds_pipeline.Source:
+    """Return the series that windows are cut from, each row once, in the units of its file."""
+    windows = innermost(source)
+    assert isinstance(windows, WindowSource)
+    rows = windows.series * dataset.std + dataset.mean
+    return InMemorySource(rows, np.zeros(len(rows), np.float32))
 
 
 def statistics_facts(source: ds_pipeline.Source, dataset: ds_pipeline.Dataset) -> dict[str, Any]:

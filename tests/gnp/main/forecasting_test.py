@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import load_config
 from gnp.analysis import forecast
+from gnp.analysis.data import look
 from gnp.main.main import main
 from gnp.training.checkpoint import read_checkpoint
 from tests.ds_pipeline.forecast_test import write_series
@@ -127,6 +129,24 @@ def test_forecasts_are_in_the_units_of_the_file(trained):
     assert found.forecast.shape == (3, 4, 3) and np.isfinite(found.forecast).all()
     assert found.attention is not None
     np.testing.assert_allclose(found.attention.sum(1), 1, rtol=1e-5)
+
+
+def test_a_look_at_a_series(trained, tmp_path):
+    folder, _ = trained
+    keys = [
+        ("dataset.data_dir", str(folder / "series.csv")),
+        ("dataset.lookback", "12"),
+        ("dataset.horizon", "4"),
+    ]
+    config = load_config(str(ROOT / "config" / "samformer.py"), keys)
+    look(config, tmp_path, "train", seconds=0)
+    facts = json.loads((tmp_path / "data.json").read_text())
+    assert (facts["task"], facts["examples"]) == ("forecasting", 84 - 15)
+    lines = (folder / "series.csv").read_text().splitlines()[1:85]
+    values = np.array([[float(x) for x in line.split(",")[1:]] for line in lines])
+    found = [[each["mean"], each["std"]] for each in facts["statistics"]["each"]]
+    np.testing.assert_allclose(found, np.stack([values.mean(0), values.std(0)], 1), rtol=1e-5)
+    assert (tmp_path / "examples.png").exists()
 
 
 def test_a_run_of_another_task_has_no_forecasts(digits_run, capsys):

@@ -137,9 +137,9 @@ def measure(run: Run) -> dict[str, float | None]:
     """Return what is compared of a run; None is what was not measured.
 
     Returns:
-        "final", "best" and "ema": the error after the last epoch, in its smallest one, and of the
-        parameters' average after the last; "total_seconds", "epoch_seconds", "step_seconds"; of
-        the last checkpoint that was measured, what SHARPNESS names.
+        "final" and "ema": the error of the parameters and of their average, as `final_value` has
+        it; "best": the smallest error; "total_seconds", "epoch_seconds", "step_seconds"; of the
+        last checkpoint that was measured, what SHARPNESS names.
     """
     last = run.checkpoints[-1] if run.checkpoints else {}
     return {
@@ -284,9 +284,13 @@ def columns(section: Section) -> list[Column]:
 def legend(section: Section) -> str:
     """Explain the columns."""
     headings = [column.heading for column in columns(section)]
+    chosen = {group.config.get("early_stopping.metric") for group in section.groups}
+    counted = "the last epoch"
+    if chosen != {None}:
+        counted = f"the epoch of the smallest {' or '.join(sorted(filter(None, chosen)))}"
+        counted += ", the last where none is chosen," if None in chosen else ""
     words = [
-        f"{section.error.capitalize()}: after the last epoch, mean ± standard deviation over the "
-        "runs."
+        f"{section.error.capitalize()}: after {counted}, mean ± standard deviation over the runs."
     ]
     if "best epoch" in headings:
         words.append("Best epoch: the smallest of a run, which the same examples chose.")

@@ -678,3 +678,20 @@ def test_the_first_epoch_which_compiles_does_not_count(tmp_path, make, results):
     (row,) = results()
     seconds = [float(row[name]) for name in ("total_seconds", "epoch_seconds", "step_seconds")]
     assert seconds == pytest.approx([10.0, 1.0, 0.1])
+
+
+def test_a_run_that_stopped_early_counts_with_its_best_epoch(tmp_path, make, results):
+    """By the number that chooses it; and it is at its end, though not at total_epochs."""
+    changes = {
+        "dataset.dataset_name": "forecast", "dataset.horizon": 24, "loss": "squared_error",
+        "early_stopping.metric": "test_error_rate", "early_stopping.patience": 1,
+    }  # fmt: skip
+    for seed, errors in enumerate(((0.3, 0.1, 0.2), (0.1, 0.2))):
+        write_run(tmp_path / "runs" / str(seed), changes, seed, errors, epochs=9)
+    code, _, _ = make(tmp_path / "runs")
+    (line,) = results()
+    assert code == 0 and line["metric"] == "test_loss"
+    assert (line["final_mean"], line["finished"]) == ("1.5", "2")  # the losses are 2 / epoch
+    text = (tmp_path / "out/report.md").read_text()
+    assert "after the epoch of the smallest test_error_rate, mean" in text
+    assert "not at the end" not in text and "forecast, horizon 24" in text

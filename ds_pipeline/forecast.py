@@ -1,6 +1,7 @@
 """Series to forecast: a CSV file with a time column and numbers, cut into windows."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -116,7 +117,14 @@ def load_forecast(
                 f"{least}: set dataset.lookback = {lookback} or dataset.horizon = {horizon} lower"
             )
     mean, std = statistics or _statistics(rows[: ends[0]])
-    series = ((rows - mean) / std).astype(np.float32)
+    with np.errstate(over="ignore"):  # it is said below
+        series = ((rows - mean) / std).astype(np.float32)
+    if not np.isfinite(series).all():
+        column = int(np.argwhere(~np.isfinite(series))[0][1])
+        raise DataError(
+            f"{where}, column '{names[column]}': a value is too far from the training part's mean, "
+            f"{mean[column]:g}, for its deviation, {std[column]:g}; float32 does not hold it"
+        )
     begins = (0, ends[0] - lookback, ends[1] - lookback)
     train, validation, test = (
         WindowSource(series[begin:end], lookback, horizon)
@@ -205,7 +213,7 @@ def _check_times(
 ) -> None:
     """Raise DataError unless each time is a step behind the one before."""
     steps = [after - before for before, after in zip(times, times[1:], strict=False)]
-    usual = max(set(steps), key=steps.count, default=timedelta())
+    usual = Counter(steps).most_common(1)[0][0] if steps else timedelta()
     for line, time, step in zip(lines[1:], times[1:], steps, strict=True):
         if step <= timedelta():
             wrong = "is there twice" if not step else f"is before {time - step}, the row above it"

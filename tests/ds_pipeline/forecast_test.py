@@ -153,6 +153,11 @@ GOOD = [f"2020-01-{day:02d},{day}" for day in range(1, 31)]
         ("date", ["2020-01-01"], "has one column; are commas"),
         ("", [], "is empty; it needs a header line and rows"),
         ("a,b", ["1,2"], "line 2, column 'a': '1' is no time"),
+        (
+            "date,a",
+            [*GOOD[:29], "2020-01-30,1e60"],
+            "column 'a': a value is too far from the train",
+        ),
         ("date,a", GOOD[:7], "7 rows, 4 of them for train, which needs 6: set dataset.lookback"),
         ("date,a", GOOD[:9], "9 rows, 1 of them for test, which needs 2"),
     ],

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from recipe.sweep import read_axes
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = (
     *("all-smoke.sh", "experiment.sh", "mnist-tutorial.sh", "quickstart.sh", "riemannian-svhn.sh"),
-    *("sweep.sh", "test.sh"),
+    *("samformer-etth1.sh", "sweep.sh", "test.sh"),
 )
 
 
@@ -136,6 +138,20 @@ def test_sweep(checkout: Checkout):
     done, calls = checkout.run("sweep.sh", "digits", SEEDS="0 1")
     assert (done.returncode, calls) == (2, [])
     assert done.stderr == 'SEEDS="0 1" is for the recipes; here it is seeds=0,1\n'
+
+
+def test_samformer_is_a_sweep_of_horizons_methods_and_seeds(checkout: Checkout):
+    data = "--config.dataset.data_dir=ETTh1.csv"
+    _, [call] = checkout.run("samformer-etth1.sh", data)
+    assert call[2:4] == ["recipe.sweep", "samformer"] and call[5:] == ["seeds=0,1,2,3,4", data]
+    (axis,) = read_axes([call[4]])
+    assert axis.keys == ("dataset.horizon", "gnp.r", "gnp.alpha")
+    horizons = (("96", "0.5"), ("192", "0.5"), ("336", "0.5"), ("720", "0.7"))
+    assert axis.values == tuple(
+        (horizon, *method)
+        for horizon, r in horizons
+        for method in ((r, "1"), (r, "0.8"), ("0", "0"))
+    )
 
 
 def test_all_smoke(checkout: Checkout):

@@ -156,7 +156,7 @@ GOOD = [f"2020-01-{day:02d},{day}" for day in range(1, 31)]
         (
             "date,a",
             [*GOOD[:29], "2020-01-30,1e60"],
-            "column 'a': a value is too far from the train",
+            "column 'a': a value is too far from the",
         ),
         ("date,a", GOOD[:7], "7 rows, 4 of them for train, which needs 6: set dataset.lookback"),
         ("date,a", GOOD[:9], "9 rows, 1 of them for test, which needs 2"),

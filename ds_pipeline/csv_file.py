@@ -79,12 +79,17 @@ def load_csv(
 def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], tuple[str, ...]]:
     """Return (header, rows with the number of their first line, warnings)."""
     (_, header), *rows = read_table(file)
+    return header, rows, nameless_columns(file, header)
+
+
+def nameless_columns(file: Path, header: list[str]) -> tuple[str, ...]:
+    """Return a warning that names the columns that have no name; none where all have."""
     nameless = [name for i, name in enumerate(header) if name == _nameless(i)]
     warning = (
         f"{file}: no name in the header for {listing(nameless)}, taken as an input; remove it if "
         "it numbers the rows"
     )
-    return header, rows, (warning,) if nameless else ()
+    return (warning,) if nameless else ()
 
 
 def _nameless(index: int) -> str:

@@ -8,9 +8,12 @@ import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO
+
+import numpy as np
+import numpy.typing as npt
 
 from ds_pipeline.errors import DataError, one_line
 
@@ -85,3 +88,14 @@ def number(text: str) -> float:
     if _NO_NUMBER.search(text):
         raise ValueError(f"no number: {text}")
     return float(text)
+
+
+def numbers(texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Return the numbers that texts are, as `number` reads each, in a fraction of the time.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    if _NO_NUMBER.search(" ".join(texts)):
+        raise ValueError("a text that is no number")
+    return np.array(texts, np.float64)

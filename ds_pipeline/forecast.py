@@ -3,21 +3,22 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ds_pipeline.csv_file import finite_number, read_table
+from ds_pipeline.csv_file import finite_number, nameless_columns, read_table
 from ds_pipeline.errors import DataError
+from ds_pipeline.files import LARGEST, numbers
 from ds_pipeline.source import CONSTANT, Batch, Indices, is_constant
 from ds_pipeline.splits import Splits, normalized, unknown_name
 
 _TIME_COLUMNS = ("date", "time", "datetime", "timestamp")
-# 2016-07-01, 2016-07-01 00:00:00, 1990/1/1 0:00, 2016-07-01T00:00:00Z.
+# Beside what ISO 8601 has: 1990/1/1 0:00, 2016-7-1.
 _TIME = re.compile(
-    r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2})(?:\.0+)?)?Z?)?", re.ASCII
+    r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})(?: (\d{1,2}):(\d{2})(?::(\d{2}))?)?", re.ASCII
 )
 # Of the electricity transformers, by the first letters of the file: rows of a day. The published
 # parts are 12, 4 and 4 months of 30 days.
@@ -99,7 +100,11 @@ def load_forecast(
     References:
         Zhou et al.: Informer, AAAI 2021, https://arxiv.org/abs/2012.07436 (ETT).
     """
-    names, rows = generated_series() if file is None else _read(file, allow_gaps)
+    warnings: tuple[str, ...] = ()
+    if file is None:
+        names, rows = generated_series()
+    else:
+        names, rows, warnings = _read(file, allow_gaps)
     where = "the generated series" if file is None else str(file)
     if columns is not None:
         columns = tuple(map(normalized, columns))
@@ -140,6 +145,7 @@ def load_forecast(
         columns=names,
         mean=mean,
         std=std,
+        warnings=warnings,
         task="forecasting",
         target_shape=(horizon, len(names)),
         validation=validation,
@@ -171,8 +177,10 @@ def generated_series(rows: int = 6000) -> tuple[tuple[str, ...], npt.NDArray[np.
     return tuple(f"channel {i + 1}" for i in range(channels)), values
 
 
-def _read(file: Path, allow_gaps: bool) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
-    """Return (names of the columns but time, values [rows, c]), in the order of time."""
+def _read(
+    file: Path, allow_gaps: bool
+) -> tuple[tuple[str, ...], npt.NDArray[np.float64], tuple[str, ...]]:
+    """Return (names of the columns but time, values [rows, c], warnings), in the order of time."""
     table = read_table(file)
     _, header = next(table)
     lowered = [name.lower() for name in header]
@@ -186,12 +194,25 @@ def _read(file: Path, allow_gaps: bool) -> tuple[tuple[str, ...], npt.NDArray[np
     for line, fields in table:
         lines.append(line)
         times.append(_time(file, line, header[time], fields.pop(time)))
-        numbers = (finite_number(file, line, *pair) for pair in zip(names, fields, strict=True))
-        values.append(np.fromiter(numbers, np.float64, len(names)))
+        values.append(_numbers(file, line, names, fields))
     if not values:
         raise DataError(f"{file} has a header and no rows")
     _check_times(file, lines, times, allow_gaps)
-    return tuple(names), np.array(values)
+    header[time] = ""  # no input, whatever its name
+    return tuple(names), np.array(values), nameless_columns(file, header)
+
+
+def _numbers(
+    file: Path, line: int, names: Sequence[str], fields: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    try:
+        row = numbers(fields)
+        if np.abs(row).max() <= LARGEST:
+            return row
+    except ValueError:
+        pass
+    # Slower, and says which is none.
+    return np.array([finite_number(file, line, *pair) for pair in zip(names, fields, strict=True)])
 
 
 def _time(file: Path, line: int, column: str, text: str) -> datetime:
@@ -200,7 +221,9 @@ def _time(file: Path, line: int, column: str, text: str) -> datetime:
         if match:
             year, month, day, hour, minute, second = (int(part or 0) for part in match.groups())
             return datetime(year, month, day, hour, minute, second)
-    except ValueError:  # such as the 30th of February
+        time = datetime.fromisoformat(text.strip())
+        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):  # such as the 30th of February
         pass
     found = f"'{text.strip()[:40]}' is no time" if text.strip() else "no time"
     raise DataError(

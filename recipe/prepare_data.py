@@ -85,7 +85,9 @@ FORECAST = """\
   Traffic (862 roads by the hour; its site states the terms): https://pems.dot.ca.gov
   Weather (21 values every 10 minutes; its site states the terms):
     https://www.bgc-jena.mpg.de/wetter
-  Where a file has no time column or no header, give it both.
+  Where a file has no time column or no header, give it both. Rows that are there twice,
+  as one of Weather's is (2020-05-12 06:00:00), are to be removed; where rows are missing:
+  --config.dataset.allow_gaps=True
   Then put them there: {data_dir}/ETTh1.csv
   and give the same command again."""
 IMAGE_FOLDER = """\

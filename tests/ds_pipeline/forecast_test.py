@@ -117,7 +117,14 @@ def test_a_constant_channel_is_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["2016-07-01 00:00:00", "2016-07-01", "1990/1/1 0:00", "2016-07-01T00:00Z", "2016-7-1 5:00"],
+    [
+        "2016-07-01 00:00:00",
+        "2016-07-01",
+        "1990/1/1 0:00",
+        "2016-07-01T00:00Z",
+        "2016-7-1 5:00",
+        "2016-07-01 00:00:00.250+02:00",
+    ],  # fmt: skip
 )
 def test_ways_to_write_times(tmp_path: Path, written: str) -> None:
     day = written.index("1", 6)
@@ -168,6 +175,25 @@ def test_damage_is_one_line(tmp_path: Path, header: str, rows: list[str], messag
         load_forecast(tmp_path / "a.csv", **SIZES)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert str(tmp_path / "a.csv") in str(caught.value)
+
+
+def test_times_with_offsets_are_in_order(tmp_path: Path) -> None:
+    """As written by a clock that is put back by an hour in between."""
+    times = ["2016-10-30T01:00+02:00", "2016-10-30T02:00+02:00", "2016-10-30T02:00+01:00"]
+    times += [f"2016-10-30T{hour:02d}:00+01:00" for hour in range(3, 12)]
+    (tmp_path / "a.csv").write_text("\n".join(["date,a", *(f"{time},1" for time in times)]))
+    assert len(load_forecast(tmp_path / "a.csv", 1, 1).train) == 7
+
+
+def test_a_column_that_numbers_the_rows_is_an_input_with_a_warning(tmp_path: Path) -> None:
+    lines = [",date,a", *(f"{i},{row}" for i, row in enumerate(GOOD))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    splits = load_forecast(tmp_path / "a.csv", **SIZES)
+    assert splits.columns == ("column 1", "a")
+    assert "no name in the header for column 1, taken as an input" in splits.warnings[0]
+    for header, warned in ((",a,b", False), ("date,,b", True)):
+        (tmp_path / "a.csv").write_text("\n".join([header, *(f"{row},1" for row in GOOD)]))
+        assert bool(load_forecast(tmp_path / "a.csv", **SIZES).warnings) is warned
 
 
 def test_gaps_are_allowed_where_asked_for(tmp_path: Path) -> None:

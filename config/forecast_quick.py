@@ -6,8 +6,8 @@
     python -m gnp.analysis.forecast runs/quick/sam runs/quick/plain --out=runs/quick
 
 The series has seven channels of two sines each under noise with a memory
-(ds_pipeline/forecast.py: generated_series); no forecast's mean squared error can be below that of
-the noise. The rest is as in config/samformer.py, with twenty epochs and shorter windows.
+(ds_pipeline/forecast.py: generated_series). The rest is as in config/samformer.py, with twenty
+epochs and shorter windows.
 """
 
 import ml_collections

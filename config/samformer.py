@@ -8,8 +8,8 @@ Any CSV file with a time column and numbers will do; without data_dir a series i
 published (Ilbert et al., ICML 2024, https://arxiv.org/abs/2402.10198): look-back 512, batches of
 32, Adam at 1e-3 with Keras' epsilon, a cosine over epochs that restarts every 5, at most 100
 epochs, early stopping with patience 5 on the validation loss; the best checkpoint is the result.
-SAM is the penalty with gnp.alpha=1; plain training: --config.gnp.r=0 --config.gnp.alpha=0. The
-last window of an epoch, which is one alone, rests.
+SAM is the penalty with gnp.alpha=1; plain training: --config.gnp.r=0 --config.gnp.alpha=0. An
+epoch leaves out the windows that fill no batch, at most 31.
 
 On ETTh1 at horizon 96, test_loss, the mean squared error, is 0.37 (published: 0.381), after one to
 two minutes on two cores; docs/results.md has the table.

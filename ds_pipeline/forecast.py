@@ -29,7 +29,7 @@ _TRAIN, _TEST = 0.7, 0.2
 
 
 class WindowSource:
-    """Windows of a series: each example is `lookback` rows, its label the `horizon` rows behind.
+    """Windows of a series: each example is `lookback` rows, its label the `horizon` rows after.
 
     The series is kept once; a batch copies its own windows alone.
 
@@ -54,16 +54,16 @@ class WindowSource:
     def batch(self, indices: Indices) -> Batch:
         """Return the windows that begin at these rows: [b, lookback, c] and [b, horizon, c]."""
         starts = np.asarray(indices)[:, None]
-        behind = starts + self.lookback
+        after = starts + self.lookback
         return {
             "input": self.series[starts + np.arange(self.lookback)],
-            "label": self.series[behind + np.arange(self.horizon)],
+            "label": self.series[after + np.arange(self.horizon)],
         }
 
     def labels(self) -> np.ndarray:
         """Return all labels in order, [n, horizon, c]: a view of the series."""
-        behind = self.series[self.lookback :]
-        return np.lib.stride_tricks.sliding_window_view(behind, self.horizon, 0).swapaxes(1, 2)
+        after = self.series[self.lookback :]
+        return np.lib.stride_tricks.sliding_window_view(after, self.horizon, 0).swapaxes(1, 2)
 
 
 def load_forecast(
@@ -117,9 +117,14 @@ def load_forecast(
     lengths = np.diff([0, *ends])
     for part, length, least in zip(("train", "validation", "test"), lengths, needed, strict=True):
         if length < least:
+            keys = f"dataset.horizon ({horizon})"
+            if part == "train":
+                keys = f"dataset.lookback ({lookback}) or {keys}"
+            by_name = file is not None and file.name[:4] in _ROWS_A_DAY
+            named = " (12, 4 and 4 months, by the file's name)" if by_name else ""
             raise DataError(
-                f"{where} has {len(rows)} rows, {max(length, 0)} of them for {part}, which needs "
-                f"{least}: set dataset.lookback = {lookback} or dataset.horizon = {horizon} lower"
+                f"{where} has {len(rows)} rows, {length} of them for {part}{named}, which needs "
+                f"{least}: lower {keys}, or give more rows"
             )
     mean, std = statistics or _statistics(rows[: ends[0]])
     with np.errstate(over="ignore"):  # it is said below
@@ -227,21 +232,25 @@ def _time(file: Path, line: int, column: str, text: str) -> datetime:
         pass
     found = f"'{text.strip()[:40]}' is no time" if text.strip() else "no time"
     raise DataError(
-        f"{file}, line {line}, column '{column}': {found}; write times as 2016-07-01 00:00:00"
+        f"{file}, line {line}, column '{column}': {found}; write times as 2016-07-01 00:00:00, in a "
+        f"column named {' or '.join(_TIME_COLUMNS)}, or the first one"
     )
 
 
 def _check_times(
     file: Path, lines: Sequence[int], times: Sequence[datetime], allow_gaps: bool
 ) -> None:
-    """Raise DataError unless each time is a step behind the one before."""
+    """Raise DataError where times are not in order or, without `allow_gaps`, not evenly spaced.
+
+    Steps may differ by half of the usual one, as months and years do.
+    """
     steps = [after - before for before, after in zip(times, times[1:], strict=False)]
     usual = Counter(steps).most_common(1)[0][0] if steps else timedelta()
     for line, time, step in zip(lines[1:], times[1:], steps, strict=True):
         if step <= timedelta():
             wrong = "is there twice" if not step else f"is before {time - step}, the row above it"
             raise DataError(f"{file}, line {line}: {time} {wrong}; sort or remove such rows")
-        if step > usual and not allow_gaps:
+        if 2 * step > 3 * usual and not allow_gaps:
             raise DataError(
                 f"{file}, line {line}: times are missing between {time - step} and {time}, as most "
                 f"rows are {usual} apart; fill them in, or set dataset.allow_gaps to True"
@@ -249,7 +258,7 @@ def _check_times(
 
 
 def _ends(name: str, rows: int) -> tuple[int, int, int]:
-    """Return behind which rows train, validation and test end."""
+    """Return the rows at which train, validation and test end."""
     if name[:4] in _ROWS_A_DAY:
         train, validation, test = (30 * months * _ROWS_A_DAY[name[:4]] for months in _MONTHS)
         first, second = min(train, rows), min(train + validation, rows)

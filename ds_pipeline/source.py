@@ -39,15 +39,15 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Indices) -> Batch:
-        """Return `{"input": [b, ...], "label": [b]}` of these examples.
+        """Return `{"input": [b, ...], "label": [b, ...]}` of these examples.
 
         The inputs are a uint8, float32 or float64 array, or a list of `EncodedImage`; labels are
-        int32 classes or float32 targets.
+        int32 classes [b], float32 targets [b], or of a forecast float32 [b, horizon, channels].
         """
         ...
 
     def labels(self) -> np.ndarray:
-        """Return all labels in order, [n]; may read all data."""
+        """Return all labels in order, [n, ...]; may read all data."""
         ...
 
 

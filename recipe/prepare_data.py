@@ -77,17 +77,17 @@ FORECAST = """\
 {name}: download the series by hand, CSV files with a time column:
   ETTh1, ETTh2, ETTm1, ETTm2 (transformers; CC BY-ND 4.0):
     https://github.com/zhouhaoyi/ETDataset, folder ETT-small
-  Electricity (321 consumers by the hour; CC BY 4.0):
+  Electricity (370 consumers, every 15 minutes; CC BY 4.0):
     https://archive.ics.uci.edu/dataset/321/electricityloaddiagrams20112014
-  Exchange (8 rates by the day), and Electricity and Traffic as papers have them; no
-  license is stated:
+  Exchange (8 rates by the day), and Electricity and Traffic by the hour as papers have
+  them; no license is stated:
     https://github.com/laiguokun/multivariate-time-series-data
   Traffic (862 roads by the hour; its site states the terms): https://pems.dot.ca.gov
   Weather (21 values every 10 minutes; its site states the terms):
     https://www.bgc-jena.mpg.de/wetter
-  Where a file has no time column or no header, give it both. Rows that are there twice,
-  as one of Weather's is (2020-05-12 06:00:00), are to be removed; where rows are missing:
-  --config.dataset.allow_gaps=True
+  gnp reads CSV in UTF-8: a header, a time column (2016-07-01 00:00:00), commas, decimal
+  points; bring other files to that. Remove duplicate rows, such as Weather's of
+  2020-05-12 06:00:00; where rows are missing: --config.dataset.allow_gaps=True
   Then put them there: {data_dir}/ETTh1.csv
   and give the same command again."""
 IMAGE_FOLDER = """\

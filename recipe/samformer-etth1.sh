@@ -7,8 +7,8 @@
 # A sweep (recipe/sweep.sh, whose options it has): the same command goes on where it was.
 set -euo pipefail
 
-# Horizon:radius. Of 0.3, 0.5, 0.7 and 0.9 each has the smallest validation loss of SAM, by a run of
-# seed 100.
+# Horizon:radius. Each radius is the one of 0.3, 0.5, 0.7 and 0.9 with the smallest validation loss
+# with SAM, seed 100.
 methods=""
 for each in 96:0.5 192:0.5 336:0.5 720:0.7; do
   for method in "${each#*:},1" "${each#*:},0.8" 0,0; do

@@ -6,8 +6,8 @@ RUN is a run directory of forecasts; several are drawn side by side, such as wit
 penalty. Each gives its best checkpoint, where it has one, else its newest. Into --out, or the first
 RUN, go
 
-    forecasts.png  windows of the evaluation set, at even distances: the past, the truth behind it
-                   and each run's forecast of it, in the units of the file
+    forecasts.png  windows of the evaluation set, at even distances: the past, what followed, and
+                   each run's forecast of it, in the units of the file
     attention.png  of models with attention between the channels: its mean over the evaluation
                    set, a row for each channel that attends
 
@@ -34,6 +34,7 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
+from ds_pipeline.source import CONSTANT
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, run, whole
 from gnp.analysis.figure_files import COLORS, GRAY, drawn, picture
 from gnp.analysis.results import print_table
@@ -45,6 +46,7 @@ from gnp.training.metrics import evaluate, number
 from gnp.training.run_directory import RunDirectoryError, read_config
 
 FORECASTS, ATTENTION = "forecasts.png", "attention.png"
+_MOST_RUNS = 6  # of which each has a color
 _USAGE_ERRORS = (
     configs.ConfigError, model.ModelError, optimizer.OptimizerError, RunDirectoryError,
 )  # fmt: skip
@@ -95,6 +97,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> None:
     out = options.out or options.runs[0]
     make_folder(out)
+    if len(options.runs) > _MOST_RUNS:
+        raise UsageError(
+            f"{len(options.runs)} runs are too many for a picture: at most {_MOST_RUNS}"
+        )
     found = [read_forecasts(directory, options.windows) for directory in options.runs]
     for other in found[1:]:
         if other.truth.shape != found[0].truth.shape or not np.allclose(
@@ -150,12 +156,14 @@ def read_forecasts(directory: Path, windows: int) -> Forecasts:
     params, model_state, *_ = restored.state
     source = dataset.evaluation
     metrics, _ = evaluate(experiment.eval_step, restored.state, experiment.eval_batches())
-    chosen = np.linspace(0, len(source) - 1, windows).astype(int)
+    chosen = np.linspace(0, len(source) - 1, min(windows, len(source))).astype(int)
     batch = source.batch(chosen)
     predict = jax.jit(lambda x: experiment.model.apply(params, model_state, x, False, None)[0])
 
+    deviation = np.where(dataset.std == CONSTANT, 0, dataset.std)
+
     def in_units(x: Any) -> npt.NDArray[np.float64]:
-        return np.asarray(x, np.float64) * dataset.std + dataset.mean
+        return np.asarray(x, np.float64) * deviation + dataset.mean
 
     return Forecasts(
         directory.name,
@@ -202,22 +210,22 @@ def plot_forecasts(runs: Sequence[Forecasts], path: Path, channels: int) -> None
     first = runs[0]
     windows, horizon = first.truth.shape[:2]
     shown = range(max(0, len(first.columns) - channels), len(first.columns))
-    behind = np.arange(horizon)
+    ahead = np.arange(horizon)
     with picture(path, (3.2 * len(shown) + 0.5, 2.1 * windows + 0.6)) as figure:
         axes = figure.subplots(windows, len(shown), squeeze=False, sharex=True)
         for row, window in zip(axes, range(windows), strict=True):
             for axis, channel in zip(row, shown, strict=True):
                 past = first.past[window, -2 * horizon :, channel]
                 axis.plot(np.arange(-len(past), 0), past, color=GRAY, linestyle="-", linewidth=0.8)
-                axis.plot(behind, first.truth[window, :, channel], color="black", linestyle="-",
+                axis.plot(ahead, first.truth[window, :, channel], color="black", linestyle="-",
                           linewidth=0.8, label="truth")  # fmt: skip
                 for each, color in zip(runs, COLORS, strict=False):
-                    axis.plot(behind, each.forecast[window, :, channel], color=color,
+                    axis.plot(ahead, each.forecast[window, :, channel], color=color,
                               linestyle="-", linewidth=1.2, label=each.name)  # fmt: skip
         for axis, channel in zip(axes[0], shown, strict=True):
             axis.set_title(first.columns[channel])
         for axis in axes[-1]:
-            axis.set_xlabel("rows from the forecast's begin")
+            axis.set_xlabel("rows from the start of the forecast")
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=len(names))
 

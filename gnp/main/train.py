@@ -122,11 +122,17 @@ def run(
             )  # fmt: skip
     if first:
         show_results(working_dir, config.record.gradients, config.early_stopping.metric)
-    if progress.step == experiment.total_steps and not progress.has_learned:
+    stopping = config.early_stopping
+    is_done = progress.step == experiment.total_steps or has_ended(
+        log.rows, stopping.metric, stopping.patience
+    )
+    if is_done and not progress.has_learned:
         raise NonFiniteError(
             "every step was skipped, as its loss, gradient or update was not finite: nothing was "
             "learned; lower base_lr, or check the data (python -m gnp.analysis.data shows them)"
         )
+    if is_done:
+        return 0
     return exit_code(interrupt, progress.step, experiment.total_steps, config.retrain)
 
 
@@ -147,8 +153,7 @@ def read_start(config: ml_collections.ConfigDict, experiment: Experiment) -> Res
 def check_best(config: ml_collections.ConfigDict, experiment: Experiment) -> None:
     """Raise ConfigError where early_stopping.metric is no number of this run's epochs."""
     given, dataset = config.early_stopping.metric, experiment.dataset
-    parts = ["train", dataset.evaluation_name]
-    parts += ["validation"] if dataset.validation is not None else []
+    parts = list(dict.fromkeys(["train", dataset.evaluation_name, "validation"]))
     parts += ["train_set"] if config.record.gradients else []
     if config.ema_decay is not None:
         parts += [f"{part}_ema" for part in parts[1:]]
@@ -233,7 +238,10 @@ def train(
         )
 
     for epoch in range(progress.step // steps_per_epoch + 1, epochs + 1):
-        if interrupt.reached(progress.step) or has_ended(log.rows, metric, patience):
+        if interrupt.reached(progress.step):
+            break
+        if has_ended(log.rows, metric, patience):
+            log.say(f"{metric} was not below its best for {patience} evaluations: training ends")
             break
         end = epoch * steps_per_epoch
         log.start_epoch(epoch, epochs, steps_per_epoch, done=progress.step + steps_per_epoch - end)
@@ -273,8 +281,6 @@ def train(
         is_last = epoch == epochs or has_ended(log.rows, metric, patience)
         if is_last or is_best or epoch % config.save_ckpt_every_n_epochs == 0:
             save()
-        if is_last and epoch < epochs:
-            log.say(f"{metric} was not below its best for {patience} evaluations: training ends")
 
     if progress.step and interrupt.reached(progress.step):
         save()
@@ -288,7 +294,7 @@ def exit_code(interrupt: distributed.Interrupt, step: int, total_steps: int, ret
     That of a run which SIGTERM stopped is GNP_STOPPED, 0 where that is not set, in all its
     processes, whichever had the signal: a scheduler may have to know that there is more.
     """
-    if interrupt.signal is None or step == total_steps:
+    if interrupt.signal is None:
         return 0
     if distributed.is_first():
         saved = "saved" if step else "nothing to save"

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gnp.training.files import read_rows
-from gnp.training.run_directory import RunDirectoryError, read_config
+from gnp.training.run_directory import (
+    PARTS_OF_A_CHECKPOINT,
+    RunDirectoryError,
+    read_config,
+    steps_with,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -57,7 +62,12 @@ def best_step(directory: Path) -> int:
             f"no epoch of {directory} is the best: it was trained without early_stopping.metric; "
             "give the step of a checkpoint"
         )
-    row = best_row(read_rows(directory / "metrics.jsonl"), metric)
+    # The row of an epoch is there a moment before its checkpoint.
+    saved = steps_with(directory / "checkpoints", *PARTS_OF_A_CHECKPOINT)
+    rows = [row for row in read_rows(directory / "metrics.jsonl") if row["step"] in saved]
+    row = best_row(rows, metric)
     if row is None:
-        raise RunDirectoryError(f"no epoch of {directory} has a {metric} yet: train first")
+        raise RunDirectoryError(
+            f"no epoch of {directory} with a checkpoint has a {metric}; give the step of one"
+        )
     return int(row["step"])

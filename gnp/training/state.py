@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
     ema: Params | None = None
 
 
-# (params, model_state, inputs, train, key) -> (outputs [b, k], new model_state).
+# (params, model_state, inputs, train, key) -> (outputs [b, ...], new model_state).
 Apply = Callable[
     [Params, ModelState, jax.Array, bool, jax.Array | None], tuple[jax.Array, ModelState]
 ]

@@ -165,8 +165,16 @@ GOOD = [f"2020-01-{day:02d},{day}" for day in range(1, 31)]
             [*GOOD[:29], "2020-01-30,1e60"],
             "column 'a': a value is too far from the",
         ),
-        ("date,a", GOOD[:7], "7 rows, 4 of them for train, which needs 6: set dataset.lookback"),
-        ("date,a", GOOD[:9], "9 rows, 1 of them for test, which needs 2"),
+        (
+            "date,a",
+            GOOD[:7],
+            "7 rows, 4 of them for train, which needs 6: lower dataset.lookback (4) or",
+        ),
+        (
+            "date,a",
+            GOOD[:9],
+            "9 rows, 1 of them for test, which needs 2: lower dataset.horizon (2), or",
+        ),
     ],
 )
 def test_damage_is_one_line(tmp_path: Path, header: str, rows: list[str], message: str) -> None:

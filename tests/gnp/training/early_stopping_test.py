@@ -1,12 +1,14 @@
 """Which epoch is the best, and when there is nothing to wait for."""
 
+import itertools
 import json
+import shutil
 
 import pytest
 
 from config import as_json, default
 from gnp.training.early_stopping import best_row, best_step, has_ended
-from gnp.training.run_directory import RunDirectoryError
+from gnp.training.run_directory import PARTS_OF_A_CHECKPOINT, RunDirectoryError
 
 NAME = "validation_loss"
 
@@ -54,9 +56,13 @@ def test_the_best_step_of_a_directory(tmp_path):
         lines = [json.dumps(row) + "\n" for row in rows(*values)]
         (tmp_path / "metrics.jsonl").write_text("".join(lines))
         if not values:
-            with pytest.raises(RunDirectoryError, match=f"no epoch of .* has a {NAME} yet"):
+            with pytest.raises(RunDirectoryError, match=f"no epoch of .* has a {NAME}; give"):
                 best_step(tmp_path)
+    for step, part in itertools.product((10, 20, 30), PARTS_OF_A_CHECKPOINT):
+        (tmp_path / "checkpoints" / str(step) / part).mkdir(parents=True)
     assert best_step(tmp_path) == 20
+    shutil.rmtree(tmp_path / "checkpoints" / "20")  # still being written
+    assert best_step(tmp_path) == 30
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunDirectoryError, match=r"trained without early_stopping\.metric"):
         best_step(tmp_path)

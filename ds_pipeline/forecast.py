@@ -232,8 +232,8 @@ def _time(file: Path, line: int, column: str, text: str) -> datetime:
         pass
     found = f"'{text.strip()[:40]}' is no time" if text.strip() else "no time"
     raise DataError(
-        f"{file}, line {line}, column '{column}': {found}; write times as 2016-07-01 00:00:00, in a "
-        f"column named {' or '.join(_TIME_COLUMNS)}, or the first one"
+        f"{file}, line {line}, column '{column}': {found}; write times as 2016-07-01 00:00:00, in "
+        f"a column named {' or '.join(_TIME_COLUMNS)}, or the first one"
     )
 
 

@@ -47,8 +47,8 @@ def build_train_step(
 
     Returns:
         A function of a TrainState, a batch {"input" [b, ...], "label" [b, ...]}, the run's key and
-        the step's number from 0. Metrics, float32 scalars: those of the gradient, "gradient_norm" (of
-        the clean one, costs included), "param_norm" (of all parameters, after the step), and
+        the step's number from 0. Metrics, float32 scalars: those of the gradient, "gradient_norm"
+        (of the clean one, costs included), "param_norm" (of all parameters, after the step), and
         "finite" (1 where loss, gradient and update are).
     """
 

@@ -63,7 +63,13 @@ def test_parts_windows_and_standardization_against_slices(tmp_path: Path) -> Non
     ("name", "step", "rows", "counts"),
     [
         ("ETTh1.csv", timedelta(hours=1), 14_600, (8640, 2880, 2880)),
-        ("ETTm2.csv", timedelta(minutes=15), 57_700, (34_560, 11_520, 11_520)),
+        pytest.param(
+            "ETTm2.csv",
+            timedelta(minutes=15),
+            57_700,
+            (34_560, 11_520, 11_520),
+            marks=pytest.mark.slow,
+        ),
         ("ETTh1.csv", timedelta(hours=1), 14_000, (8640, 2880, 2480)),  # cut off
         ("other.csv", timedelta(days=1), 1003, (702, 101, 200)),
     ],

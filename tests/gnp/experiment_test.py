@@ -237,6 +237,7 @@ def test_a_memory_in_groups_is_refused_before_the_data_are_read():
     assert line.startswith("gnp.method='vasso' remembers gradients, which a group")
 
 
+@pytest.mark.slow
 def test_the_average_has_buffers_of_its_own_and_costs_nothing_where_it_is_off():
     state = first_state(("ema_decay", "0.9"))
     for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):

@@ -268,6 +268,7 @@ def test_sizes_for_etth1(name, params, mixing, horizon):
     assert count == 2 * 7 + mixing + 513 * horizon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODELS))
 def test_training_and_precision(name):
     x, variables, run = windows(), drawn(model(name)), passes(name)
@@ -307,6 +308,7 @@ def test_bfloat16_is_near_float32(name):
     assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "limits"),
     [

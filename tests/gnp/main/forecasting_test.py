@@ -66,6 +66,7 @@ def test_eval_takes_the_best_checkpoint(trained, run_gnp_here):
     assert found["examples"] == 24 - 4 + 1
 
 
+@pytest.mark.slow
 def test_the_same_run_after_a_stop(trained, run_gnp_here):
     """Stopped by its length after an epoch, and gone on with from that checkpoint."""
     folder, _ = trained
@@ -103,6 +104,7 @@ def test_what_does_not_go_with_a_forecast_is_one_line(trained, run_gnp_here, key
     assert not (folder / "wrong" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_pictures_of_forecasts_and_attention(trained, capsys):
     folder, _ = trained
     out = folder / "pictures"
@@ -131,6 +133,7 @@ def test_forecasts_are_in_the_units_of_the_file(trained):
     np.testing.assert_allclose(found.attention.sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_look_at_a_series(trained, tmp_path):
     folder, _ = trained
     keys = [

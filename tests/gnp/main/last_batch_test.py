@@ -21,6 +21,7 @@ def rows(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_smaller_last_batch(small_run, tmp_path):
     whole = small_run(tmp_path / "whole", **KEYS)
     assert whole.code == 0 and whole.experiment.steps_per_epoch == 3

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from config.schema import ConfigError
+from ds_pipeline import build_dataset
 from gnp.main import train
 from gnp.training.checkpoint import Checkpoints, read_checkpoint
 from gnp.training.distributed import Interrupt
@@ -153,12 +154,10 @@ def test_training_ends_at_the_end_of_the_patience_and_the_best_is_kept(
     assert read_checkpoint(tmp_path, again.experiment.abstract_state, "best").step == 2 * per_epoch
 
 
-def test_a_validation_part_is_held_out_beside_the_test_set(small_run, tmp_path, whole):
-    keys = {"early_stopping__metric": "validation_loss", "total_epochs": "1"}
-    found = small_run(tmp_path, **keys).experiment.dataset
-    usual = whole[1].experiment.dataset
-    (row,) = rows_of(tmp_path)
-    assert {"test_loss", "validation_loss", "validation_error_rate"} < set(row)
+def test_a_validation_part_is_held_out_beside_the_test_set(whole):
+    config = whole[1].config.copy_and_resolve_references()
+    config.early_stopping.metric = "validation_loss"
+    found, usual = build_dataset(config), whole[1].experiment.dataset
     assert len(found.train) + len(found.validation) == len(usual.train) > len(found.train)
     assert len(found.evaluation) == len(usual.evaluation)
     inputs = [

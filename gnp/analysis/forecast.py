@@ -54,7 +54,7 @@ _RUN_ERRORS = (ds_pipeline.DataError, CheckpointError, DeviceError)
 
 
 class Forecasts(NamedTuple):
-    """What a run makes of the evaluation set.
+    """Hold what a run forecasts of the evaluation set.
 
     Attributes:
         name: Of the run.

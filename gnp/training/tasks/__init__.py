@@ -1,4 +1,4 @@
-"""What is learned: classes, a number, the future of a series.
+"""Say what is learned: classes, a number, the future of a series.
 
 A task is one file here and one line in TASKS. It decides the losses that a config may name, the
 metrics, and the shape of a model's outputs; the data set says which task it is.

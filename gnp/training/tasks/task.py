@@ -1,4 +1,4 @@
-"""What a task is, and the errors of numbers that several tasks share."""
+"""Define what a task is, and the errors of numbers that several tasks share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Objective(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is learned.
+    """Describe what is learned.
 
     Attributes:
         losses: The names that a config's `loss` may have.

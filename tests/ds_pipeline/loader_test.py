@@ -219,6 +219,7 @@ def test_a_bug_in_a_worker_shows_its_own_traceback(
     assert_shown("augment", bug, error, message, workers=2)
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_worker_is_not_told_as_damage() -> None:
     """One that is not slow: in reading and decoding."""
     assert_shown("batch", nested, ValueError, "no such image", workers=1)
@@ -324,6 +325,7 @@ def test_a_program_ends_though_its_workers_are_stopped(
     assert time.monotonic() - started < 25
 
 
+@pytest.mark.slow
 def test_threads_that_give_nothing_are_told(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -297,6 +297,7 @@ def test_remat_changes_nothing_but_memory(name):
     assert "remat2[" in str(jax.make_jaxpr(remat)(variables, x, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SAMformer", "TSMixer"])
 def test_bfloat16_is_near_float32(name):
     # Where RevIN were rounded, levels of 10 and more would show it.

@@ -249,6 +249,7 @@ def test_counts(name, kind):
     } == COUNTS[name][kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "gnp"])
 @pytest.mark.parametrize(
     ("name", "count"),

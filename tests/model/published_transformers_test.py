@@ -140,6 +140,7 @@ def shapes(module, image=(32, 32, 3)):
     return flatten_dict(variables["params"], sep="/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", quick_first(list(SMALL), 1))
 def test_outputs_and_gradients(entry):
     module, theirs = SMALL[entry]

@@ -57,6 +57,7 @@ def test_backward_noise_is_another_weight(key):
     assert abs(np.corrcoef(np.ravel(weight), np.ravel(y))[0, 1]) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", quick_first([True, False]))
 def test_weights_depend_on_the_key_and_the_block_alone(train):
     module, x, params, stats = drawn(NAME, depth=8)

@@ -402,6 +402,7 @@ def test_a_wrong_mask_is_an_error_in_init_and_update(where: Any) -> None:
         opt.update(grads, optax.EmptyState(), grads)
 
 
+@pytest.mark.slow
 def test_convolutions_are_told_from_the_other_layers() -> None:
     mask = is_convolution(tree())
     assert jax.tree.structure(mask) == jax.tree.structure(tree())

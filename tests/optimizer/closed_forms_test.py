@@ -56,7 +56,7 @@ def penalized(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", quick_first(["float32", "float64"]))
-@pytest.mark.parametrize("r, alpha", [(0.05, 0.8), (0.3, 0.6), (2.0, 1.0)])
+@pytest.mark.parametrize("r, alpha", quick_first([(0.05, 0.8), (0.3, 0.6), (2.0, 1.0)]))
 def test_a_quadratic_is_exact(dtype: str, r: float, alpha: float, method: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         a, params = jnp.asarray(symmetric(), dtype), point(dtype)

@@ -226,6 +226,7 @@ def test_what_is_wrong_is_found_before_the_first_run(run_sweep, tmp_path, words,
         assert all(a.startswith(f"gnp: {b}") for a, b in zip(found, lines, strict=True)), stderr
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_named_at_the_end_and_tried_again(run_sweep, tmp_path):
     words = ("base_lr=0.1,9,0.2", "seeds=0", "--jobs=1")
     done = run_sweep(*words)

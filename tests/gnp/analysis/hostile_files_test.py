@@ -315,7 +315,7 @@ def damage(reading: Reading, name: str, trials: int) -> None:
             shutil.copytree(before, reading.directory)
 
 
-@pytest.mark.parametrize("name", quick_first(tuple(FILES), 6))
+@pytest.mark.parametrize("name", quick_first(tuple(FILES), 4))
 def test_a_damaged_file_is_taken_or_refused_in_one_line(reading: Reading, name: str) -> None:
     damage(reading, name, 6 if "checkpoints" in name or name == "config.json" else 20)  # slow ones
 

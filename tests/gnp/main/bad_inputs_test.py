@@ -200,6 +200,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_a_traceback_is_on_standard_error_and_the_exit_code_1(run_gnp, tmp_path):
     (tmp_path / "broken.py").write_text("def get_config():\n    return {}['key']\n")
     result = run_gnp(f"--config={tmp_path / 'broken.py'}", f"--working_dir={tmp_path / 'run'}")

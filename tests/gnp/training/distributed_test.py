@@ -172,6 +172,7 @@ def test_a_name_that_others_know_by_another_address(monkeypatch, found):
     assert distributed.check_address(f"node1:{port}", index=0) is None
 
 
+@pytest.mark.slow
 def test_process_0_that_comes_late_or_never():
     with socket.socket() as late:
         late.bind(("", 0))

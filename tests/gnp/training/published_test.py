@@ -21,7 +21,6 @@ from config import load_config, with_group_size
 from ds_pipeline import build_dataset
 from gnp.experiment import Experiment, build_experiment
 from gnp.training.state import TrainState
-from tests.marks import quick_first
 from tests.model.published import in_our_names
 from tests.model.published_transformers_test import by_head, joined, vit_name
 from tests.model.wide_resnet_test import published_names
@@ -214,7 +213,8 @@ def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
         follow(run, "f64", tmp_path, dict.fromkeys((1, 2, 5, 10, 20), 1e-9))
 
 
-@pytest.mark.parametrize("run", quick_first(list(RUNS)))  # the first one has no penalty
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
     """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}

@@ -38,6 +38,7 @@ from ds_pipeline.source import (
     stratified_draw,
 )
 from ds_pipeline.splits import Splits, check_splits, constant_columns
+from ds_pipeline.stand_in import stand_in
 from ds_pipeline.table import StandardizedSource
 from ds_pipeline.tfds_source import load_tfds, prepared_names
 from ds_pipeline.ucr import load_ucr
@@ -59,7 +60,10 @@ _AFTER_CROP = {
 
 
 def build_dataset(
-    config: Any, cache_dir: Path | None = None, known: Mapping[str, Any] | None = None
+    config: Any,
+    cache_dir: Path | None = None,
+    known: Mapping[str, Any] | None = None,
+    stands_in: bool = False,
 ) -> Dataset:
     """Build the data set that a config asks for, with its augmentation.
 
@@ -72,13 +76,15 @@ def build_dataset(
             `dataset` that config/default.py lists.
         cache_dir: where lists of an image folder's files are kept; None: nowhere.
         known: what `identity` returned when the run was trained, from a file; None: train anew.
+        stands_in: read nothing, and take the published size of a known data set, see `stand_in`.
 
     Raises:
         DataError: an unknown name, data that are missing, damaged or of another kind, or that
             do not match the config or the run.
     """
     keys = config.dataset
-    splits = _read(keys, config.seeds, config.use_test_set, cache_dir, known)
+    splits = stand_in(keys) if stands_in else None
+    splits = splits or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
     if known is not None:
         splits = matched(known, splits)
     where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))

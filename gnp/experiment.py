@@ -73,9 +73,11 @@ class Experiment:
             number says; the state is donated. Does not wait for the device.
         plain_step: The compiled plain step; set the mesh around a call of it.
         penalized_step: The compiled penalized step, likewise.
+        eval_batch_size: Examples that are evaluated at once, over all devices.
         eval_batches: (whether a signal is to end the run, source) -> the source's examples once,
             on the devices; without a source those of the evaluation set.
         eval_step: (params, model_state, batch) -> sums over the examples.
+        compiled_eval_step: The same, to be called with the mesh set.
     """
 
     dataset: ds_pipeline.Dataset
@@ -94,8 +96,10 @@ class Experiment:
     train_step: Callable[[TrainState, Batch, jax.Array, int], tuple[TrainState, Metrics]]
     plain_step: Any
     penalized_step: Any
+    eval_batch_size: int
     eval_batches: Callable[..., Iterator[Batch]]
     eval_step: EvalStep
+    compiled_eval_step: Any
 
 
 def device_count() -> int:
@@ -152,13 +156,16 @@ def _penalizes_parts(config: ml_collections.ConfigDict) -> bool:
     return (_has_groups(config) or is_micro) and optimizer.gnp_gradients(config.gnp) > 1
 
 
-def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset) -> Experiment:
+def build_experiment(
+    config: ml_collections.ConfigDict, dataset: ds_pipeline.Dataset, devices: Any = None
+) -> Experiment:
     """Build the parts of a run; compile nothing.
 
     Args:
         config: Checked and complete; for training, with `gnp.m` where each group has its own
             perturbation.
         dataset: As the config asks for it.
+        devices: To compile for; None: all that there are.
 
     Raises:
         ModelError, OptimizerError: one line each.
@@ -247,7 +254,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
             return reduced(in_micro_batches(gathered(gradient)))
 
     # The state, and where it lives.
-    mesh = build_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = build_mesh(config.mesh.data, config.mesh.fsdp, devices)
     whole = NamedSharding(mesh, WHOLE)
 
     def first_state(key: jax.Array) -> TrainState:
@@ -322,6 +329,8 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     # The data, each process its share.
     total_steps = steps_per_epoch * config.total_epochs
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    # The same number of examples on each device.
+    eval_batch_size = -(-(config.eval_batch_size or batch_size) // mesh.size) * mesh.size
 
     def train_batches(start_step: int, stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         batches = ds_pipeline.train_batches(
@@ -338,11 +347,9 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
     def eval_batches(
         stop: Callable[[], bool] = lambda: False, source: ds_pipeline.Source | None = None
     ) -> Iterator[Batch]:
-        size = config.eval_batch_size or batch_size
-        size = -(-size // mesh.size) * mesh.size  # the same number of examples on each device
         batches = ds_pipeline.evaluation_batches(
             dataset.evaluation if source is None else source,
-            size,
+            eval_batch_size,
             workers=dataset.workers,
             stop=stop,
             **process,
@@ -370,6 +377,8 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: ds_pipeline.Dat
         train_step=train_step,
         plain_step=plain_step,
         penalized_step=penalized_step,
+        eval_batch_size=eval_batch_size,
         eval_batches=eval_batches,
         eval_step=eval_step,
+        compiled_eval_step=compiled_eval_step,
     )

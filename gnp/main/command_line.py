@@ -13,6 +13,7 @@ import config as configs
 from config import default
 from gnp.experiment import name_problems
 from gnp.training.checkpoint import BEST, run_of
+from gnp.training.topology import ALLOWED, is_topology
 
 USAGE = """\
 python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.KEY=VALUE]...
@@ -22,11 +23,15 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --mode=train          train, evaluate, log, checkpoint (default)
   --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
                         --config.dataset.data_dir says where the data are now
+  --mode=plan           compile the steps of --config for --topology, and print memory, operations,
+                        what devices say to one another, and hours at least; computes nothing
   --mode=inspect        print config, layers and parameters, of --config or of DIR; computes nothing
   --checkpoint=STEP     eval, inspect: which checkpoint (default: the newest); best: that of the
                         best epoch, eval's default where early_stopping.metric says which it is; a
                         path of one is allowed too, RUN/checkpoints/STEP, or RUN for its newest
   --values=REGEX        inspect: print the checkpoint's arrays whose paths REGEX finds
+  --topology=NAME       plan: v5e:AxB, v6e:AxB, v4:AxBxC or v5p:AxBxC, a TPU slice that need not be
+                        here; cpu; local (default)
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
 
@@ -42,7 +47,12 @@ traceback; 130 Ctrl-C.
 """
 
 
-_MODES = {"checkpoint": ("eval", "inspect"), "values": ("inspect",), "profile": ("train",)}
+_MODES = {
+    "checkpoint": ("eval", "inspect"),
+    "values": ("inspect",),
+    "profile": ("train",),
+    "topology": ("plan",),
+}
 _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
@@ -54,13 +64,14 @@ class CommandLine(NamedTuple):
     """A parsed command line.
 
     Attributes:
-        mode: train, eval or inspect.
+        mode: train, eval, inspect or plan.
         config: checked and complete; None in eval and inspect without --config.
         working_dir: the run directory; that of the checkpoint where it is not given.
         checkpoint: the step, or the path, of the one to read, or BEST; None: the default.
         overrides: (key, text) pairs for the directory's own config, in eval without --config.
         values: inspect: a regular expression of the arrays to print; None: none.
         profile: the first and the last step to trace, counted from 1; None: none.
+        topology: plan: the devices to compile for; None: those that are here.
         processes: the coordinator's address, how many there are, and which one this is; None: not
             said here.
     """
@@ -72,6 +83,7 @@ class CommandLine(NamedTuple):
     overrides: tuple[tuple[str, str], ...] = ()
     values: str | None = None
     profile: tuple[int, int] | None = None
+    topology: str | None = None
     processes: tuple[str, int, int] | None = None
 
 
@@ -119,6 +131,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         () if values.config else tuple(overrides),
         values.values,
         _steps(values.profile or ""),
+        values.topology,
         None if None in processes else processes,
     )
 
@@ -127,7 +140,7 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
     wrong = []
     names_no_run = values.checkpoint in (None, BEST) or values.checkpoint.isdecimal()
     has_run = values.working_dir or not names_no_run
-    if values.mode != "inspect" and not has_run:
+    if values.mode in ("train", "eval") and not has_run:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
     elif values.checkpoint is not None and not has_run:
         wrong.append(f"--checkpoint={values.checkpoint} needs --working_dir=DIR, the run directory")
@@ -142,8 +155,10 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
             wrong.append(
                 f"--{name}={text} is no text in UTF-8; name another directory, or set PYTHONUTF8=1"
             )
-    if not values.config and (values.mode == "train" or not has_run):
+    if not values.config and (values.mode in ("train", "plan") or not has_run):
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
+    if values.topology is not None and not is_topology(values.topology):
+        wrong.append(f"--topology={values.topology}: {ALLOWED} are allowed")
     if values.profile is not None and _steps(values.profile) is None:
         wrong.append(
             f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "
@@ -229,9 +244,10 @@ def usage() -> str:
 
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    for name in ("config", "working_dir", "checkpoint", "values", "profile", "coordinator_address"):
+    names = ("config", "working_dir", "checkpoint", "values", "profile", "topology")
+    for name in (*names, "coordinator_address"):
         flags.DEFINE_string(name, None, "", flag_values=values)  # USAGE has the help
     for name, lowest in (("num_processes", 1), ("process_id", 0)):
         flags.DEFINE_integer(name, None, "", lower_bound=lowest, flag_values=values)
-    flags.DEFINE_enum("mode", "train", ["train", "eval", "inspect"], "", flag_values=values)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "inspect", "plan"], "", flag_values=values)
     return values

@@ -1,4 +1,4 @@
-"""python -m gnp.main.main: parse the command line and call train, evaluate or inspect."""
+"""python -m gnp.main.main: parse the command line and call train, evaluate, inspect or plan."""
 
 import os
 import signal
@@ -31,11 +31,12 @@ import ds_pipeline
 import model
 import optimizer
 from gnp import experiment
-from gnp.main import command_line, evaluate, inspect, train
+from gnp.main import command_line, evaluate, inspect, plan, train
 from gnp.training import distributed, run_directory
 from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 from gnp.training.metrics import NonFiniteError
+from gnp.training.topology import TopologyError
 
 USAGE_ERRORS = (
     command_line.UsageError,
@@ -50,6 +51,7 @@ RUN_ERRORS = (
     CheckpointError,
     FileFormatError,
     NonFiniteError,
+    TopologyError,
     distributed.ProcessError,
     OSError,
 )
@@ -101,6 +103,8 @@ def _run(line: command_line.CommandLine) -> int:
             if not distributed.is_first():
                 return 0
             return inspect.run(line.config, line.working_dir, line.checkpoint, line.values)
+        case "plan":
+            return plan.run(line.config, line.topology)
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:

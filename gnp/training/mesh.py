@@ -75,7 +75,7 @@ def abstract(initialize: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
     Batch statistics are whole on each device, the rest is split as `split_spec` says.
     """
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(initialize, jax.random.key(0))
+        shapes = jax.eval_shape(lambda: initialize(jax.random.key(0)))
     shards = mesh.shape[FSDP]
     specs = jax.tree.map(lambda x: split_spec(x.shape, shards), shapes)
     specs = specs._replace(model_state=jax.tree.map(lambda _: WHOLE, shapes.model_state))

@@ -1,0 +1,235 @@
+"""What a compiled program holds, computes, and says to other devices, as XLA knows it."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jax.extend import core
+
+_BITS = re.compile(r"\d+")
+_COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+# `%name = (f32[16]{0}, f32[16]{0}) all-reduce(...), replica_groups=..., metadata={op_name="..."}`;
+# of an asynchronous one, the start says it all.
+_INSTRUCTION = re.compile(rf" = (.*?) ({_COLLECTIVES})(-start)?\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_NAMES = r"%?[\w.\-]+(?:, *%[\w.\-]+)*"
+_CALLED = re.compile(rf"\b(body|calls|to_apply|branch_computations)=\{{?({_NAMES})")
+_WRAPPER = re.compile(r"^(?:jit|pjit|jvp|vmap|transpose|shard_map|checkpoint|remat)\b.*$")
+
+
+class Collective(NamedTuple):
+    """Something that all devices compute together.
+
+    Attributes:
+        kind: all-reduce, all-gather, reduce-scatter, all-to-all or collective-permute.
+        bytes: Of its result on one device (of a reduce-scatter: of its operand), each time.
+        arrays: How many it takes at once.
+        devices: That take part together.
+        source: Where it comes from, a path of layers such as `group_1_block_1/norm_1`.
+        backward: It belongs to the derivative of that.
+        times: How often, in one step.
+    """
+
+    kind: str
+    bytes: int
+    arrays: int
+    devices: int
+    source: str
+    backward: bool
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device has to send at least, all times together.
+
+        With n devices and B bytes: 2 B (n - 1) / n for a sum that all get, B for a permutation, and
+        B (n - 1) / n for the others.
+        """
+        n = self.devices
+        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}
+        return self.times * self.bytes * share.get(self.kind, (n - 1) / n)
+
+
+class Program(NamedTuple):
+    """A program on one device.
+
+    Attributes:
+        arguments: Bytes of its inputs.
+        outputs: Bytes of its results.
+        donated: Bytes of results that take the place of inputs.
+        temporaries: Bytes in between.
+        code: Bytes of the program itself.
+        flops: Floating-point operations.
+        bytes: Read and written by each operation; what stays on the chip counts, too.
+        collectives: In the order of the program.
+    """
+
+    arguments: int
+    outputs: int
+    donated: int
+    temporaries: int
+    code: int
+    flops: float
+    bytes: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the device needs."""
+        held = self.arguments + self.outputs - self.donated
+        return held + self.temporaries + self.code
+
+    @property
+    def sent(self) -> float:
+        """Bytes that the device sends."""
+        return sum(each.sent for each in self.collectives)
+
+
+def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None) -> Program:
+    """Read a compiled program.
+
+    Args:
+        compiled: Of `jax.jit(f).lower(...).compile()`.
+        jaxpr: What it was made of. XLA counts the body of a loop once: operations and bytes are
+            multiplied by what the loops of matrix products and convolutions in it amount to.
+
+    Example:
+        >>> import jax
+        >>> program = read_program(jax.jit(lambda x: x @ x).lower(jax.numpy.ones((4, 4))).compile())
+        >>> program.arguments, program.collectives
+        (64, ())
+    """
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    factor = 1.0
+    if jaxpr is not None and (once := product_flops(jaxpr, in_loops=False)):
+        factor = product_flops(jaxpr) / once
+    return Program(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        donated=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=factor * cost.get("flops", 0.0),
+        bytes=factor * cost.get("bytes accessed", 0.0),
+        collectives=tuple(read_collectives(compiled.as_text())),
+    )
+
+
+def read_collectives(text: str) -> Iterator[Collective]:
+    """Find the collectives of a program in XLA's text of it.
+
+    Args:
+        text: Of an optimized module.
+
+    Example:
+        >>> text = '''ENTRY %main (x: f32[8]) -> f32[8] {
+        ...   ROOT %sum = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add,
+        ... }'''
+        >>> [(each.kind, each.bytes, each.devices, each.sent) for each in read_collectives(text)]
+        [('all-reduce', 32, 2, 32.0)]
+    """
+    bodies: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[1]
+        bodies.setdefault(name, []).append(line)
+    times = _times(bodies)
+    for name, lines in bodies.items():
+        for line in lines:
+            if match := _INSTRUCTION.search(line):
+                yield _collective(match, line, times.get(name, 1))
+
+
+def _collective(match: re.Match[str], line: str, times: int) -> Collective:
+    arrays = [_size(*each) for each in _ARRAY.findall(match[1])]
+    devices = _group_size(line)
+    if match[3] and match[2] != "all-reduce":  # its result holds the operands, too, in front
+        arrays = arrays[len(arrays) // 2 :]
+    scale = devices if match[2] == "reduce-scatter" else 1
+    path = re.search(r'op_name="([^"]*)"', line)
+    parts = path[1].split("/") if path else []
+    return Collective(
+        kind=match[2],
+        bytes=scale * sum(arrays),
+        arrays=len(arrays),
+        devices=devices,
+        source="/".join(part for part in parts[:-1] if not _WRAPPER.match(part)),
+        backward=any(part.startswith("transpose(") for part in parts),
+        times=times,
+    )
+
+
+def _size(dtype: str, shape: str) -> int:
+    bits = _BITS.search(dtype)
+    width = int(bits[0]) if bits else 8
+    return math.prod(int(length) for length in shape.split(",") if length) * width // 8
+
+
+def _group_size(line: str) -> int:
+    """Return how many devices take part together; of a permutation, all that are named."""
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", line):
+        lengths = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(lengths[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", line):
+        return len(match[1].split(","))
+    return 1
+
+
+def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """Return how often each computation runs: the body of a loop as often as XLA knows it to."""
+    called: dict[str, list[tuple[str, int]]] = {}
+    for name, lines in bodies.items():
+        for line in lines:
+            count = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
+            for kind, names in _CALLED.findall(line):
+                loops = int(count[1]) if count and kind == "body" else 1
+                for each in names.split(","):
+                    called.setdefault(each.strip().lstrip("%"), []).append((name, loops))
+
+    def times(name: str) -> int:
+        return max((loops * times(caller) for caller, loops in called.get(name, [])), default=1)
+
+    return {name: times(name) for name in bodies}
+
+
+def product_flops(jaxpr: core.Jaxpr, in_loops: bool = True) -> float:
+    """Count the operations of matrix products and convolutions: two for each product of numbers.
+
+    Args:
+        jaxpr: Of the global arrays, but inside a shard_map of one device's.
+        in_loops: The body of a scan counts as often as it runs; else once.
+
+    Example:
+        >>> import jax
+        >>> product_flops(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((4, 4))).jaxpr)
+        128.0
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("dot_general", "conv_general_dilated"):
+            both: list[Any] = [*equation.invars, *equation.outvars]
+            left, right, result = (each.aval.shape for each in both)
+            if name == "dot_general":
+                summed = math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
+            else:
+                summed = math.prod(right) // right[params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(result) * summed
+        times = params["length"] if in_loops and name == "scan" else 1
+        total += times * sum(product_flops(each, in_loops) for each in _jaxprs(params.values()))
+    return total
+
+
+def _jaxprs(values: Iterable[Any]) -> Iterator[core.Jaxpr]:
+    for value in values:
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _jaxprs(value)

@@ -1,0 +1,128 @@
+"""The devices that a program is compiled for: those that are here, or a TPU slice that is not.
+
+libtpu compiles for a slice on any machine; the chips are not needed (jax.experimental.topologies).
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from gnp.training.files import first_line
+
+
+class Chip(NamedTuple):
+    """Peak figures of an accelerator, as its maker gives them.
+
+    Attributes:
+        flops: Of products of matrices in bfloat16, a second; no penalty for sparse ones.
+        memory: In bytes.
+        bandwidth: Of the memory, bytes a second.
+        interconnect: To the other chips over all links together, one way, bytes a second.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+# TPUs: https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, where the interconnect is given
+# both ways, or in bits; that of v4 is six links of 50 GB/s (Jouppi et al., 2023,
+# https://arxiv.org/abs/2304.01433, table 4). GPUs: NVIDIA's data sheets of the SXM modules, dense.
+CHIPS = {
+    "TPU v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
+    "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95e9, 2765e9, 600e9),
+    "TPU v6 lite": Chip(918e12, 32e9, 1638e9, 400e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
+}
+LOCAL, CPU = "local", "cpu"
+ALLOWED = (
+    "v5e:AxB or v6e:AxB, A and B even and A B at most 256, such as v5e:4x4; v4:AxBxC or v5p:AxBxC, "
+    "A and B even, such as v5p:4x4x4; cpu; local, the devices that jax finds"
+)
+# Generation -> (number of axes, most chips), from the pages above.
+_GENERATIONS = {"v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 6144), "v6e": (2, 256)}
+
+
+class TopologyError(RuntimeError):
+    """No program can be compiled for these devices here; one line."""
+
+
+def is_topology(text: str) -> bool:
+    """Return whether a text names devices to compile for, one of `ALLOWED`.
+
+    Example:
+        >>> is_topology("v5e:4x4"), is_topology("v5e:3x3"), is_topology("cpu")
+        (True, False, True)
+    """
+    if text in (LOCAL, CPU):
+        return True
+    match = re.fullmatch(r"(v\w+):(\d{1,4}(?:x\d{1,4})*)", text)
+    if not match or match[1] not in _GENERATIONS:
+        return False
+    axes, most = _GENERATIONS[match[1]]
+    sizes = [int(size) for size in match[2].split("x")]
+    chips = 1
+    for size in sizes:
+        chips *= size
+    evens = all(size > 0 and size % 2 == 0 for size in sizes[:2])
+    return len(sizes) == axes and evens and 0 < chips <= most
+
+
+def find_devices(topology: str) -> Sequence[Any]:
+    """Return the devices of a topology, as `jax.make_mesh` takes them.
+
+    Args:
+        topology: As `is_topology` allows it.
+
+    Raises:
+        TopologyError: libtpu is missing, or refuses it.
+    """
+    if topology == LOCAL:
+        return jax.devices()
+    if topology == CPU:
+        return jax.devices("cpu")
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(
+            f"--topology={topology} needs libtpu, which compiles for TPUs on any machine: "
+            "GNP_JAX=tpu bash recipe/setup.sh"
+        )
+    # libtpu looks for the chips of this machine, unless it is told that there is nothing to ask,
+    # and for other processes that use them, of which there may be several that only compile.
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise TopologyError(f"--topology={topology}: libtpu says {first_line(error)}") from error
+
+
+def chip_of(devices: Sequence[Any]) -> Chip | None:
+    """Return the figures of one of these devices; None: they are not known.
+
+    The chips of TPU v4 appear as two devices each, of half of the figures.
+    """
+    chip = CHIPS.get(devices[0].device_kind)
+    if chip is None:
+        return None
+    cores = len({getattr(device, "core_on_chip", 0) for device in devices})
+    return Chip(*(figure / cores for figure in chip))
+
+
+def chip_count(devices: Sequence[Any]) -> int:
+    """Return how many chips these devices are."""
+    return len(devices) // len({getattr(device, "core_on_chip", 0) for device in devices})

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend import core
@@ -136,23 +136,39 @@ def read_collectives(text: str) -> Iterator[Collective]:
         if match := _COMPUTATION.match(line):
             name = match[1]
         bodies.setdefault(name, []).append(line)
-    times = _times(bodies)
+    calls = _calls(bodies)
+    seen = set()
     for name, lines in bodies.items():
         for line in lines:
-            if match := _INSTRUCTION.search(line):
-                yield _collective(match, line, times.get(name, 1))
+            match = _INSTRUCTION.search(line)
+            if match is None:
+                continue
+            # A sum of which each device keeps its part is a computation of that name on TPUs.
+            is_scatter = name.startswith("all-reduce-scatter")
+            # One that runs beside other operations is written into each of them.
+            channel = re.search(r"channel_id=\d+", line)
+            if channel is not None and not is_scatter:
+                if channel[0] in seen:
+                    continue
+                seen.add(channel[0])
+            callers = [line, *(caller for _, _, caller in calls.get(name, []))]
+            yield _collective(match, callers, is_scatter, _times(name, calls))
 
 
-def _collective(match: re.Match[str], line: str, times: int) -> Collective:
+def _collective(
+    match: re.Match[str], lines: Sequence[str], is_scatter: bool, times: int
+) -> Collective:
+    """Return a collective of its instruction, and of those that call the computation it is in."""
+    kind = "reduce-scatter" if is_scatter else match[2]
     arrays = [_size(*each) for each in _ARRAY.findall(match[1])]
-    devices = _group_size(line)
-    if match[3] and match[2] != "all-reduce":  # its result holds the operands, too, in front
+    devices = _group_size(lines[0])
+    if match[3] and kind != "all-reduce":  # its result holds the operands, too, in front
         arrays = arrays[len(arrays) // 2 :]
     scale = devices if match[2] == "reduce-scatter" else 1
-    path = re.search(r'op_name="([^"]*)"', line)
-    parts = path[1].split("/") if path else []
+    paths = filter(None, (re.search(r'op_name="([^"]*)"', line) for line in lines))
+    parts = next((path[1].split("/") for path in paths), [])
     return Collective(
-        kind=match[2],
+        kind=kind,
         bytes=scale * sum(arrays),
         arrays=len(arrays),
         devices=devices,
@@ -180,21 +196,24 @@ def _group_size(line: str) -> int:
     return 1
 
 
-def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """Return how often each computation runs: the body of a loop as often as XLA knows it to."""
-    called: dict[str, list[tuple[str, int]]] = {}
+def _calls(bodies: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, int, str]]]:
+    """Return computation -> (who calls it, how often each time, the instruction) of each call."""
+    calls: dict[str, list[tuple[str, int, str]]] = {}
     for name, lines in bodies.items():
         for line in lines:
             count = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
             for kind, names in _CALLED.findall(line):
                 loops = int(count[1]) if count and kind == "body" else 1
                 for each in names.split(","):
-                    called.setdefault(each.strip().lstrip("%"), []).append((name, loops))
+                    call = name, loops, line
+                    calls.setdefault(each.strip().lstrip("%"), []).append(call)
+    return calls
 
-    def times(name: str) -> int:
-        return max((loops * times(caller) for caller, loops in called.get(name, [])), default=1)
 
-    return {name: times(name) for name in bodies}
+def _times(name: str, calls: Mapping[str, Sequence[tuple[str, int, str]]]) -> int:
+    """Return how often a computation runs: the body of a loop as often as XLA knows it to."""
+    callers = calls.get(name, [])
+    return max((loops * _times(caller, calls) for caller, loops, _ in callers), default=1)
 
 
 def product_flops(jaxpr: core.Jaxpr, in_loops: bool = True) -> float:

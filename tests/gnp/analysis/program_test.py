@@ -1,0 +1,89 @@
+"""What is read of a compiled program: closed forms, and texts as XLA writes them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gnp.analysis.program import product_flops, read_collectives, read_program
+
+# A loop of three rounds with a sum in it; a sum of which each keeps a part; a gather inside of two
+# operations, and one that starts and ends; a scatter; a permutation.
+TEXT = """HloModule jit_f
+%body.1 (p: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {
+  %s = (f32[4,2]{1,0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=1, replica_groups=[2,4]<=[8], \
+metadata={op_name="jit(step)/jit(main)/while/body/transpose(jvp(Net))/block_1/conv/conv_general"}
+}
+%add (x: f32[], y: f32[]) -> f32[] {
+}
+%all-reduce-scatter.2 (x: f32[8]) -> f32[4] {
+  %k = f32[8]{0} all-reduce(%x), channel_id=2, replica_groups={{0,1}}
+}
+%fused.4 (x: f32[2]) -> f32[8] {
+  %o = f32[8]{0} all-gather(%x), channel_id=3, replica_groups={{0,1,2,3}}
+}
+%fused.5 (x: f32[2]) -> f32[8] {
+  %q = f32[8]{0} all-gather(%x), channel_id=3, replica_groups={{0,1,2,3}}
+}
+ENTRY %main.3 (x: f32[8]) -> f32[8] {
+  %w = (s32[], f32[4,2]) while(%t), condition=%cond, body=%body.1, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %m = f32[4]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2, \
+metadata={op_name="jit(step)/transpose(jvp(Net))/conv/dot"}
+  %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, \
+metadata={op_name="jit(step)/jvp(Net)/dense/reshard"}
+  %h = f32[8]{0} all-gather-done(%g)
+  %r = f32[2]{0} reduce-scatter(%h), \
+replica_groups=mesh['a'=4,'b'=2] {'a'}, to_apply=%add
+  ROOT %c = pred[16]{0} collective-permute(%r), source_target_pairs={{0,1},{1,0}}
+}
+"""
+
+
+def test_collectives_of_a_text():
+    found = [(*each, each.sent) for each in read_collectives(TEXT)]
+    assert found == [
+        ("all-reduce", 40, 2, 4, "while/body/block_1/conv", True, 3, 3 * 40 * 2 * 3 / 4),
+        ("reduce-scatter", 32, 1, 2, "conv", True, 1, 32 / 2),
+        ("all-gather", 32, 1, 4, "", False, 1, 32 * 3 / 4),
+        ("all-gather", 32, 1, 4, "dense", False, 1, 32 * 3 / 4),
+        ("reduce-scatter", 32, 1, 4, "", False, 1, 32 * 3 / 4),
+        ("collective-permute", 16, 1, 2, "", False, 1, 16.0),
+    ]
+
+
+def test_memory_and_operations_of_a_product():
+    n = 32
+    x = jnp.ones((n, n))
+    program = read_program(jax.jit(lambda x: x @ x + x, donate_argnums=0).lower(x).compile())
+    assert program.arguments == program.outputs == program.donated == 4 * n * n
+    assert program.peak == program.arguments + program.temporaries + program.code
+    assert program.flops == pytest.approx(2 * n**3 + n * n, rel=0.01)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    n, rounds = 16, 5
+
+    def f(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, None, rounds)[0]
+
+    traced = jax.jit(f).trace(jnp.ones((n, n)))
+    jaxpr = traced.jaxpr.jaxpr
+    assert product_flops(jaxpr) == rounds * 2 * n**3
+    assert product_flops(jaxpr, in_loops=False) == 2 * n**3
+    compiled = traced.lower().compile()
+    once, all_rounds = read_program(compiled), read_program(compiled, jaxpr)
+    assert all_rounds.flops == pytest.approx(rounds * once.flops)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_operations_of_a_convolution(groups):
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4 // groups, 6))
+
+    def f(x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    expected = 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4 // groups)
+    assert product_flops(jax.make_jaxpr(f)(x).jaxpr) == expected

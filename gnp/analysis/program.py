@@ -87,13 +87,15 @@ class Program(NamedTuple):
         return sum(each.sent for each in self.collectives)
 
 
-def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None) -> Program:
+def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None, devices: int = 1) -> Program:
     """Read a compiled program.
 
     Args:
         compiled: Of `jax.jit(f).lower(...).compile()`.
         jaxpr: What it was made of. XLA counts the body of a loop once: operations and bytes are
             multiplied by what the loops of matrix products and convolutions in it amount to.
+            Where XLA counts nothing, as of a GPU that is not here, those are the operations.
+        devices: That share them.
 
     Example:
         >>> import jax
@@ -102,16 +104,17 @@ def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None) -> Program:
         (64, ())
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    factor = 1.0
+    factor, products = 1.0, 0.0
     if jaxpr is not None and (once := product_flops(jaxpr, in_loops=False)):
-        factor = product_flops(jaxpr) / once
+        products = product_flops(jaxpr)
+        factor = products / once
     return Program(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         donated=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=factor * cost.get("flops", 0.0),
+        flops=factor * cost["flops"] if "flops" in cost else products / devices,
         bytes=factor * cost.get("bytes accessed", 0.0),
         collectives=tuple(read_collectives(compiled.as_text())),
     )

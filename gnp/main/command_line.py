@@ -30,8 +30,8 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
                         best epoch, eval's default where early_stopping.metric says which it is; a
                         path of one is allowed too, RUN/checkpoints/STEP, or RUN for its newest
   --values=REGEX        inspect: print the checkpoint's arrays whose paths REGEX finds
-  --topology=NAME       plan: v5e:AxB, v6e:AxB, v4:AxBxC or v5p:AxBxC, a TPU slice that need not be
-                        here; cpu; local (default)
+  --topology=NAME       plan: devices that need not be here: v5e:AxB, v6e:AxB, v4:AxBxC, v5p:AxBxC
+                        (TPUs), a100:N, h100:N, h200:N (GPUs); cpu; local (default)
   --profile=FIRST:LAST  train: write an xprof trace of these steps, counted from 1, to DIR/profile
   --config.KEY=VALUE    any of the keys below
 

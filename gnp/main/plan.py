@@ -150,7 +150,7 @@ def compile_for(
         """Return the program, None where it does not fit; bytes it needs; bytes there are."""
         try:
             compiled = lowered.compile(compiler_options=options)
-            program = read_program(compiled, traced.jaxpr.jaxpr)
+            program = read_program(compiled, traced.jaxpr.jaxpr, experiment.mesh.size)
         except jax.errors.JaxRuntimeError as error:
             used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
             if not used:
@@ -236,7 +236,10 @@ def step_rows(
             size = sizes[1] if name == EVALUATION else sizes[0]
             figures[name]["examples a second at most"] = size / max(least.values())
     rows = []
+    counted = any(program.bytes for program in programs.values())  # not those of a GPU
     for key in figures[PLAIN]:
+        if key in ("MB read and written", "ms at least, memory") and not counted:
+            continue
         plain, penalized = (figures.get(name, {}).get(key) for name in (PLAIN, PENALIZED))
         ratio = f"{penalized / plain:.2f}" if plain and penalized else ""
         rows.append((key, *(_figure(figures[name][key]) for name in programs), ratio))

@@ -1,6 +1,6 @@
-"""The devices that a program is compiled for: those that are here, or a TPU slice that is not.
+"""The devices that a program is compiled for: those that are here, or TPUs and GPUs that are not.
 
-libtpu compiles for a slice on any machine; the chips are not needed (jax.experimental.topologies).
+libtpu and jax's plugin for CUDA compile on any machine (jax.experimental.topologies).
 """
 
 import importlib.util
@@ -43,10 +43,32 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),
     "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
 }
+# What XLA has to know of a GPU that is not here, beside CHIPS: its name there, compute capability,
+# multiprocessors, GHz, bytes of the L2 cache, of shared memory of a multiprocessor and of a block.
+# The rest is the same for all of these.
+_GPUS = {
+    "a100": ("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40 * 2**20, 167_936, 166_912),
+    "h100": ("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50 * 2**20, 233_472, 232_448),
+    "h200": ("NVIDIA H200", (9, 0), 132, 1.98, 50 * 2**20, 233_472, 232_448),
+}
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {block}
+  shared_memory_per_core: {shared} core_count: {cores} fpus_per_core: 64
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth} device_memory_size: {memory} l2_cache_size: {cache}
+  clock_rate_ghz: {clock} cuda_compute_capability {{ major: {major} minor: {minor} }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{name}"
+"""
+_GPUS_PER_HOST = 8
 LOCAL, CPU = "local", "cpu"
 ALLOWED = (
     "v5e:AxB or v6e:AxB, A and B even and A B at most 256, such as v5e:4x4; v4:AxBxC or v5p:AxBxC, "
-    "A and B even, such as v5p:4x4x4; cpu; local, the devices that jax finds"
+    "A and B even, such as v5p:4x4x4; a100:N, h100:N or h200:N, N at most 8 or a multiple of it; "
+    "cpu; local, the devices that jax finds"
 )
 # Generation -> (number of axes, most chips), from the pages above.
 _GENERATIONS = {"v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 6144), "v6e": (2, 256)}
@@ -65,6 +87,9 @@ def is_topology(text: str) -> bool:
     """
     if text in (LOCAL, CPU):
         return True
+    gpus = re.fullmatch(r"(\w+):([1-9]\d{0,4})", text)
+    if gpus and gpus[1] in _GPUS:
+        return int(gpus[2]) <= _GPUS_PER_HOST or int(gpus[2]) % _GPUS_PER_HOST == 0
     match = re.fullmatch(r"(v\w+):(\d{1,4}(?:x\d{1,4})*)", text)
     if not match or match[1] not in _GENERATIONS:
         return False
@@ -84,17 +109,25 @@ def find_devices(topology: str) -> Sequence[Any]:
         topology: As `is_topology` allows it.
 
     Raises:
-        TopologyError: libtpu is missing, or refuses it.
+        TopologyError: libtpu or the plugin is missing, or refuses it.
     """
     if topology == LOCAL:
         return jax.devices()
     if topology == CPU:
         return jax.devices("cpu")
-    if importlib.util.find_spec("libtpu") is None:
+    kind, _, size = topology.partition(":")
+    module, build = ("jax_cuda13_plugin", "cuda13") if kind in _GPUS else ("libtpu", "tpu")
+    if importlib.util.find_spec(module) is None:
         raise TopologyError(
-            f"--topology={topology} needs libtpu, which compiles for TPUs on any machine: "
-            "GNP_JAX=tpu bash recipe/setup.sh"
+            f"--topology={topology} needs {module}, which compiles for it on any machine: "
+            f"GNP_JAX={build} bash recipe/setup.sh"
         )
+    asked: dict[str, Any] = {"platform": "tpu", "topology_name": topology}
+    if kind in _GPUS:
+        count = int(size)
+        hosts, each = (1, count) if count <= _GPUS_PER_HOST else (count // _GPUS_PER_HOST, 8)
+        shape = {"topology": f"1x{hosts}x{each}", "target_config": _gpu(kind)}
+        asked = {"platform": "cuda", "topology_name": "", **shape}
     # libtpu looks for the chips of this machine, unless it is told that there is nothing to ask,
     # and for other processes that use them, of which there may be several that only compile.
     quiet = {
@@ -106,9 +139,18 @@ def find_devices(topology: str) -> Sequence[Any]:
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(**asked).devices
     except jax.errors.JaxRuntimeError as error:
-        raise TopologyError(f"--topology={topology}: libtpu says {first_line(error)}") from error
+        raise TopologyError(f"--topology={topology}: {module} says {first_line(error)}") from error
+
+
+def _gpu(kind: str) -> str:
+    """Return XLA's description of a GPU."""
+    name, (major, minor), cores, clock, cache, shared, block = _GPUS[kind]
+    return _GPU.format(
+        name=name, major=major, minor=minor, cores=cores, clock=clock, cache=cache, shared=shared,
+        block=block, memory=int(CHIPS[name].memory), bandwidth=int(CHIPS[name].bandwidth),
+    )  # fmt: skip
 
 
 def chip_of(devices: Sequence[Any]) -> Chip | None:

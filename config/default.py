@@ -218,8 +218,8 @@ KEYS = (
     ),
     Key("model.pretrained", None, optional(PATH)).means(
         "file of weights to start from, .safetensors or .npz, named as by PyTorch (timm) or, for "
-        "ViT, by vision_transformer; read when a run begins, not when it goes on; none: start "
-        "from init_seeds alone"
+        "ViT, by vision_transformer; read when a run begins, not when it goes on, and evaluated by "
+        "--mode=eval where there is no checkpoint; none: start from init_seeds alone"
     ),
     Key("model.pretrained_strict", True, BOOLEAN).means(
         "stop where pretrained weights and model do not match; False: say what is left at its "
@@ -320,7 +320,8 @@ KEYS = (
     ),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
         "subtracted from each channel of images, where 1 is the largest uint8 value, or of series, "
-        "or column of a table; none: the data set's published ones, else the training set's own"
+        "or column of a table, as 0.485,0.456,0.406, or one number for all; none: the data set's "
+        "published ones, else the training set's own"
     ),
     Key("dataset.std", None, optional(numbers(number(above=0)))).means(
         "what each channel or column is divided by after that; none: likewise"

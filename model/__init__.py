@@ -2,6 +2,7 @@
 
 from model import (
     cait,
+    cifar_resnet,
     cpu,
     evolution,
     forecasting,
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "build_model",
     "cait",
+    "cifar_resnet",
     "compiler_options",
     "cpu",
     "describe",

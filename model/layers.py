@@ -271,6 +271,27 @@ def pool_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def subsample_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:
+    """Return a shortcut without parameters: every strides-th pixel, between channels of zeros.
+
+    Args:
+        x: [b, h, w, c].
+        strides: step in pixels, in both directions, from the first row and column.
+        features: channels of the result, at least c: those of x come in the middle, where the odd
+            channel of zeros is behind them.
+
+    Returns:
+        [b, ceil(h / strides), ceil(w / strides), features].
+
+    Example:
+        >>> subsample_and_pad(jnp.arange(4.0).reshape(1, 2, 2, 1) + 1, 2, 4).tolist()
+        [[[[0.0, 1.0, 0.0, 0.0]]]]
+    """
+    before, odd = divmod(features - x.shape[-1], 2)
+    x = x[:, ::strides, ::strides]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, before + odd)))
+
+
 def with_slope_of(y: jax.Array, other: jax.Array) -> jax.Array:
     """Return y, with the derivative of another array of its shape.
 

@@ -95,10 +95,10 @@ def load_pretrained(
     """Load the values of a file into a model's parameters and batch statistics.
 
     The file is `.safetensors` or `.npz`, with the names of PyTorch (timm, torchvision) for ViT,
-    Swin, CaiT, ResNet and VGG, or of vision_transformer and big_vision for ViT. Kernels are
-    transposed to Flax's layout. Position embeddings and Swin's tables of relative positions are
-    resized (bicubic) where the grid is another one, the class token's kept; both grids must be
-    square. Where the number of classes differs, the head stays as it is.
+    Swin, CaiT, ResNet, CifarResNet and VGG, or of vision_transformer and big_vision for ViT.
+    Kernels are transposed to Flax's layout. Position embeddings and Swin's tables of relative
+    positions are resized (bicubic) where the grid is another one, the class token's kept; both
+    grids must be square. Where the number of classes differs, the head stays as it is.
 
     Args:
         path: the file.

@@ -19,6 +19,7 @@ from model.layers import (
     checkpointed,
     mean_of_pixels,
     overlapping_max_pool,
+    subsample_and_pad,
 )
 from model.registry import ModelError, register
 
@@ -35,12 +36,14 @@ _conv = partial(Conv, kernel_init=HE)
 class BasicBlock(nn.Module):
     """relu(x + bn(conv(relu(bn(conv(x)))))), both convolutions of 3 x 3.
 
-    Where the shape changes, x goes through a convolution of 1 x 1 and a batch norm.
+    Where the shape changes, x goes through a convolution of 1 x 1 and a batch norm; of a padded
+    block, without parameters, through `subsample_and_pad`.
     """
 
     features: int
     strides: int = 1
     padding: str | int = 1
+    padded: bool = False
     use_bias: bool = False
     dtype: DType = jnp.float32
     batch_norm_group: int | None = None
@@ -58,6 +61,8 @@ class BasicBlock(nn.Module):
         norm = partial(BatchNorm, dtype=self.dtype, group=self.batch_norm_group)
         y = nn.relu(norm(name="bn1")(conv(strides=self.strides, name="conv1")(x), train))
         y = norm(name="bn2")(conv(name="conv2")(y), train)
+        if self.padded:
+            return nn.relu(subsample_and_pad(x, self.strides, self.features) + y)
         return nn.relu(_shortcut(self, x, y, train) + y)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 # The layer that gives the logits, in each family and library.
-HEADS = ("head", "head.fc", "fc", "classifier.6", "classifier", "heads.head")
+HEADS = ("head", "head.fc", "fc", "linear", "classifier.6", "classifier", "heads.head")
 # Constants and counters that PyTorch saves beside the parameters.
 _BUFFERS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask)")
 

@@ -6,7 +6,7 @@
 # --slow adds the tests marked slow, and compiles as a user's run does: without it, or with
 # JAX_DISABLE_MOST_OPTIMIZATIONS=1, XLA leaves most optimizations out.
 # Files and folders named here are the caller's; without any, all tests and the examples in the docstrings run. -n 0 runs them in one process.
-# GNP_DATA_DIR names a folder of prepared TFDS data sets; the tests that read one skip without it.
+# GNP_DATA_DIR names a folder of prepared TFDS data sets, beside which `weights` may lie; the tests that read one skip without it.
 set -euo pipefail
 # shellcheck disable=SC1091
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"

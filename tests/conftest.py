@@ -54,6 +54,15 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def weights_dir(data_dir: Path) -> Path:
+    """Return the folder of published weights, `weights` beside that of the data sets."""
+    folder = data_dir.parent / "weights"
+    if not folder.is_dir():
+        pytest.skip(f"needs published weights: {folder} is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def gnp_environment() -> dict[str, str]:
     """Return environment variables of a process in which `python -P -m gnp.main.main` works."""
     return os.environ | {

@@ -22,7 +22,8 @@ python -m gnp.main.main --config=FILE --working_dir=DIR [--mode=MODE] [--config.
   --working_dir=DIR     the run directory: everything is written there; the same command resumes
   --mode=train          train, evaluate, log, checkpoint (default)
   --mode=eval           evaluate a checkpoint of DIR; --config may be left out, also where
-                        --config.dataset.data_dir says where the data are now
+                        --config.dataset.data_dir says where the data are now. Where DIR has none,
+                        or is left out: the weights of --config.model.pretrained
   --mode=plan           compile the steps of --config for --topology, and print memory, operations,
                         what devices say to one another, and hours at least; computes nothing
   --mode=inspect        print config, layers and parameters, of --config or of DIR; computes nothing
@@ -66,7 +67,8 @@ class CommandLine(NamedTuple):
     Attributes:
         mode: train, eval, inspect or plan.
         config: checked and complete; None in eval and inspect without --config.
-        working_dir: the run directory; that of the checkpoint where it is not given.
+        working_dir: the run directory; that of the checkpoint where it is not given; None:
+            neither is needed.
         checkpoint: the step, or the path, of the one to read, or BEST; None: the default.
         overrides: (key, text) pairs for the directory's own config, in eval without --config.
         values: inspect: a regular expression of the arrays to print; None: none.
@@ -78,7 +80,7 @@ class CommandLine(NamedTuple):
 
     mode: str
     config: ml_collections.ConfigDict | None
-    working_dir: Path
+    working_dir: Path | None
     checkpoint: int | Path | str | None
     overrides: tuple[tuple[str, str], ...] = ()
     values: str | None = None
@@ -114,6 +116,12 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
             needed = ("model.", "opt.", "precision", "config key")
             if not any(line.startswith(needed) for line in problems):
                 wrong += name_problems(config, checked=not problems)
+            evaluates_weights = values.mode == "eval" and not _has_run(values)
+            if evaluates_weights and not problems and config.model.pretrained is None:
+                wrong.append(
+                    "--mode=eval needs --working_dir=DIR, the run directory, or weights to "
+                    "evaluate, --config.model.pretrained=FILE"
+                )
         except configs.ConfigError as error:
             wrong += str(error).splitlines()
     elif overrides:
@@ -122,7 +130,7 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         raise UsageError("\n".join(wrong))
     processes = (values.coordinator_address, values.num_processes, values.process_id)
     checkpoint = _checkpoint(values.checkpoint)
-    directory = run_of(checkpoint)[0] if isinstance(checkpoint, Path) else Path()
+    directory = run_of(checkpoint)[0] if isinstance(checkpoint, Path) else None
     return CommandLine(
         values.mode,
         config,
@@ -138,9 +146,10 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
 
 def _flag_problems(values: flags.FlagValues) -> list[str]:
     wrong = []
-    names_no_run = values.checkpoint in (None, BEST) or values.checkpoint.isdecimal()
-    has_run = values.working_dir or not names_no_run
-    if values.mode in ("train", "eval") and not has_run:
+    has_run = _has_run(values)
+    # In eval, the config may name weights to evaluate.
+    needs_run = values.mode == "train" or (values.mode == "eval" and not values.config)
+    if needs_run and not has_run:
         wrong.append(f"--mode={values.mode} needs --working_dir=DIR, the run directory")
     elif values.checkpoint is not None and not has_run:
         wrong.append(f"--checkpoint={values.checkpoint} needs --working_dir=DIR, the run directory")
@@ -187,6 +196,12 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
             f"--num_processes={values.num_processes} has 0 to {values.num_processes - 1}"
         )
     return wrong
+
+
+def _has_run(values: flags.FlagValues) -> bool:
+    """Return whether a run is named, by its directory or by the path of a checkpoint."""
+    names_step = values.checkpoint in (None, BEST) or values.checkpoint.isdecimal()
+    return bool(values.working_dir) or not names_step
 
 
 def _directory(text: str | None) -> Path:

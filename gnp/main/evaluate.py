@@ -1,7 +1,8 @@
-"""--mode=eval: a checkpoint on the evaluation set."""
+"""--mode=eval: a checkpoint, or pretrained weights, on the evaluation set."""
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,42 @@ import config as configs
 import ds_pipeline
 from config import default, rules
 from gnp.analysis.results import print_table
-from gnp.experiment import build_experiment, device_count
-from gnp.terminal import warn
+from gnp.experiment import Experiment, build_experiment, device_count
+from gnp.terminal import printable, warn
 from gnp.training.checkpoint import BEST, read_checkpoint
-from gnp.training.distributed import is_first
+from gnp.training.distributed import is_first, on_first
 from gnp.training.metrics import evaluate, number
-from gnp.training.run_directory import read_config, read_data, refuse_other_config
+from gnp.training.run_directory import (
+    has_checkpoints,
+    read_config,
+    read_data,
+    refuse_other_config,
+)
+from gnp.training.state import TrainState
+from gnp.training.tasks import TASKS
 
 
 def run(
     config: ml_collections.ConfigDict | None,
-    working_dir: Path,
+    working_dir: Path | None,
     checkpoint: int | Path | str | None,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> int:
     """Evaluate a checkpoint of a directory; print a table and a JSON line.
 
+    Where the config names pretrained weights and the directory has no checkpoint, those weights
+    are evaluated; the directory is neither read nor written.
+
     Args:
         config: Complete, each key checked; None: the directory's own.
-        working_dir: The run directory.
+        working_dir: The run directory; None: the config names pretrained weights.
         checkpoint: As in `read_checkpoint`; None: the best where the run has one.
         overrides: (key, text) pairs for the directory's own config.
     """
+    weights = config is not None and config.model.pretrained
+    if weights and checkpoint is None and not _has_checkpoints(working_dir):
+        return _evaluate_weights(config)
+    assert working_dir is not None, "the command line asks for it"
     stored, devices = read_config(working_dir), device_count()
     if config is None:
         # What the command line says of these devices stands, right or wrong.
@@ -56,16 +71,43 @@ def run(
     restored = read_checkpoint(working_dir, experiment.abstract_state, checkpoint)
     for warning in (*dataset.warnings, *restored.warnings) if is_first() else ():
         warn(warning)
-    values, examples = evaluate(experiment.eval_step, restored.state, experiment.eval_batches())
+    return _evaluate(experiment, restored.state, restored.step)
+
+
+def _has_checkpoints(working_dir: Path | None) -> bool:
+    return bool(working_dir and on_first(lambda: has_checkpoints(working_dir), OSError))
+
+
+def _evaluate_weights(config: ml_collections.ConfigDict) -> int:
+    """Evaluate the pretrained weights that a run of this config would begin with."""
+    rules.check(config, devices=device_count(), training=False)
+    dataset = ds_pipeline.build_dataset(config)
+    rules.check(config, task=dataset.task, losses=TASKS[dataset.task].losses)
+    experiment = build_experiment(config, dataset)
+    state, report = experiment.initialize()
+    if report and is_first():
+        for warning in dataset.warnings:
+            warn(warning)
+        said = f"{config.model.pretrained}, before any training: {report.summary()}"
+        print(printable(said), file=sys.stderr)
+        for line in report.lines():
+            warn(f"pretrained weights, {line}")
+    return _evaluate(experiment, state, step=0)
+
+
+def _evaluate(experiment: Experiment, state: TrainState, step: int) -> int:
+    """Evaluate a state; print its metrics as a table and a JSON line."""
+    dataset = experiment.dataset
+    values, examples = evaluate(experiment.eval_step, state, experiment.eval_batches())
     if not is_first():
         return 0
-    result: dict[str, Any] = {"step": restored.step, "examples": examples}
+    result: dict[str, Any] = {"step": step, "examples": examples}
     result |= {
         f"{dataset.evaluation_name}_{metric}": value if math.isfinite(value) else None
         for metric, value in values.items()
     }
     print_table(
-        f"{config.dataset.dataset_name}, {dataset.evaluation_name} set",
+        f"{dataset.name}, {dataset.evaluation_name} set",
         [(name.replace("_", " "), number(name, value)) for name, value in result.items()],
     )
     print(json.dumps(result))

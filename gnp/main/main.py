@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from gnp import terminal
 from gnp.main import runtime
@@ -98,22 +99,23 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(line: command_line.CommandLine) -> int:
+    directory = line.working_dir or Path()
     match line.mode:
         case "inspect":
             if not distributed.is_first():
                 return 0
-            return inspect.run(line.config, line.working_dir, line.checkpoint, line.values)
+            return inspect.run(line.config, directory, line.checkpoint, line.values)
         case "plan":
             return plan.run(line.config, line.topology)
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:
             with ExitStack() as held:
-                lock = run_directory.locked(line.working_dir)
+                lock = run_directory.locked(directory)
                 distributed.on_first(
                     lambda: held.enter_context(lock), run_directory.RunDirectoryError
                 )
-                return train.run(line.config, line.working_dir, line.profile)
+                return train.run(line.config, directory, line.profile)
 
 
 def _fail(problem: BaseException | str, code: int) -> int:

@@ -104,6 +104,7 @@ def test_a_file_of_that_name_in_another_folder_is_a_users_own(tmp_path):
         ("evolution.py:minst", "unknown argument 'minst' (did you mean mnist?); write"),
         ("evolution.py", "no argument; write FILE.py:ARGUMENT with one of boston | cifar10"),
         ("riemannian.py:cifar10,sgdd", "unknown argument 'cifar10,sgdd' (did you mean cifar10,sgd"),
+        ("cifar_resnet.py:55", "unknown argument '55'; write FILE.py:ARGUMENT with one of 20"),
         ("digits.py:small", "its get_config() takes no argument"),
         ("nowhere.py:x", "no such file"),
         ("evolution_minst.py", "no such file"),

@@ -403,6 +403,9 @@ def test_the_configs_statistics_win(tmp_path: Path) -> None:
     data = build_dataset(image_folder(tmp_path, **keys))
     np.testing.assert_allclose(data.mean, [127.5, 102, 76.5], rtol=1e-6)
     np.testing.assert_allclose(data.std, [63.75] * 3, rtol=1e-6)
+    pixels = data.evaluation.batch(np.arange(2))["input"]
+    expected = (pixels / 255 - np.array(keys["mean"])) / 0.25
+    np.testing.assert_allclose(data.normalize(pixels), expected, rtol=1e-5, atol=1e-5)
     only_mean = build_dataset(image_folder(tmp_path, mean=(0.5,)))
     np.testing.assert_allclose(only_mean.std, [58.395, 57.12, 57.375], rtol=1e-6)
     iris = build_dataset(config_of(dataset_name="iris", mean=(1.0, 2.0, 3.0, 4.0), std=(2.0,)))

@@ -26,6 +26,11 @@ SIZES = [
     ("PyramidNet_272_200", (32, 32, 3), 26_210_810),
     # And a batch norm of 16 channels behind the first convolution.
     ("PyramidNet_164_48_ShakeDrop", (32, 32, 3), 1_715_442),
+    ("CifarResNet20", (32, 32, 3), 269_722),
+    ("CifarResNet32", (32, 32, 3), 464_154),
+    ("CifarResNet44", (32, 32, 3), 658_586),
+    ("CifarResNet56", (32, 32, 3), 853_018),
+    ("CifarResNet110", (32, 32, 3), 1_727_962),
 ]
 # Every family with batch norm: name, parameters of the model, input [h, w, c] or [length, c].
 WITH_BATCH_NORM = [
@@ -34,6 +39,7 @@ WITH_BATCH_NORM = [
     ("PyramidNet_11_5_ShakeDrop", {}, (4, 4, 3)),
     ("ResNet18", {"stages": (1, 1), "widths": (2, 4)}, (8, 8, 3)),
     ("ResNet50", {"stages": (1, 1), "widths": (2, 4)}, (8, 8, 3)),
+    ("CifarResNet8", {}, (4, 4, 3)),
     ("VGG11BN", {}, (32, 32, 3)),
     ("VGG11Riemannian", {}, (32, 32, 3)),
     ("MnistTutorialCNN", {}, (8, 8, 1)),

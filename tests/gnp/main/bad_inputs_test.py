@@ -76,6 +76,8 @@ def refused(run_gnp_here, tmp_path):
         ("ema_decay=-0.1", ["ema_decay = -0.1"]),
         ("opt.centralize=yes", ["opt.centralize = 'yes'", "none | all | conv"]),
         ("opt.learning_rate_grassmann=0.1", ["needs opt.opt_type = SGDG or AdamG"]),
+        ("dataset.std=0.2,0,0.2", ["dataset.std = (0.2, 0.0, 0.2)", "numbers > 0"]),
+        ("dataset.mean=0.5,half", ["dataset.mean = '0.5,half'", "numbers >= 0"]),
         ("dataset.subset=0", ["dataset.subset = 0", "> 0"]),
         ("dataset.subset=2.5", ["dataset.subset = 2.5"]),
         ("l2_by_kind.gamma=0.1", ["unknown config key l2_by_kind.gamma"]),

@@ -37,6 +37,22 @@ def test_a_run_directory_at_home(tmp_path, monkeypatch):
     assert line is not None and line.working_dir == Path(tmp_path, "runs", "x")
 
 
+def test_eval_needs_a_run_or_weights():
+    words = ["--mode=eval", "--config=config/digits.py"]
+    with pytest.raises(UsageError) as raised:
+        parse(words)
+    (message,) = str(raised.value).splitlines()
+    assert message == (
+        "--mode=eval needs --working_dir=DIR, the run directory, or weights to evaluate, "
+        "--config.model.pretrained=FILE"
+    )
+    words.append("--config.model.pretrained=w.npz")
+    line = parse(words)
+    assert line is not None and line.working_dir is None
+    with pytest.raises(UsageError, match="^--checkpoint=44 needs --working_dir=DIR"):
+        parse([*words, "--checkpoint=44"])
+
+
 @pytest.mark.parametrize("mode", ["train", "eval", "inspect"])
 @pytest.mark.parametrize(
     "path", ["gs://bucket/run", "s3://b/r", "file:/r", "a\0b", "~nobody-here/r", "gr\udcf6"]

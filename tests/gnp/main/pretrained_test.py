@@ -1,5 +1,6 @@
-"""`model.pretrained` on the command line: read when a run begins, and only then."""
+"""`model.pretrained` on the command line: read when a run begins, or evaluated without one."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -11,7 +12,8 @@ from config import load_config
 from ds_pipeline import build_dataset
 from gnp.experiment import build_experiment
 
-DIGITS = str(Path(__file__).resolve().parents[3] / "config" / "digits.py")
+ROOT = Path(__file__).resolve().parents[3]
+DIGITS = str(ROOT / "config" / "digits.py")
 PARAMS = "{'embed_dim': 8, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 1}"
 WORDS = (
     ("model.model_name", "ViT_TI4"),
@@ -142,6 +144,79 @@ def test_weights_that_do_not_fit_claim_nothing(gnp, weights, tmp_path):
         "warning: pretrained weights, missing: blocks_0/mlp/fc2/bias, blocks_0/mlp/fc2/kernel",
         "warning: pretrained weights, unexpected: extra",
     ]
+
+
+@pytest.fixture
+def evaluated(run_gnp_here, weights, tmp_path):
+    """Evaluate the weights, in their file as PyTorch's wrapper names them."""
+
+    def evaluated(*words, folder=None, **changes):
+        file = tmp_path / "weights.npz"
+        np.savez(file, **{f"module.{name}": array for name, array in (weights | changes).items()})
+        settings = [
+            f"--config.{name}={value}" for name, value in (*WORDS, ("model.pretrained", file))
+        ]
+        where = [f"--working_dir={folder}"] if folder else []
+        return run_gnp_here("--mode=eval", f"--config={DIGITS}", *settings, *where, *words)
+
+    return evaluated
+
+
+def test_weights_are_evaluated_without_a_run(evaluated, tmp_path):
+    draw = np.random.default_rng(1)
+    head = {"head.weight": draw.normal(size=(10, 8)), "head.bias": draw.normal(size=10)}
+    alone, beside = evaluated(**head), evaluated(**head, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    experiment = build(*WORDS, ("model.pretrained", str(tmp_path / "weights.npz")))
+    examples = experiment.dataset.evaluation.batch(np.arange(359))
+    state, _ = experiment.initialize()
+    logits, _ = experiment.model.apply(
+        state.params, state.model_state, examples["input"], train=False, key=None
+    )
+    wrong = np.mean(np.asarray(logits).argmax(1) != examples["label"])
+    for result in (alone, beside):
+        assert result.returncode == 0, result.stderr
+        said = f"{tmp_path / 'weights.npz'}, before any training: 20 arrays loaded\n"
+        assert result.stderr == said
+        printed = json.loads(result.stdout.splitlines()[-1])
+        assert (printed["step"], printed["examples"]) == (0, 359)
+        assert printed["test_error_rate"] == pytest.approx(wrong, abs=1e-6)
+        assert "test error rate" in result.stdout
+
+
+def test_what_cannot_be_evaluated_without_a_run(evaluated, tmp_path):
+    keys = {"dataset_name": "diabetes", "image_size": None, "num_classes": None}
+    other = [f"--config.dataset.{name}={value}" for name, value in keys.items()]
+    result = evaluated(*other, "--config.dataset.num_channels=None")
+    assert result.returncode == 2
+    said = "gnp: loss = softmax_cross_entropy does not go with regression, the task of 'diabetes'"
+    assert result.stderr.startswith(said)
+    result = evaluated(extra=np.zeros(1))
+    assert result.returncode == 2
+    assert "\ngnp: unexpected: extra\n" in result.stderr
+    result = evaluated("--config.model.pretrained_strict=False", extra=np.zeros(1))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.endswith("\nwarning: pretrained weights, unexpected: extra\n")
+    # A checkpoint that is named is a run's.
+    result = evaluated("--checkpoint=3", folder=tmp_path / "run")
+    assert result.returncode == 2
+    assert f"--working_dir={tmp_path / 'run'} holds no run" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "wrong"), [(20, 827), (32, 737), (44, 690), (56, 661)])
+def test_published_weights_give_the_published_errors(run_gnp, data_dir, weights_dir, depth, wrong):
+    """On the 10,000 test images of CIFAR-10."""
+    file = weights_dir / f"cifar10_resnet{depth}.safetensors"
+    result = run_gnp(
+        "--mode=eval", f"--config={ROOT / 'config' / 'cifar_resnet.py'}:{depth}",
+        f"--config.dataset.data_dir={data_dir}", f"--config.model.pretrained={file}",
+        timeout=900.0,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout.splitlines()[-1])
+    assert printed["examples"] == 10_000
+    assert round(10_000 * printed["test_error_rate"]) == wrong
 
 
 def test_inspect_shows_the_key(gnp):

@@ -94,7 +94,8 @@ def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None, devices: int = 
         compiled: Of `jax.jit(f).lower(...).compile()`.
         jaxpr: What it was made of. XLA counts the body of a loop once: operations and bytes are
             multiplied by what the loops of matrix products and convolutions in it amount to.
-            Where XLA counts nothing, as of a GPU that is not here, those are the operations.
+            There are at least as many operations as those take, where XLA counts less: in loops
+            that it makes itself to send while it computes; nothing for a GPU that is not here.
         devices: That share them.
 
     Example:
@@ -114,7 +115,7 @@ def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None, devices: int = 
         donated=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=factor * cost["flops"] if "flops" in cost else products / devices,
+        flops=max(factor * cost.get("flops", 0.0), products / devices),
         bytes=factor * cost.get("bytes accessed", 0.0),
         collectives=tuple(read_collectives(compiled.as_text())),
     )
@@ -165,7 +166,9 @@ def _collective(
     kind = "reduce-scatter" if is_scatter else match[2]
     arrays = [_size(*each) for each in _ARRAY.findall(match[1])]
     devices = _group_size(lines[0])
-    if match[3] and kind != "all-reduce":  # its result holds the operands, too, in front
+    if match[3] and kind == "collective-permute":  # its operand, its result, and what it counts by
+        arrays = arrays[1:2]
+    elif match[3] and kind != "all-reduce":  # its result holds the operands, too, in front
         arrays = arrays[len(arrays) // 2 :]
     scale = devices if match[2] == "reduce-scatter" else 1
     paths = filter(None, (re.search(r'op_name="([^"]*)"', line) for line in lines))
@@ -204,13 +207,22 @@ def _calls(bodies: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, int
     calls: dict[str, list[tuple[str, int, str]]] = {}
     for name, lines in bodies.items():
         for line in lines:
-            count = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
             for kind, names in _CALLED.findall(line):
-                loops = int(count[1]) if count and kind == "body" else 1
+                loops = _rounds(line, bodies) if kind == "body" else 1
                 for each in names.split(","):
                     call = name, loops, line
                     calls.setdefault(each.strip().lstrip("%"), []).append(call)
     return calls
+
+
+def _rounds(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
+    """Return how often the body of a `while` runs: as XLA says, else as its condition compares."""
+    if match := re.search(r'known_trip_count[^\d]*"?(\d+)', line):
+        return int(match[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    text = "\n".join(bodies.get(condition[1], ())) if condition else ""
+    limits = re.findall(r"\b[su]32\[\]\S* constant\((\d+)\)", text)
+    return int(limits[0]) if len(limits) == 1 else 1
 
 
 def _times(name: str, calls: Mapping[str, Sequence[tuple[str, int, str]]]) -> int:

@@ -13,6 +13,14 @@ TEXT = """HloModule jit_f
   %s = (f32[4,2]{1,0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=1, replica_groups=[2,4]<=[8], \
 metadata={op_name="jit(step)/jit(main)/while/body/transpose(jvp(Net))/block_1/conv/conv_general"}
 }
+%cond.7 (p: (u32[], f32[4])) -> pred[] {
+  %n = u32[]{:T(128)} constant(6)
+  ROOT %l = pred[] compare(%i, %n), direction=LT
+}
+%body.7 (p: (u32[], f32[4])) -> (u32[], f32[4]) {
+  %c = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=9, \
+source_target_pairs={{0,1},{1,0}}
+}
 %add (x: f32[], y: f32[]) -> f32[] {
 }
 %all-reduce-scatter.2 (x: f32[8]) -> f32[4] {
@@ -27,6 +35,7 @@ metadata={op_name="jit(step)/jit(main)/while/body/transpose(jvp(Net))/block_1/co
 ENTRY %main.3 (x: f32[8]) -> f32[8] {
   %w = (s32[], f32[4,2]) while(%t), condition=%cond, body=%body.1, \
 backend_config={"known_trip_count":{"n":"3"}}
+  %v = (u32[], f32[4]) while(%t), condition=%cond.7, body=%body.7
   %m = f32[4]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2, \
 metadata={op_name="jit(step)/transpose(jvp(Net))/conv/dot"}
   %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, \
@@ -43,6 +52,7 @@ def test_collectives_of_a_text():
     found = [(*each, each.sent) for each in read_collectives(TEXT)]
     assert found == [
         ("all-reduce", 40, 2, 4, "while/body/block_1/conv", True, 3, 3 * 40 * 2 * 3 / 4),
+        ("collective-permute", 16, 1, 2, "", False, 6, 6 * 16.0),
         ("reduce-scatter", 32, 1, 2, "conv", True, 1, 32 / 2),
         ("all-gather", 32, 1, 4, "", False, 1, 32 * 3 / 4),
         ("all-gather", 32, 1, 4, "dense", False, 1, 32 * 3 / 4),

@@ -5,7 +5,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.extend import core
+
+Shape = tuple[int, ...]
 
 _BITS = re.compile(r"\d+")
 _COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -249,14 +252,34 @@ def product_flops(jaxpr: core.Jaxpr, in_loops: bool = True) -> float:
         if name in ("dot_general", "conv_general_dilated"):
             both: list[Any] = [*equation.invars, *equation.outvars]
             left, right, result = (each.aval.shape for each in both)
-            if name == "dot_general":
-                summed = math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
-            else:
-                summed = math.prod(right) // right[params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * math.prod(result) * summed
+            count = _dot_products if name == "dot_general" else _conv_products
+            total += 2.0 * count(left, right, result, params)
         times = params["length"] if in_loops and name == "scan" else 1
         total += times * sum(product_flops(each, in_loops) for each in _jaxprs(params.values()))
     return total
+
+
+def _dot_products(left: Shape, right: Shape, result: Shape, params: Mapping[str, Any]) -> int:
+    """Return how many products of numbers a matrix product takes."""
+    return math.prod(result) * math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
+
+
+def _conv_products(left: Shape, right: Shape, result: Shape, params: Mapping[str, Any]) -> int:
+    """Return how many products a convolution takes; those with zeros in between or around are none.
+
+    Such zeros are padding, and what strides of a convolution put in between in its gradient.
+    """
+    numbers = params["dimension_numbers"]
+    batch, features = (result[axis] for axis in numbers.out_spec[:2])
+    products = batch * features * right[numbers.rhs_spec[1]]
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    windows = zip(*(params[name] for name in names), strict=True)
+    for axis, (stride, (before, _), spread, step) in enumerate(windows, start=2):
+        starts = np.arange(result[numbers.out_spec[axis]])[:, None] * stride - before
+        at = starts + np.arange(right[numbers.rhs_spec[axis]]) * step
+        last = (left[numbers.lhs_spec[axis]] - 1) * spread
+        products *= int(((at >= 0) & (at <= last) & (at % spread == 0)).sum())
+    return products
 
 
 def _jaxprs(values: Iterable[Any]) -> Iterator[core.Jaxpr]:

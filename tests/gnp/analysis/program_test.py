@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gnp.analysis.program import product_flops, read_collectives, read_program
@@ -86,14 +87,20 @@ def test_a_loop_counts_as_often_as_it_runs():
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_operations_of_a_convolution(groups):
-    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4 // groups, 6))
+@pytest.mark.parametrize("strides", [1, 2])
+def test_operations_of_a_convolution_are_those_that_xla_counts(groups, strides):
+    """Also of its gradient, which has zeros between the pixels where there are strides."""
+    shapes = (2, 9, 8, 4), (3, 3, 4 // groups, 6)
+    draw = np.random.default_rng(0).normal
+    x, kernel = (jnp.asarray(draw(size=shape), jnp.float32) for shape in shapes)
 
-    def f(x):
+    def f(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            x, kernel, (strides, strides), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )  # fmt: skip
 
-    expected = 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4 // groups)
-    assert product_flops(jax.make_jaxpr(f)(x).jaxpr) == expected
+    for function in (f, jax.value_and_grad(lambda *both: (f(*both) ** 2).sum(), argnums=1)):
+        traced = jax.jit(function).trace(x, kernel)
+        program = read_program(traced.lower().compile())
+        assert product_flops(traced.jaxpr.jaxpr) == pytest.approx(program.flops, rel=0.05)

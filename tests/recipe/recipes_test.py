@@ -93,6 +93,23 @@ def test_quickstart_ends_where_a_run_does_not_come_to_its_end(checkout: Checkout
     ]
 
 
+@pytest.mark.slow
+def test_the_quickstart_itself(tmp_path: Path):
+    keys = ["--config.total_epochs=1", "--config.warmup_epochs=0", "--config.dataset.subset=128"]
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipe/quickstart.sh"), "--working_dir=a b", *keys],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=dict(os.environ) | {"VIRTUAL_ENV": sys.prefix},
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wrong labels learned by heart" in done.stdout
+    made = {path.name for path in (tmp_path / "a b").iterdir()}
+    assert made == {"plain", "penalized", "comparison.png"}
+
+
 @pytest.mark.parametrize("flag", [[], ["--working_dir=a b"], ["--working_dir", "a b"]])
 def test_mnist_tutorial(checkout: Checkout, flag: list[str]):
     directory = "a b" if flag else f"{checkout.root}/runs/mnist-tutorial"

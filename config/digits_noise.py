@@ -3,7 +3,10 @@
     bash recipe/quickstart.sh
     python -m gnp.main.main --config=config/digits_noise.py --working_dir=runs/digits-noise
 
-Of the training labels 40% are replaced by another class, and the network trains for 60 epochs.
+The first trains it with and without the penalty. Of the training labels 40% are replaced by
+another class. After the last epoch, mean over seeds 0 to 4: a test error of 5.8%, and 8.8% of the
+wrong labels learned by heart; without the penalty (--config.gnp.r=0 --config.gnp.alpha=0) 15.4%
+and 61.6%. docs/results.md has each seed.
 """
 
 import ml_collections

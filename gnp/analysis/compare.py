@@ -23,7 +23,7 @@ from gnp.training.files import FileFormatError
 from gnp.training.metrics import number
 
 _MISLABELED = "mislabeled_error_rate"
-_BAR = 20  # characters of the longest one
+_BAR = 16  # characters of the longest one, so that the table of the quickstart fits into 80
 _MOST_RUNS = 8  # of which each has a color
 
 
@@ -129,7 +129,7 @@ def bars(values: Sequence[float | None]) -> list[str]:
 
     Example:
         >>> [len(bar) for bar in bars([0.2, 0.05, 0.0, None])]
-        [20, 5, 0, 0]
+        [16, 4, 0, 0]
     """
     largest = max((value or 0 for value in values), default=0) or 1
     block = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"

@@ -42,7 +42,7 @@ def test_the_table_has_the_last_error_and_the_wrong_labels_learned(two, tmp_path
     assert compare.main([*two, f"--out={tmp_path}/new/a.png"]) == 0
     printed, errors = capsys.readouterr()
     lines = {words[1]: words for line in printed.splitlines() if (words := line.split())[1:]}
-    bars = ["█" * count for count in (20, 5, 2)]
+    bars = ["█" * count for count in (16, 4, 2)]
     assert lines["plain"][3:6] + lines["plain"][6:8] == [
         "25.00%", bars[0], "│", "80.00%", bars[0]
     ]  # fmt: skip

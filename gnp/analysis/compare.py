@@ -72,8 +72,9 @@ def _compare(options: argparse.Namespace) -> None:
         [f"{text:>7} {bar}" for text, bar in zip(each.texts(), bars(each.finals), strict=True)]
         for each in panels
     ]
+    epochs = dict.fromkeys(str(run.epochs) for run in runs)
     print_table(
-        f"after epoch {runs[0].epochs}",
+        f"{', '.join(epochs)} epochs",
         zip(names, *columns, (f"{each:.0f} s" for each in seconds), strict=True),
         ("", *(panel.title for panel in panels), "training"),
         numbers=("training",),

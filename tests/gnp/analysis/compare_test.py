@@ -47,7 +47,7 @@ def test_the_table_has_the_last_error_and_the_wrong_labels_learned(two, tmp_path
         "25.00%", bars[0], "│", "80.00%", bars[0]
     ]  # fmt: skip
     assert lines["penalized"][3:8] == ["6.25%", bars[1], "│", "10.00%", bars[2]]
-    assert "after epoch 3" in printed and f"{tmp_path}/new/a.png" in printed and not errors
+    assert "3 epochs" in printed and f"{tmp_path}/new/a.png" in printed and not errors
     with PIL.Image.open(tmp_path / "new/a.png") as image:
         assert image.width > 800 and image.convert("L").getpixel((0, 0)) == 255
     assert (tmp_path / "new/a.png").stat().st_size < 150_000

@@ -102,7 +102,7 @@ def build_dataset(
         check_inputs(known, shape, dtype)
         mean, std = known_statistics(known, shape[-1])
     warnings += constant_columns(mean, std, splits.columns)
-    train = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
+    train, wrong = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
     crop, level, filling = None, keys.image_level_augmentations, mean
     if splits.shape is None:
         train, evaluation, validation, crop = _decoded(train, evaluation, validation, size, level)
@@ -158,6 +158,7 @@ def build_dataset(
         task=splits.task,
         target_shape=splits.target_shape,
         validation=validation,
+        wrong_labels=wrong,
     )
     if known is not None and (problems := identity_problems(known, identity(dataset))):
         other = f"the data are not those of the training: {'; '.join(problems)}"

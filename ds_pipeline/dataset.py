@@ -1,6 +1,6 @@
 """A data set: two splits, what they hold, and what changes a training batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,13 @@ import numpy.typing as npt
 
 from ds_pipeline.augment import Augment, Mix
 from ds_pipeline.decode import DecodedSource
-from ds_pipeline.source import InMemorySource, Source, channel_statistics
+from ds_pipeline.source import (
+    Indices,
+    InMemorySource,
+    Source,
+    SubsetSource,
+    channel_statistics,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,7 @@ class Dataset:
         warnings: what the user should know of the data, a line each.
         target_shape: of a label; (): a class or a number.
         validation: examples to choose the best epoch by, where that is not `evaluation`.
+        wrong_labels: indices of the examples of `train` that label noise gave another label.
     """
 
     name: str
@@ -62,6 +69,7 @@ class Dataset:
     task: str = "classification"
     target_shape: tuple[int, ...] = ()
     validation: Source | None = None
+    wrong_labels: Indices = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def num_classes(self) -> int:
@@ -74,6 +82,16 @@ class Dataset:
         if isinstance(self.evaluation, DecodedSource) and not isinstance(self.train, DecodedSource):
             return DecodedSource(self.train, self.evaluation.change)
         return self.train
+
+    @property
+    def mislabeled(self) -> Source | None:
+        """The training examples with wrong labels, read as those of the evaluation set; or None.
+
+        A network that predicts these labels has learned them by heart.
+        """
+        if not len(self.wrong_labels):
+            return None
+        return SubsetSource(self.train_as_evaluated, self.wrong_labels)
 
     def normalize(self, inputs: npt.ArrayLike | jax.Array) -> jax.Array:
         """Return (x - mean) / std; called in the compiled step, so that raw bytes go to the device.

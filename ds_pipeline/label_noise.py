@@ -29,7 +29,9 @@ class RelabeledSource(View):
         return self._labels
 
 
-def with_label_noise(source: Source, share: float, num_classes: int, seed: int) -> Source:
+def with_label_noise(
+    source: Source, share: float, num_classes: int, seed: int
+) -> tuple[Source, Indices]:
     """Replace round(share * n) of a source's labels by one of the other classes.
 
     Which examples, and which of the num_classes - 1 others, is uniform, from the seed alone.
@@ -40,6 +42,9 @@ def with_label_noise(source: Source, share: float, num_classes: int, seed: int) 
         num_classes: labels are 0 to num_classes - 1.
         seed: at least 0.
 
+    Returns:
+        The source, and the sorted indices of the examples whose labels are wrong now.
+
     Raises:
         DataError: there is no other class, as in a regression.
 
@@ -48,7 +53,7 @@ def with_label_noise(source: Source, share: float, num_classes: int, seed: int) 
         ICLR 2021, section 3.3.
     """
     if share == 0:
-        return source
+        return source, np.empty(0, np.int64)
     if num_classes < 2:
         raise DataError(
             "dataset.label_noise replaces a class by another, and these data have no classes or "
@@ -59,4 +64,4 @@ def with_label_noise(source: Source, share: float, num_classes: int, seed: int) 
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
     steps = rng.integers(1, num_classes, len(chosen))
     labels[chosen] = (labels[chosen] + steps) % num_classes
-    return RelabeledSource(source, labels)
+    return RelabeledSource(source, labels), np.sort(chosen)

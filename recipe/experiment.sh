@@ -63,7 +63,7 @@ run() { # CONFIG DIR [ARGUMENT...]; the last of two equal flags counts
     --working_dir="$directory"
 }
 
-# A signal ends the seed that runs, which saves, and starts no other.
+# A signal ends the run that is at work, which saves, and starts no other.
 child=""
 stopped=""
 stop() { # SIGNAL
@@ -71,22 +71,27 @@ stop() { # SIGNAL
   [[ -z "$child" ]] || kill -s "$1" "$child" 2>/dev/null || true
 }
 
-run_seeds() { # CONFIG DIR [ARGUMENT...]
-  local config="$1" directory="$2" seed status
-  shift 2
+run_and_wait() { # CONFIG DIR [ARGUMENT...]; goes on only where the run came to its end
+  local status=0
   trap 'stop TERM' TERM
   trap 'stop INT' INT
-  for seed in $SEEDS; do
-    printf 'seed %s: %s\n' "$seed" "$directory/seed-$seed"
-    run "$config" "$directory/seed-$seed" "$@" --config.init_seeds="$seed" --config.seeds="$seed" &
-    child=$!
+  run "$@" &
+  child=$!
+  wait "$child" || status=$?
+  if [[ -n "$stopped" ]]; then # that ended the waiting, not yet the run
     status=0
     wait "$child" || status=$?
-    if [[ -n "$stopped" ]]; then # that ended the waiting, not yet the run
-      status=0
-      wait "$child" || status=$?
-      exit "$status"
-    fi
-    [[ "$status" == 0 ]] || exit "$status"
+    exit "$status"
+  fi
+  [[ "$status" == 0 ]] || exit "$status"
+}
+
+run_seeds() { # CONFIG DIR [ARGUMENT...]
+  local config="$1" directory="$2" seed
+  shift 2
+  for seed in $SEEDS; do
+    printf 'seed %s: %s\n' "$seed" "$directory/seed-$seed"
+    run_and_wait "$config" "$directory/seed-$seed" "$@" \
+      --config.init_seeds="$seed" --config.seeds="$seed"
   done
 }

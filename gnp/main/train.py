@@ -272,6 +272,8 @@ def train(
             measured = measure(dataset.evaluation_name, dataset.evaluation) | measured
             if dataset.validation is not None:
                 measured |= measure("validation", dataset.validation)
+            if dataset.mislabeled is not None:
+                measured |= measure("mislabeled", dataset.mislabeled)
         scalars = experiment.scalars(progress.step - 1)
         examples = min(steps_per_epoch * config.batch_size, len(dataset.train))
         row = progress.row(epoch, examples, measured, scalars)

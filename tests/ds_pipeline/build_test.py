@@ -276,8 +276,9 @@ def test_every_augmentation_takes_photographs(tmp_path: Path, level: str) -> Non
     assert batch["input"].shape == (4, 24, 24, 3) and batch["label"].shape == (4, 2)
     plain = next(evaluation_batches(data.evaluation, 3))
     assert plain["input"].shape == (3, 24, 24, 3) and plain["input"].dtype == np.uint8
-    trained = next(evaluation_batches(data.train_as_evaluated, 3))["input"]
-    assert trained.shape == (3, 24, 24, 3) and trained.dtype == np.uint8
+    for source, count in ((data.train_as_evaluated, 3), (data.mislabeled, 2)):
+        trained = next(evaluation_batches(source, count))["input"]
+        assert trained.shape == (count, 24, 24, 3) and trained.dtype == np.uint8
 
 
 def truncate(file: Path) -> None:
@@ -386,6 +387,12 @@ def test_label_noise_has_its_share(keys: dict[str, Any]) -> None:
         noisy.train.batch(every)["input"], plain.train.batch(every)["input"]
     )
     np.testing.assert_array_equal(noisy.evaluation.labels(), plain.evaluation.labels())
+    wrong = noisy.mislabeled
+    assert plain.mislabeled is None and wrong is not None and len(wrong) == changed.sum()
+    np.testing.assert_array_equal(wrong.labels(), after[changed])
+    np.testing.assert_array_equal(
+        wrong.batch(np.arange(len(wrong)))["input"], plain.train.batch(every[changed])["input"]
+    )
     again = build_dataset(config_of(**keys, label_noise=0.4)).train.labels()
     np.testing.assert_array_equal(after, again)
     other = build_dataset(config_of(**{**keys, "seeds": 1}, label_noise=1.0)).train.labels()

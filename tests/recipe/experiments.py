@@ -39,11 +39,14 @@ class Experiment(NamedTuple):
 
 
 def experiments(folder: Path = ROOT / "recipe") -> list[Experiment]:
-    """Return the recipes that train an experiment: those that source experiment.sh, but sweeps."""
+    """Return the recipes that train an experiment: those that source experiment.sh, but sweeps.
+
+    The quickstart trains two runs, and is no experiment that was published.
+    """
     found = []
     for script in sorted(folder.glob("*.sh")):
         text = script.read_text(encoding="utf-8")
-        if SHARED not in text or script.stem == "sweep":
+        if SHARED not in text or script.stem in ("quickstart", "sweep"):
             continue
         call = re.search(r"^experiment ([\w.:,]+) ", text, flags=re.MULTILINE)
         config = call[1] if call else ""

@@ -64,18 +64,50 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def test_quickstart(checkout: Checkout):
-    _, [call] = checkout.run("quickstart.sh", "--working_dir=here", "--config.dataset.name=a b")
-    assert call == [
-        *("-P", "-m", "gnp.main.main"),
-        f"--config={checkout.root}/config/digits.py",
-        f"--working_dir={checkout.root}/runs/quickstart",
-        *("--working_dir=here", "--config.dataset.name=a b"),
-    ]
-    done, _ = checkout.run("quickstart.sh", STATUS="130")
-    assert done.returncode == 130
+    """Plain, penalized, and both side by side."""
+    runs, folder = f"{checkout.root}/runs/quickstart", "a b"
+    head = ["-P", "-m", "gnp.main.main", f"--config={checkout.root}/config/digits_noise.py"]
+    off = ["--config.gnp.r=0", "--config.gnp.alpha=0"]
+    for given, directory in (([], runs), ([f"--working_dir={folder}", "--config.seeds=1"], folder)):
+        _, calls = checkout.run("quickstart.sh", *given)
+        assert calls == [
+            [*head, *given, *off, f"--working_dir={directory}/plain"],
+            [*head, *given, f"--working_dir={directory}/penalized"],
+            [
+                *("-P", "-m", "gnp.analysis.compare"),
+                *(f"{directory}/plain", f"{directory}/penalized"),
+                f"--out={directory}/comparison.png",
+            ],
+        ]
+
+
+def test_quickstart_ends_where_a_run_does_not_come_to_its_end(checkout: Checkout):
+    done, calls = checkout.run("quickstart.sh", STATUS="130")
+    assert (done.returncode, len(calls)) == (130, 1)
     done, calls = checkout.run("quickstart.sh", SEEDS="0 1")
     assert (done.returncode, calls) == (2, [])
-    assert "bash recipe/sweep.sh config/digits.py seeds=0,1,2" in done.stderr
+    assert "bash recipe/sweep.sh digits-noise 'gnp.r,gnp.alpha=(0,0),(0.1,1)' seeds" in done.stderr
+    _, calls = checkout.run("quickstart.sh", "--help")
+    assert [call[4:] for call in calls] == [
+        ["--help", f"--working_dir={checkout.root}/runs/quickstart"]
+    ]
+
+
+@pytest.mark.slow
+def test_the_quickstart_itself(tmp_path: Path):
+    keys = ["--config.total_epochs=1", "--config.warmup_epochs=0", "--config.dataset.subset=128"]
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipe/quickstart.sh"), "--working_dir=a b", *keys],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=dict(os.environ) | {"VIRTUAL_ENV": sys.prefix},
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wrong labels learned by heart" in done.stdout
+    made = {path.name for path in (tmp_path / "a b").iterdir()}
+    assert made == {"plain", "penalized", "comparison.png"}
 
 
 @pytest.mark.parametrize("flag", [[], ["--working_dir=a b"], ["--working_dir", "a b"]])
@@ -200,11 +232,12 @@ def test_what_the_tests_are_compiled_with(checkout: Checkout, arguments, given, 
 
 def test_a_folder_of_the_caller_does_not_hide_ours(tmp_path: Path):
     checkout, caller = tmp_path / "checkout", tmp_path / "caller"
-    for place, line in ((checkout, "import sys; print(sys.argv[2])"), (caller, "1 / 0")):
-        (place / "gnp/main").mkdir(parents=True)
-        (place / "gnp/main/main.py").write_text(line)
+    for place, line in ((checkout, "import sys; print(sys.argv[-1])"), (caller, "1 / 0")):
+        for module in ("gnp/main/main.py", "gnp/analysis/compare.py"):
+            (place / module).parent.mkdir(parents=True)
+            (place / module).write_text(line)
     (checkout / "recipe").mkdir()
-    for name in ("quickstart.sh", "setup.sh"):
+    for name in ("quickstart.sh", "experiment.sh", "setup.sh"):
         shutil.copy(ROOT / "recipe" / name, checkout / "recipe")
     (checkout / "requirements.txt").write_text("packaging\n")
     folders = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -216,7 +249,11 @@ def test_a_folder_of_the_caller_does_not_hide_ours(tmp_path: Path):
         env={"PATH": folders, "VIRTUAL_ENV": sys.prefix},
         text=True,
     )
-    assert done.stdout == f"--working_dir={checkout}/runs/quickstart\n", done.stderr
+    runs = f"{checkout}/runs/quickstart"
+    assert done.stdout.splitlines() == [
+        *(f"--working_dir={runs}/plain", f"--working_dir={runs}/penalized"),
+        f"--out={runs}/comparison.png",
+    ], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
 # Each command's words before its path flags; {run}: a run directory, {out}: a folder.
 COMMANDS = {
     "gnp.analysis.report": ["{run}", "--out={out}"],
+    "gnp.analysis.compare": ["{run}", "--out={out}"],
     "gnp.analysis.data": [DIGITS, "--seconds=0", "--out={out}"],
     "gnp.analysis.evolution": ["{run}", "--out={out}"],
     "gnp.analysis.sharpness": ["{run}", "--out={out}"],

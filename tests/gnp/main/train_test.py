@@ -58,6 +58,19 @@ def test_a_row_an_epoch_with_everything_in_it(whole):
     assert whole[1].steps == [5, 10, 15]
 
 
+def test_how_many_wrong_labels_a_run_has_learned(whole, small_run, tmp_path):
+    """Counted by hand: the flowers whose label differs from that of the run without noise."""
+    run = small_run(tmp_path, total_epochs="1", dataset__label_noise="0.3")
+    noisy, right = run.experiment.dataset.train, whole[1].experiment.dataset.train.labels()
+    wrong = np.flatnonzero(noisy.labels() != right)
+    batch = noisy.batch(wrong)
+    outputs, _ = run.experiment.model.apply(run.state.params, {}, batch["input"], False, None)
+    learned = int((np.asarray(outputs).argmax(-1) == batch["label"]).sum())
+    assert len(wrong) == 36 and 0 < learned < 36
+    (row,) = rows_of(tmp_path)
+    assert row["mislabeled_error_rate"] == pytest.approx(1 - learned / 36)
+
+
 def test_train_loss_is_the_mean_over_the_epochs_steps(small_run, tmp_path):
     losses, steps = [], []
 

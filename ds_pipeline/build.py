@@ -76,7 +76,8 @@ def build_dataset(
             `dataset` that config/default.py lists.
         cache_dir: where lists of an image folder's files are kept; None: nowhere.
         known: what `identity` returned when the run was trained, from a file; None: train anew.
-        stands_in: read nothing, and take the published size of a known data set, see `stand_in`.
+        stands_in: of a data set whose published size is known, see `stand_in`, take that and read
+            nothing.
 
     Raises:
         DataError: an unknown name, data that are missing, damaged or of another kind, or that

@@ -18,7 +18,7 @@ _INSTRUCTION = re.compile(rf" = (.*?) ({_COLLECTIVES})(-start)?\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _NAMES = r"%?[\w.\-]+(?:, *%[\w.\-]+)*"
-_CALLED = re.compile(rf"\b(body|calls|to_apply|branch_computations)=\{{?({_NAMES})")
+_CALLED = re.compile(rf"\b(body|calls|to_apply|(?:branch|true|false)_computations?)=\{{?({_NAMES})")
 _WRAPPER = re.compile(r"^(?:jit|pjit|jvp|vmap|transpose|shard_map|checkpoint|remat)\b.*$")
 
 
@@ -120,15 +120,16 @@ def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None, devices: int = 
         code=memory.generated_code_size_in_bytes,
         flops=max(factor * cost.get("flops", 0.0), products / devices),
         bytes=factor * cost.get("bytes accessed", 0.0),
-        collectives=tuple(read_collectives(compiled.as_text())),
+        collectives=tuple(read_collectives(compiled.as_text(), devices)),
     )
 
 
-def read_collectives(text: str) -> Iterator[Collective]:
+def read_collectives(text: str, devices: int = 1) -> Iterator[Collective]:
     """Find the collectives of a program in XLA's text of it.
 
     Args:
         text: Of an optimized module.
+        devices: That run it.
 
     Example:
         >>> text = '''ENTRY %main (x: f32[8]) -> f32[8] {
@@ -159,16 +160,16 @@ def read_collectives(text: str) -> Iterator[Collective]:
                     continue
                 seen.add(channel[0])
             callers = [line, *(caller for _, _, caller in calls.get(name, []))]
-            yield _collective(match, callers, is_scatter, _times(name, calls))
+            size = _group_size(line, devices)
+            yield _collective(match, callers, is_scatter, size, _times(name, calls))
 
 
 def _collective(
-    match: re.Match[str], lines: Sequence[str], is_scatter: bool, times: int
+    match: re.Match[str], lines: Sequence[str], is_scatter: bool, devices: int, times: int
 ) -> Collective:
     """Return a collective of its instruction, and of those that call the computation it is in."""
     kind = "reduce-scatter" if is_scatter else match[2]
     arrays = [_size(*each) for each in _ARRAY.findall(match[1])]
-    devices = _group_size(lines[0])
     if match[3] and kind == "collective-permute":  # its operand, its result, and what it counts by
         arrays = arrays[1:2]
     elif match[3] and kind != "all-reduce":  # its result holds the operands, too, in front
@@ -193,16 +194,16 @@ def _size(dtype: str, shape: str) -> int:
     return math.prod(int(length) for length in shape.split(",") if length) * width // 8
 
 
-def _group_size(line: str) -> int:
-    """Return how many devices take part together; of a permutation, all that are named."""
+def _group_size(line: str, devices: int) -> int:
+    """Return how many devices take part together: as a collective says, else all."""
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", line):
         lengths = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(lengths[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", line):
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(match[1].split(","))
-    return 1
+    return devices
 
 
 def _calls(bodies: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, int, str]]]:
@@ -238,7 +239,7 @@ def product_flops(jaxpr: core.Jaxpr, in_loops: bool = True) -> float:
     """Count the operations of matrix products and convolutions: two for each product of numbers.
 
     Args:
-        jaxpr: Of the global arrays, but inside a shard_map of one device's.
+        jaxpr: Of the global arrays; inside a shard_map all devices' count.
         in_loops: The body of a scan counts as often as it runs; else once.
 
     Example:
@@ -255,6 +256,7 @@ def product_flops(jaxpr: core.Jaxpr, in_loops: bool = True) -> float:
             count = _dot_products if name == "dot_general" else _conv_products
             total += 2.0 * count(left, right, result, params)
         times = params["length"] if in_loops and name == "scan" else 1
+        times *= params["mesh"].size if name == "shard_map" else 1  # what each device does
         total += times * sum(product_flops(each, in_loops) for each in _jaxprs(params.values()))
     return total
 

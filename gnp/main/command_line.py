@@ -167,7 +167,7 @@ def _flag_problems(values: flags.FlagValues) -> list[str]:
     if not values.config and (values.mode in ("train", "plan") or not has_run):
         wrong.append("--config=FILE is missing, such as --config=config/digits.py")
     if values.topology is not None and not is_topology(values.topology):
-        wrong.append(f"--topology={values.topology}: {ALLOWED} are allowed")
+        wrong.append(f"--topology={values.topology} is none of those allowed: {ALLOWED}")
     if values.profile is not None and _steps(values.profile) is None:
         wrong.append(
             f"--profile={values.profile}: FIRST:LAST is needed, two step numbers from 1 on, "

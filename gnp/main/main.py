@@ -106,7 +106,7 @@ def _run(line: command_line.CommandLine) -> int:
                 return 0
             return inspect.run(line.config, directory, line.checkpoint, line.values)
         case "plan":
-            return plan.run(line.config, line.topology)
+            return plan.run(line.config, line.topology) if distributed.is_first() else 0
         case "eval":
             return evaluate.run(line.config, line.working_dir, line.checkpoint, line.overrides)
         case _:

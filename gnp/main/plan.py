@@ -24,7 +24,7 @@ from gnp.terminal import warn
 from gnp.training.files import first_line
 from gnp.training.mesh import BATCH
 from gnp.training.tasks import TASKS
-from gnp.training.topology import LOCAL, Chip, chip_count, chip_of, find_devices
+from gnp.training.topology import LOCAL, Chip, chip_of, find_devices
 
 PLAIN, PENALIZED, EVALUATION = "plain step", "penalized step", "evaluation step"
 _GIB = 2**30
@@ -50,7 +50,7 @@ def run(config: ml_collections.ConfigDict, topology: str | None = None) -> int:
     rules.check(config, devices=len(devices), examples=len(dataset.train), **facts)
     experiment = build_experiment(config, dataset, devices)
 
-    chip, chips = chip_of(devices), chip_count(devices)
+    chip = chip_of(devices)
     programs: dict[str, Program] = {}
     calls = abstract_calls(config, experiment)
     for name in tqdm(calls, desc="compiling", leave=False, disable=None):
@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, topology: str | None = None) -> int:
         )
     if advice := local_batch_advice(config, programs, len(devices)):
         print(advice)
-    whole = run_costs(config, experiment, programs, chip, chips)
+    whole = run_costs(config, experiment, programs, chip)
     print_table("the whole run", [(key, _figure(value)) for key, value in whole.items()])
     if chip is None:
         print(f"no peak figures are known of {devices[0].device_kind}: no times")
@@ -152,11 +152,10 @@ def compile_for(
             compiled = lowered.compile(compiler_options=options)
             program = read_program(compiled, traced.jaxpr.jaxpr, experiment.mesh.size)
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-            if not used:
+            if (sizes := memory_of(str(error))) is None:
                 raise
-            return None, _bytes(used[1]), _bytes(used[2])
-        there = math.inf if chip is None else chip.memory
+            return None, *sizes
+        there = usable_memory(experiment, chip)
         return (program if program.peak <= there else None), program.peak, there
 
     least = least_effort(experiment)
@@ -164,8 +163,66 @@ def compile_for(
     if program is None and least:  # with more of it, memory is saved
         program, needed, there = attempt({})
     if program is None:
-        raise DeviceError(_does_not_fit(name, needed, there, config))
+        print(json.dumps({"fits": False, "step": name, "needed": needed, "memory": there}))
+        ways = what_would_help(name, needed / there, config, experiment.mesh.size)
+        raise DeviceError(
+            f"the {name} does not fit: it needs {needed / _GIB:.2f} GiB a device, which has "
+            f"{there / _GIB:.2f} GiB; what would help: {', '.join(ways)}"
+        )
     return program
+
+
+def memory_of(text: str) -> tuple[float, float] | None:
+    """Return the bytes that a program needs and that a TPU has, as libtpu says it, if it does.
+
+    Example:
+        >>> memory_of("Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm.")
+        (22011707392.0, 16911433728.0)
+    """
+    sizes = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text) or re.search(
+        r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", text
+    )
+    if sizes is None:
+        return None
+    unit = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+    return float(sizes[1]) * unit[sizes[2]], float(sizes[3]) * unit[sizes[4]]
+
+
+def usable_memory(experiment: Experiment, chip: Chip | None) -> float:
+    """Return the bytes of a device that a program may use; infinite where the compiler decides."""
+    platform = experiment.mesh.devices.flat[0].platform
+    if chip is None or platform == "tpu":
+        return math.inf
+    share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75") if platform == "gpu" else 1
+    return float(share) * chip.memory
+
+
+def what_would_help(
+    name: str, times: float, config: ml_collections.ConfigDict, devices: int
+) -> list[str]:
+    """Return what lets a step fit that needs `times` as much memory as there is.
+
+    Args:
+        name: Of the step.
+        times: More than 1.
+        config: Of the run.
+        devices: How many there are.
+    """
+    if name == EVALUATION:
+        size = config.eval_batch_size or config.batch_size
+        smaller = max(devices, int(size / times) // devices * devices)
+        return [f"--config.eval_batch_size={smaller}"]
+    ways = ["more chips"]
+    share, now = config.batch_size // devices, config.accumulate_steps
+    parts = [n for n in range(now + 1, share + 1) if share % n == 0]
+    if parts:
+        enough = next((n for n in parts if n >= now * times), parts[-1])
+        ways.append(f"--config.accumulate_steps={enough}")
+    if not config.model.model_params.get("remat"):
+        ways.append("--config.model.model_params.remat=True")
+    if config.mesh.fsdp == 1 and devices > 1:
+        ways.append("--config.mesh.fsdp=-1 --config.mesh.data=1, which splits the state")
+    return ways
 
 
 def least_effort(experiment: Experiment) -> dict[str, float]:
@@ -176,24 +233,6 @@ def least_effort(experiment: Experiment) -> dict[str, float]:
     if experiment.mesh.devices.flat[0].platform != "tpu" or f"JAX_{_EFFORT.upper()}" in os.environ:
         return {}
     return {_EFFORT: -1.0}
-
-
-def _bytes(text: str) -> float:
-    """Return the bytes of XLA's `15.75G`."""
-    return float(text[:-1]) * 2.0 ** {"K": 10, "M": 20, "G": 30, "T": 40}[text[-1]]
-
-
-def _does_not_fit(name: str, needed: float, there: float, config: ml_collections.ConfigDict) -> str:
-    parts = config.accumulate_steps * 2 ** math.ceil(math.log2(needed / there))
-    ways = [f"--config.accumulate_steps={max(parts, 2 * config.accumulate_steps)}"]
-    if not config.model.model_params.get("remat"):
-        ways.append("--config.model.model_params.remat=True")
-    if config.mesh.fsdp == 1:
-        ways.append("--config.mesh.fsdp=-1 --config.mesh.data=1, which splits the state")
-    return (
-        f"the {name} does not fit: it needs {needed / _GIB:.1f} GiB a device, which has "
-        f"{there / _GIB:.1f} GiB; what would help: more chips, {', '.join(ways)}"
-    )
 
 
 def least_seconds(program: Program, chip: Chip) -> dict[str, float]:
@@ -225,6 +264,7 @@ def step_rows(
             "  arguments": program.arguments / 2**20,
             "  temporaries": program.temporaries / 2**20,
             "  saved by donation": program.donated / 2**20,
+            **({} if chip is None else {"  of a device's": chip.memory / 2**20}),
             "GFLOP": program.flops / 1e9,
             "MB read and written": program.bytes / 1e6,
             "MB sent": program.sent / 1e6,
@@ -264,7 +304,11 @@ def local_batch_advice(
     config: ml_collections.ConfigDict, programs: Mapping[str, Program], devices: int
 ) -> str | None:
     """Return how to normalize each device's examples alone; None: they do not share statistics."""
-    sums = [each for each in programs[PLAIN].collectives if not each.backward and each.source]
+    sums = [
+        each
+        for each in programs[PLAIN].collectives
+        if each.kind == "all-reduce" and not each.backward and each.source
+    ]
     share = config.batch_size // devices // config.accumulate_steps
     if not sums or share * devices * config.accumulate_steps != config.batch_size:
         return None
@@ -280,19 +324,27 @@ def run_costs(
     experiment: Experiment,
     programs: Mapping[str, Program],
     chip: Chip | None,
-    chips: int,
 ) -> dict[str, float]:
     """Return steps, hours and chip-hours of a run, at least."""
     total = experiment.total_steps
     penalized = 0
     if PENALIZED in programs:  # where norms decide, which nobody knows yet, all that may be
         penalized = sum(map(experiment.step_rule, range(total)))
+    dataset, size = experiment.dataset, experiment.eval_batch_size
+
+    def batches(*sources: ds_pipeline.Source | None) -> int:
+        return sum(-(-len(source) // size) for source in sources if source is not None)
+
     evaluated = -(-config.total_epochs // config.evaluate_every_n_epochs)  # and the last one
-    batches = -(-len(experiment.dataset.evaluation) // experiment.eval_batch_size)
+    evaluations = evaluated * batches(dataset.evaluation, dataset.validation, dataset.mislabeled)
+    if config.record.gradients:
+        evaluations += config.total_epochs * batches(dataset.train)
+    if config.ema_decay is not None:  # the average's parameters, too
+        evaluations *= 2
     counts = {
         PLAIN: total - penalized,
         PENALIZED: penalized,
-        EVALUATION: evaluated * batches,
+        EVALUATION: evaluations,
     }
     costs: dict[str, float] = {f"{name}s": count for name, count in counts.items()}
     if chip is not None:
@@ -300,7 +352,8 @@ def run_costs(
             counts[name] * max(least_seconds(program, chip).values())
             for name, program in programs.items()
         )
-        costs |= {"hours at least": seconds / 3600, "chip-hours at least": chips * seconds / 3600}
+        hours = seconds / 3600
+        costs |= {"hours at least": hours, "chip-hours at least": experiment.mesh.size * hours}
     return costs
 
 
@@ -321,6 +374,7 @@ def to_json(
     }
     return {
         "topology": topology,
+        "fits": True,
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
         "memory": None if chip is None else chip.memory,
@@ -330,4 +384,4 @@ def to_json(
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value == round(value) or value >= 100 else f"{value:.3g}"

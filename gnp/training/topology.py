@@ -4,6 +4,7 @@ libtpu and jax's plugin for CUDA compile on any machine (jax.experimental.topolo
 """
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -66,9 +67,9 @@ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_descripti
 _GPUS_PER_HOST = 8
 LOCAL, CPU = "local", "cpu"
 ALLOWED = (
-    "v5e:AxB or v6e:AxB, A and B even and A B at most 256, such as v5e:4x4; v4:AxBxC or v5p:AxBxC, "
-    "A and B even, such as v5p:4x4x4; a100:N, h100:N or h200:N, N at most 8 or a multiple of it; "
-    "cpu; local, the devices that jax finds"
+    "v5e:AxB or v6e:AxB, A and B even and A B at most 256, such as v5e:4x4, or 1x1; v4:AxBxC or "
+    "v5p:AxBxC, A and B even, such as v5p:4x4x4; a100:N, h100:N or h200:N, N at most 8 or a "
+    "multiple of it; cpu; local, the devices that jax finds"
 )
 # Generation -> (number of axes, most chips), from the pages above.
 _GENERATIONS = {"v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 6144), "v6e": (2, 256)}
@@ -95,11 +96,9 @@ def is_topology(text: str) -> bool:
         return False
     axes, most = _GENERATIONS[match[1]]
     sizes = [int(size) for size in match[2].split("x")]
-    chips = 1
-    for size in sizes:
-        chips *= size
-    evens = all(size > 0 and size % 2 == 0 for size in sizes[:2])
-    return len(sizes) == axes and evens and 0 < chips <= most
+    is_even = all(size > 0 and size % 2 == 0 for size in sizes[:2])
+    is_one = axes == 2 and sizes == [1, 1]
+    return len(sizes) == axes and (is_even or is_one) and 0 < math.prod(sizes) <= most
 
 
 def find_devices(topology: str) -> Sequence[Any]:
@@ -111,10 +110,13 @@ def find_devices(topology: str) -> Sequence[Any]:
     Raises:
         TopologyError: libtpu or the plugin is missing, or refuses it.
     """
-    if topology == LOCAL:
-        return jax.devices()
-    if topology == CPU:
-        return jax.devices("cpu")
+    if topology in (LOCAL, CPU):
+        try:
+            return jax.devices() if topology == LOCAL else jax.devices("cpu")
+        except (RuntimeError, AssertionError) as error:  # jax asserts that there is a default one
+            raise TopologyError(
+                f"--topology={topology}: jax finds no such device: {first_line(error)}"
+            ) from error
     kind, _, size = topology.partition(":")
     module, build = ("jax_cuda13_plugin", "cuda13") if kind in _GPUS else ("libtpu", "tpu")
     if importlib.util.find_spec(module) is None:
@@ -122,24 +124,34 @@ def find_devices(topology: str) -> Sequence[Any]:
             f"--topology={topology} needs {module}, which compiles for it on any machine: "
             f"GNP_JAX={build} bash recipe/setup.sh"
         )
-    asked: dict[str, Any] = {"platform": "tpu", "topology_name": topology}
+    asked: dict[str, Any]
     if kind in _GPUS:
-        count = int(size)
-        hosts, each = (1, count) if count <= _GPUS_PER_HOST else (count // _GPUS_PER_HOST, 8)
+        hosts, each = max(1, int(size) // _GPUS_PER_HOST), min(int(size), _GPUS_PER_HOST)
         shape = {"topology": f"1x{hosts}x{each}", "target_config": _gpu(kind)}
         asked = {"platform": "cuda", "topology_name": "", **shape}
-    # libtpu looks for the chips of this machine, unless it is told that there is nothing to ask,
-    # and for other processes that use them, of which there may be several that only compile.
-    quiet = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
+    else:
+        asked = {"platform": "tpu", "topology_name": topology}
+        if kind == "v4":  # the two cores of a chip are one device, as in a run
+            asked["chip_config_name"] = "megacore"
+        if size == "1x1":
+            asked["chips_per_host_bounds"] = (1, 1, 1)
+        # libtpu looks for the chips of this machine, unless it is told that there is nothing to
+        # ask, and for other processes that use them, of which several may only compile.
+        quiet = {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
+        for name, value in quiet.items():
+            os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(**asked).devices
+    except NotImplementedError as error:  # the plugin did not start, which jax has said
+        raise TopologyError(
+            f"--topology={topology}: {module} does not start here; without a GPU, "
+            "JAX_PLATFORMS=cpu or JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 lets it"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         raise TopologyError(f"--topology={topology}: {module} says {first_line(error)}") from error
 
@@ -154,17 +166,5 @@ def _gpu(kind: str) -> str:
 
 
 def chip_of(devices: Sequence[Any]) -> Chip | None:
-    """Return the figures of one of these devices; None: they are not known.
-
-    The chips of TPU v4 appear as two devices each, of half of the figures.
-    """
-    chip = CHIPS.get(devices[0].device_kind)
-    if chip is None:
-        return None
-    cores = len({getattr(device, "core_on_chip", 0) for device in devices})
-    return Chip(*(figure / cores for figure in chip))
-
-
-def chip_count(devices: Sequence[Any]) -> int:
-    """Return how many chips these devices are."""
-    return len(devices) // len({getattr(device, "core_on_chip", 0) for device in devices})
+    """Return the figures of one of these devices; None: they are not known."""
+    return CHIPS.get(devices[0].device_kind)

@@ -50,15 +50,15 @@ replica_groups=mesh['a'=4,'b'=2] {'a'}, to_apply=%add
 
 
 def test_collectives_of_a_text():
-    found = [(*each, each.sent) for each in read_collectives(TEXT)]
+    found = [(*each, each.sent) for each in read_collectives(TEXT, devices=8)]
     assert found == [
         ("all-reduce", 40, 2, 4, "while/body/block_1/conv", True, 3, 3 * 40 * 2 * 3 / 4),
-        ("collective-permute", 16, 1, 2, "", False, 6, 6 * 16.0),
+        ("collective-permute", 16, 1, 8, "", False, 6, 6 * 16.0),
         ("reduce-scatter", 32, 1, 2, "conv", True, 1, 32 / 2),
         ("all-gather", 32, 1, 4, "", False, 1, 32 * 3 / 4),
         ("all-gather", 32, 1, 4, "dense", False, 1, 32 * 3 / 4),
         ("reduce-scatter", 32, 1, 4, "", False, 1, 32 * 3 / 4),
-        ("collective-permute", 16, 1, 2, "", False, 1, 16.0),
+        ("collective-permute", 16, 1, 8, "", False, 1, 16.0),
     ]
 
 
@@ -84,6 +84,14 @@ def test_a_loop_counts_as_often_as_it_runs():
     compiled = traced.lower().compile()
     once, all_rounds = read_program(compiled), read_program(compiled, jaxpr)
     assert all_rounds.flops == pytest.approx(rounds * once.flops)
+
+
+def test_each_device_of_a_shard_map_counts():
+    mesh = jax.sharding.AbstractMesh((4,), ("x",))
+    spec = jax.sharding.PartitionSpec("x")
+    f = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
+    jaxpr = jax.make_jaxpr(f)(jnp.ones((8, 5))).jaxpr
+    assert product_flops(jaxpr) == 4 * 2 * (2 * 2) * 5
 
 
 @pytest.mark.parametrize("groups", [1, 2])

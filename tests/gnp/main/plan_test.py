@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from config import load_config
+from gnp.main import plan as plan_mode
 from gnp.training import topology
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,8 +65,52 @@ def test_what_does_not_fit_is_told_in_one_line(run_gnp_here, monkeypatch):
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "does not fit" in line and "more chips" in line
-    for way in ("accumulate_steps=", "model_params.remat=True", "mesh.fsdp=-1"):
+    # Eight parts of the 32 examples are the first that are small enough.
+    for way in ("accumulate_steps=", "model_params.remat=True"):
         assert way in line
+    assert "fsdp" not in line  # there is one device
+    assert json.loads(result.stdout.splitlines()[-1])["fits"] is False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.30G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (40.30G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_what_libtpu_says_of_memory(text):
+    assert plan_mode.memory_of(text) == (40.30 * 2**30, 15.75 * 2**30)
+    assert plan_mode.memory_of("INTERNAL: another error") is None
+
+
+@pytest.mark.parametrize(
+    ("step", "times", "expected"),
+    [
+        ("penalized step", 1.5, "--config.accumulate_steps=2"),
+        ("penalized step", 2.5, "--config.accumulate_steps=3"),
+        ("penalized step", 99.0, "--config.accumulate_steps=6"),
+        ("evaluation step", 2.5, "--config.eval_batch_size=4"),
+    ],
+)
+def test_advice_is_what_the_rules_allow(step, times, expected):
+    """Of 12 examples on two devices, each has six."""
+    config = load_config(str(ROOT / "config" / "digits.py"), [("batch_size", "12")])
+    assert expected in plan_mode.what_would_help(step, times, config, devices=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (["--config.ema_decay=0.9"], 20),
+        (["--config.record.gradients=True"], 10 + 100 * 4),
+        (["--config.dataset.label_noise=0.5"], 10 + 10 * 2),
+    ],
+)
+def test_all_evaluations_count(plan, key, expected):
+    found, _ = plan(IRIS, *key, "--topology=cpu")
+    assert found["run"]["evaluation steps"] == expected
 
 
 @pytest.mark.slow

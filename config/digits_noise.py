@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = digits.get_config()
     config.dataset.label_noise = 0.4
     config.total_epochs = 60
+    config.evaluate_every_n_epochs = 2
     config.save_ckpt_every_n_epochs = 10  # saving takes as long as training on so few images
     config.gnp.r = 0.1
     config.gnp.alpha = 1.0

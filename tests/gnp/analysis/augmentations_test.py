@@ -22,6 +22,7 @@ def test_every_augmentation_has_a_panel_that_shows_it() -> None:
         assert (panel.image != original).any() and panel.strength
 
 
+@pytest.mark.slow
 def test_the_picture_is_written(tmp_path: Path) -> None:
     path = tmp_path / "all.png"
     assert main([f"--out={path}"]) == 0

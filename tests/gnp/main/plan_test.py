@@ -9,6 +9,7 @@ import pytest
 from config import load_config
 from gnp.main import plan as plan_mode
 from gnp.training import topology
+from tests.marks import quick_first
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = f"--config={ROOT / 'config' / 'digits.py'}"
@@ -102,11 +103,13 @@ def test_advice_is_what_the_rules_allow(step, times, expected):
 
 @pytest.mark.parametrize(
     ("key", "expected"),
-    [
-        (["--config.ema_decay=0.9"], 20),
-        (["--config.record.gradients=True"], 10 + 100 * 4),
-        (["--config.dataset.label_noise=0.5"], 10 + 10 * 2),
-    ],
+    quick_first(
+        [
+            (["--config.ema_decay=0.9"], 20),
+            (["--config.record.gradients=True"], 10 + 100 * 4),
+            (["--config.dataset.label_noise=0.5"], 10 + 10 * 2),
+        ]
+    ),
 )
 def test_all_evaluations_count(plan, key, expected):
     found, _ = plan(IRIS, *key, "--topology=cpu")

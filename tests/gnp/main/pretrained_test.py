@@ -162,6 +162,7 @@ def evaluated(run_gnp_here, weights, tmp_path):
     return evaluated
 
 
+@pytest.mark.slow
 def test_weights_are_evaluated_without_a_run(evaluated, tmp_path):
     draw = np.random.default_rng(1)
     head = {"head.weight": draw.normal(size=(10, 8)), "head.bias": draw.normal(size=10)}

@@ -26,6 +26,7 @@ MODELS = [
     ("PyramidNet_11_5_ShakeDrop", {}, (8, 8, 3)),
     ("ResNet18", {"stages": (1, 1), "widths": (4, 8), "stem": "imagenet"}, (16, 16, 3)),
     ("ResNet50", {"stages": (1, 1), "widths": (4, 8), "stem_features": 4}, (8, 8, 3)),
+    ("CifarResNet8", {}, (8, 8, 3)),
     ("VGG11", {"widths": (4,) * 5, "head": "imagenet", "dense": 8}, (32, 32, 3)),
     ("VGG11BN", {"widths": (4,) * 5}, (32, 32, 3)),
     ("VGG11Riemannian", {"widths": (4,) * 5, "dense": 8, "dropout_rate": 0.3}, (32, 32, 3)),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains a small network on digits of which 40% have wrong labels, without the penalty and with it,
-# and sets the two side by side: some 100 s of processor time after set-up. The same command
-# again goes on where it was stopped.
+# and sets the two side by side: about a minute on two cores after set-up. The same command again
+# goes on where it was stopped.
 #
 #   bash recipe/quickstart.sh [--working_dir=DIR] [--config.KEY=VALUE ...]
 #

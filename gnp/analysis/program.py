@@ -1,4 +1,4 @@
-"""What a compiled program holds, computes, and says to other devices, as XLA knows it."""
+"""Read what a compiled program holds, computes, and says to other devices, as XLA knows it."""
 
 import math
 import re

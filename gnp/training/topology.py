@@ -1,4 +1,4 @@
-"""The devices that a program is compiled for: those that are here, or TPUs and GPUs that are not.
+"""Find the devices to compile a program for: those that are here, or TPUs and GPUs that are not.
 
 libtpu and jax's plugin for CUDA compile on any machine (jax.experimental.topologies).
 """
@@ -20,7 +20,7 @@ class Chip(NamedTuple):
     """Peak figures of an accelerator, as its maker gives them.
 
     Attributes:
-        flops: Of products of matrices in bfloat16, a second; no penalty for sparse ones.
+        flops: Of products of dense matrices in bfloat16, a second.
         memory: In bytes.
         bandwidth: Of the memory, bytes a second.
         interconnect: To the other chips over all links together, one way, bytes a second.

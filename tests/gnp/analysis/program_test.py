@@ -1,4 +1,4 @@
-"""What is read of a compiled program: closed forms, and texts as XLA writes them."""
+"""Read compiled programs: closed forms, and texts as XLA writes them."""
 
 import jax
 import jax.numpy as jnp

@@ -37,6 +37,7 @@ import optimizer
 from ds_pipeline.source import CONSTANT
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, run, whole
 from gnp.analysis.figure_files import COLORS, GRAY, drawn, picture
+from gnp.analysis.names import names_of
 from gnp.analysis.results import print_table
 from gnp.analysis.runs import open_run
 from gnp.experiment import DeviceError
@@ -101,7 +102,11 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError(
             f"{len(options.runs)} runs are too many for a picture: at most {_MOST_RUNS}"
         )
-    found = [read_forecasts(directory, options.windows) for directory in options.runs]
+    names = names_of(options.runs)
+    found = [
+        read_forecasts(directory, options.windows)._replace(name=name)
+        for directory, name in zip(options.runs, names, strict=True)
+    ]
     for other in found[1:]:
         if other.truth.shape != found[0].truth.shape or not np.allclose(
             other.truth, found[0].truth

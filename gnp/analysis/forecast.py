@@ -42,7 +42,8 @@ from gnp.analysis.results import print_table
 from gnp.analysis.runs import open_run
 from gnp.experiment import DeviceError
 from gnp.terminal import one_line, prepare_streams, warn
-from gnp.training.checkpoint import BEST, CheckpointError
+from gnp.training.checkpoint import CheckpointError
+from gnp.training.early_stopping import BEST
 from gnp.training.metrics import evaluate, number
 from gnp.training.run_directory import RunDirectoryError, read_config
 

@@ -26,7 +26,7 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.analysis.command_line import Parser, local_path, make_folder, run, whole
+from gnp.analysis.command_line import Parser, checkpoint_step, local_path, make_folder, run, whole
 from gnp.analysis.results import print_table
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
@@ -34,7 +34,7 @@ from gnp.analysis.sharpness.run import BATCH_SIZE, RADIUS, open_checkpoint, writ
 from gnp.analysis.sharpness.surface import SharpnessError
 from gnp.experiment import DeviceError
 from gnp.terminal import one_line, prepare_streams, warn
-from gnp.training.checkpoint import BEST, CheckpointError
+from gnp.training.checkpoint import CheckpointError
 from gnp.training.run_directory import RunDirectoryError, read_config
 
 _USAGE_ERRORS = (
@@ -55,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add, defaults = parser.add_argument, Settings()
     # fmt: off
     add("directory", metavar="DIR", type=local_path, help="run directory")
-    add("--checkpoint", type=_step, metavar="STEP", help="or best; default: the newest")
+    add("--checkpoint", type=checkpoint_step, metavar="STEP", help="or best; default: the newest")
     add("--examples", type=whole(1), metavar="N",
         help="training examples, drawn at random (default: 2000, or all where there are fewer)")
     add("--eigenvalues", type=whole(1), metavar="K", default=defaults.eigenvalues,
@@ -150,10 +150,6 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  of its first-order step", finite(values["sam_sharpness_first_order"])),
         ("seconds", f"{values['seconds']:,}"),
     ]
-
-
-def _step(text: str) -> int | str:
-    return BEST if text == BEST else whole(0)(text)
 
 
 def _positive(text: str) -> float:

@@ -318,6 +318,11 @@ KEYS = (
     Key("dataset.label_noise", 0.0, number(0, at_most=1)).means(
         "share of the training labels that are replaced by another class"
     ),
+    Key("dataset.labels_file", None, optional(PATH)).means(
+        ".npz file with other labels of the training examples, whole numbers from 0 by the number "
+        "in an example's id (TFDS) or its place in the data; none: the data set's own"
+    ),
+    Key("dataset.labels_array", None, optional(TEXT)).means("the array of that file to take"),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
         "subtracted from each channel of images, where 1 is the largest uint8 value, or of series, "
         "or column of a table, as 0.485,0.456,0.406, or one number for all; none: the data set's "
@@ -379,6 +384,7 @@ GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
 FREE_KEYS = (
     "retrain",
     "dataset.data_dir",
+    "dataset.labels_file",
     "dataset.workers",
     "mesh.data",
     "mesh.fsdp",

@@ -27,6 +27,7 @@ from ds_pipeline.identity import (
 )
 from ds_pipeline.image_folder import load_image_folder
 from ds_pipeline.label_noise import with_label_noise
+from ds_pipeline.labels_file import with_labels_of
 from ds_pipeline.loader import default_workers
 from ds_pipeline.npz_file import load_npz
 from ds_pipeline.source import (
@@ -84,8 +85,8 @@ def build_dataset(
             do not match the config or the run.
     """
     keys = config.dataset
-    splits = stand_in(keys) if stands_in else None
-    splits = splits or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
+    other = stand_in(keys) if stands_in else None
+    splits = other or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
     if known is not None:
         splits = matched(known, splits)
     where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))
@@ -104,6 +105,11 @@ def build_dataset(
         mean, std = known_statistics(known, shape[-1])
     warnings += constant_columns(mean, std, splits.columns)
     train, wrong = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
+    if keys.labels_file is not None and other is None:
+        file = _path(keys.labels_file, "an .npz file", "dataset.labels_file")
+        train, wrong = with_labels_of(
+            file, keys.labels_array, train, num_classes, numbers=splits.numbers
+        )
     crop, level, filling = None, keys.image_level_augmentations, mean
     if splits.shape is None:
         train, evaluation, validation, crop = _decoded(train, evaluation, validation, size, level)
@@ -162,8 +168,8 @@ def build_dataset(
         wrong_labels=wrong,
     )
     if known is not None and (problems := identity_problems(known, identity(dataset))):
-        other = f"the data are not those of the training: {'; '.join(problems)}"
-        dataset = replace(dataset, warnings=(*dataset.warnings, other))
+        line = f"the data are not those of the training: {'; '.join(problems)}"
+        dataset = replace(dataset, warnings=(*dataset.warnings, line))
     return dataset
 
 
@@ -247,15 +253,14 @@ def _named_path(keys: Any, meaning: str) -> Path:
     return _path(keys.data_dir, meaning)
 
 
-def _path(data_dir: str, meaning: str) -> Path:
-    if not data_dir.strip():
-        raise DataError(f"dataset.data_dir is empty; set it to {meaning}")
+def _path(text: str, meaning: str, key: str = "dataset.data_dir") -> Path:
+    if not text.strip():
+        raise DataError(f"{key} is empty; set it to {meaning}")
     try:
-        return Path(data_dir).expanduser()
+        return Path(text).expanduser()
     except RuntimeError as error:
         raise DataError(
-            f"{data_dir} names the home of a user who does not exist here; set dataset.data_dir to "
-            f"{meaning}"
+            f"{text} names the home of a user who does not exist here; set {key} to {meaning}"
         ) from error
 
 

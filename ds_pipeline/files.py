@@ -30,15 +30,15 @@ _NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
 
 
 @contextlib.contextmanager
-def opened(file: Path, meaning: str) -> Iterator[IO[bytes]]:
+def opened(file: Path, meaning: str, key: str = "dataset.data_dir") -> Iterator[IO[bytes]]:
     """Open a regular file to read; a pipe or a device could give bytes for ever, or none.
 
-    `meaning` is what dataset.data_dir must name, for messages.
+    `meaning` is what the config's `key` must name, for messages.
 
     Raises:
         DataError: it is missing, no regular file or cannot be read, then or in the block.
     """
-    advice = f"set dataset.data_dir to {meaning}"
+    advice = f"set {key} to {meaning}"
     try:
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

@@ -236,12 +236,12 @@ KEYS = (
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
-        "npz; forecast (a series, whose future is predicted); or a TFDS name (tfds/NAME is always "
-        "TFDS); imagenet: image_folder with random crops"
+        "npz; idx (MNIST's own files); forecast (a series, whose future is predicted); or a TFDS "
+        "name (tfds/NAME is always TFDS); imagenet: image_folder with random crops"
     ),
     Key("dataset.data_dir", None, optional(PATH)).means(
         "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
-        "image_folder, ucr: their folder. csv, npz: the file. forecast: the CSV file; none: a "
+        "image_folder, ucr, idx: their folder. csv, npz: the file. forecast: the CSV file; none: a "
         "generated series"
     ),
     Key("dataset.train_split", "train", TEXT).means("TFDS: split to train on, as train+extra"),

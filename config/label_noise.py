@@ -1,5 +1,7 @@
-"""Residual networks on CIFAR-10 with wrong training labels: the largest published effect of SAM.
+r"""Residual networks on CIFAR-10 with wrong training labels: the largest published effect of SAM.
 
+    python -m gnp.main.main --config=config/label_noise.py:small --working_dir=runs/label-noise \
+        --config.dataset.data_dir=DATA_DIR
     bash recipe/label-noise-cifar10.sh --config.dataset.data_dir=DATA_DIR    # as published
     SIZE=small bash recipe/label-noise-cifar10.sh --config.dataset.data_dir=DATA_DIR
 

@@ -25,6 +25,7 @@ from ds_pipeline.identity import (
     known_statistics,
     matched,
 )
+from ds_pipeline.idx_file import load_idx
 from ds_pipeline.image_folder import load_image_folder
 from ds_pipeline.label_noise import with_label_noise
 from ds_pipeline.labels_file import with_labels_of
@@ -212,6 +213,8 @@ def _read(
         splits = _read_series(keys, known)
     elif name == "npz":
         splits = load_npz(_named_path(keys, "the .npz file"), is_regression, *test)
+    elif name == "idx":
+        splits = load_idx(_named_path(keys, "the folder of the idx files"))
     else:
         data_dir = _tfds_dir(keys.data_dir)
         return load_tfds(name.removeprefix("tfds/"), data_dir, keys.train_split, use_test_set)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ds_pipeline.errors import DataError, one_line
 
 # Kinds of data sets whose name does not say which data they are: dataset.data_dir does.
-OWN_FILES = ("image_folder", "csv", "npz", "forecast")
+OWN_FILES = ("image_folder", "csv", "npz", "idx", "forecast")
 # The squares of larger numbers, which a deviation sums, are too large for float64.
 LARGEST = 1e150
 # What numpy, zipfile and zlib raise for a damaged .npz; a size that was changed asks for memory.
@@ -27,6 +27,11 @@ NPZ_ERRORS = (
     RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 _NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
+
+
+def half_of_memory() -> int:
+    """Return half of the machine's memory, in bytes: more than that is not read into arrays."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 @contextlib.contextmanager

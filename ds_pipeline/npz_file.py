@@ -1,6 +1,5 @@
 """Arrays in .npz files: x and y, and x_test and y_test where there is a test split."""
 
-import os
 import sys
 import warnings
 import zipfile
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import LARGEST, NPZ_ERRORS, opened
+from ds_pipeline.files import LARGEST, NPZ_ERRORS, half_of_memory, opened
 from ds_pipeline.source import InMemorySource, lossless
 from ds_pipeline.splits import Splits, encode_classes, float32_targets, listing, split_off_test
 
@@ -131,7 +130,7 @@ def _check_sizes(file: Path, members: list[zipfile.ZipInfo]) -> None:
     if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
         raise DataError(f"{file} is compressed in a way that numpy does not write; write it again")
     packed, unpacked = sum(m.compress_size for m in members), sum(m.file_size for m in members)
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit = half_of_memory()
     if unpacked > _MOST_RATIO * packed:
         limit = min(limit, _HARMLESS_BYTES)
     if unpacked > limit:

@@ -4,6 +4,7 @@ write_tfds_set(tmp_path, "mnist", n_train=32, n_test=8)
 python -m gnp.main.main ... --config.dataset.data_dir=TMP_PATH
 """
 
+import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -250,6 +251,51 @@ def write_ucr_set(
             values = wave + rng.normal(scale=0.1, size=length)
             lines.append("\t".join([str(labels[i % len(labels)]), *map(repr, values.tolist())]))
         (folder / f"{name}_{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_idx_set(
+    folder: Path,
+    *,
+    n_train: int = 32,
+    n_test: int = 8,
+    shape: tuple[int, int] = (28, 28),
+    num_classes: int = 10,
+    compressed: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write random images in MNIST's own format, with labels 0, 1, 2, ... in turn.
+
+    Args:
+        folder: which `dataset.data_dir` names. Created.
+        n_train: examples of the training split.
+        n_test: examples of the test split.
+        shape: height and width of an image.
+        num_classes: labels are taken modulo it.
+        compressed: the files are .gz.
+        seed: of the images.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     folder = write_idx_set(Path(tmp), n_train=2, shape=(3, 3))
+        ...     (folder / "train-images-idx3-ubyte").stat().st_size
+        34
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", n_train), ("t10k", n_test)):
+        images = rng.integers(0, 256, (count, *shape), np.uint8)
+        labels = (np.arange(count) % num_classes).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            content, file = header + array.tobytes(), f"{split}-{name}-ubyte"
+            if compressed:
+                content, file = gzip.compress(content), f"{file}.gz"
+            (folder / file).write_bytes(content)
     return folder
 
 

@@ -300,7 +300,8 @@ def test_dropout_rate_zero_draws_nothing():
 def test_initial_weights_of_deepobs():
     """A normal of deviation 0.05, cut off at two of them, has the deviation 0.044."""
     module = get_model("DeepOBS2c2d", 10, features=(8, 16), dense=32)
-    params = module.init(jax.random.key(0), jnp.ones((1, 12, 12, 1)), False)["params"]
+    init = jax.jit(lambda x: module.init(jax.random.key(0), x, False)["params"])
+    params = init(jnp.ones((1, 12, 12, 1)))
     assert params["Conv_1"]["kernel"].shape == (5, 5, 8, 16)
     for layer in params.values():
         np.testing.assert_allclose(layer["bias"], 0.05, rtol=1e-6)

@@ -50,7 +50,8 @@ def with_labels_of(
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(
             f"{file}: {name} holds {labels.dtype} of shape {list(labels.shape)}; allowed is a "
-            f"whole number for each of the {count} training examples, [{count}]"
+            f"whole number for each of the {count} examples that are read, [{count}]; for other "
+            "data set dataset.labels_file to None"
         )
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):

@@ -26,12 +26,28 @@ NPZ_ERRORS = (
     ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
     RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
+# A file that was made to fill the memory is a thousandth of what it unpacks to.
+_HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 _NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
 
 
-def half_of_memory() -> int:
-    """Return half of the machine's memory, in bytes: more than that is not read into arrays."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+def check_unpacked(file: Path, packed: int, unpacked: int) -> None:
+    """Raise DataError where arrays would fill the memory, before they are read.
+
+    Args:
+        file: for messages.
+        packed: bytes that they take in it.
+        unpacked: bytes that they take as arrays.
+    """
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if unpacked > _MOST_RATIO * packed:
+        limit = min(limit, _HARMLESS_BYTES)
+    if unpacked > limit:
+        raise DataError(
+            f"{file} unpacks from {packed:,} to {unpacked:,} bytes; allowed are up to {limit:,}, "
+            "half of the machine's memory, or less where it unpacks to more than "
+            f"{_MOST_RATIO} times its size; store fewer examples or a smaller type"
+        )
 
 
 @contextlib.contextmanager

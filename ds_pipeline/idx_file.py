@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import half_of_memory, opened
+from ds_pipeline.files import check_unpacked, opened
 from ds_pipeline.source import InMemorySource
 from ds_pipeline.splits import Splits, encode_classes
 
@@ -71,12 +71,13 @@ def _read(folder: Path, name: str, axes: int) -> np.ndarray:
     with opened(file, "the folder of the four idx files, train-... and t10k-...") as stream:
         unpacked = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
         try:
-            return _array(file, unpacked, axes)
+            return _array(file, unpacked, axes, os.fstat(stream.fileno()).st_size)
         except (EOFError, zlib.error) as error:
             raise DataError(f"{file} is damaged ({one_line(error)}); get it again") from error
 
 
-def _array(file: Path, stream: IO[bytes] | gzip.GzipFile, axes: int) -> np.ndarray:
+def _array(file: Path, stream: IO[bytes] | gzip.GzipFile, axes: int, packed: int) -> np.ndarray:
+    """Return the array that a stream holds, of a file of `packed` bytes."""
     magic, expected = stream.read(4), bytes((0, 0, _BYTES, axes))
     if magic != expected:
         raise DataError(
@@ -86,11 +87,7 @@ def _array(file: Path, stream: IO[bytes] | gzip.GzipFile, axes: int) -> np.ndarr
     lengths = stream.read(4 * axes)
     shape = tuple(np.frombuffer(lengths[: len(lengths) // 4 * 4], ">u4").tolist())
     size = math.prod(shape)
-    if size > half_of_memory():
-        raise DataError(
-            f"{file} says that it holds {size:,} bytes; allowed are up to {half_of_memory():,}, "
-            "half of the machine's memory"
-        )
+    check_unpacked(file, packed, size)
     values = stream.read(size + 1)
     if len(shape) < axes or len(values) < size:
         raise DataError(f"{file} is truncated: {len(values):,} values of {size:,}; get it again")

@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import LARGEST, NPZ_ERRORS, half_of_memory, opened
+from ds_pipeline.files import LARGEST, NPZ_ERRORS, check_unpacked, opened
 from ds_pipeline.source import InMemorySource, lossless
 from ds_pipeline.splits import Splits, encode_classes, float32_targets, listing, split_off_test
-
-# A file that was made to fill the memory is a thousandth of what it unpacks to.
-_HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 
 
 def load_npz(
@@ -130,15 +127,7 @@ def _check_sizes(file: Path, members: list[zipfile.ZipInfo]) -> None:
     if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
         raise DataError(f"{file} is compressed in a way that numpy does not write; write it again")
     packed, unpacked = sum(m.compress_size for m in members), sum(m.file_size for m in members)
-    limit = half_of_memory()
-    if unpacked > _MOST_RATIO * packed:
-        limit = min(limit, _HARMLESS_BYTES)
-    if unpacked > limit:
-        raise DataError(
-            f"{file} unpacks from {packed:,} to {unpacked:,} bytes; allowed are up to {limit:,}, "
-            "half of the machine's memory, or less where it unpacks to more than "
-            f"{_MOST_RATIO} times its size; store fewer examples or a smaller type"
-        )
+    check_unpacked(file, packed, unpacked)
 
 
 def _array(file: Path, name: str, stored: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_pipeline import DataError, build_dataset, files, idx_file
+from ds_pipeline import DataError, build_dataset, files
 from ds_pipeline.idx_file import load_idx
 from tests.data_sets import write_idx_set
 from tests.ds_pipeline.build_test import config_of, refusal
@@ -105,10 +105,11 @@ def test_images_of_two_sizes(tmp_path: Path) -> None:
 def test_no_more_is_unpacked_than_the_memory_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_idx_set(tmp_path, compressed=True)
-    monkeypatch.setattr(idx_file, "half_of_memory", lambda: 32 * 28 * 28)
+    write_idx_set(tmp_path, n_train=100, compressed=True)
+    changed(f"{IMAGES}.gz", lambda raw: gzip.compress(gzip.decompress(raw)[:16] + bytes(78_400)))(
+        tmp_path
+    )
     load_idx(tmp_path)
-    monkeypatch.setattr(idx_file, "half_of_memory", lambda: 32 * 28 * 28 - 1)
-    with pytest.raises(DataError, match="allowed are up to 25,087, half of the machine's memory"):
+    monkeypatch.setattr(files, "_HARMLESS_BYTES", 78_399)
+    with pytest.raises(DataError, match="to 78,400 bytes; allowed are up to 78,399, half of the"):
         load_idx(tmp_path)
-    assert files.half_of_memory() > 2**20

@@ -86,8 +86,8 @@ def build_dataset(
             do not match the config or the run.
     """
     keys = config.dataset
-    other = stand_in(keys) if stands_in else None
-    splits = other or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
+    stood_in = stand_in(keys) if stands_in else None
+    splits = stood_in or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
     if known is not None:
         splits = matched(known, splits)
     where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))
@@ -106,7 +106,7 @@ def build_dataset(
         mean, std = known_statistics(known, shape[-1])
     warnings += constant_columns(mean, std, splits.columns)
     train, wrong = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
-    if keys.labels_file is not None and other is None:
+    if keys.labels_file is not None and stood_in is None:
         file = _path(keys.labels_file, "an .npz file", "dataset.labels_file")
         train, wrong = with_labels_of(
             file, keys.labels_array, train, num_classes, numbers=splits.numbers
@@ -169,8 +169,8 @@ def build_dataset(
         wrong_labels=wrong,
     )
     if known is not None and (problems := identity_problems(known, identity(dataset))):
-        line = f"the data are not those of the training: {'; '.join(problems)}"
-        dataset = replace(dataset, warnings=(*dataset.warnings, line))
+        other = f"the data are not those of the training: {'; '.join(problems)}"
+        dataset = replace(dataset, warnings=(*dataset.warnings, other))
     return dataset
 
 

@@ -415,8 +415,8 @@ class TfdsSplit:
     def _read(self, indices: Indices, features: Any = None) -> list[dict[str, Any]]:
         """Return input and label of these examples as they are stored, or these features alone."""
         rows = indices.tolist()
-        decoders = {} if features else self._decoders
-        features = features or self._features
+        decoders = self._decoders if features is None else {}
+        features = self._features if features is None else features
         try:
             return [
                 features.deserialize_example_np(record, decoders=decoders)

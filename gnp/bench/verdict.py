@@ -59,8 +59,6 @@ COLUMNS = {
     "over GNP": "{:>}",
     "verdict": "{}",
 }
-_ALL = "all tasks"
-_ALL_COLUMNS = {name: COLUMNS[name] for name in ("method", "gradients", "over GNP", "verdict")}
 
 
 class Task(NamedTuple):
@@ -240,17 +238,17 @@ def training_time(rows: Sequence[Mapping[str, Any]]) -> float:
     return len(rows) * statistics.fmean(usual[:-2] or usual)
 
 
-def excess(errors: Sequence[float | None], full: Sequence[float | None]) -> list[float] | None:
+def excess(row: Mapping[str, Any], full: Mapping[str, Any]) -> list[float] | None:
     """Return each seed's error minus the full penalty's, over the mean of that; None: a run failed.
 
     Example:
-        >>> excess([0.75, 0.5], [0.5, 0.5]), excess([0.75, None], [0.5, 0.5])
-        ([0.5, 0.0], None)
+        >>> excess({"errors": [0.75, 0.5]}, {"errors": [0.5, 0.5]})
+        [0.5, 0.0]
     """
-    pairs = [(a, b) for a, b in zip(errors, full, strict=True) if a is not None and b is not None]
-    scale = statistics.fmean(b for _, b in pairs) if pairs else 0.0
-    # A mean error of 0 is a unit of its own.
-    return [(a - b) / (scale or 1.0) for a, b in pairs] if len(pairs) == len(full) else None
+    if None in row["errors"] + full["errors"]:
+        return None
+    scale = statistics.fmean(full["errors"]) or 1.0  # a mean of 0 is a unit of its own
+    return [(a - b) / scale for a, b in zip(row["errors"], full["errors"], strict=True)]
 
 
 def bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -301,14 +299,13 @@ def compare(tables: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """
     full = [next(each for each in rows if each["method"] == FULL) for rows in tables.values()]
     over_all = []
-    for of_method in zip(*tables.values(), strict=True):
-        method = of_method[0]["method"]
-        costs = [each["gradients"] for each in of_method if "gradients" in each]
-        together = {"method": method, "gradients": max(costs, default=None)}
-        if method != FULL:
-            pairs = zip(of_method, full, strict=True)
-            differences = [excess(each["errors"], other["errors"]) for each, other in pairs]
-            for each, difference in zip(of_method, differences, strict=True):
+    for rows in zip(*tables.values(), strict=True):  # of a method
+        together = {"method": rows[0]["method"]}
+        if costs := [each["gradients"] for each in rows if "gradients" in each]:
+            together["gradients"] = max(costs)
+        if together["method"] != FULL:
+            differences = list(map(excess, rows, full))
+            for each, difference in zip(rows, differences, strict=True):
                 each |= compared([difference])
             together |= compared(differences)
         over_all.append(together)
@@ -323,15 +320,13 @@ def conclusions(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """
     lines = []
     for name, rows in tables.items():
-        cheap = [
-            f"{each['method']} ({each['verdict']})"
-            for each in rows
-            if each.get("verdict") in ("better", "no worse") and each["gradients"] <= CHEAP
-        ]
-        known = ", ".join(cheap) or "none is shown to be"
-        lines.append(f"{name}: no worse than {FULL} at {CHEAP} gradients or fewer: {known}")
-        longer = [each["verdict"] for each in rows if each["method"] == LONGER]
-        lines += [f"{name}: {LONGER}, beside {FULL}: {verdict}" for verdict in longer]
+        verdicts = {each["method"]: each.get("verdict") for each in rows}
+        cheap = [each["method"] for each in rows if each.get("gradients", np.inf) <= CHEAP]
+        known = [method for method in cheap if verdicts[method] in ("better", "no worse")]
+        shown = ", ".join(known) or "none is shown to be"
+        lines.append(f"{name}: no worse than {FULL} at {CHEAP} gradients or fewer: {shown}")
+        if LONGER in verdicts:
+            lines.append(f"{name}: {LONGER}, beside {FULL}: {verdicts[LONGER]}")
     return lines
 
 
@@ -345,28 +340,20 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    looks = dict(
-        zip(methods(1), zip(itertools.cycle(COLORS), "os^vDP*X<>p", strict=False), strict=True)
-    )
+    looks = dict(zip(methods(1), zip(itertools.cycle(COLORS), "os^vDP*X<>p"), strict=True))
+    points = {}
     with picture(path, (4.2 * len(tables), 7.5), dpi=100) as figure:
         grid = figure.subplots(2, len(tables), squeeze=False)
         for axes, (name, rows) in zip(grid.T, tables.items(), strict=True):
-            axes[0].set_title(name)
             for axis, cost in zip(axes, ("gradients", "seconds"), strict=True):
-                axis.set(xlabel=cost, ylabel="error")
-                for each in rows:
+                axis.set(title=name, xlabel=cost, ylabel="error")
+                for each in (each for each in rows if cost in each):
                     errors = [error for error in each["errors"] if error is not None]
-                    if errors:
-                        color, marker = looks[each["method"]]
-                        axis.errorbar(
-                            each[cost],
-                            np.mean(errors),
-                            np.std(errors, ddof=1) if len(errors) > 1 else 0,
-                            label=each["method"],
-                            color=color,
-                            fmt=marker,
-                        )
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+                    (color, marker), spread = looks[each["method"]], np.std(errors, ddof=1)
+                    points[each["method"]] = axis.errorbar(
+                        each[cost], np.mean(errors), spread, color=color, fmt=marker
+                    )
+        figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -409,14 +396,14 @@ def _bench(arguments: Sequence[str] | None) -> None:
     if not tables:
         raise UsageError("\n".join(absent) or "--quick has none of these tasks")
     over_all = compare(tables)
-    settings = {"seeds": size.seeds, "runs at a time": jobs}
+    has_picture = drawn(plot, tables, out / "verdict.png")
+    tables["all tasks"] = over_all
     for name, rows in tables.items():
         print(f"\n{name}\n")
-        report(rows, COLUMNS, out / f"{name}.json", **settings)
-    print(f"\n{_ALL}\n")
-    report(over_all, _ALL_COLUMNS, out / "all.json", **settings)
-    print("", *conclusions({**tables, _ALL: over_all}), *absent, sep="\n")
-    if drawn(plot, tables, out / "verdict.png"):
+        columns = {name: COLUMNS[name] for name in COLUMNS if any(name in each for each in rows)}
+        report(rows, columns, out / f"{name}.json", **{"seeds": size.seeds, "jobs": jobs})
+    print("", *conclusions(tables), *absent, sep="\n")
+    if has_picture:
         print(f"picture: {out / 'verdict.png'}")
     if failures:
         raise BenchError("; ".join(failures))

@@ -148,8 +148,8 @@ def test_pairs_are_of_one_seed_and_a_failure_is_no_success():
     assert momentum["verdict"] == "a run failed" and "verdict" not in full
     said = verdict.conclusions({**found, "all": [plain, full, momentum]})
     assert said == [
-        "a: no worse than GNP at 1.3 gradients or fewer: MSAM (no worse)",
-        "b: no worse than GNP at 1.3 gradients or fewer: plain (better)",
+        "a: no worse than GNP at 1.3 gradients or fewer: MSAM",
+        "b: no worse than GNP at 1.3 gradients or fewer: plain",
         "all: no worse than GNP at 1.3 gradients or fewer: none is shown to be",
     ]
 

@@ -16,9 +16,9 @@ Tasks, and what each needs in --data_dir; one whose data are not there is left o
     etth1    ETTh1, forecast 96 hours ahead             ett/ETTh1.csv
     cifar    2,000 images of CIFAR-10                   tfds/cifar10
 
---quick: digits and ucr alone, shorter, with three seeds and a grid of two radii. The same command
-goes on where it was stopped; finished runs are only read. OUT/TASK.json has all numbers,
-OUT/verdict.png the picture, and a log lies beside each run directory.
+--quick: digits alone unless --tasks names others, half the epochs, three seeds, and a grid of two
+radii. The same command goes on where it was stopped; finished runs are only read. OUT/TASK.json has
+all numbers, OUT/verdict.png the picture, and a log lies beside each run directory.
 
 A table has the gradients of a run, in units of plain training's; the seconds of training without
 compiling, beside the other jobs; mean and standard deviation of the error; how much larger it is
@@ -72,7 +72,6 @@ class Task(NamedTuple):
         data: What dataset.data_dir is, in --data_dir; empty: nothing is needed.
         needs: In there, what must exist.
         keys: Further changes.
-        quick_epochs: With --quick; 0: left out.
     """
 
     file: str
@@ -81,7 +80,6 @@ class Task(NamedTuple):
     data: str = ""
     needs: str = ""
     keys: Mapping[str, Any] = {}
-    quick_epochs: int = 0
 
 
 _UCR = {
@@ -93,8 +91,8 @@ _UCR = {
 _ETTH1 = {"early_stopping.patience": None, "evaluate_every_n_epochs": 1}
 _CIFAR = {"model.model_name": "MnistTutorialCNN", "base_lr": 0.05}
 TASKS = {
-    "digits": Task("digits_noise.py", 60, 0.1, quick_epochs=30),
-    "ucr": Task("ucr.py", 120, 0.05, "ucr_ts", "ItalyPowerDemand_TRAIN.ts", _UCR, 120),
+    "digits": Task("digits_noise.py", 60, 0.1),
+    "ucr": Task("ucr.py", 120, 0.05, "ucr_ts", "ItalyPowerDemand_TRAIN.ts", _UCR),
     "mnist": Task("methods.py:mnist", 20, 0.05, "tfds", "mnist"),
     "etth1": Task("samformer.py", 10, 0.5, "ett/ETTh1.csv", "", _ETTH1),
     "cifar": Task("methods.py:cifar", 20, 0.05, "tfds", "cifar10", _CIFAR),
@@ -102,15 +100,17 @@ TASKS = {
 
 
 class Size(NamedTuple):
-    """What is tried: factors of the learning rate, of the radius, and how many seeds."""
+    """What is tried: tasks, a share of their epochs, factors of learning rate and radius, seeds."""
 
+    tasks: tuple[str, ...]
+    epochs: float
     rates: tuple[float, ...]
     radii: tuple[float, ...]
     seeds: int
 
 
-WHOLE = Size((0.5, 1.0, 2.0), (0.5, 1.0, 2.0), 10)
-QUICK = Size((1.0,), (0.5, 1.0), 3)
+WHOLE = Size(tuple(TASKS), 1.0, (0.5, 1.0, 2.0), (0.5, 1.0, 2.0), 10)
+QUICK = Size(("digits",), 0.5, (1.0,), (0.5, 1.0), 3)
 
 
 def methods(epochs: int) -> dict[str, dict[str, Any]]:
@@ -188,7 +188,7 @@ def points(
         size: The factors.
 
     Example:
-        >>> points(0.1, 0.2, {"gnp.r": 0.05}, Size((1.0,), (0.5, 1.0), seeds=1))
+        >>> points(0.1, 0.2, {"gnp.r": 0.05}, QUICK)
         [{'base_lr': 0.1, 'gnp.r': 0.1}, {'base_lr': 0.1, 'gnp.r': 0.2}]
     """
     rates = [{"base_lr": rate * factor} for factor in size.rates]
@@ -369,23 +369,20 @@ def _bench(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours")
     parser.add_argument("--jobs", type=whole(1), default=2, help="training runs at a time")
     parser.add_argument("--seeds", type=whole(2), help="default: 10, or 3 with --quick")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all, or digits")
     parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="NAME")
     options = parser.parse_args(arguments)
-    quick, jobs = options.quick, options.jobs
-    out = options.out or ROOT / "runs" / ("verdict-quick" if quick else "verdict")
-    size = QUICK if quick else WHOLE
+    jobs, size = options.jobs, QUICK if options.quick else WHOLE
     size = size._replace(seeds=options.seeds or size.seeds)
+    out = options.out or ROOT / "runs" / ("verdict-quick" if options.quick else "verdict")
     # What the others are compared with is always there.
     chosen = [name for name in names if name in (FULL, *options.methods)]
     make_folder(out)
     tables, failures, absent = {}, [], []
-    for name in dict.fromkeys(options.tasks):
+    for name in dict.fromkeys(options.tasks or size.tasks):
         task = TASKS[name]
-        epochs = task.quick_epochs if quick else task.epochs
+        epochs = round(size.epochs * task.epochs)
         data = options.data_dir / task.data / task.needs if options.data_dir else Path(task.data)
-        if not epochs:
-            continue
         if task.data and not (options.data_dir and data.exists()):
             absent.append(f"{name} is left out, as there is no {data}; --data_dir says where")
             continue
@@ -394,16 +391,14 @@ def _bench(arguments: Sequence[str] | None) -> None:
         tables[name] = [measured(method, runs[method], epochs) for method in chosen]
         failures += failed
     if not tables:
-        raise UsageError("\n".join(absent) or "--quick has none of these tasks")
-    over_all = compare(tables)
-    has_picture = drawn(plot, tables, out / "verdict.png")
-    tables["all tasks"] = over_all
-    for name, rows in tables.items():
+        raise UsageError("\n".join(absent))
+    judged = {**tables, "all tasks": compare(tables)}
+    for name, rows in judged.items():
+        columns = {each: form for each, form in COLUMNS.items() if any(each in row for row in rows)}
         print(f"\n{name}\n")
-        columns = {name: COLUMNS[name] for name in COLUMNS if any(name in each for each in rows)}
-        report(rows, columns, out / f"{name}.json", **{"seeds": size.seeds, "jobs": jobs})
-    print("", *conclusions(tables), *absent, sep="\n")
-    if has_picture:
+        report(rows, columns, out / f"{name}.json", seeds=size.seeds, jobs=jobs)
+    print("", *conclusions(judged), *absent, sep="\n")
+    if drawn(plot, tables, out / "verdict.png"):
         print(f"picture: {out / 'verdict.png'}")
     if failures:
         raise BenchError("; ".join(failures))

@@ -13,7 +13,7 @@ from recipe.sweep import read_axes
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = (
     *("all-smoke.sh", "experiment.sh", "mnist-tutorial.sh", "quickstart.sh", "riemannian-svhn.sh"),
-    *("samformer-etth1.sh", "sweep.sh", "test.sh"),
+    *("samformer-etth1.sh", "sweep.sh", "test.sh", "verdict.sh"),
 )
 
 
@@ -170,6 +170,11 @@ def test_sweep(checkout: Checkout):
     done, calls = checkout.run("sweep.sh", "digits", SEEDS="0 1")
     assert (done.returncode, calls) == (2, [])
     assert done.stderr == 'SEEDS="0 1" is for the recipes; here it is seeds=0,1\n'
+
+
+def test_verdict(checkout: Checkout):
+    _, [call] = checkout.run("verdict.sh", "--quick", "--data_dir=a b")
+    assert call == ["-P", "-m", "gnp.bench.verdict", "--quick", "--data_dir=a b"]
 
 
 def test_samformer_is_a_sweep_of_horizons_methods_and_seeds(checkout: Checkout):

@@ -13,7 +13,7 @@ import optimizer
 from gnp.analysis.report.runs import Run
 from gnp.bench import verdict
 
-SMALLEST = verdict.Size((1.0,), (1.0,), seeds=1)
+SMALLEST = verdict.QUICK._replace(radii=(1.0,), seeds=1)
 
 
 def error_of(run):
@@ -51,7 +51,7 @@ def trained(monkeypatch):
 
 def test_the_choice_is_by_held_out_data_and_the_cost_in_plain_gradients(tmp_path, trained):
     names = list(verdict.methods(20))
-    size = verdict.Size((1.0, 2.0), (0.5, 1.0), seeds=2)
+    size = verdict.QUICK._replace(rates=(1.0, 2.0), seeds=2)
     runs, failures = verdict.train_task("digits", names, size, 20, None, tmp_path, 1)
     held_out = [run for run in trained if not run.config.use_test_set]
     assert {run.config.seeds for run in held_out} == {10_000}
@@ -170,7 +170,7 @@ def test_bad_arguments(tmp_path, capsys):
 
 
 def test_failures_are_printed_and_what_is_there_is_not_trained_again(tmp_path, trained, capsys):
-    words = ["--quick", f"--out={tmp_path}", "--methods", "GC", "plain"]
+    words = ["--quick", f"--out={tmp_path}", "--tasks", "ucr", "digits", "--methods", "GC", "plain"]
     assert verdict.main(words) == 1
     said = capsys.readouterr()
     assert "| GC     | " in said.out and "- (3 of 3 failed)" in said.out
@@ -185,9 +185,9 @@ def test_failures_are_printed_and_what_is_there_is_not_trained_again(tmp_path, t
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys, monkeypatch):
     short = {"dataset.subset": 64, "warmup_epochs": 0, "batch_size": 32}
-    task = verdict.TASKS["digits"]._replace(keys=short, quick_epochs=2)
+    task = verdict.TASKS["digits"]._replace(keys=short, epochs=4)
     monkeypatch.setitem(verdict.TASKS, "digits", task)
-    words = ["--quick", f"--out={tmp_path}", "--tasks", "digits", "--seeds=2", "--methods", "plain"]
+    words = ["--quick", f"--out={tmp_path}", "--seeds=2", "--methods", "plain"]
     assert verdict.main(words) == 0
     rows = json.loads((tmp_path / "digits.json").read_text())["rows"]
     assert [(each["method"], each["gradients"]) for each in rows] == [("plain", 1.0), ("GNP", 2.0)]

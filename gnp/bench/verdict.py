@@ -4,9 +4,9 @@
         [--tasks NAME ...] [--methods NAME ...]
 
 Each method has the same grid: 0.5, 1 and 2 times the task's learning rate and radius (without a
-radius, the first alone). One run of each point is evaluated on a held-out part of the training
-data, and the smallest error is chosen (of equal ones, the smallest loss). Then that point is
-trained on all training data and tested, once a seed.
+radius, the first alone; MSAM's radius is 6 times as large, as in its paper). One run of each point
+is evaluated on a held-out part of the training data, and the smallest error is chosen (of equal
+ones, the smallest loss). Then that point is trained on all training data and tested, once a seed.
 
 Tasks, and what each needs in --data_dir; one whose data are not there is left out, and named:
 
@@ -353,7 +353,9 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
                     points[each["method"]] = axis.errorbar(
                         each[cost], np.mean(errors), spread, color=color, fmt=marker
                     )
-        figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=4)
+        figure.legend(
+            points.values(), points.keys(), loc="outside lower center", ncols=2 * len(tables)
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,8 @@ A table has the gradients of a run, in units of plain training's; the seconds of
 compiling, beside the other jobs; mean and standard deviation of the error; how much larger it is
 than the full penalty's (GNP), as a share, with a 95% interval from bootstrap samples of the seeds,
 paired; and what follows. A method is *better* where the interval lies below 0, *worse* where it
-lies above, else *no worse* where it ends below 10%; the rest is *open*.
+lies above, else *no worse* where it ends below 10%; the rest is *open*. A run that failed is named
+at the end, and tried again the next time; its method has no verdict, or another point of the grid.
 """
 
 import itertools

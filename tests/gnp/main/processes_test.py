@@ -61,7 +61,7 @@ class Job:
             subprocess.Popen(
                 [sys.executable, "-P", *program, CONFIG, f"--working_dir={directory}",
                  *arguments, address, "--num_processes=2", f"--process_id={index}"],
-                env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+                env={**environment, "JAX_NUM_CPU_DEVICES": "2"},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for index in (0, 1)

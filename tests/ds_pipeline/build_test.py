@@ -175,6 +175,15 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
     )
 
 
+def test_each_seed_draws_its_own_subset() -> None:
+    inputs = [
+        build_dataset(config_of(subset=500, seeds=seed)).train.batch(np.arange(500))["input"]
+        for seed in (0, 1)
+    ]
+    first, second = ({image.tobytes() for image in images} for images in inputs)
+    assert 100 < len(first - second) < 500
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

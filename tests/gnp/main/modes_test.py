@@ -87,10 +87,15 @@ def test_eval_of_a_checkpoint_in_another_directory(digits_run, run_gnp_here, tmp
         shutil.copy(digits_run.directory / name, tmp_path / "bare")
     both = run_gnp_here("--mode=eval", f"--working_dir={tmp_path / 'bare'}", checkpoint)
     assert both.stdout.splitlines()[-1] == alone.stdout.splitlines()[-1]
+    # Other data would have another mean; those of training hold.
+    data = json.loads((tmp_path / "bare" / "dataset.json").read_text())
+    (tmp_path / "bare" / "dataset.json").write_text(json.dumps(data | {"mean": [9.0]}))
     newest = run_gnp_here(
         "--mode=eval", f"--working_dir={tmp_path / 'bare'}", f"--checkpoint={digits_run.directory}"
     )
-    assert json.loads(newest.stdout.splitlines()[-1])["step"] == 66
+    found, last = json.loads(newest.stdout.splitlines()[-1]), rows_of(digits_run.directory)[-1]
+    assert found["step"] == 66
+    assert found["test_loss"] > 1.2 * last["test_loss"]
 
 
 def test_eval_falls_back_and_removes_nothing(digits_run, run_gnp_here, tmp_path):

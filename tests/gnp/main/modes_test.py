@@ -122,10 +122,14 @@ def test_a_finished_run_is_shown_again(digits_run, run_gnp_here, tmp_path):
 
 @pytest.mark.slow
 def test_two_devices_train_the_same_run(digits_run, digits_command, tmp_path):
-    """The state split over them; then, after a checkpoint was lost, whole on each."""
+    """The state split over them; then, after a checkpoint was lost, whole on each.
+
+    At first compiled as a user's run is, with all of XLA's optimizations.
+    """
     two = {"JAX_NUM_CPU_DEVICES": "2"}
+    as_users = two | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
     words = (tmp_path / "two", "--config.total_epochs=3")
-    result = digits_command(*words, "--config.mesh.fsdp=2", environment=two)
+    result = digits_command(*words, "--config.mesh.fsdp=2", environment=as_users)
     assert result.returncode == 0, result.stderr
     split = rows_of(tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "66")

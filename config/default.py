@@ -341,7 +341,12 @@ KEYS = (
     Key("evaluate_every_n_epochs", 1, integer(1)).means("epochs between evaluations"),
     Key("save_ckpt_every_n_epochs", 1, integer(1)).means("epochs between checkpoints"),
     Key("keep_checkpoints", 3, integer(1)).means("newest checkpoints that are kept"),
-    Key("log_every_n_steps", 50, integer(1)).means("steps between TensorBoard points"),
+    Key("log_every_n_steps", 50, integer(1)).means(
+        "steps between points of TensorBoard and trackers"
+    ),
+    Key("trackers", None, optional(choice("wandb", "mlflow", "wandb,mlflow"))).means(
+        "where the numbers go as well, by packages of these names; none: TensorBoard alone"
+    ),
     Key("log_costs_per_layer", False, BOOLEAN).means(
         "log the weight cost and the orthogonality penalty of each parameter as well"
     ),
@@ -386,6 +391,7 @@ FREE_KEYS = (
     "keep_checkpoints",
     "eval_batch_size",
     "log_every_n_steps",
+    "trackers",
     "record.sharpness_every_n_epochs",
 )
 

@@ -190,6 +190,10 @@ def _read(
     _, header = next(table)
     lowered = [name.lower() for name in header]
     time = next((lowered.index(name) for name in _TIME_COLUMNS if name in lowered), 0)
+    if _parse_time(header[time]):
+        raise DataError(
+            f"{file} begins with a row, not with the columns' names; put a header above it"
+        )
     names = [name for i, name in enumerate(header) if i != time]
     if not names:
         raise DataError(f"{file} has one column; are commas between its columns?")
@@ -220,16 +224,22 @@ def _numbers(
     return np.array([finite_number(file, line, *pair) for pair in zip(names, fields, strict=True)])
 
 
-def _time(file: Path, line: int, column: str, text: str) -> datetime:
+def _parse_time(text: str) -> datetime | None:
+    """Return a time, in UTC where an offset is given; None where it is none."""
     match = _TIME.fullmatch(text.strip())
     try:
         if match:
             year, month, day, hour, minute, second = (int(part or 0) for part in match.groups())
             return datetime(year, month, day, hour, minute, second)
         time = datetime.fromisoformat(text.strip())
-        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+        return time if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):  # such as the 30th of February
-        pass
+        return None
+
+
+def _time(file: Path, line: int, column: str, text: str) -> datetime:
+    if (time := _parse_time(text)) is not None:
+        return time
     found = f"'{text.strip()[:40]}' is no time" if text.strip() else "no time"
     raise DataError(
         f"{file}, line {line}, column '{column}': {found}; write times as 2016-07-01 00:00:00, in "
@@ -244,6 +254,12 @@ def _check_times(
 
     Steps may differ by half of the usual one, as months and years do.
     """
+    for line, time in zip(lines, times, strict=True):
+        if (time.tzinfo is None) != (times[0].tzinfo is None):
+            raise DataError(
+                f"{file}, line {line}: some times have an offset from UTC and others have none; "
+                "write all in one way"
+            )
     steps = [after - before for before, after in zip(times, times[1:], strict=False)]
     usual = Counter(steps).most_common(1)[0][0] if steps else timedelta()
     for line, time, step in zip(lines[1:], times[1:], steps, strict=True):

@@ -18,7 +18,7 @@ from model import (
 )
 from model.cpu import compiler_options
 from model.describe import Layer, describe
-from model.pretrained import PretrainedError, Report, load_pretrained
+from model.pretrained import PretrainedError, Report, load_pretrained, to_pytorch
 from model.registry import (
     PRECISIONS,
     ModelError,
@@ -52,6 +52,7 @@ __all__ = [
     "shake_shake",
     "small",
     "swin",
+    "to_pytorch",
     "vgg",
     "vit",
     "wide_resnet",

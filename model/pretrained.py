@@ -13,7 +13,7 @@ import numpy as np
 
 from model.registry import ModelError
 from model.weight_files import read_weights
-from model.weight_names import HEADS, family, is_buffer, to_timm
+from model.weight_names import HEADS, family, is_buffer, to_timm, torch_layout
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # A list's index, at the end of a module's name: layer1_0/conv1/kernel is layer1.0.conv1.weight.
@@ -160,6 +160,31 @@ def load_pretrained(
         jax.tree.unflatten(jax.tree.structure(model_state), leaves[count:]),
         report,
     )
+
+
+def to_pytorch(params: Any, model_state: Any) -> dict[str, np.ndarray]:
+    """Return a model's arrays by the names that `load_pretrained` expects, in PyTorch's layout.
+
+    Of the families that `load_pretrained` reads these are timm's names. VGG's dense layers stay
+    matrices (out, in), which timm has as convolutions.
+
+    Args:
+        params: pytree of the model's parameters.
+        model_state: the rest, such as {"batch_stats": ...}.
+
+    Returns:
+        Name -> array, contiguous: kernels of convolutions (out, in, height, width), of dense layers
+        (out, in).
+
+    Example:
+        >>> weights = to_pytorch({"fc": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, {})
+        >>> {name: array.shape for name, array in weights.items()}
+        {'fc.bias': (2,), 'fc.weight': (2, 3)}
+    """
+    weights = {}
+    for path, name, leaf in _targets(params) + _targets(model_state):
+        weights[name] = np.ascontiguousarray(torch_layout(path, np.asarray(leaf)))
+    return weights
 
 
 def _fitted(array: np.ndarray | None, target: _Target, report: Report) -> np.ndarray | None:

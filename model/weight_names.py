@@ -205,7 +205,7 @@ def _from_google(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         new = _GOOGLE_NAMES.get(tail, tail)
         if match := re.fullmatch(_GOOGLE_ENCODER + r"_(\d+)/(.+)", tail):
             new = f"blocks.{match[1]}.{_rename(match[2], _GOOGLE_BLOCK)}"
-        named[new] = _torch_layout(tail, array)
+        named[new] = torch_layout(tail, array)
     return _with_joined_qkv(named)
 
 
@@ -218,7 +218,7 @@ def _unstacked(weights: Mapping[str, np.ndarray], encoder: str) -> Iterator[tupl
             yield name, array
 
 
-def _torch_layout(name: str, array: np.ndarray) -> np.ndarray:
+def torch_layout(name: str, array: np.ndarray) -> np.ndarray:
     """Transpose Flax's (height, width, in, out) or (in, out), heads split, to PyTorch's order."""
     if "MultiHeadDotProductAttention" in name:
         if name.endswith("kernel") and array.ndim == 3:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import config as configs
 from gnp.terminal import describe, fail, one_line
+from gnp.training.early_stopping import BEST
 from gnp.training.files import FileFormatError
 
 
@@ -52,6 +53,11 @@ def whole(at_least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def checkpoint_step(text: str) -> int | str:
+    """Return the step of a checkpoint, or BEST: the type of one, for argparse."""
+    return BEST if text == BEST else whole(0)(text)
 
 
 def run(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, run
 from gnp.analysis.figure_files import drawn, picture
+from gnp.analysis.names import names_of
 from gnp.analysis.report.runs import Run, final_value, points, read_runs, training_seconds
 from gnp.analysis.results import print_table
 from gnp.terminal import one_line, prepare_streams
@@ -112,17 +113,6 @@ def panels_of(runs: Sequence[Run]) -> list[Panel]:
         finals = [None if value is None else 1 - value for value in wrong]
         found.append(Panel("wrong labels learned by heart", _MISLABELED, curves, finals))
     return found
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the directories, or the whole paths where two have one name.
-
-    Example:
-        >>> names_of([Path("runs/plain"), Path("runs/penalized")])
-        ['plain', 'penalized']
-    """
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def bars(values: Sequence[float | None]) -> list[str]:

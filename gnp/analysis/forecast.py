@@ -37,11 +37,13 @@ import optimizer
 from ds_pipeline.source import CONSTANT
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, run, whole
 from gnp.analysis.figure_files import COLORS, GRAY, drawn, picture
+from gnp.analysis.names import names_of
 from gnp.analysis.results import print_table
 from gnp.analysis.runs import open_run
 from gnp.experiment import DeviceError
 from gnp.terminal import one_line, prepare_streams, warn
-from gnp.training.checkpoint import BEST, CheckpointError
+from gnp.training.checkpoint import CheckpointError
+from gnp.training.early_stopping import BEST
 from gnp.training.metrics import evaluate, number
 from gnp.training.run_directory import RunDirectoryError, read_config
 
@@ -101,7 +103,11 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError(
             f"{len(options.runs)} runs are too many for a picture: at most {_MOST_RUNS}"
         )
-    found = [read_forecasts(directory, options.windows) for directory in options.runs]
+    names = names_of(options.runs)
+    found = [
+        read_forecasts(directory, options.windows)._replace(name=name)
+        for directory, name in zip(options.runs, names, strict=True)
+    ]
     for other in found[1:]:
         if other.truth.shape != found[0].truth.shape or not np.allclose(
             other.truth, found[0].truth

@@ -12,7 +12,8 @@ from absl import flags
 import config as configs
 from config import default
 from gnp.experiment import name_problems
-from gnp.training.checkpoint import BEST, run_of
+from gnp.training.checkpoint import run_of
+from gnp.training.early_stopping import BEST
 from gnp.training.topology import ALLOWED, is_topology
 
 USAGE = """\

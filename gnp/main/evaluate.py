@@ -15,8 +15,9 @@ from config import default, rules
 from gnp.analysis.results import print_table
 from gnp.experiment import Experiment, build_experiment, device_count
 from gnp.terminal import printable, warn
-from gnp.training.checkpoint import BEST, read_checkpoint
+from gnp.training.checkpoint import read_checkpoint
 from gnp.training.distributed import is_first, on_first
+from gnp.training.early_stopping import BEST
 from gnp.training.metrics import evaluate, number
 from gnp.training.run_directory import (
     has_checkpoints,

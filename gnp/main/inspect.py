@@ -1,7 +1,6 @@
 """--mode=inspect: config, layers, parameters and their values, without computing anything."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from gnp.main.command_line import UsageError
 from gnp.terminal import warn
 from gnp.training.checkpoint import Restored, read_checkpoint
 from gnp.training.run_directory import read_config
-from gnp.training.state import leaf_names
+from gnp.training.state import leaf_names, size_text
 from gnp.training.tasks import TASKS
 
 
@@ -46,7 +45,7 @@ def run(
     print_table(
         f"{config.model.model_name}: layers",
         [
-            (each.path or "(the model)", each.layer, _sizes(each.shape), f"{each.parameters:,}")
+            (each.path or "(the model)", each.layer, size_text(each.shape), f"{each.parameters:,}")
             for each in layers
         ],
         ("path", "layer", "output shape", "parameters"),
@@ -62,7 +61,7 @@ def run(
         [
             (
                 name,
-                _sizes(leaf.shape),
+                size_text(leaf.shape),
                 f"{leaf.size:,}",
                 group,
                 "yes" if coefficient > 0 or (decoupled and decay) else "no",
@@ -95,7 +94,7 @@ def _print_values(restored: Restored, pattern: str) -> None:
     if not found:
         raise UsageError(f"--values={pattern} finds none of {', '.join(named)}")
     for name in found:
-        print(f"\n{name}, step {restored.step}: {_sizes(named[name].shape)}\n{named[name]}")
+        print(f"\n{name}, step {restored.step}: {size_text(named[name].shape)}\n{named[name]}")
 
 
 def _sizes_of(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
@@ -108,7 +107,3 @@ def _sizes_of(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], int]:
     task = TASKS[dataset.task]
     sizes = task.output_shape(config.loss, dataset.num_classes, dataset.target_shape)
     return dataset.shape, sizes[0]
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"

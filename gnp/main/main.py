@@ -38,6 +38,7 @@ from gnp.training.checkpoint import CheckpointError
 from gnp.training.files import FileFormatError
 from gnp.training.metrics import NonFiniteError
 from gnp.training.topology import TopologyError
+from gnp.training.trackers import TrackerError
 
 USAGE_ERRORS = (
     command_line.UsageError,
@@ -53,6 +54,7 @@ RUN_ERRORS = (
     FileFormatError,
     NonFiniteError,
     TopologyError,
+    TrackerError,
     distributed.ProcessError,
     OSError,
 )

@@ -32,6 +32,7 @@ from gnp.training.metrics import (
 )
 from gnp.training.state import TrainState
 from gnp.training.tasks import TASKS
+from gnp.training.trackers import installed_trackers, opened_writers
 
 
 def run(
@@ -52,7 +53,7 @@ def run(
     stored, resumes, data = distributed.broadcast((stored, resumes, data))  # as process 0 sees it
     config = configs.with_group_size(config, stored, devices)
     rules.check(config, devices=devices)
-    values = configs.as_json(config)
+    values, trackers = configs.as_json(config), installed_trackers(config.trackers)
     run_directory.check_same(values, distributed.broadcast(values))
     run_directory.check(
         working_dir,
@@ -101,7 +102,11 @@ def run(
         epochs = progress.step // experiment.steps_per_epoch
         whole = config.start_from is None
         rows = distributed.on_first(lambda: rows_of(working_dir, epochs, whole), FileFormatError)
-        with Log(working_dir, rows, progress.step, active=first) as log, recording:
+        with (
+            opened_writers(working_dir, progress.step, trackers, values, active=first) as writers,
+            Log(working_dir, rows, writers, active=first) as log,
+            recording,
+        ):
             if restored:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")

@@ -18,13 +18,11 @@ import orbax.checkpoint as ocp
 from gnp.terminal import describe, one_line
 from gnp.training import distributed
 from gnp.training.distributed import on_first
-from gnp.training.early_stopping import best_step
+from gnp.training.early_stopping import BEST, best_step
 from gnp.training.files import first_line, opened, read_json, sync_folder, write_atomic, write_json
 from gnp.training.run_directory import PARTS_OF_A_CHECKPOINT, steps_with
 from gnp.training.state import TrainState, leaf_names
 
-# In place of a step: that of the best epoch.
-BEST = "best"
 _DIGESTS = "sha256.json"
 _PROGRESS = "progress/metadata"
 # Of every checkpoint; what other files hold the arrays is for orbax to decide.

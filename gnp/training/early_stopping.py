@@ -16,6 +16,8 @@ from gnp.training.run_directory import (
 )
 
 Rows = Sequence[Mapping[str, Any]]
+# In place of a checkpoint's step: that of the best epoch.
+BEST = "best"
 
 
 def best_row(rows: Rows, metric: str | None) -> Mapping[str, Any] | None:

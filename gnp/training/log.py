@@ -1,31 +1,27 @@
-"""Files and lines that a run writes as it goes on: metrics.jsonl, TensorBoard events, the bar."""
+"""What a run writes and says as it goes on: metrics.jsonl, its writers' points, lines, the bar."""
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from gnp.terminal import printable
-from gnp.training.files import FileFormatError, naming, read_rows, write_atomic
+from gnp.training.files import FileFormatError, read_rows, write_atomic
+from gnp.training.trackers import Writer
 
 
 class Log:
     """Write a run's metrics, and say what happens; only process 0 does.
 
-    Use it in a `with` statement, which ends the bar and the event file. TensorBoard's events are
-    written at once: a thread of their own would hide a full disk.
+    Use it in a `with` statement, which ends the bar.
 
     Args:
         directory: The run directory.
         rows: Of the epochs that are done.
-        step: Steps taken so far; events of later ones will be written again.
+        writers: Take its points.
         active: False: nothing is written and printed.
     """
 
@@ -33,30 +29,22 @@ class Log:
         self,
         directory: Path,
         rows: Iterable[dict[str, Any]] = (),
-        step: int = 0,
+        writers: Sequence[Writer] = (),
         active: bool = True,
     ) -> None:
         self.path = directory / "metrics.jsonl"
         self.active = active
         self.rows = list(rows)
+        self._writers = writers
         self._bar: tqdm | None = None
         if active:
             self._write_rows()
-            self._folder = directory / "tensorboard"
-            self._folder.mkdir(exist_ok=True)
-            with naming(self._folder):
-                self._events = EventsWriter(str(self._folder / "events"))
-            # The mark hides later points in older files.
-            self._write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close_bar()
-        if self.active:
-            with naming(self._folder):
-                self._events.close()
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Open the epoch's progress bar (on a terminal only)."""
@@ -77,13 +65,12 @@ class Log:
             self._bar.update()
 
     def points(self, step: int, values: dict[str, float]) -> None:
-        """Write TensorBoard points of a step."""
-        if self.active:
-            for name, value in values.items():
-                self._write_event(step=step, summary=scalar(name, value))
+        """Hand the numbers of a step to the writers."""
+        for writer in self._writers:
+            writer.points(step, values)
 
     def end_epoch(self, row: dict[str, Any], line: str) -> None:
-        """Write the epoch's row into metrics.jsonl and TensorBoard, and its line to the screen."""
+        """Write the epoch's row into metrics.jsonl, its points, and its line to the screen."""
         self.close_bar()
         self.rows.append(row)
         if not self.active:
@@ -93,8 +80,8 @@ class Log:
         # A name with a folder of its own keeps it.
         named = {k if k.startswith("sharpness/") else f"epoch/{k}": v for k, v in numbers.items()}
         self.points(row["step"], named)
-        with naming(self._folder):
-            self._events.flush()
+        for writer in self._writers:
+            writer.flush()
         print(line, flush=True)
 
     def say(self, line: str) -> None:
@@ -107,10 +94,6 @@ class Log:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def _write_event(self, **values: Any) -> None:
-        with naming(self._folder):
-            self._events.write_event(Event(wall_time=time.time(), **values))
 
     def _write_rows(self) -> None:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))

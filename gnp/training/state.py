@@ -89,8 +89,8 @@ def from_linen(
         outputs, variables = module.init_with_output(rngs, inputs, train=False)
         if output_shape is not None and outputs.shape[1:] != output_shape:
             raise ModelError(
-                f"{type(module).__name__} gives outputs of {_sizes(outputs.shape[1:])} an "
-                f"example, and the task needs {_sizes(output_shape)}: choose another model_name"
+                f"{type(module).__name__} gives outputs of {size_text(outputs.shape[1:])} an "
+                f"example, and the task needs {size_text(output_shape)}: choose another model_name"
             )
         variables = dict(variables)
         return _at_full_precision(variables.pop("params")), _at_full_precision(variables)
@@ -117,7 +117,13 @@ def from_linen(
     return Model(initialize, apply)
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
+def size_text(shape: tuple[int, ...]) -> str:
+    """Return an array's shape for people.
+
+    Example:
+        >>> size_text((3, 5)), size_text(())
+        ('3 x 5', 'one number')
+    """
     return " x ".join(map(str, shape)) or "one number"
 
 

@@ -164,6 +164,12 @@ GOOD = [f"2020-01-{day:02d},{day}" for day in range(1, 31)]
         ("date,a", [*GOOD[:3], "2020-01-04,4,5"], "line 5: 3 values, but the header names 2"),
         ("date,a", [], "has a header and no rows"),
         ("date", ["2020-01-01"], "has one column; are commas"),
+        ("2019-12-31,1", GOOD, "begins with a row, not with the columns' names; put a header"),
+        (
+            "date,a",
+            [*GOOD[:3], "2020-01-04T00:00+00:00,4"],
+            "line 5: some times have an offset from UTC and others have none",
+        ),
         ("", [], "is empty; it needs a header line and rows"),
         ("a,b", ["1,2"], "line 2, column 'a': '1' is no time"),
         (

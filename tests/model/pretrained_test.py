@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model import ModelError, PretrainedError, get_model, load_pretrained
+from model import ModelError, PretrainedError, get_model, load_pretrained, to_pytorch
 from model.transformer import SelfAttention
 from model.weight_files import read_weights
-from model.weight_names import to_timm
+from model.weight_names import is_buffer, to_timm
 from tests.marks import quick_first
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "models"
@@ -126,6 +126,19 @@ def test_logits_are_those_of_pytorch(name, tmp_path):
         apply = jax.jit(functools.partial(module.apply, train=train, mutable=list(state)))
         logits, _ = apply(variables, x, rngs=rngs)
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_written_again_it_is_the_file_of_pytorch(name, tmp_path):
+    """The names, the layout and the values, to the bit; but for what PyTorch only counts."""
+    x, *_, weights = archive(name)
+    _, params, state = model_of(name, x.shape[1])
+    params, state, _ = load_pretrained(saved(tmp_path / "w.npz", weights), params, state)
+    written = to_pytorch(params, state)
+    assert written.keys() == {each for each in weights if not is_buffer(each)}
+    for each, array in written.items():
+        np.testing.assert_array_equal(array.reshape(weights[each].shape), weights[each], each)
+        assert array.ndim == weights[each].ndim, each
 
 
 # Names.

@@ -1,6 +1,6 @@
 """Measure how flat the loss is around a checkpoint.
 
-    python -m gnp.analysis.sharpness DIR [--checkpoint=STEP] [--examples=N] [--eigenvalues=K]
+    python -m gnp.analysis.sharpness DIR [--checkpoint=STEP|best] [--examples=N] [--eigenvalues=K]
 
 DIR is a run directory. Results go there, or into --out: sharpness.json, sharpness.npz,
 sharpness_spectrum.png, sharpness_curves.png, sharpness_contour.png. docs/sharpness.md says what
@@ -26,7 +26,7 @@ import config as configs
 import ds_pipeline
 import model
 import optimizer
-from gnp.analysis.command_line import Parser, local_path, make_folder, run, whole
+from gnp.analysis.command_line import Parser, checkpoint_step, local_path, make_folder, run, whole
 from gnp.analysis.results import print_table
 from gnp.analysis.sharpness.files import read_results
 from gnp.analysis.sharpness.measure import Settings, measure_flatness, measure_sharpness
@@ -55,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add, defaults = parser.add_argument, Settings()
     # fmt: off
     add("directory", metavar="DIR", type=local_path, help="run directory")
-    add("--checkpoint", type=whole(0), metavar="STEP", help="default: the newest")
+    add("--checkpoint", type=checkpoint_step, metavar="STEP", help="or best; default: the newest")
     add("--examples", type=whole(1), metavar="N",
         help="training examples, drawn at random (default: 2000, or all where there are fewer)")
     add("--eigenvalues", type=whole(1), metavar="K", default=defaults.eigenvalues,

@@ -33,7 +33,7 @@ _PROBE = Settings(eigenvalues=1, eigenvalue_steps=20, trace_samples=5)
 
 def open_checkpoint(
     directory: Path,
-    step: int | None = None,
+    checkpoint: int | str | None = None,
     examples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -43,7 +43,7 @@ def open_checkpoint(
 
     Args:
         directory: of a run.
-        step: None: the newest.
+        checkpoint: its step; BEST: that of the best epoch; None: the newest.
         examples: of the training set, drawn at random; None: 2,000, or all where there are fewer.
         batch_size: examples at a time.
         seed: of the draw.
@@ -57,7 +57,7 @@ def open_checkpoint(
         RunDirectoryError, ConfigError, ModelError, DataError, CheckpointError, SharpnessError:
             one line each.
     """
-    _, experiment, restored, warnings = open_run(directory, step, change=exact)
+    _, experiment, restored, warnings = open_run(directory, checkpoint, change=exact)
     surface_of = surfaces(experiment, examples, batch_size, seed, regularized)
     return restored.step, surface_of(restored.state), warnings
 

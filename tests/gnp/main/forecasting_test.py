@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from config import load_config
 from gnp.analysis import forecast
 from gnp.analysis.data import look
+from gnp.analysis.sharpness import __main__ as sharpness
 from gnp.main.main import main
 from gnp.training.checkpoint import read_checkpoint
 from tests.ds_pipeline.forecast_test import write_series
@@ -115,6 +117,22 @@ def test_pictures_of_forecasts_and_attention(trained, capsys):
     assert f"{best['test_loss']:.4f}" in printed and "in " in printed
     for name in (forecast.FORECASTS, forecast.ATTENTION):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_sharpness_of_the_best_checkpoint(trained, tmp_path):
+    """Which is not the newest: the best epoch is made the first one."""
+    folder, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    rows = rows_of(run)
+    first = min(int(path.name) for path in (run / "checkpoints").iterdir())
+    for row in rows:
+        row["validation_loss"] = float(row["step"] != first)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--examples=20", "--steps=5", "--trace_samples=2", "--no_curves"]
+    assert sharpness.main([str(run), "--checkpoint=best", *words]) == 0
+    assert json.loads((run / "sharpness.json").read_text())[0]["step"] == first
 
 
 def test_forecasts_are_in_the_units_of_the_file(trained):

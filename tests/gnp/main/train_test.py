@@ -22,6 +22,7 @@ from gnp.training.distributed import Interrupt
 from gnp.training.files import FileFormatError
 from gnp.training.log import Log
 from gnp.training.metrics import NonFiniteError
+from gnp.training.trackers import TensorBoard
 from tests.marks import quick_first
 from tests.trees import assert_trees_equal
 
@@ -278,13 +279,14 @@ def test_rows_that_are_lost_are_missed(small_run, tmp_path):
 
 
 def test_a_full_disk_under_tensorboard_ends_at_once_and_is_named(tmp_path):
-    with contextlib.suppress(OSError), Log(tmp_path) as log:
+    board = TensorBoard(tmp_path, step=0)
+    with contextlib.suppress(OSError), contextlib.closing(board):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
         try:
             with pytest.raises(OSError) as raised:
                 for step in range(10_000):
-                    log.points(step, {"train/loss": 0.5})
+                    board.points(step, {"train/loss": 0.5})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.filename == str(tmp_path / "tensorboard")

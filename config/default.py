@@ -236,12 +236,12 @@ KEYS = (
     # Data.
     Key("dataset.dataset_name", "cifar10", NAME).means(
         "digits, iris, wine, breast_cancer, diabetes (scikit-learn); image_folder; ucr/NAME; csv; "
-        "npz; forecast (a series, whose future is predicted); or a TFDS name (tfds/NAME is always "
-        "TFDS); imagenet: image_folder with random crops"
+        "npz; idx (MNIST's own files); forecast (a series, whose future is predicted); or a TFDS "
+        "name (tfds/NAME is always TFDS); imagenet: image_folder with random crops"
     ),
     Key("dataset.data_dir", None, optional(PATH)).means(
         "TFDS: folder of the prepared sets; none: TFDS_DATA_DIR, else ~/tensorflow_datasets. "
-        "image_folder, ucr: their folder. csv, npz: the file. forecast: the CSV file; none: a "
+        "image_folder, ucr, idx: their folder. csv, npz: the file. forecast: the CSV file; none: a "
         "generated series"
     ),
     Key("dataset.train_split", "train", TEXT).means("TFDS: split to train on, as train+extra"),
@@ -318,6 +318,11 @@ KEYS = (
     Key("dataset.label_noise", 0.0, number(0, at_most=1)).means(
         "share of the training labels that are replaced by another class"
     ),
+    Key("dataset.labels_file", None, optional(PATH)).means(
+        ".npz file with other labels of the training examples, whole numbers from 0 by the number "
+        "in an example's id (TFDS) or its place in the data; none: the data set's own"
+    ),
+    Key("dataset.labels_array", None, optional(TEXT)).means("the array of that file to take"),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(
         "subtracted from each channel of images, where 1 is the largest uint8 value, or of series, "
         "or column of a table, as 0.485,0.456,0.406, or one number for all; none: the data set's "
@@ -384,6 +389,7 @@ GRASSMANN_RATES = {"SGDG": 0.2, "AdamG": 0.05}
 FREE_KEYS = (
     "retrain",
     "dataset.data_dir",
+    "dataset.labels_file",
     "dataset.workers",
     "mesh.data",
     "mesh.fsdp",

@@ -25,8 +25,10 @@ from ds_pipeline.identity import (
     known_statistics,
     matched,
 )
+from ds_pipeline.idx_file import load_idx
 from ds_pipeline.image_folder import load_image_folder
 from ds_pipeline.label_noise import with_label_noise
+from ds_pipeline.labels_file import with_labels_of
 from ds_pipeline.loader import default_workers
 from ds_pipeline.npz_file import load_npz
 from ds_pipeline.source import (
@@ -84,8 +86,8 @@ def build_dataset(
             do not match the config or the run.
     """
     keys = config.dataset
-    splits = stand_in(keys) if stands_in else None
-    splits = splits or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
+    stood_in = stand_in(keys) if stands_in else None
+    splits = stood_in or _read(keys, config.seeds, config.use_test_set, cache_dir, known)
     if known is not None:
         splits = matched(known, splits)
     where = " in ".join(filter(None, (keys.dataset_name, keys.data_dir)))
@@ -104,6 +106,11 @@ def build_dataset(
         mean, std = known_statistics(known, shape[-1])
     warnings += constant_columns(mean, std, splits.columns)
     train, wrong = with_label_noise(train, keys.label_noise, num_classes, config.seeds)
+    if keys.labels_file is not None and stood_in is None:
+        file = _path(keys.labels_file, "an .npz file", "dataset.labels_file")
+        train, wrong = with_labels_of(
+            file, keys.labels_array, train, num_classes, numbers=splits.numbers
+        )
     crop, level, filling = None, keys.image_level_augmentations, mean
     if splits.shape is None:
         train, evaluation, validation, crop = _decoded(train, evaluation, validation, size, level)
@@ -206,6 +213,8 @@ def _read(
         splits = _read_series(keys, known)
     elif name == "npz":
         splits = load_npz(_named_path(keys, "the .npz file"), is_regression, *test)
+    elif name == "idx":
+        splits = load_idx(_named_path(keys, "the folder of the idx files"))
     else:
         data_dir = _tfds_dir(keys.data_dir)
         return load_tfds(name.removeprefix("tfds/"), data_dir, keys.train_split, use_test_set)
@@ -247,15 +256,14 @@ def _named_path(keys: Any, meaning: str) -> Path:
     return _path(keys.data_dir, meaning)
 
 
-def _path(data_dir: str, meaning: str) -> Path:
-    if not data_dir.strip():
-        raise DataError(f"dataset.data_dir is empty; set it to {meaning}")
+def _path(text: str, meaning: str, key: str = "dataset.data_dir") -> Path:
+    if not text.strip():
+        raise DataError(f"{key} is empty; set it to {meaning}")
     try:
-        return Path(data_dir).expanduser()
+        return Path(text).expanduser()
     except RuntimeError as error:
         raise DataError(
-            f"{data_dir} names the home of a user who does not exist here; set dataset.data_dir to "
-            f"{meaning}"
+            f"{text} names the home of a user who does not exist here; set {key} to {meaning}"
         ) from error
 
 

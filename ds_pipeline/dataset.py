@@ -45,7 +45,8 @@ class Dataset:
         warnings: what the user should know of the data, a line each.
         target_shape: of a label; (): a class or a number.
         validation: examples to choose the best epoch by, where that is not `evaluation`.
-        wrong_labels: indices of the examples of `train` that label noise gave another label.
+        wrong_labels: indices of the examples of `train` to which label noise, or a file of labels,
+            gave another label than the data set's own.
     """
 
     name: str

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ds_pipeline.errors import DataError, one_line
 
 # Kinds of data sets whose name does not say which data they are: dataset.data_dir does.
-OWN_FILES = ("image_folder", "csv", "npz", "forecast")
+OWN_FILES = ("image_folder", "csv", "npz", "idx", "forecast")
 # The squares of larger numbers, which a deviation sums, are too large for float64.
 LARGEST = 1e150
 # What numpy, zipfile and zlib raise for a damaged .npz; a size that was changed asks for memory.
@@ -26,19 +26,40 @@ NPZ_ERRORS = (
     ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError,
     RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
+# A file that was made to fill the memory is a thousandth of what it unpacks to.
+_HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 _NO_NUMBER = re.compile(r"[^0-9+\-.eE \t]")
 
 
+def check_unpacked(file: Path, packed: int, unpacked: int) -> None:
+    """Raise DataError where arrays would fill the memory, before they are read.
+
+    Args:
+        file: for messages.
+        packed: bytes that they take in it.
+        unpacked: bytes that they take as arrays.
+    """
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if unpacked > _MOST_RATIO * packed:
+        limit = min(limit, _HARMLESS_BYTES)
+    if unpacked > limit:
+        raise DataError(
+            f"{file} unpacks from {packed:,} to {unpacked:,} bytes; allowed are up to {limit:,}, "
+            "half of the machine's memory, or less where it unpacks to more than "
+            f"{_MOST_RATIO} times its size; store fewer examples or a smaller type"
+        )
+
+
 @contextlib.contextmanager
-def opened(file: Path, meaning: str) -> Iterator[IO[bytes]]:
+def opened(file: Path, meaning: str, key: str = "dataset.data_dir") -> Iterator[IO[bytes]]:
     """Open a regular file to read; a pipe or a device could give bytes for ever, or none.
 
-    `meaning` is what dataset.data_dir must name, for messages.
+    `meaning` is what the config's `key` must name, for messages.
 
     Raises:
         DataError: it is missing, no regular file or cannot be read, then or in the block.
     """
-    advice = f"set dataset.data_dir to {meaning}"
+    advice = f"set {key} to {meaning}"
     try:
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

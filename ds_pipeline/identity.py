@@ -15,6 +15,7 @@ from ds_pipeline.errors import DataError, escaped
 from ds_pipeline.forecast import WindowSource
 from ds_pipeline.image_folder import ImageFolder
 from ds_pipeline.label_noise import RelabeledSource
+from ds_pipeline.labels_file import FileLabels
 from ds_pipeline.source import Batch, InMemorySource, Source, SubsetSource, View
 from ds_pipeline.splits import Splits, listing
 from ds_pipeline.tfds_source import TfdsSplit
@@ -40,8 +41,9 @@ def identity(dataset: Dataset) -> dict[str, Any]:
     """Return what identifies a data set, as JSON values.
 
     Its digest is of the labels and, in memory and up to 256 MiB, the inputs as they were read; of
-    an image folder's file names; of the names and lengths of a large TFDS set's files. It does not
-    depend on where the data lie, nor on augmentation and label noise.
+    an image folder's file names; of the names and lengths of a large TFDS set's files; of the
+    labels of dataset.labels_file. It does not depend on where the data lie, nor on augmentation
+    and label noise.
     """
     digest = hashlib.sha256()
     done: list[Source] = []
@@ -185,6 +187,8 @@ def _hash(digest: Any, source: Source, done: list[Source]) -> None:
     while isinstance(source, View):
         if isinstance(source, SubsetSource):
             digest.update(source.indices.tobytes())
+        elif isinstance(source, FileLabels):
+            digest.update(source.labels().tobytes())
         source = source.source
     if any(source is each for each in done):
         return

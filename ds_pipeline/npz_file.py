@@ -1,21 +1,19 @@
 """Arrays in .npz files: x and y, and x_test and y_test where there is a test split."""
 
-import os
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ds_pipeline.errors import DataError, one_line
-from ds_pipeline.files import LARGEST, NPZ_ERRORS, opened
+from ds_pipeline.files import LARGEST, NPZ_ERRORS, check_unpacked, opened
 from ds_pipeline.source import InMemorySource, lossless
 from ds_pipeline.splits import Splits, encode_classes, float32_targets, listing, split_off_test
-
-# A file that was made to fill the memory is a thousandth of what it unpacks to.
-_HARMLESS_BYTES, _MOST_RATIO = 2**30, 100
 
 
 def load_npz(
@@ -39,7 +37,7 @@ def load_npz(
         DataError: the file is missing, damaged or no .npz, or too large once unpacked; an array is
             missing, of objects, of another type, shape or length than allowed, or not finite.
     """
-    arrays = _read(file)
+    arrays = read_arrays(file, partial(_wanted, file), "the .npz file")
     x, y = _inputs(file, "x", arrays), _targets(file, "y", arrays, is_regression)
     has_test = "x_test" in arrays
     x_test = _inputs(file, "x_test", arrays) if has_test else x[:0]
@@ -73,23 +71,32 @@ def load_npz(
     )
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
-    with opened(file, "the .npz file") as stream, warnings.catch_warnings():
+def read_arrays(
+    file: Path,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    meaning: str,
+    key: str = "dataset.data_dir",
+) -> dict[str, np.ndarray]:
+    """Return some arrays of a file, each with a first axis; nothing that needs pickle is read.
+
+    Args:
+        file: .npz.
+        choose: takes the names of its arrays and returns those to read; may raise DataError.
+        meaning: what the config key must name, for messages.
+        key: that names the file.
+
+    Raises:
+        DataError: the file is missing, damaged or no .npz, or too large once unpacked; an array is
+            of objects or empty.
+    """
+    with opened(file, meaning, key) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # numpy's, of headers that Python 2 wrote
         if not zipfile.is_zipfile(stream):
-            raise DataError(f"{file} is no .npz file; write one by numpy.savez(FILE, x=..., y=...)")
+            raise DataError(f"{file} is no .npz file; write one by numpy.savez(FILE, NAME=...)")
         stream.seek(0)
         try:
             with np.load(stream, allow_pickle=False) as stored:
-                wanted = [n for n in ("x", "y", "x_test", "y_test") if n in stored.files]
-                missing = [n for n in ("x", "y") if n not in wanted]
-                if len(wanted) == 3 and not missing:
-                    missing = [n for n in ("x_test", "y_test") if n not in wanted]
-                if missing:
-                    raise DataError(
-                        f"{file} has no array {missing[0]}; it needs x and y, may have x_test and "
-                        f"y_test, and has {listing(stored.files)}"
-                    )
+                wanted = choose(stored.files)
                 members = stored.zip.infolist()
                 _check_sizes(
                     file, [m for m in members if m.filename.removesuffix(".npy") in wanted]
@@ -101,20 +108,26 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             raise DataError(f"{file} is damaged ({one_line(error)}); write it again") from error
 
 
+def _wanted(file: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of a data set's arrays in a file: x and y, and those of its test split."""
+    wanted = [n for n in ("x", "y", "x_test", "y_test") if n in names]
+    missing = [n for n in ("x", "y") if n not in wanted]
+    if len(wanted) == 3 and not missing:
+        missing = [n for n in ("x_test", "y_test") if n not in wanted]
+    if missing:
+        raise DataError(
+            f"{file} has no array {missing[0]}; it needs x and y, may have x_test and y_test, and "
+            f"has {listing(names)}"
+        )
+    return wanted
+
+
 def _check_sizes(file: Path, members: list[zipfile.ZipInfo]) -> None:
     """Raise DataError where the arrays would fill the memory, before they are unpacked."""
     if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
         raise DataError(f"{file} is compressed in a way that numpy does not write; write it again")
     packed, unpacked = sum(m.compress_size for m in members), sum(m.file_size for m in members)
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    if unpacked > _MOST_RATIO * packed:
-        limit = min(limit, _HARMLESS_BYTES)
-    if unpacked > limit:
-        raise DataError(
-            f"{file} unpacks from {packed:,} to {unpacked:,} bytes; allowed are up to {limit:,}, "
-            "half of the machine's memory, or less where it unpacks to more than "
-            f"{_MOST_RATIO} times its size; store fewer examples or a smaller type"
-        )
+    check_unpacked(file, packed, unpacked)
 
 
 def _array(file: Path, name: str, stored: Any) -> np.ndarray:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from ds_pipeline.errors import DataError, escaped, nearest
 from ds_pipeline.files import number
 from ds_pipeline.source import (
     CONSTANT,
+    Indices,
     InMemorySource,
     Source,
     SubsetSource,
@@ -44,6 +45,8 @@ class Splits:
         target_shape: of a label; (): a class or a number.
         validation: a split of the data's own to choose the best epoch by; None: there is none.
         standardized: the sources give (x - mean) / std already.
+        numbers: returns the number of each example of train, which files of other labels go by;
+            None: it is the place in the data as they are read.
     """
 
     train: Source
@@ -60,6 +63,7 @@ class Splits:
     target_shape: tuple[int, ...] = ()
     validation: Source | None = None
     standardized: bool = False
+    numbers: Callable[[], Indices] | None = None
 
 
 def encode_classes(

@@ -231,6 +231,7 @@ def load_tfds(text: str, data_dir: Path, train_split: str, use_test_set: bool) -
         class_names=train.class_names,
         mean=mean,
         std=std,
+        numbers=train.numbers,
     )
 
 
@@ -312,6 +313,12 @@ class TfdsSplit:
                 f"{_MOST_CLASSES}"
             )
         self.class_names = tuple(map(normalized, label.names)) if self.num_classes else ()
+        text = dict(info.features.items()).get("id")
+        self._id = (
+            tfds.features.FeaturesDict({"id": text})
+            if isinstance(text, tfds.features.Text)
+            else None
+        )
         # Nothing else of an example is decoded, and images by what is known to open a JPEG or PNG.
         feature = info.features[self._input_key]
         self._features = tfds.features.FeaturesDict(
@@ -383,18 +390,43 @@ class TfdsSplit:
             self._label_cache = np.concatenate(chunks)
         return self._label_cache
 
-    def _read(self, indices: Indices) -> list[dict[str, Any]]:
+    def numbers(self) -> Indices:
+        """Return the number at the end of each example's id, 42 of `train_00042`: another pass.
+
+        Raises:
+            DataError: the examples have no such ids.
+        """
+        found: list[int] = []
+        with _bar(len(self), f"reading ids of {self.split}") as bar:
+            for start in range(0, len(self), _CHUNK_EXAMPLES):
+                indices = np.arange(start, min(start + _CHUNK_EXAMPLES, len(self)))
+                examples = self._read(indices, self._id) if self._id else [{"id": b""}]
+                for example in examples:
+                    match = re.search(rb"[0-9]{1,18}$", example["id"] or b"")
+                    if match is None:
+                        raise DataError(
+                            f"{self.directory}: the examples have no ids such as train_00042, by "
+                            "which dataset.labels_file names them; set it to None"
+                        )
+                    found.append(int(match[0]))
+                bar.update(len(indices))
+        return np.array(found, np.int64)
+
+    def _read(self, indices: Indices, features: Any = None) -> list[dict[str, Any]]:
+        """Return input and label of these examples as they are stored, or these features alone."""
         rows = indices.tolist()
+        decoders = self._decoders if features is None else {}
+        features = self._features if features is None else features
         try:
             return [
-                self._features.deserialize_example_np(record, decoders=self._decoders)
+                features.deserialize_example_np(record, decoders=decoders)
                 for record in self._examples.__getitems__(rows)
             ]
         except _RECORD_ERRORS as error:
             if len(indices) > 1:
                 # Name the example that is at fault.
                 for index in indices:
-                    self._read(np.array([index]))
+                    self._read(np.array([index]), features)
             raise DataError(
                 f"{self._where(int(indices[0]))}: cannot be read ({one_line(error)}); remove "
                 f"{self.directory} and prepare it again with recipe/prepare_data.sh"

@@ -74,6 +74,7 @@ class Conv(nn.Module):
         strides: step in pixels, in both directions.
         use_bias: add a bias to each channel.
         kernel_init: initializer of the kernel [kh, kw, c / groups, features].
+        bias_init: initializer of the bias [features].
         padding: "SAME", "VALID", or pixels of zeros at each edge.
         groups: groups of channels, each convolved on its own.
         dtype: of the computation and the output.
@@ -89,6 +90,7 @@ class Conv(nn.Module):
     strides: int = 1
     use_bias: bool = False
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
     padding: str | int = "SAME"
     groups: int = 1
     dtype: DType = jnp.float32
@@ -111,7 +113,7 @@ class Conv(nn.Module):
             self.groups,
         )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", self.bias_init, (self.features,))
             y = y + lax.broadcast_in_dim(bias.astype(self.dtype), y.shape, (y.ndim - 1,))
         return y
 

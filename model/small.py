@@ -126,3 +126,56 @@ class MnistTutorialCNN(nn.Module):
         x = norm(name="BatchNorm_6")(x, train)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=glorot)(at_least_float32(x))
+
+
+@register("DeepOBS2c2d")
+class DeepOBS2c2d(nn.Module):
+    """Two 5 x 5 convolutions with ReLU, each before a 2 x 2 max-pool; a dense layer; logits.
+
+    That of DeepOBS' test problems on MNIST and Fashion-MNIST (28 x 28 x 1). Weights begin normally
+    distributed with deviation 0.05, cut off at two deviations, and biases at 0.05.
+
+    Attributes:
+        features: channels of each convolution.
+        dense: width of the dense layer.
+        num_classes, dtype, remat: see `get_model`.
+
+    Example:
+        >>> from model.describe import count_parameters
+        >>> count_parameters(DeepOBS2c2d(10), (28, 28, 1))
+        3274634
+
+    References:
+        Schneider, Balles, Hennig, 2019: https://arxiv.org/abs/1903.05499
+    """
+
+    num_classes: int
+    features: tuple[int, ...] = (32, 64)
+    dense: int = 1024
+    dtype: DType = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(features=self.features, dense=self.dense)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[b, h, w, c] -> [b, num_classes]; h and w at least 4 for two convolutions."""
+        check_images(self, x, 2 ** len(self.features))
+        normal, constant = nn.initializers.truncated_normal(0.05), nn.initializers.constant(0.05)
+        conv = partial(
+            Conv, window=(5, 5), use_bias=True, kernel_init=normal, bias_init=constant,
+            dtype=self.dtype,
+        )  # fmt: skip
+        dense = partial(nn.Dense, kernel_init=normal, bias_init=constant)
+
+        def block(module: nn.Module, x: jax.Array, *, features: int, index: int) -> jax.Array:
+            return max_pool(nn.relu(conv(features, name=f"Conv_{index}")(x)))
+
+        for i, features in enumerate(self.features):
+            body = partial(block, features=features, index=i)
+            x = (nn.remat(body) if self.remat else body)(self, x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(dense(self.dense, dtype=self.dtype)(x))
+        return dense(self.num_classes)(at_least_float32(x))

@@ -4,6 +4,7 @@ write_tfds_set(tmp_path, "mnist", n_train=32, n_test=8)
 python -m gnp.main.main ... --config.dataset.data_dir=TMP_PATH
 """
 
+import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ def write_tfds_set(
     evaluation_split: str | None = "test",
     shards: int = 1,
     seed: int = 0,
+    ids: Sequence[str] | None = None,
 ) -> Path:
     """Write a set of random images, with labels 0, 1, 2, ... in turn.
 
@@ -46,6 +48,7 @@ def write_tfds_set(
         evaluation_split: its name, such as 'validation'; None: only 'train' is written.
         shards: files a split.
         seed: of the images.
+        ids: of the examples of 'train'; those of another split have the first ones.
 
     Returns:
         The folder with the files.
@@ -70,8 +73,9 @@ def write_tfds_set(
     }
     folder = data_dir / name / config / version if config else data_dir / name / version
     return write_split_files(
-        folder, name, examples, shape=shape, num_classes=num_classes, config=config, shards=shards
-    )
+        folder, name, examples, shape=shape, num_classes=num_classes, config=config, shards=shards,
+        ids=ids,
+    )  # fmt: skip
 
 
 def random_image(
@@ -93,6 +97,7 @@ def write_split_files(
     config: str | None = None,
     shards: int = 1,
     key: str = "image",
+    ids: Sequence[str] | None = None,
 ) -> Path:
     """Write given examples as a TFDS set, and its description.
 
@@ -105,6 +110,8 @@ def write_split_files(
         config: TFDS' builder config; None: none.
         shards: files a split.
         key: name of the input, such as 'features'.
+        ids: of the first examples of each split, as many as its examples or more; None: they have
+            none.
 
     Returns:
         The folder.
@@ -121,7 +128,9 @@ def write_split_files(
     dtype = next(iter(examples.values()))[0][0].dtype
     splits = []
     for split, (images, labels) in examples.items():
-        records = [_example(key, image, label) for image, label in zip(images, labels, strict=True)]
+        names = [None] * len(labels) if ids is None else ids[: len(labels)]
+        rows_of_split = zip(images, labels, names, strict=True)
+        records = [_example(key, image, label, name) for image, label, name in rows_of_split]
         shard_rows = np.array_split(np.arange(len(records)), shards)
         for shard, rows in enumerate(shard_rows):
             file = folder / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
@@ -145,7 +154,11 @@ def write_split_files(
     if config:
         info["configName"] = config
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    (folder / "features.json").write_text(json.dumps(_features(key, shape, num_classes, dtype)))
+    features = _features(key, shape, num_classes, dtype)
+    if ids is not None:
+        text = "tensorflow_datasets.core.features.text_feature.Text"
+        features["featuresDict"]["features"]["id"] = {"pythonClassName": text, "text": {}}
+    (folder / "features.json").write_text(json.dumps(features))
     (folder / "label.labels.txt").write_text("".join(f"class_{i}\n" for i in range(num_classes)))
     return folder
 
@@ -241,6 +254,51 @@ def write_ucr_set(
     return folder
 
 
+def write_idx_set(
+    folder: Path,
+    *,
+    n_train: int = 32,
+    n_test: int = 8,
+    shape: tuple[int, int] = (28, 28),
+    num_classes: int = 10,
+    compressed: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write random images in MNIST's own format, with labels 0, 1, 2, ... in turn.
+
+    Args:
+        folder: which `dataset.data_dir` names. Created.
+        n_train: examples of the training split.
+        n_test: examples of the test split.
+        shape: height and width of an image.
+        num_classes: labels are taken modulo it.
+        compressed: the files are .gz.
+        seed: of the images.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     folder = write_idx_set(Path(tmp), n_train=2, shape=(3, 3))
+        ...     (folder / "train-images-idx3-ubyte").stat().st_size
+        34
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", n_train), ("t10k", n_test)):
+        images = rng.integers(0, 256, (count, *shape), np.uint8)
+        labels = (np.arange(count) % num_classes).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            content, file = header + array.tobytes(), f"{split}-{name}-ubyte"
+            if compressed:
+                content, file = gzip.compress(content), f"{file}.gz"
+            (folder / file).write_bytes(content)
+    return folder
+
+
 def write_csv_table(
     file: Path, *, rows: int = 40, columns: int = 3, is_regression: bool = True, seed: int = 0
 ) -> Path:
@@ -299,7 +357,7 @@ def _features(
     }
 
 
-def _example(key: str, image: np.ndarray, label: int) -> bytes:
+def _example(key: str, image: np.ndarray, label: int, name: str | None = None) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
     if image.dtype == np.uint8:
@@ -308,7 +366,11 @@ def _example(key: str, image: np.ndarray, label: int) -> bytes:
         floats = tf_feature_pb2.FloatList(value=image.ravel().tolist())
         value = tf_feature_pb2.Feature(float_list=floats)
     number = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[label]))
-    features = tf_feature_pb2.Features(feature={key: value, "label": number})
+    feature = {key: value, "label": number}
+    if name is not None:
+        texts = tf_feature_pb2.BytesList(value=[name.encode()])
+        feature["id"] = tf_feature_pb2.Feature(bytes_list=texts)
+    features = tf_feature_pb2.Features(feature=feature)
     return bytes(tf_example_pb2.Example(features=features).SerializeToString())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Kinds whose name does not say which data they are, as ds_pipeline has them: it loads slowly.
-OWN_FILES = ("image_folder", "csv", "npz", "forecast")
+OWN_FILES = ("image_folder", "csv", "npz", "idx", "forecast")
 
 
 def dataset_title(name: str, data_dir: str | None) -> str:

@@ -98,12 +98,16 @@ def gather(tree: Any) -> Any:
 
 
 def split(tree: Any) -> Any:
-    """Split gradients over the mesh that is set as the parameters are; inside jit."""
+    """Split gradients over the mesh that is set as the parameters are; inside jit.
+
+    They are whole before that, which XLA turns into one sum whose parts go where they stay. Asked
+    for the parts alone, it takes each product apart and hands pieces on from device to device.
+    """
     shards = _fsdp()
     if shards == 1:
         return tree
     specs = jax.tree.map(lambda x: split_spec(x.shape, shards), tree)
-    return jax.lax.with_sharding_constraint(tree, specs)
+    return jax.lax.with_sharding_constraint(gather(tree), specs)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

@@ -52,6 +52,8 @@ def config_of(use_test_set: bool = True, seeds: int = 0, **keys: Any) -> SimpleN
         "keep_last_batch": False,
         "subset": None,
         "label_noise": 0.0,
+        "labels_file": None,
+        "labels_array": None,
         "mean": None,
         "std": None,
         "lookback": 512,

@@ -8,10 +8,11 @@ import pytest
 
 from ds_pipeline import DataError
 from ds_pipeline.csv_file import load_csv
+from ds_pipeline.idx_file import load_idx
 from ds_pipeline.npz_file import load_npz
 from ds_pipeline.splits import Splits
 from ds_pipeline.ucr import load_ucr
-from tests.data_sets import write_csv_table, write_ucr_set
+from tests.data_sets import write_csv_table, write_idx_set, write_ucr_set
 
 MUTATIONS = 50
 
@@ -43,6 +44,15 @@ def packed_file(folder: Path) -> tuple[Path, Callable[[], Splits]]:
     return npz_file(folder, np.savez_compressed)
 
 
+def idx_file(folder: Path, compressed: bool = False) -> tuple[Path, Callable[[], Splits]]:
+    write_idx_set(folder, n_train=6, n_test=4, shape=(3, 2), num_classes=2, compressed=compressed)
+    return folder / f"train-images-idx3-ubyte{'.gz' * compressed}", lambda: load_idx(folder)
+
+
+def packed_idx_file(folder: Path) -> tuple[Path, Callable[[], Splits]]:
+    return idx_file(folder, compressed=True)
+
+
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     """Change, remove, repeat or overwrite a part."""
     start = int(rng.integers(len(content)))
@@ -59,7 +69,9 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     )[int(rng.integers(6))]
 
 
-@pytest.mark.parametrize("kind", [csv_file, tsv_file, ts_file, npz_file, packed_file])
+@pytest.mark.parametrize(
+    "kind", [csv_file, tsv_file, ts_file, npz_file, packed_file, idx_file, packed_idx_file]
+)
 def test_a_damaged_file_is_one_line(kind: Callable, tmp_path: Path) -> None:
     file, load = kind(tmp_path)
     load()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ds_pipeline import DataError, npz_file
+from ds_pipeline import DataError, files
 from ds_pipeline.npz_file import load_npz
 from ds_pipeline.splits import Splits
 
@@ -183,14 +183,14 @@ def bomb(file: Path, size: int) -> Path:
 def test_arrays_that_would_fill_the_memory_are_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(npz_file, "_HARMLESS_BYTES", 2**23)
+    monkeypatch.setattr(files, "_HARMLESS_BYTES", 2**23)
     file = bomb(tmp_path / "a.npz", 2**24)
     with pytest.raises(
         DataError, match=r"unpacks from [\d,]{6,7} to 16,777,3.. bytes; allowed are up to 8,3"
     ):
         load(file)
     # What packs as pictures do may be as large as the memory allows.
-    monkeypatch.setattr(npz_file, "_MOST_RATIO", 10_000)
+    monkeypatch.setattr(files, "_MOST_RATIO", 10_000)
     with pytest.raises(DataError, match="y has no examples"):
         load(file)
     monkeypatch.setattr(os, "sysconf", lambda _: 2**12)

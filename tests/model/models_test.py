@@ -16,6 +16,7 @@ SIZES = [
     ("WideResNet_16_4", (32, 32, 3), 2_748_890),
     ("MnistTutorialCNN", (28, 28, 1), 257_738),
     ("DigitsCNN", (8, 8, 1), 53_098),
+    ("DeepOBS2c2d", (28, 28, 1), 3_274_634),
     ("WideResNet_22_8", (32, 32, 3), 17_158_106),
     ("WideResNet_28_10", (32, 32, 3), 36_479_194),
     ("WideResNet_40_10", (32, 32, 3), 55_841_754),
@@ -258,7 +259,7 @@ def test_image_models_say_in_one_line_what_they_cannot_take(name, shape, reason)
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("DigitsCNN", 4), ("MnistTutorialCNN", 8)],
+    [("DigitsCNN", 4), ("DeepOBS2c2d", 4), ("MnistTutorialCNN", 8)],
 )
 def test_images_that_are_too_small_are_an_error(name, least):
     message = f"must be at least {least} x {least} pixels, is {least} x {least - 1};"
@@ -294,3 +295,15 @@ def test_dropout_rate_zero_draws_nothing():
         return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
     assert jax.eval_shape(initialize_and_train, x).shape == (4, 3)
+
+
+def test_initial_weights_of_deepobs():
+    """A normal of deviation 0.05, cut off at two of them, has the deviation 0.044."""
+    module = get_model("DeepOBS2c2d", 10, features=(8, 16), dense=32)
+    init = jax.jit(lambda x: module.init(jax.random.key(0), x, False)["params"])
+    params = init(jnp.ones((1, 12, 12, 1)))
+    assert params["Conv_1"]["kernel"].shape == (5, 5, 8, 16)
+    for layer in params.values():
+        np.testing.assert_allclose(layer["bias"], 0.05, rtol=1e-6)
+        assert 0.09 < np.abs(layer["kernel"]).max() <= 0.1
+        assert 0.036 < np.std(layer["kernel"]) < 0.052

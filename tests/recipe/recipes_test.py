@@ -12,8 +12,8 @@ from recipe.sweep import read_axes
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = (
-    *("all-smoke.sh", "experiment.sh", "mnist-tutorial.sh", "quickstart.sh", "riemannian-svhn.sh"),
-    *("samformer-etth1.sh", "sweep.sh", "test.sh"),
+    *("all-smoke.sh", "experiment.sh", "label-noise-cifar10.sh", "mnist-tutorial.sh"),
+    *("quickstart.sh", "riemannian-svhn.sh", "samformer-etth1.sh", "sweep.sh", "test.sh"),
 )
 
 
@@ -184,6 +184,28 @@ def test_samformer_is_a_sweep_of_horizons_methods_and_seeds(checkout: Checkout):
         for horizon, r in horizons
         for method in ((r, "1"), (r, "0.8"), ("0", "0"))
     )
+
+
+def test_label_noise_is_a_sweep_of_methods(checkout: Checkout):
+    """All of a seed before the next one."""
+    data = "--config.dataset.data_dir=DIR"
+    methods = {("0", "0", "False"), ("0.1", "1", "False"), ("0.1", "0.8", "False")}
+    for size, levels in (("full", ("0.2", "0.4", "0.6", "0.8")), ("small", ("0.4",))):
+        _, [call] = checkout.run("label-noise-cifar10.sh", data, SIZE=size)
+        assert call[2:4] == ["recipe.sweep", f"label_noise:{size}"] and call[-1] == data
+        seeds, noise, method = read_axes(call[4:-1])
+        assert [value[0] for value in seeds.values] == ["0", "1", "2"]
+        assert [value[0] for value in noise.values] == list(levels)
+        assert method.keys == ("gnp.r", "gnp.alpha", "gnp.adaptive", "opt.centralize")
+        assert len(method.values) == 6
+        assert {value[:3] for value in method.values} == {*methods, ("0.5", "1", "True")}
+        assert {value[:2] for value in method.values if value[3] == "all"} == {
+            ("0", "0"),
+            ("0.1", "0.8"),
+        }
+    done, calls = checkout.run("label-noise-cifar10.sh", data, SIZE="tiny")
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr == 'SIZE="tiny": use full or small\n'
 
 
 def test_all_smoke(checkout: Checkout):

@@ -20,6 +20,7 @@ from tests.marks import quick_first
 MODELS = [
     ("DigitsCNN", {}, (8, 8, 1)),
     ("MnistTutorialCNN", {}, (28, 28, 1)),
+    ("DeepOBS2c2d", {"features": (4, 4), "dense": 8}, (8, 8, 1)),
     ("WideResNet_10_1", {}, (8, 8, 3)),
     ("WideResNet_2_4_ShakeShake", {"depth": 8}, (8, 8, 3)),
     ("PyramidNet_11_5", {}, (8, 8, 3)),

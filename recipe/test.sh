@@ -3,8 +3,8 @@
 #
 #   bash recipe/test.sh [--slow] [PYTEST ARGUMENT ...]
 #
-# --slow adds the tests marked slow. XLA leaves most optimizations out; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all tests
-# compiled as a user's run is, which takes about twice as long.
+# --slow adds the tests marked slow. XLA leaves most optimizations out; with JAX_DISABLE_MOST_OPTIMIZATIONS=0
+# all tests are compiled as a user's run is, which takes longer.
 # Files and folders named here are the caller's; without any, all tests and the examples in the docstrings run. -n 0 runs them in one process.
 # GNP_DATA_DIR names a folder of prepared TFDS data sets, beside which `weights` may lie; the tests that read one skip without it.
 set -euo pipefail

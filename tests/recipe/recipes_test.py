@@ -249,8 +249,8 @@ def test_test(checkout: Checkout):
     [
         ([], {}, "1"),
         ([], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}, "0"),
-        (["--slow"], {}, "0"),
-        (["--slow"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, "1"),
+        (["--slow"], {}, "1"),
+        (["--slow"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}, "0"),
     ],
 )
 def test_what_the_tests_are_compiled_with(checkout: Checkout, arguments, given, optimizations_off):

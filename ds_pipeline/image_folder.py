@@ -322,7 +322,7 @@ def _is_intact(index: FolderIndex, class_count: int) -> bool:
         and (sizes >= _SHORTEST_NAME).all()
         and index.ends[-1] == len(index.names)
         and not np.isin(index.names, (0, ord(os.sep))).any()
-        and 0 <= index.labels.min() <= index.labels.max() < class_count
+        and 0 <= np.min(index.labels) <= np.max(index.labels) < class_count
     )
 
 

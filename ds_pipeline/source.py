@@ -284,7 +284,7 @@ def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(is_constant(mean, std, raw.dtype), CONSTANT, std)
 
 
-def is_constant(mean: np.ndarray, std: np.ndarray, dtype: np.dtype) -> npt.NDArray[np.bool_]:
+def is_constant(mean: Any, std: Any, dtype: np.dtype) -> Any:
     """Tell where values deviate from their mean by no more than rounding to their type does."""
     rounding = np.finfo(dtype if np.issubdtype(dtype, np.floating) else np.float64).eps
     return std <= _NOISE_ULPS * rounding * np.abs(mean)

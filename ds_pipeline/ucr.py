@@ -175,7 +175,7 @@ def _values(where: str, fields: list[str]) -> np.ndarray:
     except ValueError:
         raise DataError(f"{where}: {_no_number(fields)}") from None
     if np.abs(values).max() > LARGEST:
-        raise DataError(f"{where}: value {np.abs(values).argmax() + 1} is above {LARGEST:g}")
+        raise DataError(f"{where}: value {np.argmax(np.abs(values)) + 1} is above {LARGEST:g}")
     return values
 
 

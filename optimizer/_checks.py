@@ -85,9 +85,12 @@ def _is_real(value: jax.Array) -> bool:
 
 def check_axis_name(name: str, axis_name: str | tuple[str, ...] | None) -> None:
     """Raise unless the axis is one of a `jax.shard_map` around."""
+    if axis_name is None:
+        return
+    if jax.__version_info__ < (0, 10):
+        raise OptimizerError(f"{name} has axis_name={axis_name!r}, which needs jax 0.10 or newer")
     try:
-        if axis_name is not None:
-            jax.lax.axis_size(axis_name)
+        jax.lax.axis_size(axis_name)
     except NameError:
         raise OptimizerError(
             f"{name} has axis_name={axis_name!r}, and update is called outside of jax.shard_map "

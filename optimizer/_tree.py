@@ -31,6 +31,15 @@ def map_present(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree.map(leaf, tree, *rest, is_leaf=lambda x: x is None)
 
 
+def extend_prefix(prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """Return a tree with the values of its prefix (`jax.tree.broadcast`, which jax 0.4 lacks)."""
+
+    def below(value: Any, subtree: Any) -> Any:
+        return jax.tree.map(lambda _: value, subtree)
+
+    return jax.tree.map(below, prefix, tree, is_leaf=is_leaf)
+
+
 def wide_dtype(x: Any) -> Any:
     """Return the dtype in which to compute with `x`: float32, or its own where that is wider."""
     dtype = jnp.result_type(x)

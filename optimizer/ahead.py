@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, Scalar, check_axis_name, check_scalar
-from ._tree import fill, map_present, wide
+from ._tree import extend_prefix, fill, map_present, wide
 from .axes import Axes, AxesOrFunction, axes_of
 from .parameters import leaf_name
 from .perturbation import (
@@ -104,7 +104,7 @@ def perturb_ahead(
         check_axis_name("perturb_ahead", axis_name)
         point = wide(params)
         d, memory = direction.update(wide(grads), memory, point)
-        radius = jax.tree.broadcast(values_at("r", r, count, params), point)
+        radius = extend_prefix(values_at("r", r, count, params), point)
         epsilon = map_present(
             lambda e, r: jnp.asarray(r, e.dtype) * e, metric(d, point, axis_name), radius
         )

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from ._checks import OptimizerError
+from ._tree import extend_prefix
 
 # The names of leaves that are multiplied or added, in Flax, Haiku and Keras.
 SCALES = ("scale", "gamma")
@@ -116,7 +117,7 @@ def broadcast(
     message says that `name` must be `expected`, and where the first difference is.
     """
     try:
-        whole = jax.tree.broadcast(tree, params, is_leaf)
+        whole = extend_prefix(tree, params, is_leaf)
     except ValueError:
         values = jax.tree.map(lambda leaf: name, tree, is_leaf=is_leaf)
         raise OptimizerError(f"{name} must be {expected}: {_difference(values, params)}") from None
@@ -174,5 +175,9 @@ def leaf_path(path: Any) -> tuple[str, ...]:
     # NNX keeps each array in a node whose only field is the value.
     last_is_node = bool(path) and path[-1] == jax.tree_util.GetAttrKey("value")
     names = path[:-1] if last_is_node else path
-    keys = (jax.tree_util.keystr((key,), simple=True) for key in names)
-    return tuple(name for key in keys for name in key.split("."))
+    return tuple(name for key in names for name in _key_name(key).split("."))
+
+
+def _key_name(key: Any) -> str:
+    """Return the name in one key of a path (`jax.tree_util.keystr` of old jax has no `simple`)."""
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

@@ -36,6 +36,7 @@ from ._checks import (
     check_scalar,
 )
 from ._tree import (
+    extend_prefix,
     fill,
     inner,
     is_differentiable,
@@ -191,7 +192,7 @@ def mix(alpha: Values, normalize: bool = False, method: str = "finite_difference
 
 def spread(value: Any, probe: Probe) -> Any:
     """Return a pytree like params of a number, or of a pytree of them."""
-    return jax.tree.broadcast(value, probe.params, is_leaf=lambda x: x is None)
+    return extend_prefix(value, probe.params, is_leaf=lambda x: x is None)
 
 
 # The transformation, and the pure function.
@@ -525,7 +526,7 @@ def move(params: Any, direction: Any, r: Any) -> Any:
     def leaf(p: Any, d: Any, r: Any) -> Any:
         return p if p is None or d is None else p + _times(r, d, p)
 
-    radii = jax.tree.broadcast(r, params, is_leaf=lambda x: x is None)
+    radii = extend_prefix(r, params, is_leaf=lambda x: x is None)
     return jax.tree.map(leaf, params, direction, radii, is_leaf=lambda x: x is None)
 
 
@@ -540,7 +541,7 @@ def _derivative(f: Callable[[Any], Any], params: Any, direction: Any, r: Any) ->
     leaves = jax.tree.leaves(params, is_leaf=is_none)
     structure: Any = jax.tree.structure(params, is_leaf=is_none)
     directions = structure.flatten_up_to(direction)
-    radii = structure.flatten_up_to(jax.tree.broadcast(r, params, is_leaf=is_none))
+    radii = structure.flatten_up_to(extend_prefix(r, params, is_leaf=is_none))
     moving = [i for i, d in enumerate(directions) if d is not None and leaves[i] is not None]
     # At θ itself, not at θ + 0·d: so XLA sees that f(θ) has been computed already.
     points = [leaves[i] for i in moving]

@@ -5,8 +5,9 @@
 #   source recipe/setup.sh    sets ROOT (the checkout) and PYTHON, puts ROOT on PYTHONPATH
 #
 # An active environment (venv, conda), or a container's Python, that satisfies requirements.txt is
-# used as it is. Otherwise a virtual environment is made, and installed into again only when
-# requirements.txt or GNP_JAX has changed or the last installation did not end well.
+# used as it is. Otherwise a virtual environment of the newest Python found is made, by uv where it
+# is installed, else by pip, and installed into again only when requirements.txt or GNP_JAX has
+# changed or the last installation did not end well.
 #
 #   GNP_JAX   the build of jax: cpu, cuda13 or tpu. Unset: the one already there, else cpu.
 #   GNP_VENV  the folder of the virtual environment; an active one is then left alone.
@@ -78,7 +79,7 @@ new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/
 
 find_python() {
   local name
-  for name in python3.12 python3.11 python3.13 python3 python; do
+  for name in python3.13 python3.12 python3.11 python3 python; do
     if command -v "$name" >/dev/null && new_enough "$name"; then
       command -v "$name"
       return
@@ -107,7 +108,7 @@ base_python() {
     apt python3 python3-venv
     base="$(find_python)" || true
   fi
-  [[ -n "$base" ]] || fail 1 "no Python 3.11 or newer on PATH: install one, such as python3.12"
+  [[ -n "$base" ]] || fail 1 "no Python 3.11 or newer on PATH: install one, such as python3.13"
   if ! has_venv "$base"; then
     package="python$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     can_apt || fail 1 "$base cannot make virtual environments: install $package (as root: apt-get install $package)"
@@ -147,7 +148,7 @@ ready() {
 }
 
 make_or_update() { # PYTHON
-  local what=() extra=() begun=$SECONDS
+  local install extra=() begun=$SECONDS
   if [[ "$(built)" == "$build" ]] && "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
     say "updating $venv"
     : >"$state"
@@ -158,13 +159,13 @@ make_or_update() { # PYTHON
     "$1" -m venv "$venv" >&2 || fail 1 "$1 could not make a virtual environment in $venv"
   fi
   [[ "$build" == cpu ]] || extra=("jax[$build]")
-  what=(-r "$requirements" ${extra[@]+"${extra[@]}"})
   # -I: packages that PYTHONPATH or the user's own folder offers must not count as installed.
-  "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input --no-compile \
-    "${what[@]}" >&2 ||
-    fail 1 "pip could not install requirements.txt into $venv (see above); the next call begins again"
-  # pip would compile on one core. What does not compile here would not have there, and is not
-  # imported; what is left out is imported in part, and compiled then.
+  install=("$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --no-compile)
+  if command -v uv >/dev/null; then install=(uv pip install --python "$venv/bin/python"); fi
+  "${install[@]}" --quiet -r "$requirements" ${extra[@]+"${extra[@]}"} >&2 ||
+    fail 1 "could not install requirements.txt into $venv (see above); the next call begins again"
+  # pip would compile on one core, uv not at all. What does not compile here would not have there, and
+  # is not imported; what is left out is imported in part, and compiled then.
   "$venv/bin/python" -I -m compileall -qq -j 0 -x '/(tests|pip|graph_objs)/' "$venv/lib" >&2 || true
   wanted >"$state"
   say "done in $((SECONDS - begun)) s"

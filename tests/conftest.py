@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Nothing goes into the user's own cache of compiled programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
-# jax 0.10.0 and 0.10.1 log a false alarm for each entry that they read from a compilation cache.
+# jax 0.10.1 logs a false alarm for each entry that it reads from a compilation cache.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import fcntl

@@ -22,6 +22,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "optimizer/README.md",
     *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
 ]
 NUMBER = re.compile(r"\d+(?:\.(\d+))?")

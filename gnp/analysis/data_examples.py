@@ -172,7 +172,7 @@ def _mixture(label: Any, own: int, dataset: ds_pipeline.Dataset) -> str:
         return ""
     others = np.array(label)
     others[own] = 0
-    partner = int(others.argmax())
+    partner = int(np.argmax(others))
     text = f"{label[own]:.0%}"
     if others[partner] > 0.005:
         name = pictures.shortened(dataset.class_names[partner], 7)

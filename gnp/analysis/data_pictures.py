@@ -63,7 +63,7 @@ def plot_sizes(sizes: npt.NDArray[np.integer], title: str, path: Path) -> None:
     with picture(path, (10, 4.5)) as figure:
         left, right = figure.subplots(1, 2)
         left.scatter(sizes[:, 1], sizes[:, 0], s=10, alpha=0.35, color=COLORS[0], linewidths=0)
-        most = 1.05 * sizes.max()
+        most = 1.05 * np.max(sizes)
         left.axline((0, 0), slope=1, color=GRAY, linewidth=0.8, linestyle=":")
         left.annotate("square", (0.97 * most, 0.97 * most), color=GRAY, fontsize=9, ha="right")
         left.set(xlim=(0, most), ylim=(0, most), xlabel="width, pixels", ylabel="height, pixels")
@@ -185,7 +185,7 @@ def plot_columns(
 
 def _edges(values: npt.NDArray[np.floating], bins: int) -> list[float]:
     """Return the edges of a histogram's bins, also of values that are one, or close neighbors."""
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.min(values)), float(np.max(values))
     least = 1e-12 * max(abs(low), abs(high))
     if high - low <= least:
         low, high = low - max(0.5, least), high + max(0.5, least)

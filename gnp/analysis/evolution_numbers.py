@@ -234,7 +234,7 @@ def _from_steps(index: Index, every: int) -> dict[str, Any]:
     """Compute what `read_evolution` gives from the steps' gradients."""
     epochs, layers = index.steps // every, len(index.names)
     sizes = np.array([int(np.prod(shape)) for shape in index.shapes])
-    shown, most = evenly_spaced(epochs), most_cells(sizes.sum())
+    shown, most = evenly_spaced(epochs), most_cells(int(sizes.sum()))
     found: dict[str, Any] = {
         f"{kind}/{field}": np.zeros((epochs, layers))
         for kind in ("mean", "max")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.test_util import check_grads
 
 from model import cpu, layers
@@ -20,7 +20,8 @@ assert_trees_close = functools.partial(assert_trees_close, rtol=1e-5, atol=1e-5)
 def on(platform):
     """Trace for the devices of a platform, whether or not this machine has any."""
     device = AbstractDevice(platform, None, platform)
-    return jax.sharding.use_abstract_mesh(AbstractMesh((4,), ("data",), abstract_device=device))
+    mesh = AbstractMesh((4,), ("data",), (AxisType.Auto,), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def primitives(function, *arguments):

@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
@@ -697,6 +696,8 @@ def test_pickle_of_the_state(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
 def test_orbax_gives_the_state_back(names: tuple[str, ...], tmp_path: Path) -> None:
+    import orbax.checkpoint as ocp  # all else here needs jax and optax alone
+
     optimizers = {name: CASES[name].whole() for name in names}
     steps = {name: stepper(CASES[name], opt) for name, opt in optimizers.items()}
     states = {name: steps[name](start(), optimizers[name].init(start()))[1] for name in names}

@@ -346,6 +346,12 @@ def test_an_axis_that_is_not_there_is_named(make: Any) -> None:
         method.update(PARAMS, method.init(PARAMS), PARAMS, grad_fn=grad_fn)
 
 
+def test_an_axis_needs_a_jax_that_keeps_track_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "__version_info__", (0, 9, 2))
+    with pytest.raises(OptimizerError, match="axis_name='data', which needs jax 0.10 or newer"):
+        first(sam(axis_name="data"))
+
+
 @pytest.mark.parametrize("value", [jnp.ones(1), jnp.float32(-0.5), -0.5, None])
 @pytest.mark.parametrize(
     "make, name",

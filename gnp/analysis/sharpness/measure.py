@@ -125,7 +125,7 @@ def measure_sharpness(
     stage("spectral density")
     probes, steps, seed = settings.density_probes, settings.density_steps, settings.seed
     found, weights = spectrum(surface.hessian, ends.ritz, probes, steps, seed)
-    low, high = found.min(), found.max()
+    low, high = np.min(found), np.max(found)
     width = 0.01 * (high - low) or 1e-3 * max(abs(high), 1e-6)
     points = np.linspace(low - 6 * width, high + 6 * width, 1001)
     density, error = smooth(found, weights, width, points)

@@ -87,7 +87,7 @@ def test_a_loop_counts_as_often_as_it_runs():
 
 
 def test_each_device_of_a_shard_map_counts():
-    mesh = jax.sharding.AbstractMesh((4,), ("x",))
+    mesh = jax.sharding.AbstractMesh((4,), ("x",), (jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("x")
     f = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
     jaxpr = jax.make_jaxpr(f)(jnp.ones((8, 5))).jaxpr

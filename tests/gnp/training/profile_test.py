@@ -1,5 +1,7 @@
 """A trace of steps: where it ends, and where it cannot be written."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -39,4 +41,5 @@ def test_a_trace_that_cannot_be_written_is_told_in_one_line(tmp_path):
     assert "\n" not in str(raised.value)
     steps.close()
     in_the_way.unlink()
-    jax.profiler.stop_trace()  # jax keeps a trace that it could not write
+    with contextlib.suppress(RuntimeError):
+        jax.profiler.stop_trace()  # before jax 0.12 it keeps a trace that it could not write

@@ -294,8 +294,7 @@ def test_a_full_disk_under_tensorboard_ends_at_once_and_is_named(tmp_path):
 
 def test_a_run_that_goes_on_hides_the_points_of_the_steps_after_it(tmp_path):
     """TensorBoard drops what older files have from the mark's step on."""
-    with Log(tmp_path, step=7):
-        pass
+    TensorBoard(tmp_path, step=7).close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     data, events = file.read_bytes(), []
     while data:  # a record: its length, 4 bytes of checksum, itself, 4 bytes of checksum

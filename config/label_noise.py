@@ -7,8 +7,8 @@ r"""Residual networks on CIFAR-10 with wrong training labels: the largest publis
 
 The recipe compares methods; this is plain training. The argument is the size: full (also without
 one), 32 layers, all 50,000 images and 200 epochs, as published; small, 20 layers, 10,000 images and
-40 epochs, for two cores. Of the training labels 40% are replaced by another class
-(--config.dataset.label_noise=0.2). Momentum 0.9, batches of 128, a cosine from 0.1, weight decay
+40 epochs, for two cores. Of the training labels 40% are replaced by another class (20%:
+--config.dataset.label_noise=0.2). Momentum 0.9, batches of 128, a cosine from 0.1, weight decay
 5e-4, crops and mirror images: the settings of https://github.com/SamsungLabs/ASAM on CIFAR-10 but
 for its label smoothing of 0.1. Those of the published label noise experiments were not at hand.
 

@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,16 @@ def pytest_sessionfinish() -> None:
 def key() -> jax.Array:
     """Return the same random key in every test."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compile with all of XLA's optimizations, for a test whose bound is of that rounding."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The methods side by side: gradients and time a step, and the test error on a part of MNIST.
 
     python -m gnp.bench.methods --data_dir=DIR --out=DIR [--seeds=N] [--runs=N] [--jobs=N]
-        [--tune] [--methods NAME ...]
+        [--methods NAME ...]
 
 Each method is a run of config/methods.py:mnist with some keys changed, once a seed, in a run
 directory of its own under --out. Finished runs are only read, so the same command goes on where it
@@ -10,18 +10,12 @@ pixels, all methods in turn; a method that penalizes some steps only has the mea
 weighted by how often each is taken. OUT/methods.json
 has all measurements, and a log lies beside each run directory.
 
-Each method has the numbers of its paper, or of the recipes. With --tune the radius of each one that
-has a radius is chosen first: 0.5, 1 or 2 times that number, by one run each of a seed that no other
-run has, evaluated on a held-out tenth of the training set, not on the test set. OUT/grid.json keeps
-the choice and the errors behind it, and every later run under OUT has that radius. Nothing else is
-tuned, of no method.
+Each method has the numbers of its paper, or of the recipes; none is tuned. gnp.bench.verdict
+compares some of them with learning rate and radius chosen for each, on several tasks.
 """
 
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +24,8 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-import config as configs
 import optimizer
-from config import default, load_config
+from config import load_config
 from gnp.analysis.command_line import Parser, local_path, make_folder, whole
 from gnp.bench.measure import (
     PENALTY,
@@ -44,13 +37,12 @@ from gnp.bench.measure import (
     report,
     run,
 )
-from gnp.training.distributed import catch_signals
-from gnp.training.files import read_json, read_rows, write_json
-from gnp.training.run_directory import refuse_other_config
+from gnp.bench.runs import Run, train
+from gnp.training.files import read_rows
+from gnp.training.metrics import number
 
 CONFIG = str(ROOT / "config" / "methods.py:mnist")
-# What --tune has chosen, in OUT; and the seed of its runs, which no other has.
-_GRID, _TUNING_SEED = "grid.json", 10_000
+STEPS_PER_EPOCH = 31  # of 2,000 images in batches of 64
 # Of the steps that are measured.
 STEP = {"model.model_name": "WideResNet_16_4", "batch_size": 64}
 COLUMNS = {
@@ -61,7 +53,6 @@ COLUMNS = {
     "test error": "{:>}",
 }
 
-RADII = (0.5, 1.0, 2.0)  # of the grid, times a method's own
 _SAM = {"gnp.r": 0.05, "gnp.alpha": 1.0}
 _GC = {"opt.centralize": "all"}
 _ADAM = {"opt.opt_type": "Adam", "base_lr": 1e-3}
@@ -110,137 +101,18 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class Run:
-    """The training run of a method and a seed.
+def method_run(method: str, seed: int, data_dir: str, out: Path) -> Run:
+    """Return the run of a method and a seed.
 
     Args:
         method: Its name.
         seed: From 0 on.
         data_dir: Folder with MNIST as TFDS prepares it.
         out: Where the run directories are.
-        radius: Instead of the method's own; None: that.
-        folder: Its name under the method's; empty: that of the seed.
-
-    Raises:
-        RunDirectoryError: its directory holds another run.
     """
-
-    def __init__(
-        self,
-        method: str,
-        seed: int,
-        data_dir: str,
-        out: Path,
-        radius: float | None = None,
-        folder: str = "",
-    ) -> None:
-        self.method, self.name = method, f"{method}, {folder or f'seed {seed}'}"
-        self.directory = out / method.replace(" ", "_") / (folder or f"seed_{seed}")
-        self.log = self.directory.with_name(f"{self.directory.name}.log")
-        keys = {"seeds": seed, "init_seeds": seed, "dataset.data_dir": data_dir}
-        keys |= {} if radius is None else {"gnp.r": radius}
-        keys |= {"use_test_set": False} if folder else {}
-        self._overrides = [(key, str(value)) for key, value in (METHODS[method] | keys).items()]
-        self.config = load_config(CONFIG, self._overrides)
-        if (self.directory / "config.json").exists():
-            values, defaults = map(configs.as_json, (self.config, default.get_config()))
-            advice = "choose another --out, or remove that directory"
-            refuse_other_config(self.directory, values, default.FREE_KEYS, defaults, advice)
-
-    def error(self) -> float | None:
-        """Return the error of its evaluation, as a share; None where the run is not finished."""
-        rows = read_rows(self.directory / "metrics.jsonl")
-        done = rows and rows[-1]["epoch"] == self.config.total_epochs
-        split = "test" if self.config.use_test_set else "validation"
-        return rows[-1][f"{split}_error_rate"] if done else None
-
-    def start(self) -> "subprocess.Popen[bytes]":
-        """Train, or go on, in a process of its own; what it says goes to `log`."""
-        arguments = [f"--config.{key}={value}" for key, value in self._overrides]
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.directory.parents[1] / "compiled")}
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "gnp.main.main", f"--config={CONFIG}",
-                 f"--working_dir={self.directory}", *arguments],
-                env={**cache, **os.environ, "PYTHONPATH": str(ROOT)},
-                start_new_session=True,  # a second signal, from the terminal, would end it at once
-                stdout=log,
-                stderr=log,
-            )  # fmt: skip
-
-    def last_words(self) -> str:
-        """Return the last line that it has written."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it ended early"
-
-
-def train(runs: Sequence[Run], jobs: int) -> list[str]:
-    """Train what is not finished; return a line for each run that failed.
-
-    Args:
-        runs: Of all methods and seeds.
-        jobs: Processes at a time.
-
-    Raises:
-        KeyboardInterrupt: A signal came, and the runs have saved.
-    """
-    waiting = [each for each in runs if each.error() is None]
-    running: dict[Run, subprocess.Popen[bytes]] = {}
-    failures = []
-    bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", disable=None)
-    with catch_signals() as interrupt, bar:
-        try:
-            while (waiting or running) and not interrupt.signal:
-                while waiting and len(running) < jobs:
-                    each = waiting.pop(0)
-                    running[each] = each.start()
-                time.sleep(0.1)
-                for each in [each for each in running if running[each].poll() is not None]:
-                    del running[each]
-                    bar.update()
-                    if each.error() is None:
-                        failures.append(f"{each.name}: {each.last_words()}")
-        finally:  # after a signal: they save, and go on there the next time
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                process.wait()
-    if interrupt.signal:
-        raise KeyboardInterrupt
-    return failures
-
-
-def tune(methods: Sequence[str], data_dir: str, out: Path, jobs: int) -> dict[str, Any]:
-    """Choose the radius of each method that has one, and return what OUT/grid.json holds.
-
-    Args:
-        methods: Their names.
-        data_dir: Of MNIST.
-        out: Where the run directories are.
-        jobs: Processes at a time.
-
-    Returns:
-        Method -> {"r": the chosen radius, "errors": radius -> error on the held-out part}.
-
-    Raises:
-        BenchError: a run failed.
-    """
-    radii = {name: METHODS[name]["gnp.r"] for name in methods if METHODS[name].get("gnp.r")}
-    runs = {
-        method: {
-            factor * r: Run(method, _TUNING_SEED, data_dir, out, factor * r, f"r_{factor * r:g}")
-            for factor in RADII
-        }
-        for method, r in radii.items()
-    }
-    if failures := train([run for of_radius in runs.values() for run in of_radius.values()], jobs):
-        raise BenchError("; ".join(failures))
-    grid = {}
-    for method, of_radius in runs.items():
-        errors = {r: float(run.error() or 0.0) for r, run in of_radius.items()}
-        grid[method] = {"r": min(errors, key=errors.__getitem__), "errors": errors}
-    return grid
+    keys = {"seeds": seed, "init_seeds": seed, "dataset.data_dir": data_dir}
+    directory = out / method.replace(" ", "_") / f"seed_{seed}"
+    return Run(f"{method}, seed {seed}", CONFIG, METHODS[method] | keys, directory, out)
 
 
 def gradients(config: ml_collections.ConfigDict, share: float) -> float:
@@ -249,14 +121,10 @@ def gradients(config: ml_collections.ConfigDict, share: float) -> float:
     return 1 + share * more
 
 
-def penalized_share(configs: Sequence[ml_collections.ConfigDict]) -> float:
-    """Return the share of the steps that are penalized, over several runs."""
-    shares = []
-    for config in configs:
-        steps_per_epoch = int(config.dataset.subset) // config.batch_size
-        rule = optimizer.build_step_rule(config, steps_per_epoch)
-        shares.append(statistics.fmean(map(rule, range(steps_per_epoch * config.total_epochs))))
-    return statistics.fmean(shares)
+def penalized_share(config: ml_collections.ConfigDict, steps_per_epoch: int) -> float:
+    """Return the share of a run's steps that are penalized."""
+    rule = optimizer.build_step_rule(config, steps_per_epoch)
+    return statistics.fmean(map(rule, range(steps_per_epoch * config.total_epochs)))
 
 
 def logged_share(runs: Sequence[Run]) -> float | None:
@@ -289,21 +157,23 @@ def step_times(shares: Mapping[str, float], runs: int) -> dict[str, list[float]]
     return {method: (totals[method] / totals["SGD"]).tolist() for method in shares}
 
 
-def error_cell(errors: Sequence[float | None]) -> str:
+def error_cell(errors: Sequence[float | None], metric: str = "test_error_rate") -> str:
     """Write mean and standard deviation, and how many runs failed.
+
+    Args:
+        errors: Of the seeds; None: the run failed.
+        metric: The name in metrics.jsonl, which says how they are written.
 
     Example:
         >>> error_cell([0.02, 0.04, None])
-        '3.00 ± 1.41% (1 of 3 failed)'
+        '3.00% ± 1.41% (1 of 3 failed)'
         >>> error_cell([None])
         '- (1 of 1 failed)'
     """
-    values = [100 * error for error in errors if error is not None]
-    text = f"{statistics.fmean(values):.2f}" if values else "-"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values):.2f}"
-    if values:
-        text += "%"
+    values = [error for error in errors if error is not None]
+    numbers = [statistics.fmean(values)] if values else []
+    numbers += [statistics.stdev(values)] if len(values) > 1 else []
+    text = " ± ".join(number(metric, each) for each in numbers) or "-"
     failed = len(errors) - len(values)
     return f"{text} ({failed} of {len(errors)} failed)" if failed else text
 
@@ -320,32 +190,20 @@ def _bench(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--seeds", type=whole(1), default=5)
     parser.add_argument("--runs", type=whole(1), default=7, help="measurements of each step")
     parser.add_argument("--jobs", type=whole(1), default=1, help="training runs at a time")
-    parser.add_argument("--tune", action="store_true", help="choose each method's radius first")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args(arguments)
-    methods, out, file = list(dict.fromkeys(options.methods)), options.out, options.out / _GRID
-    grid = read_json(file) if file.exists() else {}
-    if options.tune:
-        make_folder(out)
-        grid |= tune(methods, options.data_dir, out, options.jobs)
-        write_json(file, grid)
-    radii = {method: grid[method]["r"] if method in grid else None for method in methods}
+    out = options.out
     runs = {
-        method: [Run(method, n, options.data_dir, out, r) for n in range(options.seeds)]
-        for method, r in radii.items()
+        method: [method_run(method, n, options.data_dir, out) for n in range(options.seeds)]
+        for method in options.methods
     }
     make_folder(out)
     by_seed = [each for of_seed in zip(*runs.values(), strict=True) for each in of_seed]
-    try:
-        failures = train(by_seed, options.jobs)
-    except KeyboardInterrupt:
-        print(f"the same command goes on in {options.out}", file=sys.stderr)
-        raise
-
-    shares = {
-        method: logged_share(of_method) or penalized_share([each.config for each in of_method])
-        for method, of_method in runs.items()
-    }
+    failures = train(by_seed, options.jobs)
+    shares = {}
+    for method, of_method in runs.items():
+        expected = (penalized_share(each.config, STEPS_PER_EPOCH) for each in of_method)
+        shares[method] = logged_share(of_method) or statistics.fmean(expected)
     rows = []
     for method, times in step_times(shares, options.runs).items():
         errors = [each.error() for each in runs[method]]

@@ -177,6 +177,17 @@ def test_a_subset_is_balanced_and_repeatable(subset: float, count: int) -> None:
     )
 
 
+def test_each_seed_draws_its_own_subset(tmp_path: Path) -> None:
+    write_tfds_set(tmp_path, "mnist", n_train=40, shape=(28, 28, 1))
+    keys: dict[str, Any] = {"dataset_name": "mnist", "data_dir": str(tmp_path), "subset": 20}
+    inputs = [
+        build_dataset(config_of(seeds=seed, **keys)).train.batch(np.arange(20))["input"]
+        for seed in (0, 1)
+    ]
+    first, second = ({image.tobytes() for image in images} for images in inputs)
+    assert 0 < len(first - second) < 20
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

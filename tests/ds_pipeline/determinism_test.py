@@ -103,7 +103,7 @@ def on_devices(count: int) -> list[str]:
 
 @pytest.mark.slow  # tests/gnp/training/gradients_test.py has other batches on four devices
 def test_devices_change_nothing(expected: list[str], gnp_environment: dict[str, str]) -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, str(Path(__file__))],
         capture_output=True, check=False, env=gnp_environment | flags, text=True, timeout=300,

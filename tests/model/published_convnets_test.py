@@ -123,7 +123,7 @@ def force(monkeypatch):
         ("vgg_plain_fc_bn", DENSE_NORM, 1e-4),
     ],
 )
-def test_vgg(entry, params, tolerance):
+def test_vgg(entry, params, tolerance, optimized):
     plain = "plain" in entry
     module = get_model("VGG11" if plain else "VGG11BN", 10, **TWO_GROUPS, **params)
     check(entry, module, partial(vgg_names, step=2 if plain else 3), tolerance=tolerance)

@@ -541,7 +541,7 @@ for make in (
 
 @pytest.mark.slow
 def test_columns_on_four_devices() -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     subprocess.run(
         [sys.executable, "-c", SHARDED],
         cwd=Path(__file__).parents[2],

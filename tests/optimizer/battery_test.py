@@ -664,14 +664,14 @@ else:
 
     @pytest.mark.slow
     def test_two_devices() -> None:
-        flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+        two = {"JAX_NUM_CPU_DEVICES": "2", "BATTERY_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
         result = subprocess.run(
             [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
             + ["-k", "test_shard_map", "-m", "", str(Path(__file__))],
             capture_output=True,
             check=False,
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flags, "BATTERY_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+            env=os.environ | two,
             text=True,
             timeout=300,
         )

@@ -392,7 +392,7 @@ print("done")
 
 @pytest.mark.slow
 def test_the_number_of_devices_changes_nothing(gnp_environment: dict[str, str]) -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(DEVICES)],
         capture_output=True,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = (
     *("all-smoke.sh", "experiment.sh", "label-noise-cifar10.sh", "mnist-tutorial.sh"),
     *("quickstart.sh", "riemannian-svhn.sh", "samformer-etth1.sh", "sweep.sh", "test.sh"),
+    "verdict.sh",
 )
 
 
@@ -172,6 +173,11 @@ def test_sweep(checkout: Checkout):
     assert done.stderr == 'SEEDS="0 1" is for the recipes; here it is seeds=0,1\n'
 
 
+def test_verdict(checkout: Checkout):
+    _, [call] = checkout.run("verdict.sh", "--quick", "--data_dir=a b")
+    assert call == ["-P", "-m", "gnp.bench.verdict", "--quick", "--data_dir=a b"]
+
+
 def test_samformer_is_a_sweep_of_horizons_methods_and_seeds(checkout: Checkout):
     data = "--config.dataset.data_dir=ETTh1.csv"
     _, [call] = checkout.run("samformer-etth1.sh", data)
@@ -243,8 +249,8 @@ def test_test(checkout: Checkout):
     [
         ([], {}, "1"),
         ([], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}, "0"),
-        (["--slow"], {}, "0"),
-        (["--slow"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, "1"),
+        (["--slow"], {}, "1"),
+        (["--slow"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}, "0"),
     ],
 )
 def test_what_the_tests_are_compiled_with(checkout: Checkout, arguments, given, optimizations_off):

@@ -455,10 +455,11 @@ def test_steps_need_gradients(run_gnp_here, tmp_path):
 def test_two_devices_record_what_one_does(run_gnp, tmp_path, groups):
     line = [
         f"--config={ROOT / 'config' / 'digits.py'}", "--config.dataset.subset=256",
-        "--config.total_epochs=2", "--config.model.model_params.dropout_rate=0.0",
+        "--config.total_epochs=2", "--config.model.model_name=MLP",
+        "--config.model.model_params={'widths': (16,)}",
         "--config.record.gradients=True", "--config.record.steps=True", *groups,
     ]  # fmt: skip
-    flag = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flag = {"JAX_NUM_CPU_DEVICES": "2"}
     for name, environment in (("one", {}), ("two", flag)):
         done = run_gnp(*line, f"--working_dir={tmp_path / name}", environment=environment)
         assert done.returncode == 0, done.stderr

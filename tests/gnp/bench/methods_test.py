@@ -1,4 +1,4 @@
-"""The table of methods: its configs, what is read again, how it stops; slow: the whole command."""
+"""The table of methods: its configs, shares and times; slow: the whole command, and stopped."""
 
 import json
 import os
@@ -18,33 +18,34 @@ from gnp.training import run_directory
 from tests.data_sets import write_tfds_set
 
 
-def runs(method, seeds=1, data_dir="data", out=Path("out")):
-    return [methods.Run(method, seed, data_dir, out) for seed in range(seeds)]
+def runs(method, seeds, out):
+    return [methods.method_run(method, seed, "data", out) for seed in range(seeds)]
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_is_a_config_that_can_be_built(method):
-    config = methods.Run(method, 3, "here", Path("out")).config
+    config = methods.method_run(method, 3, "here", Path("out")).config
     assert (config.seeds, config.init_seeds, config.dataset.data_dir) == (3, 3, "here")
     optimizer.build_optimizer(config, steps_per_epoch=31)
 
 
 def test_how_many_steps_are_penalized():
-    def share(method, seeds=2):
-        return methods.penalized_share([run.config for run in runs(method, seeds)])
+    def share(method, seed=0):
+        run = methods.method_run(method, seed, "data", Path("out"))
+        return methods.penalized_share(run.config, methods.STEPS_PER_EPOCH)
 
     assert share("SGD") == share("SGD + GC") == share("SGD-G") == 0
     assert share("SAM") == share("ASAM") == share("SGD + GNP") == 1
     assert share("GNP every 5th step") == share("LookSAM k = 5") == 0.2
     assert share("GNP hybrid p = 0.5") == pytest.approx(0.5, abs=0.05)
-    assert share("GNP hybrid p = 0.5") != share("GNP hybrid p = 0.5", seeds=1)
+    assert share("GNP hybrid p = 0.5") != share("GNP hybrid p = 0.5", seed=1)
     assert share("Adam + GNP, zero warmup") == 0.75
 
 
 def test_gradients_a_step():
     def gradients(method):
-        config = methods.Run(method, 0, "data", Path("out")).config
-        return methods.gradients(config, methods.penalized_share([config]))
+        config = methods.method_run(method, 0, "data", Path("out")).config
+        return methods.gradients(config, methods.penalized_share(config, methods.STEPS_PER_EPOCH))
 
     assert [gradients(name) for name in ("SGD", "MSAM", "RWP", "SAM", "CR-SAM", "GAM")] == [
         1, 1, 1, 2, 3, 4,
@@ -69,26 +70,6 @@ def test_all_methods_are_in_the_table():
     assert {"sam", "asam"} | used >= set(optimizer.GNP_METHODS) - {"finite_difference", "hvp"}
 
 
-def test_the_grid_is_the_same_for_each_and_chosen_on_held_out_images(tmp_path, monkeypatch):
-    def train(found, jobs):
-        for run in found:
-            assert (run.config.use_test_set, run.config.seeds) == (False, 10_000)
-            run.directory.mkdir(parents=True)
-            error = 0.2 if run.config.gnp.r == 0.15 else 0.3
-            row = {"epoch": 20, "step": 1, "validation_error_rate": error}
-            (run.directory / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        return []
-
-    monkeypatch.setattr(methods, "train", train)
-    grid = methods.tune(["SGD", "MSAM", "SGD-G"], "data", tmp_path, jobs=1)
-    assert grid == {"MSAM": {"r": 0.15, "errors": {0.15: 0.2, 0.3: 0.3, 0.6: 0.3}}}
-    tuned = methods.Run("MSAM", 0, "data", tmp_path, grid["MSAM"]["r"])
-    assert tuned.config.gnp.r == 0.15 and tuned.config.use_test_set
-    monkeypatch.setattr(methods, "train", lambda found, jobs: ["MSAM, r_0.15: it ended early"])
-    with pytest.raises(methods.BenchError, match="it ended early"):
-        methods.tune(["MSAM"], "data", tmp_path, jobs=1)
-
-
 def test_times_are_weighted_and_over_those_of_sgd(monkeypatch):
     built = SimpleNamespace(cycle=lambda penalize: lambda steps: 3.0 if penalize else 2.0)
     monkeypatch.setattr(methods, "build_steps", lambda config: built)
@@ -96,53 +77,10 @@ def test_times_are_weighted_and_over_those_of_sgd(monkeypatch):
     assert times == {"SAM": [1.5, 1.5], "GNP every 5th step": [pytest.approx(1.1)] * 2}
 
 
-def write_run(directory, epoch=20, **changes):
+def write_run(directory, **changes):
     directory.mkdir(parents=True)
-    values = configs.as_json(methods.Run("SAM", 0, "data", Path("out")).config)
+    values = configs.as_json(methods.method_run("SAM", 0, "data", Path("out")).config)
     (directory / "config.json").write_text(json.dumps(values | changes))
-    row = {"epoch": epoch, "step": 1, "test_error_rate": 0.25}
-    (directory / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-
-
-@pytest.mark.parametrize("data_dir", ["data", "moved"])
-def test_a_finished_run_is_read_only(tmp_path, monkeypatch, data_dir):
-    write_run(tmp_path / "SAM" / "seed_0")
-    monkeypatch.setattr(methods.Run, "start", None)
-    found = runs("SAM", data_dir=data_dir, out=tmp_path)
-    assert methods.train(found, jobs=1) == [] and found[0].error() == 0.25
-
-
-@pytest.fixture
-def children(monkeypatch):
-    """Return a function that says what the processes run; the list of them."""
-    started, popen = [], subprocess.Popen
-
-    def run(program):
-        def start(command, **options):
-            started.append(popen([sys.executable, "-c", program], **options))
-            return started[-1]
-
-        monkeypatch.setattr(methods.subprocess, "Popen", start)
-        return started
-
-    return run
-
-
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, children):
-    write_run(tmp_path / "SAM" / "seed_0", epoch=19)
-    children("import sys; print('a line', 'no space left', sep=chr(10), file=sys.stderr)")
-    failures = methods.train(runs("SAM", seeds=2, out=tmp_path), jobs=1)
-    assert failures == ["SAM, seed 0: no space left", "SAM, seed 1: no space left"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
-def test_a_signal_ends_all_processes_and_starts_no_more(tmp_path, children, number):
-    before = signal.getsignal(number)
-    started = children(f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(60)")
-    with pytest.raises(KeyboardInterrupt):
-        methods.train(runs("SAM", seeds=3, out=tmp_path), jobs=1)
-    assert [child.returncode for child in started] == [-signal.SIGTERM]
-    assert signal.getsignal(number) is before
 
 
 def test_another_run_is_neither_read_nor_removed(tmp_path, capsys):
@@ -196,12 +134,8 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(methods.METHODS, name, methods.METHODS[name] | short)
     monkeypatch.setattr(methods, "STEP", methods.STEP | {"model.model_name": "MLP"})
     words = [f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", "--seeds=1",
-             "--runs=2", "--tune", "--methods", *names]  # fmt: skip
+             "--runs=2", "--methods", *names]  # fmt: skip
     assert methods.main(words) == 0
-    grid = json.loads((tmp_path / "out" / "grid.json").read_text())
-    assert grid.keys() == {names[1]} and grid[names[1]]["r"] in (0.025, 0.05, 0.1)
-    made = json.loads((tmp_path / "out" / "GNP_every_5th_step" / "seed_0/config.json").read_text())
-    assert made["gnp.r"] == grid[names[1]]["r"]
     assert capsys.readouterr().out.startswith("| method             | gradients a step |")
     rows = json.loads((tmp_path / "out" / "methods.json").read_text())["rows"]
     assert [row["gradients a step"] for row in rows] == [1.0, pytest.approx(1 + 7 / 31)]

@@ -180,7 +180,7 @@ def test_two_devices_give_the_run_of_one(trained, run_gnp):
     folder, _ = trained
     result = run_gnp(
         *arguments(folder, "two"),
-        environment={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        environment={"JAX_NUM_CPU_DEVICES": "2"},
     )
     assert result.returncode == 0, result.stderr
     for one, two in zip(rows_of(folder / "run"), rows_of(folder / "two"), strict=True):

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,11 @@ from tests.trees import assert_trees_close
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = f"--config={ROOT / 'config' / 'digits.py'}"
 # Five steps an epoch, all penalized.
-SHORT = ("--config.batch_size=284", "--config.total_epochs=2", "--config.keep_checkpoints=9")
+CNN = ("--config.batch_size=284", "--config.total_epochs=2", "--config.keep_checkpoints=9")
+# The same without pixels that tie for a maximum, whose gradient is a matter of rounding.
+SHORT = (
+    *CNN, "--config.model.model_name=MLP", "--config.model.model_params={'widths': (256,)}",
+)  # fmt: skip
 # The same with what compiles quickly.
 QUICK = (
     f"--config={ROOT / 'config' / 'iris.py'}", "--config.batch_size=24", "--config.total_epochs=1",
@@ -61,7 +66,7 @@ class Job:
             subprocess.Popen(
                 [sys.executable, "-P", *program, CONFIG, f"--working_dir={directory}",
                  *arguments, address, "--num_processes=2", f"--process_id={index}"],
-                env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+                env={**environment, "JAX_NUM_CPU_DEVICES": "2"},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for index in (0, 1)
@@ -109,8 +114,9 @@ def start(gnp_environment, tmp_path_factory) -> Callable[..., Job]:
         *arguments: str,
         stopped: str = "0",
         program: tuple[str, ...] = ("-m", "gnp.main.main"),
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Job:
-        environment = {**gnp_environment, **cache, "GNP_STOPPED": stopped}
+        environment = {**gnp_environment, **cache, "GNP_STOPPED": stopped, **environment}
         jobs.append(Job(environment, directory, arguments, program))
         return jobs[-1]
 
@@ -144,7 +150,6 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
     ("arguments", "layout", "steps"),
     [
         pytest.param(QUICK, (), 5, marks=pytest.mark.slow),
-        pytest.param(SHORT, (), 10, marks=pytest.mark.slow),
         pytest.param(SHORT, FSDP, 10, marks=pytest.mark.slow),
         pytest.param((*SHORT, *GROUPS), FSDP, 10, marks=pytest.mark.slow),
     ],
@@ -168,19 +173,22 @@ def test_two_processes_of_two_devices_train_as_one_device_does(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [(), FSDP])
 def test_a_checkpoint_goes_on_with_other_processes_and_devices(
-    start, run_gnp_here, tmp_path, layout
+    start, run_gnp_here, tmp_path, layout, optimized
 ):
+    """Convolutions, batch norm and dropout, compiled as a user's run is."""
     whole, small = tmp_path / "whole", tmp_path / "small"
-    assert [ended.code for ended in start(whole, *SHORT, *layout).finish()] == [0, 0]
-    assert run_gnp_here(CONFIG, f"--working_dir={small}", *SHORT).returncode == 0
+    line, all_of_it = (*CNN, *layout), {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    ended = start(whole, *line, environment=all_of_it).finish()
+    assert [each.code for each in ended] == [0, 0], ended
+    assert run_gnp_here(CONFIG, f"--working_dir={small}", *CNN).returncode == 0
     for directory in (whole, small):
         again = tmp_path / f"from_{directory.name}"
         shutil.copytree(directory, again)
         shutil.rmtree(again / "checkpoints" / "10")
-    result = run_gnp_here(CONFIG, f"--working_dir={tmp_path / 'from_whole'}", *SHORT)
+    result = run_gnp_here(CONFIG, f"--working_dir={tmp_path / 'from_whole'}", *CNN)
     assert result.returncode == 0, result.stderr
     assert "after step 5" in result.stderr
-    ended = start(tmp_path / "from_small", *SHORT, *layout).finish()
+    ended = start(tmp_path / "from_small", *line, environment=all_of_it).finish()
     assert [each.code for each in ended] == [0, 0], ended
     assert "after step 5" in ended[0].err
     assert ended[1].err == ""
@@ -236,13 +244,13 @@ def test_a_signal_to_one_or_all_saves_and_ends_all(start, tmp_path, who, number,
 
 
 @pytest.mark.slow
-def test_one_of_two_killed_at_random_five_times(start, tmp_path):
+def test_one_of_two_killed_at_random_three_times(start, tmp_path):
     """The other ends within a minute, and nothing is lost."""
     whole = tmp_path / "whole"
     assert [ended.code for ended in start(whole, *LONG).finish()] == [0, 0]
     draw = random.Random(0)
     seconds = []
-    for number in range(5):
+    for number in range(3):
         job = start(tmp_path / "killed", *LONG)
         victim = number % 2
         job.wait_for_row()

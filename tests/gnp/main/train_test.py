@@ -5,14 +5,18 @@ import json
 import resource
 import shutil
 import signal
+import struct
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from config.schema import ConfigError
 from ds_pipeline import build_dataset
 from gnp.main import train
+from gnp.main.recording import Recording
 from gnp.training.checkpoint import Checkpoints, read_checkpoint
 from gnp.training.distributed import Interrupt
 from gnp.training.files import FileFormatError
@@ -286,6 +290,26 @@ def test_a_full_disk_under_tensorboard_ends_at_once_and_is_named(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.filename == str(tmp_path / "tensorboard")
+
+
+def test_a_run_that_goes_on_hides_the_points_of_the_steps_after_it(tmp_path):
+    """TensorBoard drops what older files have from the mark's step on."""
+    TensorBoard(tmp_path, step=7).close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # a record: its length, 4 bytes of checksum, itself, 4 bytes of checksum
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert [event.step for event in events if event.HasField("session_log")] == [8]
+
+
+def test_a_trace_begins_where_a_run_goes_on(whole, tmp_path):
+    run, said = whole[1], []
+    recording = Recording(run.config, run.experiment, tmp_path, profile=(3, 9))
+    recording.start(7, SimpleNamespace(say=said.append))
+    folder = tmp_path / "profile"
+    assert said == [f"a trace of steps 8 to 9: {folder}, for xprof or TensorBoard"]
 
 
 def test_a_signal_before_the_first_step_has_nothing_to_save(

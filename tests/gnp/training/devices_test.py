@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+FLAGS = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
 STEPS = 5
 WORDS = {
     "model.model_name": "Tiny",

@@ -7,7 +7,6 @@ with the perturbation from one of every `size` examples.
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -311,8 +310,7 @@ def train_on(devices, network):
 @pytest.fixture(scope="module")
 def trained(gnp_environment):
     """Return a function of a network: what `train_on` gives on one device and on four."""
-    four = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    flags = {"XLA_FLAGS": four, "JAX_PLATFORMS": "cpu"}
+    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
 
     @functools.cache
     def on_one_and_four(network):

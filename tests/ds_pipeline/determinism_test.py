@@ -62,7 +62,7 @@ def test_no_two_batches_are_alike(expected: list[str]) -> None:
     ("workers", "processes", "start"),
     [
         *((0, processes, start) for processes in DEVICES for start in (0, RESUMED)),
-        (1, 1, RESUMED),
+        pytest.param(1, 1, RESUMED, marks=pytest.mark.slow),
         # Seconds for the start of each worker.
         pytest.param(2, 1, RESUMED, marks=pytest.mark.slow),
         pytest.param(2, 1, 0, marks=pytest.mark.slow),

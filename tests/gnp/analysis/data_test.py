@@ -80,6 +80,7 @@ def write_folder(folder, sizes, names=("cat", "dog")):
 # What is measured.
 
 
+@pytest.mark.slow
 def test_digits(tmp_path, look):
     facts = look("digits", "--seconds=0.05")
     assert written(tmp_path / "out") == ["class_counts.png", "data.json", "examples.png"]

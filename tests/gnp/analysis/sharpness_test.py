@@ -413,6 +413,7 @@ def test_during_training(digits_command, tmp_path):
     assert b"sharpness/hessian_trace" in next((trained / "tensorboard").iterdir()).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command(run_copy, monkeypatch, capfd):
     few = functools.partial(Settings, density_steps=3, curve_points=5, contour_points=3)
     monkeypatch.setattr(command, "Settings", few)

@@ -185,6 +185,7 @@ def test_weights_are_evaluated_without_a_run(evaluated, tmp_path):
         assert "test error rate" in result.stdout
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_without_a_run(evaluated, tmp_path):
     keys = {"dataset_name": "diabetes", "image_size": None, "num_classes": None}
     other = [f"--config.dataset.{name}={value}" for name, value in keys.items()]

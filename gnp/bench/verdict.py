@@ -16,6 +16,10 @@ Tasks, and what each needs in --data_dir; one whose data are not there is left o
     etth1    ETTh1, forecast 96 hours ahead             ett/ETTh1.csv
     cifar    2,000 images of CIFAR-10                   tfds/cifar10
 
+--methods: eleven, unless it names others, among them the rest of the family of at most two
+gradients: ASAM, SAM-ON, WSAM, GSAM, StableSAM, F-SAM, VaSSO, USAM, RWP and more; a name that is
+none of them has all printed.
+
 --quick: digits alone unless --tasks names others, half the epochs, three seeds, and a grid of two
 radii. The same command goes on where it was stopped; finished runs are only read. OUT/TASK.json has
 all numbers, OUT/verdict.png the picture, and a log lies beside each run directory.
@@ -110,6 +114,11 @@ class Size(NamedTuple):
     seeds: int
 
 
+# Of at most two gradients a step; compared where --methods names them.
+RELATIVES = (
+    "ASAM", "SAM-ON", "WSAM", "WSAM, decoupled", "GSAM", "StableSAM", "F-SAM", "VaSSO", "USAM",
+    "RWP", "RWP, mixed", "SAM from half of the batch", "GNP every 5th step", "GNP hybrid p = 0.5",
+)  # fmt: skip
 WHOLE = Size(tuple(TASKS), 1.0, (0.5, 1.0, 2.0), (0.5, 1.0, 2.0), 10)
 QUICK = Size(("digits",), 0.5, (1.0,), (0.5, 1.0), 3)
 
@@ -117,6 +126,7 @@ QUICK = Size(("digits",), 0.5, (1.0,), (0.5, 1.0), 3)
 def methods(epochs: int) -> dict[str, dict[str, Any]]:
     """Return what each method changes in a config whose plain training has so many epochs."""
     after = {"gr_warmup_strategy": "zero", "gnp.warmup_epochs": epochs / 4}
+    named = ("GNP every 5th step, 5 α", "SAM", "LookSAM k = 5", "MSAM", *RELATIVES)
     return {
         "plain": {},
         LONGER: {"total_epochs": 2 * epochs},
@@ -125,8 +135,7 @@ def methods(epochs: int) -> dict[str, dict[str, Any]]:
         "GNP + GC": METHODS["SGD + GNP + GC"],
         "GNP in the last quarter": PENALTY | {"gnp.tail_epochs": epochs / 4},
         "GNP after the first quarter": PENALTY | after,
-        **{name: METHODS[name] for name in ("GNP every 5th step, 5 α", "SAM")},
-        **{name: METHODS[name] for name in ("LookSAM k = 5", "MSAM")},
+        **{name: METHODS[name] for name in named},
     }
 
 
@@ -341,7 +350,7 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    looks = dict(zip(methods(1), zip(itertools.cycle(COLORS), "os^vDP*X<>p"), strict=True))
+    looks = dict(zip(methods(1), itertools.product("os^vDP*", COLORS), strict=False))
     points = {}
     with picture(path, (4.2 * len(tables), 7.5), dpi=100) as figure:
         grid = figure.subplots(2, len(tables), squeeze=False)
@@ -350,7 +359,7 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
                 axis.set(title=name, xlabel=cost, ylabel="error")
                 for each in (each for each in rows if cost in each):
                     errors = [error for error in each["errors"] if error is not None]
-                    (color, marker), spread = looks[each["method"]], np.std(errors, ddof=1)
+                    (marker, color), spread = looks[each["method"]], np.std(errors, ddof=1)
                     points[each["method"]] = axis.errorbar(
                         each[cost], np.mean(errors), spread, color=color, fmt=marker
                     )
@@ -366,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _bench(arguments: Sequence[str] | None) -> None:
     names = list(methods(1))
+    usual = [name for name in names if name not in RELATIVES]
     parser = Parser("bash recipe/verdict.sh", __doc__)
     parser.add_argument("--data_dir", type=local_path, help="folder with the data of all tasks")
     parser.add_argument("--out", type=local_path, help="default: runs/verdict, or verdict-quick")
@@ -373,7 +383,7 @@ def _bench(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--jobs", type=whole(1), default=2, help="training runs at a time")
     parser.add_argument("--seeds", type=whole(2), help="default: 10, or 3 with --quick")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all, or digits")
-    parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=names, default=usual, metavar="NAME")
     options = parser.parse_args(arguments)
     jobs, size = options.jobs, QUICK if options.quick else WHOLE
     size = size._replace(seeds=options.seeds or size.seeds)

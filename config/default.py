@@ -319,8 +319,8 @@ KEYS = (
         "share of the training labels that are replaced by another class"
     ),
     Key("dataset.labels_file", None, optional(PATH)).means(
-        ".npz file with other labels of the training examples, whole numbers from 0 by the number "
-        "in an example's id (TFDS) or its place in the data; none: the data set's own"
+        ".npz file with other labels of the training examples, from 0 for the first of the sorted "
+        "classes, by the number in an example's id (TFDS) or its place in the data; none: their own"
     ),
     Key("dataset.labels_array", None, optional(TEXT)).means("the array of that file to take"),
     Key("dataset.mean", None, optional(numbers(number(0)))).means(

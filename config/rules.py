@@ -297,15 +297,10 @@ def _others(config: ml_collections.ConfigDict) -> Iterator[str]:
             f"dataset.subset = {subset:g} is neither a share below 1 nor a whole number of examples"
         )
     file, noise = config.dataset.labels_file, config.dataset.label_noise
-    if file is None and config.dataset.labels_array is not None:
-        yield (
-            f"dataset.labels_array = {config.dataset.labels_array!r} needs dataset.labels_file, "
-            "the .npz file that has it"
-        )
     if file is not None and noise > 0:
         yield (
             f"dataset.labels_file = {file!r} does not go with dataset.label_noise = {noise:g}: the "
-            "file's labels are the noise; leave one of them out"
+            "file's labels are the noise; set the share to 0, or the file to None"
         )
 
 

@@ -174,7 +174,11 @@ def to_pytorch(params: Any, model_state: Any) -> dict[str, np.ndarray]:
 
     Returns:
         Name -> array, contiguous: kernels of convolutions (out, in, height, width), of dense layers
-        (out, in).
+        (out, in). One behind a flattened image takes rows, columns, channels, but VGG's, which has
+        PyTorch's order.
+
+    Raises:
+        ModelError: two arrays have one name.
 
     Example:
         >>> weights = to_pytorch({"fc": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, {})
@@ -183,7 +187,9 @@ def to_pytorch(params: Any, model_state: Any) -> dict[str, np.ndarray]:
     """
     weights = {}
     for path, name, leaf in _targets(params) + _targets(model_state):
-        weights[name] = np.ascontiguousarray(torch_layout(path, np.asarray(leaf)))
+        if name in weights:
+            raise ModelError(f"{path}: another array is {name} in PyTorch's names, too")
+        weights[name] = np.array(torch_layout(path, np.asarray(leaf)), order="C")
     return weights
 
 

@@ -5,8 +5,8 @@
 #   source recipe/setup.sh    sets ROOT (the checkout) and PYTHON, puts ROOT on PYTHONPATH
 #
 # An active environment (venv, conda), or a container's Python, that satisfies requirements.txt is
-# used as it is. Otherwise a virtual environment of the newest Python found is made, by uv where it
-# is installed, else by pip, and installed into again only when requirements.txt or GNP_JAX has
+# used as it is. Otherwise a virtual environment of the newest Python found is made and installed
+# into, by uv where there is one, else by pip; again only when requirements.txt or GNP_JAX has
 # changed or the last installation did not end well.
 #
 #   GNP_JAX   the build of jax: cpu, cuda13 or tpu. Unset: the one already there, else cpu.
@@ -148,7 +148,7 @@ ready() {
 }
 
 make_or_update() { # PYTHON
-  local install extra=() begun=$SECONDS
+  local what=() extra=() begun=$SECONDS
   if [[ "$(built)" == "$build" ]] && "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
     say "updating $venv"
     : >"$state"
@@ -159,10 +159,12 @@ make_or_update() { # PYTHON
     "$1" -m venv "$venv" >&2 || fail 1 "$1 could not make a virtual environment in $venv"
   fi
   [[ "$build" == cpu ]] || extra=("jax[$build]")
-  # -I: packages that PYTHONPATH or the user's own folder offers must not count as installed.
-  install=("$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --no-compile)
-  if command -v uv >/dev/null; then install=(uv pip install --python "$venv/bin/python"); fi
-  "${install[@]}" --quiet -r "$requirements" ${extra[@]+"${extra[@]}"} >&2 ||
+  what=(--quiet -r "$requirements" ${extra[@]+"${extra[@]}"})
+  # uv knows nothing of pip's own configuration: where it fails, pip may not. -I: packages that
+  # PYTHONPATH or the user's own folder offers must not count as installed.
+  { command -v uv >/dev/null && uv pip install --python "$venv/bin/python" "${what[@]}" >&2; } ||
+    "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --no-compile \
+      "${what[@]}" >&2 ||
     fail 1 "could not install requirements.txt into $venv (see above); the next call begins again"
   # pip would compile on one core, uv not at all. What does not compile here would not have there, and
   # is not imported; what is left out is imported in part, and compiled then.

@@ -57,7 +57,12 @@ def whole(at_least: int) -> Callable[[str], int]:
 
 def checkpoint_step(text: str) -> int | str:
     """Return the step of a checkpoint, or BEST: the type of one, for argparse."""
-    return BEST if text == BEST else whole(0)(text)
+    if text == BEST:
+        return text
+    try:
+        return whole(0)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text}: best or a step is needed") from None
 
 
 def run(

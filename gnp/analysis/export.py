@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, None being the process' own, and return the exit code."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    return run(lambda: _export(_parse(arguments)), (RunDirectoryError,), (CheckpointError,))
+    return run(
+        lambda: _export(_parse(arguments)),
+        (RunDirectoryError, model.ModelError),
+        (CheckpointError,),
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

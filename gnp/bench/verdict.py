@@ -359,7 +359,10 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
                 axis.set(title=name, xlabel=cost, ylabel="error")
                 for each in (each for each in rows if cost in each):
                     errors = [error for error in each["errors"] if error is not None]
-                    (marker, color), spread = looks[each["method"]], np.std(errors, ddof=1)
+                    (marker, color), spread = (
+                        looks[each["method"]],
+                        np.std(errors, ddof=1) if len(errors) > 1 else 0.0,
+                    )
                     points[each["method"]] = axis.errorbar(
                         each[cost], np.mean(errors), spread, color=color, fmt=marker
                     )
@@ -395,7 +398,11 @@ def _bench(arguments: Sequence[str] | None) -> None:
     for name in dict.fromkeys(options.tasks or size.tasks):
         task = TASKS[name]
         epochs = round(size.epochs * task.epochs)
-        data = options.data_dir / task.data / task.needs if options.data_dir else Path(task.data)
+        data = (
+            options.data_dir / task.data / task.needs
+            if options.data_dir
+            else Path(task.data, task.needs)
+        )
         if task.data and not (options.data_dir and data.exists()):
             absent.append(f"{name} is left out, as there is no {data}; --data_dir says where")
             continue

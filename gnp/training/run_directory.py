@@ -51,12 +51,13 @@ OUTPUTS = (
     "sharpness_spectrum.png",
     "sharpness_curves.png",
     "sharpness_contour.png",
+    "weights.safetensors",
     "curves.png",
     "dataset.json",
     "config.json",
 )
 # Keys that may differ between the machines of a run.
-_OF_A_MACHINE = ("dataset.data_dir", "dataset.workers")
+_OF_A_MACHINE = ("dataset.data_dir", "dataset.labels_file", "dataset.workers")
 
 
 class RunDirectoryError(ValueError):

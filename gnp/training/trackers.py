@@ -13,11 +13,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from gnp.training.files import naming
+from gnp.training.files import first_line, naming
 
 
 class TrackerError(RuntimeError):
-    """A tracker that is asked for and not installed; one line."""
+    """A tracker that is asked for and is not installed, or refuses the run; one line."""
 
 
 class Writer(Protocol):
@@ -29,8 +29,8 @@ class Writer(Protocol):
     def flush(self) -> None:
         """Write what is held back; at the end of each epoch."""
 
-    def close(self) -> None:
-        """Write the rest, and end."""
+    def close(self, failed: bool = False) -> None:
+        """Write the rest, and end; `failed`: by an error."""
 
 
 class TensorBoard:
@@ -58,7 +58,7 @@ class TensorBoard:
         with naming(self._folder):
             self._events.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """See `Writer`."""
         with naming(self._folder):
             self._events.close()
@@ -77,27 +77,32 @@ class WeightsAndBiases:
     Args:
         directory: The run directory; its name is the run's, its path the group's.
         config: Key -> value.
+
+    Raises:
+        TrackerError: it is refused, such as without an account.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        self._run = importlib.import_module("wandb").init(
-            project=os.environ.get("WANDB_PROJECT", "gnp"),
-            name=directory.resolve().name,
-            group=str(directory.resolve())[-128:],  # no more are allowed
-            dir=directory,
-            config=dict(config),
-        )
+        wandb = importlib.import_module("wandb")
+        with _one_line("wandb", wandb.Error, "WANDB_MODE=offline needs no account"):
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "gnp"),
+                name=directory.resolve().name,
+                group=str(directory.resolve())[-128:],  # no more are allowed
+                dir=directory,
+                config=dict(config),
+            )
 
     def points(self, step: int, values: Mapping[str, float]) -> None:
         """See `Writer`."""
-        self._run.log(dict(values), step=step)
+        self._run.log(dict(values), step=step)  # a process of its own sends it
 
     def flush(self) -> None:
         """See `Writer`."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """See `Writer`."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -108,23 +113,42 @@ class MLflow:
     Args:
         directory: The run directory; its name is the run's.
         config: Key -> value, the run's parameters.
+
+    Raises:
+        TrackerError: the store refuses it, or is not reached; by `points`, too.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
         self._mlflow = importlib.import_module("mlflow")
-        self._mlflow.start_run(run_name=directory.resolve().name)
-        self._mlflow.log_params(dict(config))
+        with self._one_line():
+            self._mlflow.start_run(run_name=directory.resolve().name)
+            self._mlflow.log_params(dict(config))
 
     def points(self, step: int, values: Mapping[str, float]) -> None:
         """See `Writer`."""
-        self._mlflow.log_metrics(dict(values), step=step)
+        with self._one_line():
+            self._mlflow.log_metrics(dict(values), step=step)
 
     def flush(self) -> None:
         """See `Writer`."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """See `Writer`."""
-        self._mlflow.end_run()
+        with self._one_line():
+            self._mlflow.end_run("FAILED" if failed else "FINISHED")
+
+    def _one_line(self) -> contextlib.AbstractContextManager[None]:
+        error = self._mlflow.exceptions.MlflowException
+        return _one_line("mlflow", error, "MLFLOW_TRACKING_URI says where it goes")
+
+
+@contextlib.contextmanager
+def _one_line(name: str, errors: type[Exception], advice: str) -> Iterator[None]:
+    """Raise a tracker's own errors as TrackerError."""
+    try:
+        yield
+    except errors as error:
+        raise TrackerError(f"trackers = {name!r}: {first_line(error)}; {advice}") from error
 
 
 # By their names in config.trackers, which are also those of the packages.
@@ -146,7 +170,8 @@ def installed_trackers(names: str | None) -> list[str]:
     """
     found = names.split(",") if names else []
     for name in found:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of this name is none, such as DIR/wandb
             raise TrackerError(f"trackers = {names!r}: {name} is not installed; pip install {name}")
     return found
 
@@ -170,10 +195,13 @@ def opened_writers(
     """
     with contextlib.ExitStack() as stack:
         writers: list[Writer] = []
+
+        def add(writer: Writer) -> None:
+            writers.append(writer)
+            stack.push(lambda error, *_: writer.close(failed=error is not None))
+
         if active:
-            writers.append(TensorBoard(directory, step))
-            stack.callback(writers[0].close)
-        for name in trackers if active else ():
-            writers.append(TRACKERS[name](directory, config))
-            stack.callback(writers[-1].close)
+            add(TensorBoard(directory, step))
+            for name in trackers:
+                add(TRACKERS[name](directory, config))
         yield writers

@@ -353,7 +353,6 @@ def test_a_noisy_gradient_has_no_hessian():
             {"dataset.labels_file": "a.npz", "dataset.label_noise": "0.4"},
             "dataset.labels_file = 'a.npz' does not go with dataset.label_noise = 0.4",
         ),
-        ({"dataset.labels_array": "x"}, "dataset.labels_array = 'x' needs dataset.labels_file"),
     ],
 )  # fmt: skip
 def test_rules_on_the_family(keys, words):

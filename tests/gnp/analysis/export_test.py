@@ -47,7 +47,7 @@ def test_the_file_is_read_again_to_the_bit(averaged, tmp_path, capsys):
     [
         (["--out=weights.npz"], 2, "weights.npz: a file that ends in .safetensors is needed"),
         (["--checkpoint=7"], 1, "no checkpoint of step 7"),
-        (["--checkpoint=first"], 2, "first: a whole number >= 0 is needed"),
+        (["--checkpoint=first"], 2, "first: best or a step is needed"),
     ],
 )
 def test_what_is_wrong_is_one_line(averaged, capsys, words, code, message):

@@ -481,7 +481,7 @@ def mistype(run):
         ([], damage_results, 1, "sharpness.json is damaged"),
         (["--examples=99999"], None, 1, "'iris' has 120 training examples here"),
         (["--examples=0"], None, 2, "a whole number >= 1 is needed"),
-        (["--checkpoint=x"], None, 2, "argument --checkpoint: x: a whole number >= 0"),
+        (["--checkpoint=x"], None, 2, "argument --checkpoint: x: best or a step is needed"),
         (["--checkpoint=best"], None, 2, "was trained without early_stopping.metric"),
         (["--radius=-1"], None, 2, "a number > 0 is needed"),
         (["--eigenvalues=9", "--steps=5"], None, 2, "--eigenvalues=9 needs as many --steps"),

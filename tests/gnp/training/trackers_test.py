@@ -33,13 +33,15 @@ def test_writers_are_closed_whatever_happens(tmp_path, monkeypatch):
         def __init__(self, directory, config):
             self.config = config
 
-        def close(self):
-            closed.append(self.config)
+        def close(self, failed):
+            closed.append((self.config, failed))
 
     monkeypatch.setitem(TRACKERS, "wandb", Fails)
     with pytest.raises(KeyError, match="a bug"), opened_writers(tmp_path, 0, ["wandb"], {"a": 1}):
         raise KeyError("a bug")
-    assert closed == [{"a": 1}]
+    with opened_writers(tmp_path, 0, ["wandb"], {"a": 2}):
+        pass
+    assert closed == [({"a": 1}, True), ({"a": 2}, False)]
 
 
 def test_only_one_process_writes(tmp_path):

@@ -105,7 +105,7 @@ TASKS = {
 
 
 class Size(NamedTuple):
-    """What is tried: tasks, a share of their epochs, factors of learning rate and radius, seeds."""
+    """Hold what is tried: tasks, a share of their epochs, factors of rate and radius, seeds."""
 
     tasks: tuple[str, ...]
     epochs: float

@@ -53,10 +53,8 @@ def run(
     stored, resumes, data = distributed.broadcast((stored, resumes, data))  # as process 0 sees it
     config = configs.with_group_size(config, stored, devices)
     rules.check(config, devices=devices)
-    values, trackers = (
-        configs.as_json(config),
-        installed_trackers(config.trackers if first else None),
-    )
+    values = configs.as_json(config)
+    trackers = installed_trackers(config.trackers if first else None)
     run_directory.check_same(values, distributed.broadcast(values))
     run_directory.check(
         working_dir,

@@ -1,4 +1,4 @@
-"""What a run writes and says as it goes on: metrics.jsonl, its writers' points, lines, the bar."""
+"""Write and say how a run goes on: metrics.jsonl, its writers' points, lines, the bar."""
 
 import json
 import sys

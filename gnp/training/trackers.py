@@ -1,4 +1,4 @@
-"""Where a run's numbers go beside metrics.jsonl: TensorBoard's events, and trackers on request."""
+"""Hand a run's numbers on: to TensorBoard's events, and to trackers that are asked for."""
 
 import contextlib
 import importlib
@@ -21,7 +21,7 @@ class TrackerError(RuntimeError):
 
 
 class Writer(Protocol):
-    """What takes the numbers of a run."""
+    """Take the numbers of a run."""
 
     def points(self, step: int, values: Mapping[str, float]) -> None:
         """Take the numbers of a step, by name; steps never fall."""

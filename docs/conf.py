@@ -8,13 +8,15 @@ api/training.rst; the rest of api/ is found.
 
 import ast
 import inspect
+import os
 import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, ROOT)
 
 project = "gnp"
 copyright = "the authors of gnp, Apache-2.0"
@@ -23,14 +25,21 @@ html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
 extensions = [
-    "myst_parser",
+    "myst_nb",  # and with it myst_parser
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
+
+# Tutorials: run anew at each build, each in a kernel of its own; an error in a cell ends the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+os.environ["PYTHONPATH"] = ROOT  # of the kernels
 
 # Docstrings: Google style; `code` in single backticks is a link where it is a name that is here.
 default_role = "py:obj"

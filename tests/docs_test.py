@@ -29,7 +29,7 @@ NUMBER = re.compile(r"\d+(?:\.(\d+))?")
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, the number of lines above it."""
+    """A fenced block or a tutorial's cell: language, text, the number of lines above it."""
 
     language: str
     text: str
@@ -38,7 +38,8 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     source = page.read_text()
-    fenced = re.finditer(r"^```(\w*)\n(.*?)^```$", source, flags=re.DOTALL | re.MULTILINE)
+    fence = r"^```(?:\{code-cell\} )?(\w*)\n(.*?)^```$"
+    fenced = re.finditer(fence, source, flags=re.DOTALL | re.MULTILINE)
     return [Block(m[1], m[2], source[: m.start(2)].count("\n")) for m in fenced]
 
 
@@ -51,6 +52,7 @@ def run(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setitem(sys.modules, "gnp_optimizer", optimizer)
     place = types.ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, place.__name__, place)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which tutorials add the checkout
     printed = None
     # A reader's jax is not as strict as that of the tests.
     with jax.numpy_rank_promotion("allow"):
@@ -90,13 +92,14 @@ def test_the_readme(monkeypatch):
     assert names["params"]["b"] == pytest.approx(3.0, abs=0.1)
 
 
-# It compiles many small steps, which takes more than a minute.
-SLOW = ("your_own_loop",)
+# They compile many small steps, which takes up to a minute or more.
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
+SLOW = [DOCS / "your_own_loop.md", *TUTORIALS]
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in PAGES[1:]],
+    [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in PAGES[1:]],
     ids=lambda page: page.stem,
 )
 def test_every_other_page(page, monkeypatch):

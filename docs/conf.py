@@ -39,7 +39,9 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
-os.environ["PYTHONPATH"] = ROOT  # of the kernels
+# Of the kernels. Most of a tutorial's time is compilation, and most of that optimization.
+os.environ["PYTHONPATH"] = ROOT
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Docstrings: Google style; `code` in single backticks is a link where it is a name that is here.
 default_role = "py:obj"

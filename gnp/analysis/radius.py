@@ -102,7 +102,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     make_folder(options.out)
     with tempfile.TemporaryDirectory() as folder:
-        if jax.config.jax_compilation_cache_dir is None:  # all seeds run the same programs
+        if (
+            jax.config.values["jax_compilation_cache_dir"] is None
+        ):  # all seeds run the same programs
             jax.config.update("jax_compilation_cache_dir", folder)
         trials, held_out, steps = search(options, overrides)
     best, chosen = choose({r: [each.loss for each in found] for r, found in trials.items()})
@@ -245,9 +247,10 @@ def plot(trials: Mapping[float, Sequence[Trial]], chosen: float, path: Path) -> 
         for field, label in (("loss", "held-out loss"), ("train_loss", "training loss")):
             seeds = {r: [getattr(each, field) for each in trials[r]] for r in trials}
             (line,) = axis.plot(radii, [np.mean(seeds[r]) for r in radii], "o-", label=label)
-            look = {"color": line.get_color(), "alpha": 0.6}
-            axis.plot(radii, [seeds[r] for r in radii], ".", **look)
-            axis.axhline(np.mean(seeds[0.0]), ls=":", label=f"{label}, plain", **look)
+            color = line.get_color()
+            axis.plot(radii, [seeds[r] for r in radii], ".", color=color, alpha=0.5)
+            plain = float(np.mean(seeds[0.0]))
+            axis.axhline(plain, ls=":", color=color, label=f"{label}, plain")
         if chosen:
             axis.axvline(chosen, color=GRAY, lw=1, label=f"r = {chosen:g}")
         axis.set(xscale="log", xlabel="r", xticks=radii, xticklabels=[f"{r:g}" for r in radii])

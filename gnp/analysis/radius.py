@@ -7,9 +7,10 @@ Each training is the config's run in small: what the config says in epochs of th
 of the penalty shrinks with the epochs. Plain training is always there beside them. Each seed has
 its own first parameters and order and, unless the data have a validation part of their own, holds
 out another part of the training examples (a share dataset.validation_fraction); the test set is
-read with --config.use_test_set=True alone. A radius is as good as the best where its loss there,
+read with --config.use_test_set=True alone. A radius is as good as the best where its error there,
 seed by seed, is above the best's by no more than one standard error of the difference; the smallest
-such radius is recommended.
+such radius is recommended. Of classes the error is the error rate, not the loss, which rises where
+a penalty makes a network less sure of itself.
 
 DIR gets radius.json and radius.png; the trained weights are not kept. Exit codes: 0 done; 2 the
 command line or a config value is wrong by itself; 1 anything that data or devices show; 130 Ctrl-C.
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         ):  # all seeds run the same programs
             jax.config.update("jax_compilation_cache_dir", folder)
         trials, held_out, steps = search(options, overrides)
-    best, chosen = choose({r: [each.loss for each in found] for r, found in trials.items()})
+    best, chosen = choose({r: [each.metric for each in found] for r, found in trials.items()})
     advice = advise(best, chosen, options.radii)
     names, rows = (*held_out, "train_loss", "gradient_norm"), []
     for radius, found in trials.items():
@@ -189,19 +190,19 @@ def trial(experiment: Experiment, seed: int, penalize: bool, stepped: Callable[[
     return Trial(found["loss"], metric, means["loss"], means["gradient_norm"])
 
 
-def choose(losses: Mapping[float, Sequence[float]]) -> tuple[float, float]:
-    """Return the radius of the smallest mean loss, and the smallest radius that is as good.
+def choose(errors: Mapping[float, Sequence[float]]) -> tuple[float, float]:
+    """Return the radius of the smallest mean error, and the smallest radius that is as good.
 
     Args:
-        losses: Radius, in ascending order -> those of the seeds.
+        errors: Radius, in ascending order -> those of the seeds.
 
     Example:
         >>> choose({0.0: [3.0, 3.2], 0.1: [1.0, 1.3], 0.2: [1.1, 1.1], 0.4: [1.1, math.inf]})
         (0.2, 0.1)
     """
-    best = min(losses, key=lambda radius: np.mean(losses[radius]))
-    for radius in (radius for radius in losses if np.isfinite(losses[radius]).all()):
-        worse = np.subtract(losses[radius], losses[best])
+    best = min(errors, key=lambda radius: np.mean(errors[radius]))
+    for radius in (radius for radius in errors if np.isfinite(errors[radius]).all()):
+        worse = np.subtract(errors[radius], errors[best])
         if worse.mean() <= worse.std(ddof=1) / np.sqrt(len(worse)):
             return best, radius
     raise NonFiniteError("no radius had finite trainings alone: lower base_lr, or check the data")

@@ -7,10 +7,9 @@ Each training is the config's run in small: what the config says in epochs of th
 of the penalty shrinks with the epochs. Plain training is always there beside them. Each seed has
 its own first parameters and order and, unless the data have a validation part of their own, holds
 out another part of the training examples (a share dataset.validation_fraction); the test set is
-read with --config.use_test_set=True alone. A radius is as good as the best where its error there,
-seed by seed, is above the best's by no more than one standard error of the difference; the smallest
-such radius is recommended. Of classes the error is the error rate, not the loss, which rises where
-a penalty makes a network less sure of itself.
+read with --config.use_test_set=True alone. The radius with the smallest mean error there is
+recommended, the smaller of two that are equal. Of classes the error is the error rate, not the
+loss, which rises where a penalty makes a network less sure of itself.
 
 DIR gets radius.json and radius.png; the trained weights are not kept. Exit codes: 0 done; 2 the
 command line or a config value is wrong by itself; 1 anything that data or devices show; 130 Ctrl-C.
@@ -103,13 +102,12 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     make_folder(options.out)
     with tempfile.TemporaryDirectory() as folder:
-        if (
-            jax.config.values["jax_compilation_cache_dir"] is None
-        ):  # all seeds run the same programs
+        if jax.config.values["jax_compilation_cache_dir"] is None:
+            # All seeds run the same programs.
             jax.config.update("jax_compilation_cache_dir", folder)
         trials, held_out, steps = search(options, overrides)
-    best, chosen = choose({r: [each.metric for each in found] for r, found in trials.items()})
-    advice = advise(best, chosen, options.radii)
+    chosen = choose({r: [each.metric for each in found] for r, found in trials.items()})
+    advice = advise(chosen, options.radii)
     names, rows = (*held_out, "train_loss", "gradient_norm"), []
     for radius, found in trials.items():
         means = [float(mean) if math.isfinite(mean) else None for mean in np.mean(found, axis=0)]
@@ -190,45 +188,38 @@ def trial(experiment: Experiment, seed: int, penalize: bool, stepped: Callable[[
     return Trial(found["loss"], metric, means["loss"], means["gradient_norm"])
 
 
-def choose(errors: Mapping[float, Sequence[float]]) -> tuple[float, float]:
-    """Return the radius of the smallest mean error, and the smallest radius that is as good.
+def choose(errors: Mapping[float, Sequence[float]]) -> float:
+    """Return the radius of the smallest mean error, the first of those.
 
     Args:
         errors: Radius, in ascending order -> those of the seeds.
 
     Example:
-        >>> choose({0.0: [3.0, 3.2], 0.1: [1.0, 1.3], 0.2: [1.1, 1.1], 0.4: [1.1, math.inf]})
-        (0.2, 0.1)
+        >>> choose({0.0: [3.0, 3.2], 0.1: [1.0, 1.4], 0.2: [1.1, 1.1], 0.4: [1.0, math.inf]})
+        0.2
     """
     best = min(errors, key=lambda radius: np.mean(errors[radius]))
-    for radius in (radius for radius in errors if np.isfinite(errors[radius]).all()):
-        worse = np.subtract(errors[radius], errors[best])
-        if worse.mean() <= worse.std(ddof=1) / np.sqrt(len(worse)):
-            return best, radius
-    raise NonFiniteError("no radius had finite trainings alone: lower base_lr, or check the data")
+    if not np.isfinite(errors[best]).all():
+        raise NonFiniteError(
+            "no radius had finite trainings alone: lower base_lr, or check the data"
+        )
+    return best
 
 
-def advise(best: float, chosen: float, radii: Sequence[float]) -> str:
-    """Return the line that says which radius to take, and why.
+def advise(chosen: float, radii: Sequence[float]) -> str:
+    """Return the line that says which radius to take.
 
     Example:
-        >>> advise(0.2, 0.1, [0.05, 0.1, 0.2])
-        'take r = 0.1: as good as r = 0.2, the best, to one standard error, and smaller'
-        >>> advise(0.2, 0.2, [0.1, 0.2])
-        'take r = 0.2: the best by more than one standard error (the end of the grid: try r = 0.4)'
+        >>> advise(0.2, [0.1, 0.2, 0.4])
+        'take r = 0.2'
+        >>> advise(0.2, [0.1, 0.2])
+        'take r = 0.2 (the end of the grid: try r = 0.4)'
     """
-    if best == 0:
-        return "no gain: plain training is the best"
     if chosen == 0:
-        return f"no gain: plain training is as good as r = {best:g}, to one standard error"
+        return "no gain: plain training is the best"
     further = {radii[0]: chosen / 2, radii[-1]: chosen * 2}.get(chosen)
     end = f" (the end of the grid: try r = {further:g})" if further else ""
-    if chosen == best:
-        return f"take r = {chosen:g}: the best by more than one standard error{end}"
-    return (
-        f"take r = {chosen:g}: as good as r = {best:g}, the best, to one standard error, and "
-        f"smaller{end}"
-    )
+    return f"take r = {chosen:g}{end}"
 
 
 def plot(trials: Mapping[float, Sequence[Trial]], chosen: float, path: Path) -> None:

@@ -62,7 +62,8 @@ myst_heading_anchors = 3
 
 def link_files(_: Any, name: str, source: list[str]) -> None:
     """Take pages of the checkout outside of this folder, such as ../README.md, for files."""
-    source[0] = re.sub(r"\]\((\.\./[\w./-]+\.md)[^)]*\)", r"](path:\1)", source[0])
+    out = r"\.\./" * (name.count("/") + 1)
+    source[0] = re.sub(rf"\]\(({out}[\w./-]+\.md)[^)]*\)", r"](path:\1)", source[0])
 
 
 def edit_docstring(_: Any, what: str, __: str, thing: Any, ___: Any, lines: list[str]) -> None:

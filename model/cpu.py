@@ -1,8 +1,7 @@
 """Formulations that are faster on the CPU, behind one switch: `is_target` says when they apply.
 
 Each has the arguments of its namesake in `model.layers`, and the value and the derivatives of the
-plain formulation that other devices use, but for the gradient of pixels that tie for a maximum
-(see `max_pool`).
+plain formulation that other devices use.
 """
 
 from collections.abc import Callable
@@ -226,25 +225,32 @@ def _shifts(x: jax.Array, window: tuple[int, ...]) -> list[jax.Array]:
 def max_pool(x: jax.Array) -> jax.Array:
     """Take the maximum over windows of 2 x 2 pixels, as a reshape and maxima of pairs.
 
-    Its gradient is cheaper on the CPU than that of `nn.max_pool`. Pixels of a window that share
-    the maximum share its gradient: the two of a pair in equal parts, then the two pairs.
-    `nn.max_pool` gives all of it to the first.
+    Its gradient is cheaper on the CPU than that of `nn.max_pool`, and the same.
     """
     b, h, w, c = x.shape
     even = x[:, : h // 2 * 2, : w // 2 * 2]
     windows = even.reshape(b, h // 2, 2, w // 2, 2, c)
-    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+    columns = _larger(windows[..., 0, :], windows[..., 1, :])
+    return _larger(columns[:, :, 0], columns[:, :, 1])
 
 
 def overlapping_max_pool(x: jax.Array) -> jax.Array:
     """Take the maximum over windows of 3 x 3 pixels in steps of 2, as maxima of shifted images.
 
-    First of rows, then of columns: a quarter of the comparisons of `nn.max_pool`, and no scatter
-    in the gradient, which is slow on the CPU. Pixels that share a maximum share its gradient (see
-    `max_pool`).
+    First of columns, then of rows: a quarter of the comparisons of `nn.max_pool`, and no scatter
+    in the gradient, which is slow on the CPU.
     """
-    return _maxima_of_threes(_maxima_of_threes(x, axis=1), axis=2)
+    return _maxima_of_threes(_maxima_of_threes(x, axis=2), axis=1)
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the larger of each pair; a where they are equal, and has all of the gradient then.
+
+    Pairs within a row first, then rows: so ties go to the pixel that is first in its window, as
+    with `nn.max_pool`. The gradient of `jnp.maximum` compares both with the result, and is lost
+    where XLA computes one of them once more, with another rounding.
+    """
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def _maxima_of_threes(x: jax.Array, axis: int) -> jax.Array:
@@ -260,4 +266,4 @@ def _maxima_of_threes(x: jax.Array, axis: int) -> jax.Array:
         return lax.pad(odd, jnp.array(-jnp.inf, x.dtype), edges)
 
     # An odd size has one more even than odd index: the last window has no right neighbor.
-    return jnp.maximum(jnp.maximum(padded(1, size % 2 - 1), even), padded(0, size % 2))
+    return _larger(_larger(padded(1, size % 2 - 1), even), padded(0, size % 2))

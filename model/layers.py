@@ -211,8 +211,7 @@ def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
     """Take the maximum over windows of 2 x 2 pixels; an odd last row or column is dropped.
 
-    Where pixels of a window share the maximum, the first has its gradient; on the CPU they share
-    that too (see `model.cpu.max_pool`).
+    Where pixels of a window share the maximum, the first has its gradient.
 
     Args:
         x: [b, h, w, c].

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import sys
 import types
@@ -92,9 +93,11 @@ def test_the_readme(monkeypatch):
     assert names["params"]["b"] == pytest.approx(3.0, abs=0.1)
 
 
-# They compile many small steps, which takes up to a minute or more.
-TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
-SLOW = [DOCS / "your_own_loop.md", *TUTORIALS]
+# They compile several steps each.
+SLOW = (
+    DOCS / "your_own_loop.md",
+    *(page for folder in ("loops", "tutorials") for page in (DOCS / folder).glob("*.md")),
+)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,27 @@ SLOW = [DOCS / "your_own_loop.md", *TUTORIALS]
     ids=lambda page: page.stem,
 )
 def test_every_other_page(page, monkeypatch):
+    if page.stem == "equinox":
+        pytest.importorskip("equinox", reason="needs equinox: pip install equinox")
     run(page, monkeypatch)
+
+
+@pytest.mark.slow
+def test_an_nnx_model_trains_and_is_evaluated(run_gnp, tmp_path):
+    """The page's block is a config file."""
+    (block,) = blocks(DOCS / "loops/nnx_model.md")
+    (tmp_path / "my_net.py").write_text(block.text)
+    line = ("--config=my_net.py", "--working_dir=run", "--config.total_epochs=10")
+    assert run_gnp(*line).returncode == 0
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert row["test_error_rate"] < 0.08
+    seen = run_gnp("--mode=inspect", *line)
+    assert seen.returncode == 0, seen.stderr
+    assert "net/hidden/kernel" in seen.stdout
+    evaluated = run_gnp("--mode=eval", *line)
+    assert evaluated.returncode == 0, evaluated.stderr
+    again = json.loads(evaluated.stdout.splitlines()[-1])
+    assert again["test_error_rate"] == row["test_error_rate"]
 
 
 def test_a_block_shows_what_is_printed():

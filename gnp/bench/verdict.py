@@ -16,9 +16,9 @@ Tasks, and what each needs in --data_dir; one whose data are not there is left o
     etth1    ETTh1, forecast 96 hours ahead             ett/ETTh1.csv
     cifar    2,000 images of CIFAR-10                   tfds/cifar10
 
---methods: eleven, unless it names others, among them the rest of the family of at most two
-gradients: ASAM, SAM-ON, WSAM, GSAM, StableSAM, F-SAM, VaSSO, USAM, RWP and more; a name that is
-none of them has all printed.
+--methods: eleven, unless it names others, among them the rest of the family: ASAM, SAM-ON, WSAM,
+GSAM, StableSAM, F-SAM, VaSSO, USAM, RWP, CR-SAM, GAM and more; a name that is none of them has all
+printed.
 
 --quick: digits alone unless --tasks names others, half the epochs, three seeds, and a grid of two
 radii. The same command goes on where it was stopped; finished runs are only read. OUT/TASK.json has
@@ -114,10 +114,11 @@ class Size(NamedTuple):
     seeds: int
 
 
-# Of at most two gradients a step; compared where --methods names them.
+# The rest of the family; compared where --methods names them.
 RELATIVES = (
     "ASAM", "SAM-ON", "WSAM", "WSAM, decoupled", "GSAM", "StableSAM", "F-SAM", "VaSSO", "USAM",
-    "RWP", "RWP, mixed", "SAM from half of the batch", "GNP every 5th step", "GNP hybrid p = 0.5",
+    "CR-SAM", "GAM", "RWP", "RWP, mixed", "functional SAM", "SAM from half of the batch",
+    "GNP every 5th step", "GNP hybrid p = 0.5",
 )  # fmt: skip
 WHOLE = Size(tuple(TASKS), 1.0, (0.5, 1.0, 2.0), (0.5, 1.0, 2.0), 10)
 QUICK = Size(("digits",), 0.5, (1.0,), (0.5, 1.0), 3)

@@ -344,10 +344,13 @@ def test_threads_that_give_nothing_are_told(
 _ENDLESS = """
 import dataclasses
 import multiprocessing
+import signal
 import numpy as np
 from ds_pipeline import train_batches
 from ds_pipeline.dataset import from_arrays
 if __name__ == "__main__":
+    # A shell that runs the tests in the background has it ignored, which a child inherits.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arrays = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
     data = dataclasses.replace(from_arrays("x", arrays, arrays), workers=2)
     try:

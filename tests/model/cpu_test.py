@@ -143,12 +143,27 @@ def test_conv_maps_over_groups(channels):
     assert_trees_close(mapped, np.stack([gradient(kernel, group) for group in x]))
 
 
-def test_max_pool_shares_the_gradient_of_ties():
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(cpu.max_pool(x.reshape(1, 2, 2, 1)))))
-    # The right column's two share a half, as the columns' maxima tie.
-    x = np.array([[1.0, 1.0], [0.0, 1.0]], "f4")
-    assert_trees_close(gradient(x), np.array([[0.5, 0.25], [0.0, 0.25]]))
-    assert_trees_close(gradient(np.ones((2, 2), "f4")), np.full((2, 2), 0.25))
+def test_max_pools_take_ties_and_nan_as_flax_does():
+    """Of three values, most windows have ties; the first in its window has all of the gradient."""
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.integers(0, 3, (2, 5, 7, 1)), jnp.float32)
+    weights = draw.normal(size=(2, 3, 4, 1)).astype("f4")
+
+    def of(pool):
+        def loss(x):
+            y = pool(x)
+            return jnp.sum(y * weights[:, : y.shape[1], : y.shape[2]]), y
+
+        return jax.grad(loss, has_aux=True)(x)[0], pool(x.at[0, 1, 1].set(jnp.nan))
+
+    flat, overlapping = (
+        lambda x: nn.max_pool(x, (2, 2), (2, 2)),
+        lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    )
+    pools = (cpu.max_pool, cpu.overlapping_max_pool, flat, overlapping)
+    *ours, one, other = jax.jit(lambda x: [of(pool) for pool in pools])(x)
+    assert_trees_close(ours, [one, other])
+    assert np.isnan(one[1]).sum() == 1
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,7 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
         assert_leaves(optimizer_leaves(run, state, names), recorded("opt20"), layout, tolerance)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
@@ -213,6 +214,7 @@ def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
         follow(run, "f64", tmp_path, dict.fromkeys((1, 2, 5, 10, 20), 1e-9))
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:

@@ -189,7 +189,6 @@ def test_three_steps_where_some_gradients_are_zero(network):
     assert max(after.values()) <= 1e-5 and max(gradient.values()) <= 2e-5, (after, gradient)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "weights", "gradients"),

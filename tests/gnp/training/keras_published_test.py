@@ -209,7 +209,6 @@ def test_the_tutorial_trains_in_inference_mode(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, new, statistics)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["as_published", "mean_loss", "tf_keras_adam"])
 def test_the_tutorial(run, tmp_path):
@@ -227,7 +226,6 @@ def test_the_tutorial(run, tmp_path):
             np.testing.assert_array_equal(ours, theirs, name)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 def test_the_tutorial_in_training_mode(tmp_path):
     """The first step of it.

@@ -206,18 +206,20 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
         assert_leaves(optimizer_leaves(run, state, names), recorded("opt20"), layout, tolerance)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
-def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
+def test_the_run_in_float64(run: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if run.endswith("_warmup"):  # their learning rate has gone through float32, so compiled
+        request.getfixturevalue("optimized")
     with jax.enable_x64(True):
         follow(run, "f64", tmp_path, dict.fromkeys((1, 2, 5, 10, 20), 1e-9))
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
-def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
+def test_the_run_in_float32(run: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if run == "clip_smooth":  # within 1.8e-5 of theirs, by their compiler's rounding
+        request.getfixturevalue("optimized")
     """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}
     tolerances = {step: max(1e-5, 10 * value) for step, value in noise.items()}

@@ -268,7 +268,6 @@ def test_the_run_in_float64(run: str, tmp_path: Path) -> None:
         assert_evaluation(run, *follow(run, tmp_path, "f64/", tolerances))
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float32(run: str, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return the larger of each pair; a where they are equal, and has all of the gradient then.
+    """Return the larger of each pair; of two that are equal a, which has all of the gradient then.
 
     Pairs within a row first, then rows: so ties go to the pixel that is first in its window, as
     with `nn.max_pool`. The gradient of `jnp.maximum` compares both with the result, and is lost

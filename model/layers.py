@@ -173,7 +173,10 @@ class BatchNorm(nn.Module):
                 x = _in_groups(x, self.group)
             axes = tuple(range(0 if self.group is None else 1, x.ndim - 1))
             mean = x.mean(axes)
-            var = jnp.maximum(lax.square(x).mean(axes) - lax.square(mean), 0.0)
+            var = lax.square(x).mean(axes) - lax.square(mean)
+            # Not jnp.maximum, whose gradient is lost where XLA rounds a second computation
+            # otherwise.
+            var = jnp.where(var < 0, 0.0, var)
             if not self.is_initializing():
                 running_mean.value = self._updated(running_mean.value, mean)
                 n = x.size // mean.size

@@ -16,8 +16,8 @@ Tasks, and what each needs in --data_dir; one whose data are not there is left o
     etth1    ETTh1, forecast 96 hours ahead             ett/ETTh1.csv
     cifar    2,000 images of CIFAR-10                   tfds/cifar10
 
---methods: eleven, unless it names others, among them the rest of the family: ASAM, SAM-ON, WSAM,
-GSAM, StableSAM, F-SAM, VaSSO, USAM, RWP, CR-SAM, GAM and more; a name that is none of them has all
+--methods: eleven, unless it names others, among them seventeen relatives: ASAM, SAM-ON, WSAM, GSAM,
+StableSAM, F-SAM, VaSSO, USAM, RWP, CR-SAM, GAM and more; a name that is none of them has all
 printed.
 
 --quick: digits alone unless --tasks names others, half the epochs, three seeds, and a grid of two
@@ -114,7 +114,7 @@ class Size(NamedTuple):
     seeds: int
 
 
-# The rest of the family; compared where --methods names them.
+# More of the family; compared where --methods names them.
 RELATIVES = (
     "ASAM", "SAM-ON", "WSAM", "WSAM, decoupled", "GSAM", "StableSAM", "F-SAM", "VaSSO", "USAM",
     "CR-SAM", "GAM", "RWP", "RWP, mixed", "functional SAM", "SAM from half of the batch",

@@ -93,7 +93,7 @@ def test_the_same_command_gives_the_same_run_and_another_seed_another(start, who
 
 
 def _kill_and_go_on(start, directory: Path, times: int, seed: int) -> int:
-    """Kill with -9 up to `times` times, then let the run end; return how often it got further.
+    """Kill with -9 up to `times` times, then let the run end; return how often it had a checkpoint.
 
     A kill comes a moment after a process has written its rows one to four times: while it trains,
     evaluates or saves, however fast it is.
@@ -130,9 +130,12 @@ def test_killed_ten_times_at_random_moments(start, whole, tmp_path):
 
 def wait_for_change(process: subprocess.Popen[str], path: Path) -> None:
     """Return when the file is written once more, or the process has ended."""
-    state = lambda: path.stat().st_mtime_ns if path.exists() else 0  # noqa: E731
-    before = state()
-    while process.poll() is None and state() == before:
+
+    def written() -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    before = written()
+    while process.poll() is None and written() == before:
         time.sleep(0.005)
 
 

@@ -483,11 +483,13 @@ def _check_gradient(result: Any, grads: Any, name: str, fix: str) -> None:
     """Raise unless `result` can stand for `grads`; where that has None it may hold anything."""
     wanted = dict(jax.tree_util.tree_leaves_with_path(grads))
     given = dict(jax.tree_util.tree_leaves_with_path(result))
+    more = [leaf_name(path) for path in given if path not in wanted]
     for path, g in wanted.items():
         if not is_differentiable(g):
             continue
         if path not in given:
-            raise OptimizerError(f"{name} lacks {leaf_name(path)}: {fix}")
+            instead = f", and has {more[0]} instead" if more else ""
+            raise OptimizerError(f"{name} lacks {leaf_name(path)}{instead}: {fix}")
         if jnp.shape(given[path]) != jnp.shape(g):
             raise OptimizerError(
                 f"{name} has {leaf_name(path)} of shape {jnp.shape(given[path])}, not "
@@ -497,9 +499,9 @@ def _check_gradient(result: Any, grads: Any, name: str, fix: str) -> None:
     try:
         structure.flatten_up_to(result)
     except ValueError:
-        more = [leaf_name(path) for path in given if path not in wanted] or ["a container"]
+        place = more[0] if more else "a container"
         raise OptimizerError(
-            f"{name} has another structure than the gradient, at {more[0]}: {fix}"
+            f"{name} has another structure than the gradient, at {place}: {fix}"
         ) from None
 
 

@@ -31,7 +31,7 @@ _SCHEDULES: dict[str, tuple[str, Callable[[Any, float], Any]]] = {
 
 
 class Trial(NamedTuple):
-    """What a training came to: held-out loss and metric, and means over its last epoch's steps.
+    """Hold what a training came to: held-out loss and metric, means over its last epoch's steps.
 
     All are infinite where a step, or what is held out, was not finite.
     """

@@ -218,9 +218,9 @@ def test_the_run_in_float64(run: str, tmp_path: Path, request: pytest.FixtureReq
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_in_float32(run: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
     if run == "clip_smooth":  # within 1.8e-5 of theirs, by their compiler's rounding
         request.getfixturevalue("optimized")
-    """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}
     tolerances = {step: max(1e-5, 10 * value) for step, value in noise.items()}
     follow(run, "f32", tmp_path, {s: value for s, value in tolerances.items() if value < 1e-3})

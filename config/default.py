@@ -31,6 +31,14 @@ from config.schema import (
     optional,
 )
 
+# Kinds of parameters that have settings of their own.
+PARAMETER_KINDS = {
+    "weight": "weights",
+    "bias": "biases",
+    "scale": "normalization scales",
+    "offset": "normalization offsets",
+}
+
 # What gnp.method may be: the penalty, whose weight is gnp.alpha, and its relatives.
 PENALTY_METHODS = ("finite_difference", "hvp")
 RELATIVES = (
@@ -136,6 +144,13 @@ KEYS = (
     Key("gnp.r", 0.0, number(0)).means("radius of the perturbation, in parameter space; 0: off"),
     Key("gnp.alpha", 0.0, number(0)).means("weight of the perturbed gradient, lambda / r"),
     Key("gnp.lambda", None, optional(number(0))).means("penalty coefficient, instead of gnp.alpha"),
+    *(
+        Key(f"gnp.{name}_by_kind.{kind}", None, optional(number(0))).means(
+            f"gnp.{name} of {what} alone, with its warmup; none: gnp.{name}"
+        )
+        for name in ("r", "alpha")
+        for kind, what in PARAMETER_KINDS.items()
+    ),
     Key("gnp.norm_perturbations", False, BOOLEAN).means("mix normalized, not raw gradients"),
     Key("gnp.sync_perturbations", True, BOOLEAN).means(
         "one perturbation from the whole batch's gradient; False: one a group (m-sharpness)"

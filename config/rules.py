@@ -136,6 +136,13 @@ def _penalty(config: ml_collections.ConfigDict) -> Iterator[str]:
     for name, off in {"m": None, "where": "all", "reuse": 0}.items():
         if gnp.r == 0 and gnp[name] != off:
             yield f"gnp.{name} = {gnp[name]!r} with gnp.r = 0: there is no penalty to work in"
+    for name in ("r", "alpha"):
+        for kind, value in gnp[f"{name}_by_kind"].items():
+            if value is not None and gnp[name] == 0 and not (name == "alpha" and gnp["lambda"]):
+                yield (
+                    f"gnp.{name}_by_kind.{kind} = {value:g} with gnp.{name} = 0: it takes the "
+                    f"place of gnp.{name} in some parameters, so set that too"
+                )
     if gnp.m is not None and gnp.sync_perturbations:
         yield (
             f"gnp.m = {gnp.m} with gnp.sync_perturbations = True: groups with a perturbation of "

@@ -125,17 +125,19 @@ def inner(a: Any, b: Any, axis_name: Any = None) -> jax.Array:
     products = jax.tree.leaves(map_present(lambda x, y: jnp.sum(x * y), a, b))
     if axis_name is None:
         return jnp.asarray(sum(products, 0.0))
-    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     # One sum over the devices for all leaves that are split alike.
     groups: dict[tuple[str, ...], jax.Array] = {}
     for product in products:
-        split_over = tuple(axis for axis in axes if is_split(product, axis))
-        groups[split_over] = groups.get(split_over, 0.0) + product
-    sums = [
-        jax.lax.psum(part, split_over) if split_over else part
-        for split_over, part in groups.items()
-    ]
+        axes = split_over(product, axis_name)
+        groups[axes] = groups.get(axes, 0.0) + product
+    sums = [jax.lax.psum(part, axes) if axes else part for axes, part in groups.items()]
     return jnp.asarray(sum(sums, 0.0))
+
+
+def split_over(x: jax.Array, axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the axes among these over which an array differs, see `is_split`."""
+    axes = (axis_name,) if isinstance(axis_name, str) else axis_name or ()
+    return tuple(axis for axis in axes if is_split(x, axis))
 
 
 def is_split(x: jax.Array, axis: str) -> bool:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import OptimizerError, Scalar, check_axis_name, check_scalar
-from ._tree import extend_prefix, fill, map_present, wide
+from ._tree import extend_prefix, fill, map_present, split_over, wide
 from .axes import Axes, AxesOrFunction, axes_of
 from .parameters import leaf_name
 from .perturbation import (
@@ -158,6 +158,7 @@ def random_weight_perturbation(
     lmbda: Scalar | None = None,
     seed: int = 0,
     axes: AxesOrFunction = None,
+    axis_name: str | tuple[str, ...] | None = None,
     **options: Any,
 ) -> Penalty:
     r"""Make RWP: the gradient at θ + ε, ε normal with a deviation of σ·‖filter‖ an element.
@@ -170,23 +171,25 @@ def random_weight_perturbation(
         lmbda: λ, the share of g⁺, in [0, 1]. None: g⁺ alone, by one gradient at `perturbed_params`.
         seed: Of the noise; step and leaf choose the rest.
         axes: The axes of each leaf, see `axes_of`; None: those that are known.
+        axis_name: Axis (or axes) of `jax.shard_map` over which the inputs of each filter are split,
+          so that its norm is the whole filter's. None: each device holds whole filters.
         **options: With λ: see `sharpness_aware`.
 
     References:
         Li et al., `Revisiting Random Weight Perturbation for Efficiently Improving Generalization
         <https://arxiv.org/abs/2404.00357>`_, 2024.
     """
+    noise = filter_noise(seed, axes, axis_name)
     if lmbda is None:
         if options:
             raise OptimizerError(
                 f"{', '.join(options)} needs lmbda: without it all parameters are perturbed, by a "
                 "perturbation that is known before the gradient"
             )
-        return perturb_ahead(sigma, filter_noise(seed, axes), unnormalized())
+        return perturb_ahead(sigma, noise, unnormalized(), axis_name)
     check_scalar("lmbda", lmbda, high=1.0)
-    return sharpness_aware(
-        sigma, mix(lmbda), direction=filter_noise(seed, axes), metric=unnormalized(), **options
-    )
+    options["axis_name"] = axis_name
+    return sharpness_aware(sigma, mix(lmbda), direction=noise, metric=unnormalized(), **options)
 
 
 class NoiseState(NamedTuple):
@@ -195,17 +198,21 @@ class NoiseState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
 
 
-def filter_noise(seed: int, axes: AxesOrFunction = None) -> optax.GradientTransformation:
+def filter_noise(
+    seed: int, axes: AxesOrFunction = None, axis_name: str | tuple[str, ...] | None = None
+) -> optax.GradientTransformation:
     """Make the direction that draws each element from a normal one of its filter's norm.
 
     Args:
         seed: Of the noise.
-        axes: The axes of each leaf, see `axes_of`; None: those that are known.
+        axes: See `random_weight_perturbation`.
+        axis_name: See `random_weight_perturbation`.
     """
 
     def update_fn(
         updates: optax.Updates, state: NoiseState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, NoiseState]:
+        check_axis_name("the noise", axis_name)
         if params is None:
             raise OptimizerError("the noise needs params: update(grads, state, params)")
         step_key = jax.random.fold_in(jax.random.key(seed), state.count)
@@ -216,6 +223,9 @@ def filter_noise(seed: int, axes: AxesOrFunction = None) -> optax.GradientTransf
             # By the leaf's name, so that which others there are changes nothing.
             key = jax.random.fold_in(step_key, zlib.crc32(leaf_name(path).encode()))
             squares = jnp.sum(jnp.square(p), axis=axes.input if axes else None, keepdims=True)
+            if axes_of_parts := split_over(p, axis_name):
+                squares = jax.lax.psum(squares, axes_of_parts)
+                key = jax.random.fold_in(key, jax.lax.axis_index(axes_of_parts))
             # The root has no derivative at 0: there it is that of a constant.
             size = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
             return size * jax.random.normal(key, p.shape, jnp.float32).astype(g.dtype)

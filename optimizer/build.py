@@ -17,8 +17,8 @@ from .centralization import centralize, is_convolution
 from .looksam import looksam
 from .methods import build_method, gnp_gradients, gnp_method_params
 from .moments import mixes_without_radius, penalty_warmup_steps
-from .parameters import is_normalization
-from .perturbation import relative
+from .parameters import KINDS, is_normalization, parameter_kinds
+from .perturbation import ByLabel, Values, relative
 from .recorder import record_gradient_evolution
 from .sam_family import decouple, proportional_radius
 from .schedules import STRATEGIES, count_steps, gnp_warmup, learning_rate_schedule
@@ -157,7 +157,21 @@ def build_penalty(config: Any, steps_per_epoch: int) -> optax.GradientTransforma
     if mixes_without_radius(config):
         # So small that it moves no parameter, and not the 0 that turns the penalty off.
         r = _at_least(float(jnp.finfo(jnp.float32).tiny), r)
-    return build_method(gnp, r, schedules.alpha, parts)
+    return build_method(gnp, _by_kind(gnp, "r", r), _by_kind(gnp, "alpha", schedules.alpha), parts)
+
+
+def _by_kind(gnp: Any, name: str, schedule: optax.Schedule) -> Values:
+    """Return a schedule, or one for each kind of parameter where a config has values for some."""
+    given = getattr(gnp, f"{name}_by_kind", None)  # a config of one's own need not have it
+    own = {kind: getattr(given, kind, None) for kind in KINDS}
+    if all(value is None for value in own.values()):
+        return schedule
+
+    def of_kind(value: float | None) -> optax.Schedule:
+        share = 1.0 if value is None else value / getattr(gnp, name)
+        return lambda step: share * schedule(step)
+
+    return ByLabel(parameter_kinds, {kind: of_kind(value) for kind, value in own.items()})
 
 
 def _at_least(least: float, schedule: optax.Schedule) -> optax.Schedule:

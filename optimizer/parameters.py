@@ -14,6 +14,9 @@ SCALES = ("scale", "gamma")
 OFFSETS = ("offset", "beta")
 BIASES = ("bias", "b")
 
+# What `parameter_kinds` tells apart.
+KINDS = ("weight", "bias", "scale", "offset")
+
 Where: TypeAlias = Callable[[Any], Any] | Any | None
 
 

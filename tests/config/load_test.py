@@ -328,6 +328,14 @@ def test_a_noisy_gradient_has_no_hessian():
         ({"gnp.tail_epochs": "300"}, "gnp.tail_epochs = 300 is longer than total_epochs"),
         ({"gnp.tail_epochs": "1", "gnp.r": "0", "gnp.alpha": "0"}, "there is no penalty to work"),
         ({"gnp.unusual_norm": "1"}, "must be two numbers, at the run's begin and end"),
+        (
+            {"gnp.r_by_kind.bias": "0.1", "gnp.r": "0", "gnp.alpha": "0"},
+            "gnp.r_by_kind.bias = 0.1 with gnp.r = 0: it takes the place of gnp.r in some",
+        ),
+        (
+            {"gnp.alpha_by_kind.scale": "1", "gnp.method": "sam"},
+            "gnp.alpha_by_kind.scale = 1 with gnp.alpha = 0: it takes the place of gnp.alpha",
+        ),
         ({"gnp.ascent_share": "0.001"}, "gnp.ascent_share = 0.001 must be at least 0.01"),
         (
             {"loss_reduction": "sum", "gnp.norm_perturbations": "true",

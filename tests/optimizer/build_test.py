@@ -291,6 +291,30 @@ def test_where_chooses_what_is_perturbed(make_config: MakeConfig, where: str) ->
     assert moved == {"tall": not is_norm, "wide": not is_norm, "norm": is_norm}
 
 
+@pytest.mark.parametrize("method", ["finite_difference", "sam"])
+def test_kinds_of_parameters_have_values_of_their_own(make_config: MakeConfig, method: str) -> None:
+    config = make_config(
+        gr_warmup_strategy="r",
+        **{"gnp.method": method, "gnp.r_by_kind.bias": 0.0, "gnp.r_by_kind.scale": 0.3},
+        **{"gnp.alpha_by_kind.offset": 0.4, "gnp.warmup_epochs": 0.5},
+    )
+    penalize = build_penalized_gradient(config, STEPS_PER_EPOCH)
+    grad_fn = jax.grad(quartic)
+    gradient = grad_fn(CONVOLUTIONS)
+    actual = penalize(grad_fn, CONVOLUTIONS, gradient, 1)  # half of the warmup
+    kinds = optimizer.parameter_kinds(CONVOLUTIONS)
+    radius = {"weight": 0.05, "bias": 0.0, "scale": 0.15, "offset": 0.05}
+    weight = {"weight": 0.8, "bias": 0.8, "scale": 0.8, "offset": 0.4}
+    if method == "sam":
+        weight = dict.fromkeys(weight, 1.0)
+
+    def expected(p: Any, d: Any, kind: str) -> Any:
+        return (1 - weight[kind]) * p**3 + weight[kind] * (p + radius[kind] * d) ** 3
+
+    direction = jax.tree.map(lambda g: g / optax.tree.norm(gradient), gradient)
+    assert_trees_close(actual, jax.tree.map(expected, CONVOLUTIONS, direction, kinds), rtol=1e-5)
+
+
 @pytest.mark.parametrize("where", ["normalization", "others"])
 def test_where_that_selects_nothing_is_named(make_config: MakeConfig, where: str) -> None:
     layers = ("norm",) if where == "others" else ("tall", "wide")

@@ -36,6 +36,8 @@ def make_config() -> Callable[..., SimpleNamespace]:
                 method="finite_difference",
                 where="all",
                 reuse=0.0,
+                r_by_kind=SimpleNamespace(weight=None, bias=None, scale=None, offset=None),
+                alpha_by_kind=SimpleNamespace(weight=None, bias=None, scale=None, offset=None),
             ),
             l2_regularization=0.0,
             l2_by_kind=SimpleNamespace(weight=None, bias=None, scale=None, offset=None),

@@ -339,7 +339,16 @@ def test_a_schedule_that_is_traced_is_named_too() -> None:
         jax.jit(lambda p: method.update(p, method.init(p), p, grad_fn=grad_fn)[0])(PARAMS)
 
 
-@pytest.mark.parametrize("make", [sam, lambda **more: looksam(sam(), 0.5, **more), momentum_sam])
+@pytest.mark.parametrize(
+    "make",
+    [
+        sam,
+        lambda **more: looksam(sam(), 0.5, **more),
+        momentum_sam,
+        random_weight_perturbation,
+        lambda **more: random_weight_perturbation(lmbda=0.5, **more),
+    ],
+)
 def test_an_axis_that_is_not_there_is_named(make: Any) -> None:
     method = make(axis_name="data")
     with pytest.raises(OptimizerError, match="axis_name='data', .* outside of jax.shard_map"):
@@ -530,6 +539,16 @@ def test_norms_are_those_of_all_devices(name: str) -> None:
     np.testing.assert_allclose(mapped(split(whole), split(curvature)).ravel(), expected, rtol=1e-5)
     alone = jax.vmap(functools.partial(step, make()))(split(whole), split(curvature))
     assert not np.allclose(alone.ravel(), expected, rtol=1e-3)
+
+
+def test_noise_of_a_filter_whose_inputs_are_split() -> None:
+    method = random_weight_perturbation(1.0, axis_name="d")
+    parts = jnp.full((4, 500, 2), jnp.array([1.0, 3.0]))  # 500 inputs a device, of 2,000
+    noise = jax.vmap(lambda p: method.init({"kernel": p}).perturbation["kernel"], axis_name="d")
+    epsilon = np.asarray(noise(parts))
+    norm = np.sqrt(2000) * np.array([1.0, 3.0])
+    np.testing.assert_allclose(epsilon.std((0, 1)), norm, rtol=0.1)
+    assert abs(np.corrcoef(epsilon[0].ravel(), epsilon[1].ravel())[0, 1]) < 0.2
 
 
 # Arguments.

@@ -32,6 +32,8 @@ RUNS, NOISE = META["runs"], META["float32_noise"]
 EXAMPLES = META["training_set"]["num_training_obs"]
 # Elements of a leaf that the archive holds, at most.
 STORED = 160
+# An error of a leaf, as a share of its largest element, that is no rounding of float32.
+PARTED = 1e-3
 NETWORKS = {
     "wrn": {"model.model_name": "WideResNet_10_1"},
     "vit": {
@@ -116,15 +118,16 @@ def is_noise(path: str) -> bool:
     return re.search(r"key\W+bias", path) is not None
 
 
-def assert_leaves(
-    found: dict[str, np.ndarray], stored: np.ndarray, layout: Any, tolerance: float
-) -> None:
-    """Assert that each leaf is as stored, within the tolerance times its largest element."""
+def worst_leaf(found: dict[str, np.ndarray], stored: np.ndarray, layout: Any) -> tuple[float, str]:
+    """Return the largest error of a leaf, as a share of its largest element, and its path."""
+    worst = 0.0, ""
     for path, shape, start, length in layout:
         expected, value = stored[start : start + length], found[path]
         assert value.size == math.prod(shape), path
         error, largest = np.abs(thinned(value, STORED) - expected).max(), np.abs(expected).max()
-        assert error <= tolerance * largest or is_noise(path), (path, error / largest)
+        if error > 0 and not is_noise(path):
+            worst = max(worst, (error / largest if largest > 0 else math.inf, path))
+    return worst
 
 
 def variables_of(run: str, state: TrainState, names: Names) -> dict[str, np.ndarray]:
@@ -149,8 +152,13 @@ def optimizer_leaves(run: str, state: TrainState, names: Names) -> dict[str, np.
     return found
 
 
-def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float]) -> None:
-    """Train to the last step that has a tolerance, and compare all that the archive holds."""
+def follow(
+    run: str, precision: str, folder: Path, tolerances: dict[int, float], may_part: bool = False
+) -> None:
+    """Train to the last step that has a tolerance, and compare all that the archive holds.
+
+    `may_part`: only until this run has parted from the archive's in float64.
+    """
     experiment = experiment_of(run, folder)
     names = Names(RUNS[run]["model"], experiment.abstract_state.params)
     state, key = first_state(run, experiment, names), jax.random.key(0)
@@ -186,7 +194,11 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
         if step + 1 in tolerances:
             found = variables_of(run, state, names)
             layout = META["layout"][RUNS[run]["model"]]
-            assert_leaves(found, recorded(f"step{step + 1}"), layout, tolerance)
+            exact = ARRAYS[f"f64/{run}/step{step + 1}"]
+            if step > 0 and may_part and worst_leaf(found, exact, layout)[0] > PARTED:
+                return
+            worst, path = worst_leaf(found, recorded(f"step{step + 1}"), layout)
+            assert worst <= tolerance, path
             for (path, *_), norm in zip(layout, recorded(f"step{step + 1}_norms"), strict=True):
                 if not is_noise(path):
                     close(np.linalg.norm(np.float64(found[path])), norm, err_msg=path)
@@ -203,7 +215,8 @@ def follow(run: str, precision: str, folder: Path, tolerances: dict[int, float])
                 close(mean, recorded(f"test/{name}")[epoch], rtol=rtol)
     if f"{precision}/{run}/opt20" in ARRAYS:
         layout = META["optimizer_layout"][run]
-        assert_leaves(optimizer_leaves(run, state, names), recorded("opt20"), layout, tolerance)
+        worst, path = worst_leaf(optimizer_leaves(run, state, names), recorded("opt20"), layout)
+        assert worst <= tolerance, path
 
 
 @pytest.mark.slow
@@ -217,10 +230,11 @@ def test_the_run_in_float64(run: str, tmp_path: Path, request: pytest.FixtureReq
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
-def test_the_run_in_float32(run: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """As long as theirs does not part from its float64: then an input of ReLU crosses zero."""
-    if run == "clip_smooth":  # within 1.8e-5 of theirs, by their compiler's rounding
-        request.getfixturevalue("optimized")
+def test_the_run_in_float32(run: str, tmp_path: Path) -> None:
+    """As long as neither theirs nor ours parts from float64: then an input of ReLU crosses zero.
+
+    Ours may where theirs does later on. The first step is compared in any case.
+    """
     noise = {int(step): float(each["worst_leaf"]) for step, each in NOISE[run].items()}
-    tolerances = {step: max(1e-5, 10 * value) for step, value in noise.items()}
-    follow(run, "f32", tmp_path, {s: value for s, value in tolerances.items() if value < 1e-3})
+    kept = {step: max(1e-5, 20 * value) for step, value in noise.items() if 20 * value < PARTED}
+    follow(run, "f32", tmp_path, kept, may_part=max(noise.values()) > PARTED)

@@ -36,7 +36,7 @@ from config import default
 from config.load import split_overrides
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, run, whole
 from gnp.analysis.figure_files import GRAY, drawn, picture
-from gnp.analysis.radius_trials import Trial, search
+from gnp.analysis.radius_trials import MOST_STEPS, Trial, search
 from gnp.analysis.results import print_table
 from gnp.experiment import DeviceError
 from gnp.terminal import one_line, prepare_streams
@@ -69,8 +69,8 @@ def _parse(
         help="folder for the results (default: %(default)s)")
     add("--radii", type=_radii, metavar="R,R", help="to try (default: 1/4, 1/2, 1, 2 and 4 times "
         "gnp.r, or 0.05 where that is 0)")
-    add("--steps", type=whole(1), default=300, metavar="N",
-        help="of each training, rounded to epochs, at least one (default: %(default)s)")
+    add("--steps", type=whole(1), metavar="N", help="of each training, rounded to epochs, at least "
+        f"one (default: half of the run's, {MOST_STEPS:,} at most)")
     add("--seeds", type=whole(2), default=3, metavar="N", help="trainings of each radius "
         "(default: %(default)s)")
     # fmt: on

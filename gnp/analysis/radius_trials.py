@@ -19,6 +19,8 @@ from gnp.training.metrics import Progress, evaluate, to_floats
 from gnp.training.state import TrainState
 from gnp.training.tasks import TASKS
 
+# Of a training whose length is not given. What a penalty gains late shows in half of a run.
+MOST_STEPS = 1500
 # What changes rate and penalty in a run, in epochs.
 _IN_EPOCHS = ("warmup_epochs", "gnp.warmup_epochs", "gnp.tail_epochs")
 # The one of lr_schedule_params that a type of schedule takes, and its value in a share of a run.
@@ -43,7 +45,11 @@ class Trial(NamedTuple):
 
 
 def search(
-    file: str, overrides: Sequence[tuple[str, str]], radii: Sequence[float], steps: int, seeds: int
+    file: str,
+    overrides: Sequence[tuple[str, str]],
+    radii: Sequence[float],
+    steps: int | None,
+    seeds: int,
 ) -> tuple[dict[float, list[Trial]], list[str], int]:
     """Return radius, 0: plain -> a trial of each seed; names of held-out loss and metric; steps."""
     trials: dict[float, list[Trial]] = {radius: [] for radius in (0.0, *radii)}
@@ -71,11 +77,20 @@ def search(
 
 
 def in_small(
-    file: str, overrides: Sequence[tuple[str, str]], dataset: ds_pipeline.Dataset, steps: int
+    file: str,
+    overrides: Sequence[tuple[str, str]],
+    dataset: ds_pipeline.Dataset,
+    steps: int | None,
 ) -> ml_collections.ConfigDict:
-    """Return the config of a run of about so many steps, whose schedules shrink with it."""
+    """Return the config of a run of about so many steps, whose schedules shrink with it.
+
+    None: half of the run's own, `MOST_STEPS` at most.
+    """
     config = configs.load_config(file, overrides)
-    epochs = max(1, round(steps / ds_pipeline.count_steps(dataset, config.batch_size)))
+    steps_per_epoch = ds_pipeline.count_steps(dataset, config.batch_size)
+    if steps is None:
+        steps = min(config.total_epochs * steps_per_epoch // 2, MOST_STEPS)
+    epochs = max(1, round(steps / steps_per_epoch))
     epochs = min(epochs, config.total_epochs)
     share, values = epochs / config.total_epochs, configs.as_json(config)
     small = {key: values[key] * share for key in _IN_EPOCHS if values[key] is not None}

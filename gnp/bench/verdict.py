@@ -353,7 +353,8 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """
     looks = dict(zip(methods(1), itertools.product("os^vDP*", COLORS), strict=False))
     points = {}
-    with picture(path, (4.2 * len(tables), 7.5), dpi=100) as figure:
+    # One column alone would be narrower than the legend's two.
+    with picture(path, (max(4.2 * len(tables), 6.3), 7.5), dpi=100) as figure:
         grid = figure.subplots(2, len(tables), squeeze=False)
         for axes, (name, rows) in zip(grid.T, tables.items(), strict=True):
             for axis, cost in zip(axes, ("gradients", "seconds"), strict=True):

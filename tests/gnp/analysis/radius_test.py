@@ -10,7 +10,7 @@ import ds_pipeline
 from config import as_json, load_config
 from gnp.analysis import radius
 from gnp.analysis.radius import advise, choose, main
-from gnp.analysis.radius_trials import Trial, in_small
+from gnp.analysis.radius_trials import MOST_STEPS, Trial, in_small
 from gnp.training.metrics import NonFiniteError
 
 IRIS, DIGITS = (
@@ -29,6 +29,9 @@ def test_a_small_run_has_its_schedules_in_small():
     assert tuple(config.lr_schedule_params.boundaries) == (3.0, 6.0)
     assert in_small(DIGITS, given, dataset, steps=1).total_epochs == 1
     assert in_small(DIGITS, given, dataset, steps=10**6).total_epochs == 30
+    assert in_small(DIGITS, given, dataset, steps=None).total_epochs == 15
+    long = [*given, ("total_epochs", "1000")]
+    assert in_small(DIGITS, long, dataset, steps=None).total_epochs == round(MOST_STEPS / 22)
     # 6 epochs of 30 end where the whole run ends.
     for schedule, name, whole, small in (
         ("cosine_restarts", "period", 20, 4),

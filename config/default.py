@@ -146,7 +146,7 @@ KEYS = (
     Key("gnp.lambda", None, optional(number(0))).means("penalty coefficient, instead of gnp.alpha"),
     *(
         Key(f"gnp.{name}_by_kind.{kind}", None, optional(number(0))).means(
-            f"gnp.{name} of {what} alone, with its warmup; none: gnp.{name}"
+            f"in place of gnp.{name} in {what}, its schedule in proportion; none: gnp.{name}"
         )
         for name in ("r", "alpha")
         for kind, what in PARAMETER_KINDS.items()

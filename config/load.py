@@ -72,9 +72,10 @@ def read_config(
         given.append(("gnp.alpha", 0.0))
     if "gnp.alpha" in names and "gnp.lambda" not in names:
         given.append(("gnp.lambda", None))
-    # So are both where it chooses a relative of the penalty, which has neither.
+    # So is all that is the penalty's weight where it chooses a relative, which has none.
     if dict(given).get("gnp.method") in default.RELATIVES:
-        off = {"gnp.alpha": 0.0, "gnp.lambda": None}
+        kinds = {f"gnp.alpha_by_kind.{kind}": None for kind in default.PARAMETER_KINDS}
+        off = {"gnp.alpha": 0.0, "gnp.lambda": None, **kinds}
         given += [(name, value) for name, value in off.items() if name not in names]
     # A copy, as what the file holds may be the user's, or frozen, and references are written to.
     tree = _as_dicts(copy.deepcopy(_run_file(path)))

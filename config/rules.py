@@ -136,9 +136,11 @@ def _penalty(config: ml_collections.ConfigDict) -> Iterator[str]:
     for name, off in {"m": None, "where": "all", "reuse": 0}.items():
         if gnp.r == 0 and gnp[name] != off:
             yield f"gnp.{name} = {gnp[name]!r} with gnp.r = 0: there is no penalty to work in"
-    for name in ("r", "alpha"):
+    is_off = {"r": gnp.r == 0, "alpha": gnp.alpha == 0 and not gnp["lambda"]}
+    is_off["alpha"] &= gnp.method in default.PENALTY_METHODS  # the relatives have none at all
+    for name in is_off:
         for kind, value in gnp[f"{name}_by_kind"].items():
-            if value is not None and gnp[name] == 0 and not (name == "alpha" and gnp["lambda"]):
+            if value is not None and is_off[name]:
                 yield (
                     f"gnp.{name}_by_kind.{kind} = {value:g} with gnp.{name} = 0: it takes the "
                     f"place of gnp.{name} in some parameters, so set that too"
@@ -172,6 +174,8 @@ def _method(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"gnp.method = {gnp.method!r} needs a radius, such as gnp.r = 0.05"
     off = {"alpha": 0, "lambda": None, "norm_perturbations": False, "every_scales_alpha": False}
     given = {f"gnp.{name}": gnp[name] for name in off if gnp[name] != off[name]}
+    own = gnp.alpha_by_kind.items()
+    given |= {f"gnp.alpha_by_kind.{kind}": value for kind, value in own if value is not None}
     if config.gr_warmup_strategy == "lambda":
         given["gr_warmup_strategy"] = "lambda"
     for name, value in given.items():

@@ -172,7 +172,9 @@ def random_weight_perturbation(
         seed: Of the noise; step and leaf choose the rest.
         axes: The axes of each leaf, see `axes_of`; None: those that are known.
         axis_name: Axis (or axes) of `jax.shard_map` over which the inputs of each filter are split,
-          so that its norm is the whole filter's. None: each device holds whole filters.
+          so that its norm is the whole filter's and each part has noise of its own. What is the
+          same on all devices stays so, where shard_map keeps track of that (`check_vma=True`).
+          None: each device holds all filters.
         **options: With λ: see `sharpness_aware`.
 
     References:
@@ -188,8 +190,8 @@ def random_weight_perturbation(
             )
         return perturb_ahead(sigma, noise, unnormalized(), axis_name)
     check_scalar("lmbda", lmbda, high=1.0)
-    options["axis_name"] = axis_name
-    return sharpness_aware(sigma, mix(lmbda), direction=noise, metric=unnormalized(), **options)
+    parts = {"direction": noise, "metric": unnormalized(), "axis_name": axis_name}
+    return sharpness_aware(sigma, mix(lmbda), **parts, **options)
 
 
 class NoiseState(NamedTuple):

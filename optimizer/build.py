@@ -166,12 +166,17 @@ def _by_kind(gnp: Any, name: str, schedule: optax.Schedule) -> Values:
     own = {kind: getattr(given, kind, None) for kind in KINDS}
     if all(value is None for value in own.values()):
         return schedule
+    whole = getattr(gnp, name)
+    if whole == 0:
+        raise OptimizerError(f"gnp.{name}_by_kind needs gnp.{name} > 0, whose place it takes")
 
-    def of_kind(value: float | None) -> optax.Schedule:
-        share = 1.0 if value is None else value / getattr(gnp, name)
-        return lambda step: share * schedule(step)
+    def of_kind(kind: str, value: float | None) -> optax.Schedule:
+        if value is None:
+            return schedule
+        check_number(f"gnp.{name}_by_kind.{kind}", value)
+        return lambda step: value / whole * schedule(step)
 
-    return ByLabel(parameter_kinds, {kind: of_kind(value) for kind, value in own.items()})
+    return ByLabel(parameter_kinds, {kind: of_kind(kind, value) for kind, value in own.items()})
 
 
 def _at_least(least: float, schedule: optax.Schedule) -> optax.Schedule:

@@ -150,8 +150,8 @@ def build_method(gnp: Any, r: Values, alpha: Values, parts: Mapping[str, Any]) -
 
     Args:
         gnp: Read are method, method_params and norm_perturbations.
-        r: Radius; a number or a schedule.
-        alpha: Of the penalty alone.
+        r: Radius, see `sharpness_aware`.
+        alpha: Of the penalty alone, likewise.
         parts: `metric`, `where` and `direction`, where the config chooses them.
 
     Raises:

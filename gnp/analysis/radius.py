@@ -82,6 +82,9 @@ def _parse(
     gnp, start = config.gnp, config.start_from
     if start is not None:
         raise UsageError(f"start_from = {start!r} does not go with this command: leave it out")
+    for kind, value in gnp.r_by_kind.items():
+        if value is not None:
+            raise UsageError(f"gnp.r_by_kind.{kind} = {value:g} is no radius to try: leave it out")
     if gnp["lambda"] == 0:
         raise UsageError("gnp.lambda = 0 penalizes nothing: leave it out, or give one above 0")
     has_weight = gnp.method in default.PENALTY_METHODS and not gnp.norm_perturbations
@@ -129,7 +132,8 @@ def choose(errors: Mapping[float, Sequence[float]]) -> float:
         >>> choose({0.0: [3.0, 3.2], 0.1: [1.0, 1.4], 0.2: [1.1, 1.1], 0.4: [1.0, math.inf]})
         0.2
     """
-    means = {radius: np.mean(found) for radius, found in errors.items()}
+    # Rounded, so that equal shares of examples are equal whatever they were added up from.
+    means = {radius: round(float(np.mean(found)), 9) for radius, found in errors.items()}
     finite = [radius for radius in means if np.isfinite(means[radius])]
     if not finite:
         raise NonFiniteError(

@@ -19,7 +19,7 @@ from gnp.training.metrics import Progress, evaluate, to_floats
 from gnp.training.state import TrainState
 from gnp.training.tasks import TASKS
 
-# Of a training whose length is not given. What a penalty gains late shows in half of a run.
+# Of a training whose length is not given.
 MOST_STEPS = 1500
 # What changes rate and penalty in a run, in epochs.
 _IN_EPOCHS = ("warmup_epochs", "gnp.warmup_epochs", "gnp.tail_epochs")

@@ -334,6 +334,10 @@ def test_a_noisy_gradient_has_no_hessian():
         ),
         (
             {"gnp.alpha_by_kind.scale": "1", "gnp.method": "sam"},
+            "gnp.alpha_by_kind.scale = 1.0 is of the penalty, whose weight is gnp.alpha",
+        ),
+        (
+            {"gnp.alpha_by_kind.scale": "1", "gnp.alpha": "0"},
             "gnp.alpha_by_kind.scale = 1 with gnp.alpha = 0: it takes the place of gnp.alpha",
         ),
         ({"gnp.ascent_share": "0.001"}, "gnp.ascent_share = 0.001 must be at least 0.01"),

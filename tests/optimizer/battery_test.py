@@ -660,6 +660,19 @@ if os.environ.get("BATTERY_DEVICES"):
             )
             assert_trees_close(jax.jit(mapped)(params), step(params, make()))
 
+    def test_shard_map_of_noise() -> None:
+        mesh = Mesh(jax.devices(), ("data",))
+        params = {"split": jnp.ones(4), "whole": jnp.ones(2)}
+        specs = {"split": PartitionSpec("data"), "whole": PartitionSpec()}
+        method = random_weight_perturbation(0.1, axis_name="data")
+        noise = jax.shard_map(
+            lambda p: method.init(p).perturbation, mesh=mesh, in_specs=(specs,), out_specs=specs
+        )(params)
+        one, other = np.split(noise["split"], 2)
+        assert not np.allclose(one, other)
+        ours, theirs = (shard.data for shard in noise["whole"].addressable_shards)
+        np.testing.assert_array_equal(ours, theirs)
+
 else:
 
     @pytest.mark.slow
@@ -676,7 +689,7 @@ else:
             timeout=300,
         )
         assert result.returncode == 0, result.stdout + result.stderr
-        assert f"{len(CASES) + 2} passed" in result.stdout
+        assert f"{len(CASES) + 3} passed" in result.stdout
 
 
 # States on disk.

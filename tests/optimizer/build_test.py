@@ -592,6 +592,11 @@ def test_builders_leave_the_config_alone(make_config: MakeConfig) -> None:
         ({"gnp.warmup_epochs": 1e10}, "gnp.warmup_epochs=10000000000.0 of"),
         ({"total_epochs": 2**31}, "are more steps than the 2147483647 that can be counted"),
         ({"gnp.method": "exact"}, "gnp.method='exact' is not one of"),
+        ({"gnp.r_by_kind.bias": -0.1}, "gnp.r_by_kind.bias=-0.1 must be a finite number >= 0"),
+        (
+            {"gnp.alpha": 0.0, "gnp.alpha_by_kind.bias": 0.1},
+            "gnp.alpha_by_kind needs gnp.alpha > 0",
+        ),
         ({"gnp.where": "norms"}, "gnp.where='norms' is not one of all, normalization, others"),
         ({"gnp.reuse": -1.0}, "gnp.reuse=-1.0 must"),
         ({"opt.centralize": "convs"}, "opt.centralize='convs' is not one of none, all, conv"),

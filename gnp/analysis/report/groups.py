@@ -152,8 +152,9 @@ def method(config: Mapping[str, Any], with_optimizer: bool = True) -> str:
         ('Momentum', 'Momentum + GNP r=0.05 α=0.8')
         >>> method({**config, "opt.opt_type": "SGDG", "opt.centralize": "all"}, False)
         'SGD-G + GC'
-        >>> method({**config, "gnp.r": 0.05, "gnp.method": "vasso", "gnp.every": 2}, False)
-        'VaSSO r=0.05 every 2nd step'
+        >>> vasso = {**config, "gnp.r": 0.05, "gnp.method": "vasso", "gnp.r_by_kind.bias": 0.0}
+        >>> method({**vasso, "gnp.every": 2}, False)
+        'VaSSO r=0.05 r=0 of biases every 2nd step'
     """
     kind = config["opt.opt_type"]
     base = _OPTIMIZERS.get(kind, kind)
@@ -190,7 +191,14 @@ def _penalty(config: Mapping[str, Any]) -> str:
         return ""
     every, where = config["gnp.every"], config["gnp.where"]
     adaptive, relative = bool(config["gnp.adaptive"]), _RELATIVES.get(config["gnp.method"])
-    sam = weight == 1 and not config["gnp.norm_perturbations"]
+    own = [
+        f"{symbol}={config[key]:g} of {what}"
+        for symbol, name in (("r", "gnp.r_by_kind"), ("α", "gnp.alpha_by_kind"))
+        for kind, what in default.PARAMETER_KINDS.items()
+        if config[key := f"{name}.{kind}"] is not None
+    ]
+    has_one_weight = not any(each.startswith("α") for each in own)
+    sam = weight == 1 and has_one_weight and not config["gnp.norm_perturbations"]
     if relative:
         name = f"adaptive {relative}" if adaptive else relative
     else:
@@ -199,6 +207,7 @@ def _penalty(config: Mapping[str, Any]) -> str:
         )
     words = [f"Look{name}" if config["gnp.reuse"] else name, f"r={radius:g}"]
     words += [] if sam or relative else [f"α={weight:g}"]
+    words += own
     words += [f"{key}={show(value)}" for key, value in config["gnp.method_params"].items()]
     words += [f"k={every}" if config["gnp.reuse"] else _every(every)] * (every > 1)
     words += [f"hybrid p={config['hybrid_config.p']:g}"] * bool(config["use_hybrid_training"])

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ds_pipeline
@@ -16,6 +17,7 @@ from gnp.training.metrics import NonFiniteError
 IRIS, DIGITS = (
     str(Path(__file__).parents[3] / "config" / name) for name in ("iris.py", "digits.py")
 )
+RADIUS_OF_BIASES = ("--config.gnp.r=0.1", "--config.gnp.r_by_kind.bias=0.1")
 
 
 def test_a_small_run_has_its_schedules_in_small():
@@ -51,6 +53,9 @@ def test_a_small_run_has_its_schedules_in_small():
 def test_the_smallest_mean_error_is_chosen():
     assert choose({0.1: [1.0, 1.4], 0.2: [1.3, 1.0], 0.4: [1.2, 1.2]}) == 0.2
     assert choose({0.0: [1.0, 1.0], 0.1: [1.0, 1.0]}) == 0.0
+    plain, penalized = [10 / 144, 12 / 144, 11 / 144], [12 / 144, 12 / 144, 9 / 144]
+    assert np.mean(penalized) < np.mean(plain)  # by rounding alone
+    assert choose({0.0: plain, 0.1: penalized}) == 0.0
     assert choose({0.0: [1.0, 1.0], 0.1: [math.inf, 0.0]}) == 0.0
     assert choose({0.0: [math.nan, 1.0], 0.1: [2.0, 2.0], 0.2: [1.0, 1.0]}) == 0.2
     with pytest.raises(NonFiniteError, match="no radius, nor plain training"):
@@ -119,6 +124,7 @@ def test_there_is_a_penalty_to_try(keys, radii, expected, searched, tmp_path):
         ([f"--config={IRIS}", "--radii=a"], "--radii: a: numbers > 0 are needed"),
         ([f"--config={IRIS}", "--config.gnp.lambda=0", "--radii=0.1"], "gnp.lambda = 0 penalizes"),
         ([f"--config={IRIS}", "--config.start_from=a"], "start_from = 'a' does not go with this"),
+        ([f"--config={IRIS}", *RADIUS_OF_BIASES], "gnp.r_by_kind.bias = 0.1 is no radius to try"),
         ([f"--config={IRIS}", "--seeds=1"], "--seeds: 1: a whole number >= 2 is needed"),
         ([f"--config={IRIS}", "--config.gnp.r=-1"], "gnp.r"),
     ],

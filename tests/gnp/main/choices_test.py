@@ -36,5 +36,10 @@ def test_relatives_of_the_penalty():
     assert set(groups._RELATIVES) == set(default.RELATIVES)
 
 
+def test_kinds_of_parameters():
+    own = {key.name.removeprefix("l2_by_kind.") for key in default.KEYS if "l2_by_kind" in key.name}
+    assert set(default.PARAMETER_KINDS) == set(optimizer.parameters.KINDS) == own
+
+
 def test_kinds_that_only_their_path_identifies():
     assert names.OWN_FILES == ds_pipeline.OWN_FILES

@@ -5,6 +5,7 @@ What jax says of a process that is gone is its own, and not looked at.
 
 import json
 import random
+import re
 import shutil
 import signal
 import socket
@@ -53,7 +54,9 @@ class Ended(NamedTuple):
 
 def said(text: str) -> str:
     """Return what gnp printed; gloo, which connects CPUs, says so on standard output."""
-    return "".join(line for line in text.splitlines(True) if not line.startswith("[Gloo]"))
+    # In pieces: two of its threads may begin a line together and end it one after the other.
+    is_gloo = re.compile(r"\[Gloo\]|.*is connected to \d+ peer ranks")
+    return "".join(line for line in text.splitlines(True) if not is_gloo.match(line))
 
 
 class Job:

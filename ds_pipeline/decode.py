@@ -5,6 +5,7 @@ the window that is wanted is that much larger than the result. Everything else g
 """
 
 import functools
+import struct
 import warnings
 from collections.abc import Callable
 from io import BytesIO
@@ -31,9 +32,11 @@ _JPEG_START = b"\xff\xd8\xff"
 # Pillow refuses larger images too.
 _MOST_PIXELS = 178_956_970
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-# All that Pillow raised for 250,000 JPEG and PNG files damaged in many ways. SyntaxError and
-# IndexError are of PNG chunks.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, IndexError, PIL.Image.DecompressionBombError)
+# All that Pillow raised for 250,000 JPEG and PNG files damaged in many ways. SyntaxError,
+# IndexError and struct.error (Pillow 11) are of PNG chunks.
+_PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, IndexError, struct.error, PIL.Image.DecompressionBombError,
+)  # fmt: skip
 
 # Pillow's warnings name no file, and what they tell of is harmless: damage is an exception.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -77,8 +77,9 @@ def build_train_step(
         new = TrainState(params, model_state, opt_state, ema)
 
         gradient_norm = optax.tree.norm(grads.clean)
-        # The update's norm too: the perturbed gradient can overflow where the clean one does not.
-        finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.norm(updates))
+        # The perturbed gradient can overflow where the clean one does not; then the new parameters
+        # do. The norm of the update itself would have XLA compute the update twice.
+        finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.norm(params))
         gradients = grads.clean
         if skip_nonfinite:
             new = jax.tree.map(lambda after, before: _keep(finite, after, before), new, state)

@@ -34,8 +34,8 @@ TPU_SLICES_FLAGS = (
 )
 # Programs that took so many seconds to compile are kept; jax's own 1 leaves many small ones out.
 _MIN_COMPILE_SECONDS = "0.1"
-# glibc's malloc.h: an option of mallopt, and its value. (A single heap for all threads, M_ARENA_MAX,
-# saves more of the pages, but is left in pieces by a compilation, and then slower.)
+# glibc's malloc.h: an option of mallopt, and its value. (A single heap for all threads, by
+# M_ARENA_MAX, saves more of the pages, but is left in pieces by a compilation, and then slower.)
 _KEEP_MEMORY = {
     -4: 0,  # M_MMAP_MAX: a block that is mapped by itself would be handed back when it is freed
     -1: -1,  # M_TRIM_THRESHOLD: so would the end of the heap

@@ -16,9 +16,14 @@ _COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permu
 # of an asynchronous one, the start says it all.
 _INSTRUCTION = re.compile(rf" = (.*?) ({_COLLECTIVES})(-start)?\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+# `%name = bf16[64,32]{1,0:T(8,128)(2,1)} fusion(...)`: where the axes are named from the innermost
+# outwards, and on TPUs the tiles that the innermost ones are filled up to.
+_RESULT = re.compile(r" = (\(.*?\)|\S+) ([\w\-]+)\(")
+_LAYOUT = re.compile(_ARRAY.pattern + r"(?:\{([\d,]*)(?::T\(([\d,]+)\))?)?")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _NAMES = r"%?[\w.\-]+(?:, *%[\w.\-]+)*"
 _CALLED = re.compile(rf"\b(body|calls|to_apply|(?:branch|true|false)_computations?)=\{{?({_NAMES})")
+_NOTHING_WRITTEN = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"}
 _WRAPPER = re.compile(r"^(?:jit|pjit|jvp|vmap|transpose|shard_map|checkpoint|remat)\b.*$")
 
 
@@ -55,6 +60,20 @@ class Collective(NamedTuple):
         return self.times * self.bytes * share.get(self.kind, (n - 1) / n)
 
 
+class Results(NamedTuple):
+    """What the operations of a program write, one after the other; those inside a fusion do not.
+
+    Attributes:
+        bytes: Of the numbers.
+        padded: As they lie in memory: TPUs fill up the last two axes to tiles such as 8 x 128.
+        copied: Of numbers that are only laid out in another way, or elsewhere.
+    """
+
+    bytes: int
+    padded: int
+    copied: int
+
+
 class Program(NamedTuple):
     """A program on one device.
 
@@ -67,6 +86,7 @@ class Program(NamedTuple):
         flops: Floating-point operations.
         bytes: Read and written by each operation; what stays on the chip counts, too.
         collectives: In the order of the program.
+        results: Of its operations.
     """
 
     arguments: int
@@ -77,6 +97,7 @@ class Program(NamedTuple):
     flops: float
     bytes: float
     collectives: tuple[Collective, ...]
+    results: Results
 
     @property
     def peak(self) -> int:
@@ -108,6 +129,7 @@ def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None, devices: int = 
         (64, ())
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = compiled.as_text()
     factor, products = 1.0, 0.0
     if jaxpr is not None and (once := product_flops(jaxpr, in_loops=False)):
         products = product_flops(jaxpr)
@@ -120,7 +142,8 @@ def read_program(compiled: Any, jaxpr: core.Jaxpr | None = None, devices: int = 
         code=memory.generated_code_size_in_bytes,
         flops=max(factor * cost.get("flops", 0.0), products / devices),
         bytes=factor * cost.get("bytes accessed", 0.0),
-        collectives=tuple(read_collectives(compiled.as_text(), devices)),
+        collectives=tuple(read_collectives(text, devices)),
+        results=read_results(text),
     )
 
 
@@ -138,12 +161,7 @@ def read_collectives(text: str, devices: int = 1) -> Iterator[Collective]:
         >>> [(each.kind, each.bytes, each.devices, each.sent) for each in read_collectives(text)]
         [('all-reduce', 32, 2, 32.0)]
     """
-    bodies: dict[str, list[str]] = {}
-    name = ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match[1]
-        bodies.setdefault(name, []).append(line)
+    bodies = _computations(text)
     calls = _calls(bodies)
     seen = set()
     for name, lines in bodies.items():
@@ -162,6 +180,56 @@ def read_collectives(text: str, devices: int = 1) -> Iterator[Collective]:
             callers = [line, *(caller for _, _, caller in calls.get(name, []))]
             size = _group_size(line, devices)
             yield _collective(match, callers, is_scatter, size, _times(name, calls))
+
+
+def read_results(text: str) -> Results:
+    """Add up what a program writes, in XLA's text of it.
+
+    Args:
+        text: Of an optimized module.
+
+    Example:
+        >>> read_results("  %x = f32[2,3]{1,0:T(8,128)} copy(%y)")
+        Results(bytes=24, padded=4096, copied=24)
+    """
+    bodies = _computations(text)
+    calls = _calls(bodies)
+    inside = set(re.findall(rf"(?:calls|to_apply)=({_NAMES})", text))
+    total = [0, 0, 0]
+    for name, lines in bodies.items():
+        if f"%{name}" in inside or name in inside:
+            continue
+        for line in lines:
+            match = _RESULT.search(line)
+            if match is None or match[2] in _NOTHING_WRITTEN or match[2].endswith("-start"):
+                continue
+            for array in _LAYOUT.findall(match[1]):
+                size, padded = (_times(name, calls) * each for each in _sizes(*array))
+                copied = size if match[2] in ("copy", "transpose") else 0
+                total = [a + b for a, b in zip(total, (size, padded, copied), strict=True)]
+    return Results(*total)
+
+
+def _sizes(dtype: str, shape: str, order: str, tile: str) -> tuple[int, int]:
+    """Return the bytes of an array, and with its innermost axes filled up to whole tiles."""
+    lengths = [int(length) for length in shape.split(",") if length]
+    padded = list(lengths)
+    axes = [int(axis) for axis in order.split(",") if axis]
+    for axis, multiple in zip(axes, reversed(tile.split(",")), strict=False):
+        if multiple:
+            padded[axis] = -(-lengths[axis] // int(multiple)) * int(multiple)
+    return _size(dtype, shape), _size(dtype, ",".join(map(str, padded)))
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Return name -> lines of each computation of a module."""
+    bodies: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[1]
+        bodies.setdefault(name, []).append(line)
+    return bodies
 
 
 def _collective(

@@ -242,7 +242,7 @@ def least_seconds(program: Program, chip: Chip) -> dict[str, float]:
     so that a program whose arrays are small can be faster than that.
 
     Example:
-        >>> program = Program(0, 0, 0, 0, 0, 1e12, 1e9, ())
+        >>> program = Program(0, 0, 0, 0, 0, 1e12, 1e9, (), (0, 0, 0))
         >>> least_seconds(program, Chip(1e14, 1e10, 1e12, 1e11))
         {'products': 0.01, 'memory': 0.001, 'interconnect': 0.0}
     """
@@ -267,6 +267,9 @@ def step_rows(
             **({} if chip is None else {"  of a device's": chip.memory / 2**20}),
             "GFLOP": program.flops / 1e9,
             "MB read and written": program.bytes / 1e6,
+            "MB of results": program.results.bytes / 1e6,
+            "  with padding": program.results.padded / 1e6,
+            "  copies among them": program.results.copied / 1e6,
             "MB sent": program.sent / 1e6,
             "collectives": sum(each.times for each in program.collectives),
         }
@@ -369,6 +372,7 @@ def to_json(
         name: program._asdict()
         | {"peak": program.peak, "sent": program.sent}
         | {"collectives": [each._asdict() for each in program.collectives]}
+        | {"results": program.results._asdict()}
         | ({} if chip is None else {"least_seconds": least_seconds(program, chip)})
         for name, program in programs.items()
     }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp.analysis.program import product_flops, read_collectives, read_program
+from gnp.analysis.program import product_flops, read_collectives, read_program, read_results
 
 # A loop of three rounds with a sum in it; a sum of which each keeps a part; a gather inside of two
 # operations, and one that starts and ends; a scatter; a permutation.
@@ -60,6 +60,28 @@ def test_collectives_of_a_text():
         ("reduce-scatter", 32, 1, 4, "", False, 1, 32 * 3 / 4),
         ("collective-permute", 16, 1, 8, "", False, 1, 16.0),
     ]
+
+
+def test_results_are_counted_once_for_each_time_they_are_written_and_not_inside_of_a_fusion():
+    text = """HloModule jit_f
+%fused.1 (x: f32[8]) -> f32[8] {
+  ROOT %a = f32[8]{0} copy(%x)
+}
+%body.1 (p: (s32[], f32[3,200])) -> (s32[], f32[3,200]) {
+  %g = f32[3,200]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  ROOT %d = f32[3,200]{0,1:T(8,128)S(1)} transpose(%g)
+}
+ENTRY %main.3 (x: f32[8]) -> f32[8] {
+  %w = (s32[], f32[3,200]{1,0:T(8,128)}) while(%t), body=%body.1, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %f = (f32[]{:T(128)}, /*index=1*/bf16[2,9,130]{2,0,1:T(8,128)(2,1)}) fusion(%x), calls=%fused.1
+  %s = (f32[8]{0:T(128)}, f32[8]{0:T(128)}, u32[]) copy-start(%x)
+  ROOT %e = f32[8]{0:T(128)} copy-done(%s)
+}
+"""
+    turned, fused, moved = 3 * 4 * 600, 4 + 2 * 2 * 9 * 130, 4 * 8
+    padded = 3 * 4 * 200 * 128 + 4 + 2 * 9 * 8 * 256 + 4 * 128  # 3 of 128 lanes, 130 of 256
+    assert read_results(text) == (turned + fused + moved, padded, turned)
 
 
 def test_memory_and_operations_of_a_product():

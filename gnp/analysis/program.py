@@ -23,7 +23,11 @@ _LAYOUT = re.compile(_ARRAY.pattern + r"(?:\{([\d,]*)(?::T\(([\d,]+)\))?)?")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _NAMES = r"%?[\w.\-]+(?:, *%[\w.\-]+)*"
 _CALLED = re.compile(rf"\b(body|calls|to_apply|(?:branch|true|false)_computations?)=\{{?({_NAMES})")
-_NOTHING_WRITTEN = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"}
+# Of a loop, a call or a choice, what is called writes.
+_NOTHING_WRITTEN = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_NOTHING_WRITTEN |= {"while", "call", "conditional"}
+_COPIES = ("copy", "copy-done", "transpose")
+_INSIDE = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 _WRAPPER = re.compile(r"^(?:jit|pjit|jvp|vmap|transpose|shard_map|checkpoint|remat)\b.*$")
 
 
@@ -63,9 +67,13 @@ class Collective(NamedTuple):
 class Results(NamedTuple):
     """What the operations of a program write, one after the other; those inside a fusion do not.
 
+    What stays on the chip counts, too. Where an operation writes a part of an array in place, as
+    loops do, all of it counts; of a choice, all that can be chosen.
+
     Attributes:
         bytes: Of the numbers.
-        padded: As they lie in memory: TPUs fill up the last two axes to tiles such as 8 x 128.
+        padded: As they lie in memory: TPUs fill up the two innermost axes of the layout to tiles
+            such as 8 x 128.
         copied: Of numbers that are only laid out in another way, or elsewhere.
     """
 
@@ -194,20 +202,30 @@ def read_results(text: str) -> Results:
     """
     bodies = _computations(text)
     calls = _calls(bodies)
-    inside = set(re.findall(rf"(?:calls|to_apply)=({_NAMES})", text))
-    total = [0, 0, 0]
-    for name, lines in bodies.items():
-        if f"%{name}" in inside or name in inside:
-            continue
-        for line in lines:
+    # What a fusion or a sum is made of writes nothing; what is called, as CPUs call loops, does.
+    lines = [line for line in text.splitlines() if " call(" not in line]
+    inside = {name for line in lines for name in _INSIDE.findall(line)}
+    size = padded = copied = 0
+    for name in bodies.keys() - inside:
+        times = _times(name, calls)
+        for line in bodies[name]:
             match = _RESULT.search(line)
             if match is None or match[2] in _NOTHING_WRITTEN or match[2].endswith("-start"):
                 continue
+            fused = _INSIDE.search(line) if match[2] == "fusion" else None
+            is_copy = _only_copies(bodies[fused[1]]) if fused else match[2] in _COPIES
             for array in _LAYOUT.findall(match[1]):
-                size, padded = (_times(name, calls) * each for each in _sizes(*array))
-                copied = size if match[2] in ("copy", "transpose") else 0
-                total = [a + b for a, b in zip(total, (size, padded, copied), strict=True)]
-    return Results(*total)
+                one, filled = _sizes(*array)
+                size += times * one
+                padded += times * filled
+                copied += times * one * is_copy
+    return Results(size, padded, copied)
+
+
+def _only_copies(lines: Sequence[str]) -> bool:
+    """Tell whether a computation does nothing but lay its parameters out in another way."""
+    kinds = {match[2] for match in map(_RESULT.search, lines) if match}
+    return bool(kinds & set(_COPIES)) and kinds <= {*_COPIES, "parameter", "bitcast"}
 
 
 def _sizes(dtype: str, shape: str, order: str, tile: str) -> tuple[int, int]:

@@ -34,11 +34,12 @@ TPU_SLICES_FLAGS = (
 )
 # Programs that took so many seconds to compile are kept; jax's own 1 leaves many small ones out.
 _MIN_COMPILE_SECONDS = "0.1"
-# glibc's malloc.h: an option of mallopt, and its value. (A single heap for all threads, by
-# M_ARENA_MAX, saves more of the pages, but is left in pieces by a compilation, and then slower.)
+# glibc's malloc.h: an option of mallopt, and its value. A thread's heap holds 64 MiB; a larger block
+# is mapped by itself in any case. (With a single heap for all threads, by M_ARENA_MAX, these were
+# kept too; but a compilation leaves it in pieces, and the small steps behind it were slower.)
 _KEEP_MEMORY = {
     -4: 0,  # M_MMAP_MAX: a block that is mapped by itself would be handed back when it is freed
-    -1: -1,  # M_TRIM_THRESHOLD: so would the end of the heap
+    -1: -1,  # M_TRIM_THRESHOLD: so would the end of a heap
 }
 
 
@@ -84,16 +85,17 @@ def keep_compiled(environment: MutableMapping[str, str]) -> None:
 
 
 def keep_memory(environment: Mapping[str, str]) -> None:
-    """Have the process keep the memory that a step has freed, for the next one.
+    """Have the process keep blocks of up to 64 MiB that a step has freed, for the next one.
 
     XLA's CPU client frees its temporaries after each step, glibc hands large ones back to the
-    system, and the next step gets them again page by page, each filled with zeros: a quarter of
-    the time of TSMixer and of CifarResNet20 on two cores (docs/performance.md).
+    system, and the next step gets them again page by page, each filled with zeros
+    (docs/performance.md has what that takes).
 
     Args:
-        environment: of this process; where it has glibc's MALLOC_ variables, they say how.
+        environment: of this process; where it sets glibc's malloc itself, that stays.
     """
-    if any(name.startswith("MALLOC_") for name in environment):
+    tuned = "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
+    if tuned or any(name.startswith("MALLOC_") for name in environment):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, others need not
     if mallopt is not None:

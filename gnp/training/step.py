@@ -41,7 +41,7 @@ def build_train_step(
         perturbed_of: (step number, θ) -> the gradient that `grad_fn` gives; None: that of
             `gradient_of`.
         average: (`state.ema`, the new parameters) -> the new `state.ema`; None: there is none.
-        skip_nonfinite: Drop the update where loss, gradient or update is not finite.
+        skip_nonfinite: Drop the update where loss, gradient or new parameters are not finite.
         keep_gradients: The clean gradient is a metric too, "gradients", with the structure of the
             parameters; NaN where its update was dropped.
 
@@ -49,7 +49,7 @@ def build_train_step(
         A function of a TrainState, a batch {"input" [b, ...], "label" [b, ...]}, the run's key and
         the step's number from 0. Metrics, float32 scalars: those of the gradient, "gradient_norm"
         (of the clean one, costs included), "param_norm" (of all parameters, after the step), and
-        "finite" (1 where loss, gradient and update are).
+        "finite" (1 where loss, gradient and new parameters are).
     """
 
     def train_step(
@@ -77,8 +77,8 @@ def build_train_step(
         new = TrainState(params, model_state, opt_state, ema)
 
         gradient_norm = optax.tree.norm(grads.clean)
-        # The perturbed gradient can overflow where the clean one does not; then the new parameters
-        # do. The norm of the update itself would have XLA compute the update twice.
+        # A perturbed gradient that overflows shows in the new parameters, whose norm is logged
+        # anyway; for a norm of its own, XLA would compute the update a second time.
         finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.norm(params))
         gradients = grads.clean
         if skip_nonfinite:

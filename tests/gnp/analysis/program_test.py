@@ -65,23 +65,48 @@ def test_collectives_of_a_text():
 def test_results_are_counted_once_for_each_time_they_are_written_and_not_inside_of_a_fusion():
     text = """HloModule jit_f
 %fused.1 (x: f32[8]) -> f32[8] {
-  ROOT %a = f32[8]{0} copy(%x)
+  %b = f32[8]{0} copy(%x)
+  ROOT %a = f32[8]{0} negate(%b)
+}
+%fused.2 (x: f32[6]) -> f32[6] {
+  %x = f32[2,3]{1,0} parameter(0)
+  %t = f32[3,2]{1,0} transpose(%x), dimensions={1,0}
+  ROOT %c = f32[6]{0} bitcast(%t)
+}
+%add.1 (x: f32[], y: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%x, %y)
 }
 %body.1 (p: (s32[], f32[3,200])) -> (s32[], f32[3,200]) {
   %g = f32[3,200]{1,0:T(8,128)} get-tuple-element(%p), index=1
   ROOT %d = f32[3,200]{0,1:T(8,128)S(1)} transpose(%g)
 }
+%called.1 (x: f32[5]) -> f32[5] {
+  ROOT %n = f32[5]{0} negate(%x)
+}
 ENTRY %main.3 (x: f32[8]) -> f32[8] {
   %w = (s32[], f32[3,200]{1,0:T(8,128)}) while(%t), body=%body.1, \
 backend_config={"known_trip_count":{"n":"3"}}
   %f = (f32[]{:T(128)}, /*index=1*/bf16[2,9,130]{2,0,1:T(8,128)(2,1)}) fusion(%x), calls=%fused.1
+  %h = f32[6]{0} fusion(%y), kind=kLoop, calls=%fused.2
+  %r = f32[] reduce(%x, %zero), dimensions={0}, to_apply=%add.1
+  %n = f32[5]{0} call(%z), to_apply=%called.1
   %s = (f32[8]{0:T(128)}, f32[8]{0:T(128)}, u32[]) copy-start(%x)
   ROOT %e = f32[8]{0:T(128)} copy-done(%s)
 }
 """
     turned, fused, moved = 3 * 4 * 600, 4 + 2 * 2 * 9 * 130, 4 * 8
+    small = 4 * 6 + 4 + 4 * 5  # of the second fusion, the sum and the call
     padded = 3 * 4 * 200 * 128 + 4 + 2 * 9 * 8 * 256 + 4 * 128  # 3 of 128 lanes, 130 of 256
-    assert read_results(text) == (turned + fused + moved, padded, turned)
+    results = read_results(text)
+    assert results.bytes == turned + fused + moved + small
+    assert results.padded == padded + small
+    assert results.copied == turned + moved + 4 * 6
+
+
+def test_a_lone_copy_is_one_where_the_compiler_wraps_it():
+    x = jnp.ones((16, 24))
+    text = jax.jit(lambda x: x.T.copy()).lower(x).compile().as_text()
+    assert read_results(text) == (x.nbytes, x.nbytes, x.nbytes)
 
 
 def test_memory_and_operations_of_a_product():

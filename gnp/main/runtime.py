@@ -34,9 +34,9 @@ TPU_SLICES_FLAGS = (
 )
 # Programs that took so many seconds to compile are kept; jax's own 1 leaves many small ones out.
 _MIN_COMPILE_SECONDS = "0.1"
-# glibc's malloc.h: an option of mallopt, and its value. A thread's heap holds 64 MiB; a larger block
-# is mapped by itself in any case. (With a single heap for all threads, by M_ARENA_MAX, these were
-# kept too; but a compilation leaves it in pieces, and the small steps behind it were slower.)
+# glibc's malloc.h: an option of mallopt, and its value. A thread's heap holds 64 MiB; a block that
+# is larger is mapped by itself in any case. (With a single heap for all threads, by M_ARENA_MAX,
+# these are kept too; but compiling leaves it in pieces, and small steps were slower behind that.)
 _KEEP_MEMORY = {
     -4: 0,  # M_MMAP_MAX: a block that is mapped by itself would be handed back when it is freed
     -1: -1,  # M_TRIM_THRESHOLD: so would the end of a heap

@@ -23,7 +23,6 @@ if _interruptible:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 if __name__ == "__main__":
     runtime.keep_compiled(os.environ)
-    runtime.keep_memory(os.environ)
 runtime.set_flags(os.environ)
 
 import jax

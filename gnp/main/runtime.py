@@ -1,9 +1,8 @@
-"""Set up the process before jax looks for devices: XLA's flags, its cache, and the allocator.
+"""Set up jax before it looks for devices: XLA's flags, and where compiled programs are kept.
 
 What the user has set stays. Nothing here has been measured on an accelerator yet.
 """
 
-import ctypes
 import hashlib
 import importlib.util
 import logging
@@ -12,7 +11,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ TPU_SLICES_FLAGS = (
 )
 # Programs that took so many seconds to compile are kept; jax's own 1 leaves many small ones out.
 _MIN_COMPILE_SECONDS = "0.1"
-# glibc's malloc.h: an option of mallopt, and its value. A thread's heap holds 64 MiB; a block that
-# is larger is mapped by itself in any case. (With a single heap for all threads, by M_ARENA_MAX,
-# these are kept too; but compiling leaves it in pieces, and small steps were slower behind that.)
-_KEEP_MEMORY = {
-    -4: 0,  # M_MMAP_MAX: a block that is mapped by itself would be handed back when it is freed
-    -1: -1,  # M_TRIM_THRESHOLD: so would the end of a heap
-}
 
 
 def set_flags(environment: MutableMapping[str, str]) -> None:
@@ -82,25 +74,6 @@ def keep_compiled(environment: MutableMapping[str, str]) -> None:
         return
     if os.access(folder, os.W_OK):
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-
-
-def keep_memory(environment: Mapping[str, str]) -> None:
-    """Have the process keep blocks of up to 64 MiB that a step has freed, for the next one.
-
-    XLA's CPU client frees its temporaries after each step, glibc hands large ones back to the
-    system, and the next step gets them again page by page, each filled with zeros
-    (docs/performance.md has what that takes).
-
-    Args:
-        environment: of this process; where it sets glibc's malloc itself, that stays.
-    """
-    tuned = "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
-    if tuned or any(name.startswith("MALLOC_") for name in environment):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, others need not
-    if mallopt is not None:
-        for option, value in _KEEP_MEMORY.items():
-            mallopt(option, value)
 
 
 def quiet_libraries() -> None:

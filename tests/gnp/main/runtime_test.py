@@ -1,7 +1,6 @@
-"""What is set up before jax looks for devices: flags, the cache, the allocator."""
+"""Flags and the cache that jax is told of before it looks for devices."""
 
 import os
-import platform
 import subprocess
 import sys
 
@@ -76,38 +75,3 @@ def test_without_a_home_nothing_is_kept(tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     runtime.keep_compiled(environment)
     assert "JAX_COMPILATION_CACHE_DIR" not in environment
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
-def test_freed_memory_is_kept_unless_the_user_says_how():
-    code = (
-        "import os, resource, threading\n"
-        "from gnp.main import runtime\n"
-        "runtime.keep_memory(os.environ)\n"
-        "def faults():\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    bytearray(40 << 20)\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "def step():\n"
-        "    faults()\n"
-        "    print(faults())\n"
-        "thread = threading.Thread(target=step)\n"  # as XLA's are
-        "thread.start()\n"
-        "thread.join()\n"
-    )
-
-    def faults(**variables):
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name != "GLIBC_TUNABLES" and not name.startswith("MALLOC_")
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment | variables,
-            capture_output=True, check=True, text=True, timeout=60,
-        )  # fmt: skip
-        return int(done.stdout)
-
-    assert faults() < 15  # 20 pages at least, where they are of 2 MiB
-    assert faults(MALLOC_ARENA_MAX="2") > 15
-    assert faults(GLIBC_TUNABLES="glibc.malloc.tcache_count=7") > 15

@@ -12,7 +12,8 @@ r"""Evolution of gradients: small networks, every epoch's gradients recorded.
     iris       recipe/evolution-iris.sh      0.00, 7.69 and 15.38% errors, each in seconds
     mnist      recipe/evolution-mnist.sh     4.6, 5.4 and 5.0% errors, each in 3 minutes
 
-The minutes are those of one core of an AMD EPYC with AVX-512, 15 epochs of some 155 s for CIFAR-10.
+The minutes are those of one core of an AMD EPYC with AVX-512, 15 epochs of some 155 s for CIFAR-10
+(docs/results.md says with which allocator).
 The data: mnist, cifar10 and cifar100 as TFDS prepares them (recipe/prepare_data.sh); DATA_DIR of
 forda is the folder of the UCR sets, that of boston a table, boston_housing.csv, whose column medv
 is the price. Iris comes with scikit-learn.

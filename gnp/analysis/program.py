@@ -24,8 +24,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _NAMES = r"%?[\w.\-]+(?:, *%[\w.\-]+)*"
 _CALLED = re.compile(rf"\b(body|calls|to_apply|(?:branch|true|false)_computations?)=\{{?({_NAMES})")
 # Of a loop, a call or a choice, what is called writes.
-_NOTHING_WRITTEN = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
-_NOTHING_WRITTEN |= {"while", "call", "conditional"}
+_NOTHING_WRITTEN = frozenset(
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+    + ("while", "call", "conditional")
+)
 _COPIES = ("copy", "copy-done", "transpose")
 _INSIDE = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 _WRAPPER = re.compile(r"^(?:jit|pjit|jvp|vmap|transpose|shard_map|checkpoint|remat)\b.*$")
@@ -213,7 +215,7 @@ def read_results(text: str) -> Results:
             if match is None or match[2] in _NOTHING_WRITTEN or match[2].endswith("-start"):
                 continue
             fused = _INSIDE.search(line) if match[2] == "fusion" else None
-            is_copy = _only_copies(bodies[fused[1]]) if fused else match[2] in _COPIES
+            is_copy = _only_copies(bodies.get(fused[1], [])) if fused else match[2] in _COPIES
             for array in _LAYOUT.findall(match[1]):
                 one, filled = _sizes(*array)
                 size += times * one

@@ -67,7 +67,7 @@ class Collective(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What the operations of a program write, one after the other; those inside a fusion do not.
+    """Hold what the operations of a program write, one by one; those inside a fusion do not.
 
     What stays on the chip counts, too. Where an operation writes a part of an array in place, as
     loops do, all of it counts; of a choice, all that can be chosen.

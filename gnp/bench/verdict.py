@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from config import load_config
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, whole
@@ -358,7 +359,10 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         grid = figure.subplots(2, len(tables), squeeze=False)
         for axes, (name, rows) in zip(grid.T, tables.items(), strict=True):
             for axis, cost in zip(axes, ("gradients", "seconds"), strict=True):
-                axis.set(title=name, xlabel=cost, ylabel="error")
+                axis.set(title=name, xlabel=cost, ylabel="error", yscale="log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.minorticks_off()
                 for each in (each for each in rows if cost in each):
                     errors = [error for error in each["errors"] if error is not None]
                     (marker, color), spread = (

@@ -40,7 +40,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 
 from config import load_config
 from gnp.analysis.command_line import Parser, UsageError, local_path, make_folder, whole
@@ -343,7 +342,9 @@ def conclusions(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 
 def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the errors of each task, mean and standard deviation, against gradients and seconds.
+    """Draw each task's errors, mean and standard deviation, against gradients and seconds.
+
+    The axis of errors is logarithmic, but where a mean is 0.
 
     Args:
         tables: Task -> its rows.
@@ -359,16 +360,16 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         grid = figure.subplots(2, len(tables), squeeze=False)
         for axes, (name, rows) in zip(grid.T, tables.items(), strict=True):
             for axis, cost in zip(axes, ("gradients", "seconds"), strict=True):
-                axis.set(title=name, xlabel=cost, ylabel="error", yscale="log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.minorticks_off()
-                for each in (each for each in rows if cost in each):
+                axis.set(title=name, xlabel=cost, ylabel="error")
+                finished = [each for each in rows if cost in each]
+                if all(any(each["errors"]) for each in finished):  # 0 has no logarithm
+                    axis.set_yscale("log", subs=(2, 5))
+                    axis.yaxis.set_major_formatter("{x:g}")
+                    axis.yaxis.set_minor_formatter("{x:g}")
+                for each in finished:
                     errors = [error for error in each["errors"] if error is not None]
-                    (marker, color), spread = (
-                        looks[each["method"]],
-                        np.std(errors, ddof=1) if len(errors) > 1 else 0.0,
-                    )
+                    marker, color = looks[each["method"]]
+                    spread = np.std(errors, ddof=1) if len(errors) > 1 else 0.0
                     points[each["method"]] = axis.errorbar(
                         each[cost], np.mean(errors), spread, color=color, fmt=marker
                     )

@@ -1,5 +1,6 @@
 """The verdict: grid, choice, statistics, what is left out; slow: the whole command."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import config as configs
 import optimizer
+from gnp.analysis.figure_files import picture
 from gnp.analysis.report.runs import Run
 from gnp.bench import verdict
 
@@ -165,6 +167,30 @@ def test_longer_training_is_judged():
         "a: no worse than GNP at 1.3 gradients or fewer: none is shown to be",
         "a: plain, twice as long, beside GNP: better",
     ]
+
+
+@pytest.mark.parametrize(("smallest", "scale"), [(0.25, "log"), (0.0, "linear")])
+def test_the_picture_has_every_method_that_finished(smallest, scale, tmp_path, monkeypatch):
+    figures = []
+
+    @contextlib.contextmanager
+    def kept(*arguments, **options):
+        with picture(*arguments, **options) as figure:
+            figures.append(figure)
+            yield figure
+
+    monkeypatch.setattr(verdict, "picture", kept)
+    rows = [
+        {"method": "plain", "errors": [smallest] * 2, "gradients": 1.0, "seconds": 2.0},
+        {"method": "SAM", "errors": [90.0, None], "gradients": 2.0, "seconds": 4.0},
+        {"method": "GC", "errors": [None, None]},
+    ]
+    verdict.plot({"digits": rows}, tmp_path / "verdict.png")
+    for axis in figures[0].axes:
+        assert axis.get_yscale() == scale
+        centers = [float(bars[0].get_ydata()[0]) for bars in axis.containers]
+        assert centers == [smallest, 90.0]
+        assert axis.get_ylim()[0] < smallest
 
 
 def test_bad_arguments(tmp_path, capsys):

@@ -4,9 +4,10 @@
         [--tasks NAME ...] [--methods NAME ...]
 
 Each method has the same grid: 0.5, 1 and 2 times the task's learning rate and radius (without a
-radius, the first alone; MSAM's radius is 6 times as large, as in its paper). One run of each point
-is evaluated on a held-out part of the training data, and the smallest error is chosen (of equal
-ones, the smallest loss). Then that point is trained on all training data and tested, once a seed.
+radius, the first alone; MSAM's radius is 6 times as large, as in its paper, RWP's a fifth). One run
+of each point is evaluated on a held-out part of the training data, and the smallest error is chosen
+(of equal ones, the smallest loss). Then that point is trained on all training data and tested, once
+a seed.
 
 Tasks, and what each needs in --data_dir; one whose data are not there is left out, and named:
 
@@ -16,9 +17,8 @@ Tasks, and what each needs in --data_dir; one whose data are not there is left o
     etth1    ETTh1, forecast 96 hours ahead             ett/ETTh1.csv
     cifar    2,000 images of CIFAR-10                   tfds/cifar10
 
---methods: eleven, unless it names others, among them seventeen relatives: ASAM, SAM-ON, WSAM, GSAM,
-StableSAM, F-SAM, VaSSO, USAM, RWP, CR-SAM, GAM and more; a name that is none of them has all
-printed.
+--methods: twelve, unless it names others, among them sixteen relatives: ASAM, SAM-ON, WSAM, GSAM,
+StableSAM, F-SAM, VaSSO, USAM, CR-SAM, GAM and more; a name that is none of them has all printed.
 
 --quick: digits alone unless --tasks names others, half the epochs, three seeds, and a grid of two
 radii. The same command goes on where it was stopped; finished runs are only read. OUT/TASK.json has
@@ -117,7 +117,7 @@ class Size(NamedTuple):
 # More of the family; compared where --methods names them.
 RELATIVES = (
     "ASAM", "SAM-ON", "WSAM", "WSAM, decoupled", "GSAM", "StableSAM", "F-SAM", "VaSSO", "USAM",
-    "CR-SAM", "GAM", "RWP", "RWP, mixed", "functional SAM", "SAM from half of the batch",
+    "CR-SAM", "GAM", "RWP, mixed", "functional SAM", "SAM from half of the batch",
     "GNP every 5th step", "GNP hybrid p = 0.5",
 )  # fmt: skip
 WHOLE = Size(tuple(TASKS), 1.0, (0.5, 1.0, 2.0), (0.5, 1.0, 2.0), 10)
@@ -127,7 +127,7 @@ QUICK = Size(("digits",), 0.5, (1.0,), (0.5, 1.0), 3)
 def methods(epochs: int) -> dict[str, dict[str, Any]]:
     """Return what each method changes in a config whose plain training has so many epochs."""
     after = {"gr_warmup_strategy": "zero", "gnp.warmup_epochs": epochs / 4}
-    named = ("GNP every 5th step, 5 α", "SAM", "LookSAM k = 5", "MSAM", *RELATIVES)
+    named = ("GNP every 5th step, 5 α", "SAM", "LookSAM k = 5", "MSAM", "RWP", *RELATIVES)
     return {
         "plain": {},
         LONGER: {"total_epochs": 2 * epochs},

@@ -57,7 +57,7 @@ def test_the_choice_is_by_held_out_data_and_the_cost_in_plain_gradients(tmp_path
     runs, failures = verdict.train_task("digits", names, size, 20, None, tmp_path, 1)
     held_out = [run for run in trained if not run.config.use_test_set]
     assert {run.config.seeds for run in held_out} == {10_000}
-    assert len(held_out) == 3 * 2 + 8 * 4  # without a radius: the learning rates alone
+    assert len(held_out) == 3 * 2 + 9 * 4  # without a radius: the learning rates alone
     rows = {name: verdict.measured(name, runs[name], 20) for name in names}
     assert {row["learning rate"] for name, row in rows.items() if "GC" not in name} == {0.1}
     assert rows["GNP"]["radius"] == rows["SAM"]["radius"] == 0.05
@@ -68,7 +68,7 @@ def test_the_choice_is_by_held_out_data_and_the_cost_in_plain_gradients(tmp_path
         "plain": 1.0, "plain, twice as long": 2.0, "GC": None, "GNP": 2.0, "GNP + GC": None,
         "GNP in the last quarter": 1.25, "GNP after the first quarter": 1.75,
         "GNP every 5th step, 5 α": pytest.approx(1.2), "SAM": 2.0,
-        "LookSAM k = 5": pytest.approx(1.2), "MSAM": 1.0,
+        "LookSAM k = 5": pytest.approx(1.2), "MSAM": 1.0, "RWP": 1.0,
     }  # fmt: skip
     assert rows["GC"]["errors"] == [None, None] and rows["GC"]["error"] == "- (2 of 2 failed)"
     assert len(failures) == 2 + 4 + 2 * 2

@@ -14,8 +14,9 @@ centralization: --config.opt.centralize=none.
         --working_dir=runs/gc-horses-or-humans --config.dataset.data_dir=DIR
 
 To expect here (five seeds, 8 to 10 minutes a run on one core of an AMD EPYC, the other one busy):
-training loss 0.457 and accuracy 0.810 with, 0.435 and 0.817 without. Published: 0.4445 and 0.7936 "with", where Keras centralizes nothing and goes on with the
-network of the run without, 0.5814 and 0.6933 (docs/published.md).
+training loss 0.457 and accuracy 0.810 with, 0.435 and 0.817 without. Published: 0.4445 and 0.7936
+"with", where Keras centralizes nothing and goes on with the network of the run without, 0.5814 and
+0.6933 (docs/published.md).
 """
 
 import ml_collections

@@ -353,7 +353,9 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    looks = dict(zip(methods(1), itertools.product("os^vDP*", COLORS), strict=False))
+    # Neighbors differ in both; 7 shapes and 8 colors make 56 pairs.
+    pairs = zip(itertools.cycle("os^vDP*"), itertools.cycle(COLORS), strict=False)
+    looks = dict(zip(methods(1), pairs, strict=False))
     points = {}
     # One column alone would be narrower than the legend's two.
     with picture(path, (max(4.2 * len(tables), 6.3), 7.5), dpi=100) as figure:

@@ -357,10 +357,9 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     pairs = zip(itertools.cycle("os^vDP*"), itertools.cycle(COLORS), strict=False)
     looks = dict(zip(methods(1), pairs, strict=False))
     points = {}
-    # One column alone would be narrower than the legend's two.
-    with picture(path, (max(4.2 * len(tables), 6.3), 7.5), dpi=100) as figure:
-        grid = figure.subplots(2, len(tables), squeeze=False)
-        for axes, (name, rows) in zip(grid.T, tables.items(), strict=True):
+    with picture(path, (9.0, 2.7 * len(tables) + 1.2), dpi=100) as figure:
+        grid = figure.subplots(len(tables), 2, squeeze=False)
+        for axes, (name, rows) in zip(grid, tables.items(), strict=True):
             for axis, cost in zip(axes, ("gradients", "seconds"), strict=True):
                 axis.set(title=name, xlabel=cost, ylabel="error")
                 finished = [each for each in rows if cost in each]
@@ -373,11 +372,9 @@ def plot(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
                     marker, color = looks[each["method"]]
                     spread = np.std(errors, ddof=1) if len(errors) > 1 else 0.0
                     points[each["method"]] = axis.errorbar(
-                        each[cost], np.mean(errors), spread, color=color, fmt=marker
+                        each[cost], np.mean(errors), spread, color=color, fmt=marker, mfc="none"
                     )
-        figure.legend(
-            points.values(), points.keys(), loc="outside lower center", ncols=2 * len(tables)
-        )
+        figure.legend(points.values(), points.keys(), loc="outside upper center", ncols=3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
